@@ -1,0 +1,226 @@
+"""The sections of a run's configuration, in the order in which a group meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capo_ray.config.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class RunConfig(Section):
+    """The run as a whole."""
+
+    dir: str = "runs"
+    """Directory in which run directories are made."""
+    name: str = ""
+    """Name of the run directory; empty: made from time and credit method."""
+    seed: int = 0
+    num_updates: Positive = 40
+    """Batches to train."""
+    max_minutes: float = Field(0.0, ge=0)
+    """Stop cleanly after this many minutes; 0: no limit."""
+    eval_every: int = Field(10, ge=0)
+    """Updates between evaluations; 0: only first and last."""
+    eval_problems: Positive = 128
+    """Held-out problems per evaluation."""
+    eval_temperature: float = Field(1.0, ge=0)
+    """0 is greedy."""
+    checkpoint_every: Positive = 10
+    """Updates between checkpoints."""
+    keep_checkpoints: Positive = 2
+    transcripts_every: Positive = 5
+    """Updates between transcripts of one whole group."""
+    max_creditless_groups: Positive = 200
+    """Groups in a row without credit after which the run ends with a sentence."""
+    max_failures: Positive = 20
+    """Failed groups in a row after which the run ends with the cause."""
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str = "laptop"
+    """A Hugging Face model directory or hub name; `laptop`: the small policy shipped with the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: Positive = 512
+    """Longest prompt + response, in tokens."""
+    system_prompt: str = ""
+    """Put before the question: as the system message of a chat template, or as plain text."""
+    prompt_template: str = "{question}\n"
+    """Used where the tokenizer has no chat template, or `chat_template=false`."""
+    chat_template: bool = False
+
+
+class DataConfig(Section):
+    """The problems."""
+
+    kind: Literal["chains", "jsonl", "parquet", "hub"] = "chains"
+    path: str = ""
+    """File (jsonl, parquet) or data-set name (hub)."""
+    eval_path: str = ""
+    """Held-out file; empty: the last `eval_frac` of the rows is held out."""
+    eval_frac: float = Field(0.1, ge=0, lt=1)
+    split: str = "train"
+    eval_split: str = "test"
+    question_column: str = "question"
+    answer_column: str = "answer"
+    answer_marker: str = ""
+    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column."""
+    max_bad_rows: int = Field(10, ge=0)
+    """Unreadable rows above which the run ends; each is reported with file and line."""
+    chain_steps: Positive = 6
+    """kind=chains: operations per problem."""
+
+
+class RolloutConfig(Section):
+    """Sampling from the policy."""
+
+    group_size: int = Field(8, ge=2)
+    """Responses per problem (G)."""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_response_tokens: Positive = 96
+    deadline_s: float = Field(300.0, gt=0)
+    """For all siblings of a group."""
+
+
+class EngineConfig(Section):
+    """The vLLM engines of the rollout workers."""
+
+    num_workers: Positive = 1
+    num_cpus: float = Field(0.5, ge=0)
+    """Ray CPUs of each worker."""
+    num_gpus: float = Field(0.0, ge=0)
+    tensor_parallel: Positive = 1
+    max_num_seqs: Positive = 128
+    kv_cache_gib: float = Field(0.5, gt=0)
+    """KV cache on the CPU."""
+    gpu_memory_frac: float = Field(0.85, gt=0, le=1)
+    start_deadline_s: float = Field(180.0, gt=0)
+
+
+class CriticConfig(Section):
+    """The LLM that judges steps."""
+
+    model: str = "laptop"
+    """Model directory or hub name; `laptop`: the small critic shipped with the package."""
+    rubric: str = "compact"
+    """`paper`, `every_step`, `compact` (the laptop critic's own) or the path of a template."""
+    show_solution: bool = True
+    """Show the reference solution where the problem has one."""
+    num_votes: Positive = 4
+    """Critiques per response (k)."""
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: Positive = 64
+    max_model_len: Positive = 512
+    deadline_s: float = Field(120.0, gt=0)
+    """For all critiques of a group."""
+    early_stop: bool = True
+    """Stop asking once the vote cannot change."""
+    num_workers: Positive = 1
+    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    tensor_parallel: Positive = 1
+    max_num_seqs: Positive = 128
+    kv_cache_gib: float = Field(0.5, gt=0)
+    gpu_memory_frac: float = Field(0.85, gt=0, le=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
+    """Share of recent groups that may fall back to outcome-only credit before the run ends."""
+
+
+class VerifierConfig(Section):
+    """The rule that checks final answers."""
+
+    kind: Literal["math", "exact", "choice"] = "math"
+    num_workers: Positive = 1
+    num_processes: Positive = 1
+    """Child processes per worker."""
+    timeout_s: float = Field(2.0, gt=0)
+    """For one pair; then its process is killed and the verdict is invalid."""
+    memory_mib: Positive = 1024
+    deadline_s: float = Field(60.0, gt=0)
+    """For all siblings of a group."""
+
+
+class LossConfig(Section):
+    """The policy loss; the same for every credit method unless its preset says otherwise."""
+
+    ratio: Literal["token", "sequence", "cispo"] = "token"
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
+    kl_coef: float = Field(0.01, ge=0)
+    """Weight of KL(policy || frozen reference), estimator k3."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
+    """sequence_mean: (1/n) sum_i (1/L_i) sum_t; token_mean: one mean over all tokens; constant_length: Dr.GRPO's."""
+    entropy_coef: float = 0.0
+    behaviour: Literal["sampler", "recompute"] = "sampler"
+    """Denominator of the ratio: the engine's logprobs, or the learner's own at the start of the batch (needed with top_p < 1)."""
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed learner group."""
+
+    num_ranks: Positive = 1
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    groups_per_batch: Positive = 8
+    """Groups in one update."""
+    num_epochs: Positive = 4
+    """Passes over each batch (the paper's mini-epochs), one optimizer move each."""
+    lr: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_updates: int = Field(0, ge=0)
+    min_lr_frac: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    microbatch_tokens: Positive = 8192
+    """Padded tokens per microbatch and rank."""
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    num_threads: Positive = 1
+    deadline_s: float = Field(600.0, gt=0)
+    """For one update or publish."""
+
+
+class StreamConfig(Section):
+    """How far rollouts may run ahead of the learner."""
+
+    max_age: int = Field(1, ge=0)
+    """Oldest token that may be trained, in versions behind the learner; 0 is on-policy."""
+
+
+class WeightsConfig(Section):
+    """How weights reach the rollout engines."""
+
+    transport: Literal["shared_memory"] = "shared_memory"
+    canary_every: int = Field(1, ge=0)
+    """Publishes between comparisons of engine and learner logprobs; 0: never."""
+    canary_tolerance: float = Field(1e-3, gt=0)
+    """Largest difference allowed, in nats."""
+    deadline_s: float = Field(120.0, gt=0)
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    mlflow: bool = False
+    project: str = "capo-ray"
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str = ""
+    """`auto`, `ray://…` or host:port; empty: RAY_ADDRESS, else a cluster of this run's own."""
+    num_cpus: int = Field(0, ge=0)
+    """Cores of an own cluster; 0: all."""
+    object_store_mib: Positive = 256
+    start_deadline_s: float = Field(120.0, gt=0)

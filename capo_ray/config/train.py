@@ -1,0 +1,43 @@
+"""`TrainConfig`: the whole of a run, and the combinations that are refused."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from capo_ray.config import sections as s
+from capo_ray.config.base import Section
+from capo_ray.config.credit import CapoConfig, CreditConfig
+
+
+class TrainConfig(Section):
+    """Everything that `capo-ray train` needs; a resolved copy stands in every run directory."""
+
+    run: s.RunConfig = s.RunConfig()
+    credit: CreditConfig = Field(default=CapoConfig())
+    model: s.ModelConfig = s.ModelConfig()
+    data: s.DataConfig = s.DataConfig()
+    rollout: s.RolloutConfig = s.RolloutConfig()
+    engine: s.EngineConfig = s.EngineConfig()
+    critic: s.CriticConfig = s.CriticConfig()
+    verifier: s.VerifierConfig = s.VerifierConfig()
+    loss: s.LossConfig = s.LossConfig()
+    learner: s.LearnerConfig = s.LearnerConfig()
+    stream: s.StreamConfig = s.StreamConfig()
+    weights: s.WeightsConfig = s.WeightsConfig()
+    tracking: s.TrackingConfig = s.TrackingConfig()
+    cluster: s.ClusterConfig = s.ClusterConfig()
+    resume: str = ""
+    """Run directory to go on with."""
+
+    @model_validator(mode="after")
+    def _refuse_combinations(self) -> TrainConfig:
+        if self.rollout.top_p < 1 and self.loss.behaviour == "sampler":
+            raise ValueError(
+                f"loss.behaviour=sampler needs rollout.top_p=1, since a nucleus changes the sampler's logprobs "
+                f"(got rollout.top_p={self.rollout.top_p}); add loss.behaviour=recompute"
+            )
+        if isinstance(self.credit, CapoConfig) and self.credit.quorum > self.critic.num_votes:
+            raise ValueError(
+                f"credit.quorum must be <= critic.num_votes (got {self.credit.quorum} > {self.critic.num_votes})"
+            )
+        return self

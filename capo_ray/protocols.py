@@ -1,0 +1,169 @@
+"""The doors between the rooms: what each part promises, whoever stands behind it (an actor, a process, a fake).
+
+Every method is awaited and every implementation has a deadline of its own: it raises `PartTimeout` naming what it
+waited for, or `PartLost` when whoever stood behind it is gone, and never waits for ever.
+
+    TextEngine     sample, score, hold weights             engines.VllmEngine, place.RolloutPool
+    Judge          k votes on each response of a group     critics.Judge, place.CriticPool
+    Verifier       verdicts on final answers               verifiers.VerifierPool, place.VerifierTier
+    LearnerGroup   batches in, versions out                place.LearnerActors over learners.Learner
+    Ledger         every trajectory, every move            ledger.SqliteLedger
+    Tracker        numbers out                             metrics.*
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from capo_ray.types import Batch, Completion, Critique, Problem, Span, TrajectoryKey, UpdateReport, Verdict
+
+
+class PartTimeout(TimeoutError):
+    """A part did not answer within its deadline; the message names the part, the request and the seconds."""
+
+
+class PartLost(RuntimeError):
+    """The process behind a part died or left; the request may be sent again elsewhere."""
+
+
+class RunFailed(RuntimeError):
+    """A run cannot go on; the message is one sentence for the user: expected, got, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. `max_tokens` counts response tokens; `regex` constrains the text where the engine can."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    n: int = 1
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    regex: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsHandle:
+    """One published version: `payload` is the flat bytes (a uint8 buffer), or a transport's own token for them.
+
+    `manifest` is JSON text made by `weights.build_manifest`: per tensor its name, dtype, shape, offset and checksum, and
+    the canary: token ids with the learner's own logprobs of them.
+    """
+
+    version: int
+    manifest: str
+    payload: object
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; trusted text and data go in by different doors."""
+
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of trusted text, control tokens recognised, nothing added before or after."""
+
+    def encode_data(self, text: str) -> list[int]:
+        """The ids of untrusted text: no special or control token can come out, whatever the text spells."""
+
+    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
+        """The ids before and after a user turn in the model's chat template, generation prompt included.
+
+        Without a chat template: the system text (if any) followed by a newline, and nothing after.
+        """
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens left out."""
+
+
+class TextEngine(Protocol):
+    """A language model that samples and scores. `version` counts the updates behind its weights (0 at the start)."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        """The `sampling.n` completions of a prompt, in sample order."""
+
+    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
+        """The completions as each ends, in any order; closing the iterator aborts the others."""
+
+    async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1."""
+
+    async def load_weights(self, handle: WeightsHandle) -> int:
+        """The version now held, after verification; raises `weights.WeightsRefused` and serves nothing otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """What a critic is shown of one response: the text cut into its steps."""
+
+    steps: tuple[str, ...]
+
+
+class Judge(Protocol):
+    """A critic tier."""
+
+    async def critique(
+        self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
+    ) -> tuple[tuple[Critique, ...], ...]:
+        """Up to `num_votes` critiques of each response, in vote order; fewer where the vote was already decided.
+
+        A failed critique is an invalid `Critique`, never an exception; losing the whole tier raises `PartLost`.
+        """
+
+
+class Verifier(Protocol):
+    """A rule that compares final answers."""
+
+    async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+        """One verdict per response text, in order; a hang or crash of the check is an invalid verdict."""
+
+
+class LearnerGroup(Protocol):
+    """The policy under training; `version` is the number of batches behind its weights."""
+
+    async def update(self, batch: Batch) -> UpdateReport:
+        """The report of one batch trained; raises `RunFailed` on a non-finite loss or weight, which is not kept."""
+
+    async def publishable(self) -> WeightsHandle:
+        """The present weights, gathered and fingerprinted."""
+
+    async def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """As `TextEngine.score`, by the learner's own forward pass."""
+
+    async def save(self, path: str) -> None:
+        """Write weights, optimizer, scheduler and RNG under `path` (a directory made by the caller)."""
+
+    async def load(self, path: str) -> int:
+        """The version restored from `path`."""
+
+    async def export(self, path: str) -> None:
+        """Write the policy as a Hugging Face model directory (safetensors, config, tokenizer)."""
+
+
+class Ledger(Protocol):
+    """The durable account of every trajectory: generated -> verified -> critiqued -> credited -> trained | dropped."""
+
+    def record(self, keys: Sequence[TrajectoryKey], state: str, *, reason: str = "", update: int | None = None) -> None:
+        """Move trajectories to `state` in one durable transaction; raises `ledger.BadMove` on a move not in the graph."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Trajectories per state."""
+
+
+class Tracker(Protocol):
+    """Where metrics go. Names are `room/quantity_unit`."""
+
+    def log(self, metrics: Mapping[str, float], *, update: int) -> None:
+        """Record the figures of one update."""
+
+    def close(self) -> None:
+        """Flush and release; called once."""
+
+
+def step_texts(text: str, char_ends: Sequence[int], steps: Sequence[Span]) -> tuple[str, ...]:
+    """The text of each step: the characters that its tokens contribute (delimiters included)."""
+    bounds = [0, *char_ends]
+    return tuple(text[bounds[start] : bounds[end]] for start, end in steps)

@@ -1,0 +1,223 @@
+"""The nouns that travel between the rooms: frozen, complete when made, standard library only.
+
+    Problem -> Trajectory -> Judged -> Group -> GroupCredit -> Sample -> Batch -> UpdateReport
+
+A stage returns a new noun and never fills a field of an old one later.
+
+Axis letters: P prompt tokens, T response tokens, L = P + T, K reasoning steps, G siblings of a group.
+All spans are half-open `[start, end)`; all indices start at 0; all log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Finish = Literal["stop", "length", "aborted"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with a checkable answer; `prompt` is the bare question, before any template."""
+
+    id: str
+    prompt: str
+    answer: str
+    solution: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryKey:
+    """The name of one response in the ledger, unique inside a run."""
+
+    problem: str
+    group: int
+    sample: int
+    attempt: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.problem}/{self.group}/{self.sample}/{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRun:
+    """A run of tokens sampled under one weight version: those from the previous run's end up to `end`."""
+
+    version: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine returns for one sampled continuation (T tokens, end-of-sequence included when sampled).
+
+    `logprobs[T]` are at the sampling temperature; `char_ends[T]` is the length of `text` once token t is decoded
+    (non-decreasing; a token that completes no character repeats the value before it; special tokens add none).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    char_ends: tuple[int, ...]
+    text: str
+    versions: tuple[VersionRun, ...]
+    finish: Finish
+
+    @property
+    def min_version(self) -> int:
+        """The oldest weight version that sampled any of the tokens."""
+        return min(run.version for run in self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A prompt (P tokens) and the policy's response to it."""
+
+    key: TrajectoryKey
+    prompt_ids: tuple[int, ...]
+    response: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's word on a final answer: reward 1 or 0, or None when it could not be decided (invalid)."""
+
+    reward: int | None
+    reason: str
+    extracted: str | None = None
+
+    @property
+    def valid(self) -> bool:
+        return self.reward is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a critique comes from: enough to find it again and to know what it cost."""
+
+    model: str
+    prompt_hash: str
+    vote_index: int
+    seed: int | None = None
+    cached: bool = False
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Critique:
+    """One vote on one response: the 0-based indices of the steps it calls wrong, or None when invalid (it abstains)."""
+
+    flagged: frozenset[int] | None
+    overall: bool | None
+    text: str
+    reason: str
+    provenance: Provenance
+
+    @property
+    def valid(self) -> bool:
+        return self.flagged is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a credit rule may read beside the verdict; each kind is empty unless the rule declared that it needs it."""
+
+    critiques: tuple[Critique, ...] = ()
+    answer_logprobs: tuple[float, ...] = ()  # [K+1]: mean logprob of the reference answer after 0..K steps
+    step_values: tuple[float, ...] = ()  # [K+1]: Monte-Carlo value of each prefix
+    token_rewards: tuple[float, ...] = ()  # [T]: implicit or token-level rewards of a second model
+    entropies: tuple[float, ...] = ()  # [T]: sampler entropy of each response token
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A trajectory with its verdict, its steps (K spans tiling [0, T)) and the evidence gathered for it."""
+
+    trajectory: Trajectory
+    verdict: Verdict
+    steps: tuple[Span, ...]
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.trajectory.response.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All siblings of one problem: the unit of credit and of flow."""
+
+    id: int
+    problem: Problem
+    members: tuple[Judged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCredit:
+    """Per-token credit of a group, aligned with `Group.members`; invalid members have zeros and `included` False."""
+
+    advantages: tuple[tuple[float, ...], ...]  # [G][T]
+    token_rewards: tuple[tuple[float, ...], ...]  # [G][T]
+    step_weights: tuple[tuple[float, ...], ...]  # [G][K]: how wrong each step is held to be, 0..1
+    valid_critiques: tuple[int, ...]  # [G]
+    included: tuple[bool, ...]  # [G]: False where the verdict was invalid
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any token has an advantage other than zero."""
+        return any(a != 0.0 for row in self.advantages for a in row)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All the learner ever knows of a response: tokens [L], and for its last T tokens logprobs and advantages."""
+
+    key: TrajectoryKey
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    advantages: tuple[float, ...]
+    versions: tuple[VersionRun, ...]
+
+    @property
+    def num_response_tokens(self) -> int:
+        return len(self.advantages)
+
+    @property
+    def min_version(self) -> int:
+        return min(run.version for run in self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSample:
+    """A sample and the weight [T] of each of its tokens in the batch loss (they sum to 1 over the whole batch)."""
+
+    sample: Sample
+    loss_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One update's samples, laid out as grid[microbatch][rank]; every rank has the same number of microbatches.
+
+    A cell may be empty; its rank then runs a forward pass of weight zero so that collectives stay matched.
+    """
+
+    grid: tuple[tuple[tuple[WeightedSample, ...], ...], ...]
+    num_loss_tokens: int
+    num_samples: int
+
+    def column(self, rank: int) -> tuple[tuple[WeightedSample, ...], ...]:
+        """The microbatches of one rank."""
+        return tuple(row[rank] for row in self.grid)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one update did: the version it made and the figures of its loss (names as in metrics: `loss/…`)."""
+
+    version: int
+    metrics: dict[str, float]
+    seconds: float

@@ -130,7 +130,9 @@ class LearnerGroup(Protocol):
     async def publishable(self) -> WeightsHandle:
         """The present weights, gathered and fingerprinted."""
 
-    async def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    async def logprobs(
+        self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> tuple[tuple[float, ...], ...]:
         """As `TextEngine.score`, by the learner's own forward pass."""
 
     async def save(self, path: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capo_ray.config.base import Section
 
@@ -69,7 +70,10 @@ class DataConfig(Section):
     question_column: str = "question"
     answer_column: str = "answer"
     answer_marker: str = ""
-    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column."""
+    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column.
+
+    `\\boxed`: the content of the last box. What precedes the answer (with `\\boxed`: the column) is the reference solution.
+    """
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""
     chain_steps: Positive = 6
@@ -103,9 +107,40 @@ class EngineConfig(Section):
     start_deadline_s: float = Field(180.0, gt=0)
 
 
+class EndpointConfig(Section):
+    """backend=endpoint: any OpenAI-compatible chat API. The key itself is never part of a config."""
+
+    base_url: str = ""
+    """Such as `https://host/v1`; `/chat/completions` is added."""
+    model: str = ""
+    """The model's name there."""
+    key_file: str = ""
+    """File that holds the API key (a mounted secret)."""
+    key_env: str = ""
+    """Environment variable that holds the API key, where there is no file."""
+    request_deadline_s: float = Field(60.0, gt=0)
+    """For one try of one request."""
+    max_retries: int = Field(3, ge=0)
+    """Tries beside the first, per vote; those of a group share the group's deadline."""
+    retry_wait_s: float = Field(0.5, ge=0)
+    """Wait before the first retry; doubles with each, with jitter."""
+    hedge_after_s: float = Field(0.0, ge=0)
+    """Send a second copy of a request that has not answered after this long; 0: never."""
+    max_in_flight: Positive = 32
+    """Requests under way at once."""
+    breaker_failures: Positive = 8
+    """Failures in a row after which nothing is sent for `breaker_open_s`."""
+    breaker_open_s: float = Field(15.0, ge=0)
+    votes_per_request: int = Field(0, ge=0)
+    """Votes asked for in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
+
+
 class CriticConfig(Section):
     """The LLM that judges steps."""
 
+    backend: Literal["vllm", "calculator", "endpoint"] = "vllm"
+    """`vllm`: in-cluster workers; `calculator`: checks arithmetic, no model; `endpoint`: an API."""
+    endpoint: EndpointConfig = EndpointConfig()
     model: str = "laptop"
     """Model directory or hub name; `laptop`: the small critic shipped with the package."""
     rubric: str = "compact"
@@ -122,6 +157,22 @@ class CriticConfig(Section):
     """For all critiques of a group."""
     early_stop: bool = True
     """Stop asking once the vote cannot change."""
+    constrain: bool = False
+    """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM, and endpoints served by it)."""
+    chat_template: bool = True
+    """Ask as a user turn of the critic's chat template, where rubric and tokenizer have one."""
+    store: str = ""
+    """SQLite file of critiques already paid for; empty: none is kept."""
+    with_calculator: bool = False
+    """Let the calculator cast one more vote on each response in which it finds arithmetic."""
+    calculator_modulus: int = Field(0, ge=0)
+    """Check arithmetic modulo this (10 for data=chains); 0: ordinary arithmetic."""
+    canary_every: int = Field(0, ge=0)
+    """Groups per worker between judgements of solutions whose wrong steps are known; 0: never."""
+    canary_path: str = ""
+    """JSONL of such solutions (`question`, `steps`, `wrong_steps`); empty: those shipped for the rubric."""
+    canary_min_recall: float = Field(0.5, ge=0, le=1)
+    """Recall or precision on the canaries below which `critic/canary_alarm` is 1."""
     num_workers: Positive = 1
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -137,15 +188,31 @@ class CriticConfig(Section):
 class VerifierConfig(Section):
     """The rule that checks final answers."""
 
-    kind: Literal["math", "exact", "choice"] = "math"
+    kind: Literal["math", "exact", "choice", "custom"] = "math"
+    """math: math-verify; exact: same text; choice: same letter; custom: the function at `path`."""
+    path: str = ""
+    """kind=custom: `package.module:function`, called as function(answer, response) -> True, False or None (invalid)."""
     num_workers: Positive = 1
     num_processes: Positive = 1
     """Child processes per worker."""
-    timeout_s: float = Field(2.0, gt=0)
+    timeout_s: float = Field(1.0, gt=0)
     """For one pair; then its process is killed and the verdict is invalid."""
-    memory_mib: Positive = 1024
+    memory_mib: Annotated[int, Field(ge=256)] = 512
+    """Address space of one child process."""
+    checks_per_process: Positive = 2000
+    """Checks after which a child process is replaced."""
+    cache_entries: int = Field(8192, ge=0)
+    """Verdicts kept for repeated (answer, response) pairs."""
     deadline_s: float = Field(60.0, gt=0)
     """For all siblings of a group."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_custom(self) -> VerifierConfig:
+        if self.kind == "custom" and not re.fullmatch(r"[\w.]+:\w+", self.path):
+            raise ValueError(f"verifier.kind=custom needs verifier.path=package.module:function (got {self.path!r})")
+        if self.kind != "custom" and self.path:
+            raise ValueError(f"verifier.path is only read with verifier.kind=custom (got verifier.kind={self.kind})")
+        return self
 
 
 class LossConfig(Section):
@@ -160,7 +227,26 @@ class LossConfig(Section):
     """sequence_mean: (1/n) sum_i (1/L_i) sum_t; token_mean: one mean over all tokens; constant_length: Dr.GRPO's."""
     entropy_coef: float = 0.0
     behaviour: Literal["sampler", "recompute"] = "sampler"
-    """Denominator of the ratio: the engine's logprobs, or the learner's own at the start of the batch (needed with top_p < 1)."""
+    """Denominator of the ratio: the engine's logprobs, or the learner's own before a batch (needed with top_p < 1)."""
+    correction: Literal["none", "truncate", "mask", "geometric_mask"] = "none"
+    """For tokens on which engine and learner disagree, rho = learner / sampler: truncate weighs by min(rho, high), mask
+    by rho inside [low, high] and 0 outside, geometric_mask drops responses whose mean rho is outside."""
+    correction_low: float = Field(0.5, ge=0)
+    correction_high: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _refuse_combinations(self) -> LossConfig:
+        if self.correction != "none" and self.behaviour != "recompute":
+            raise ValueError(
+                f"loss.correction={self.correction} weighs learner against sampler, which the ratio already does with "
+                f"loss.behaviour=sampler; add loss.behaviour=recompute"
+            )
+        if self.correction_low > self.correction_high:
+            raise ValueError(
+                f"loss.correction_low must be <= loss.correction_high "
+                f"(got {self.correction_low} > {self.correction_high})"
+            )
+        return self
 
 
 class LearnerConfig(Section):
@@ -179,8 +265,10 @@ class LearnerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
-    microbatch_tokens: Positive = 8192
+    microbatch_tokens: Positive = 2048
     """Padded tokens per microbatch and rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     num_threads: Positive = 1

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from capo_ray.config import sections as s
 from capo_ray.config.base import Section
-from capo_ray.config.credit import CapoConfig, CreditConfig
+from capo_ray.config.credit import CapoConfig, CreditConfig, refuse_other_loss
 
 
 class TrainConfig(Section):
@@ -36,8 +36,10 @@ class TrainConfig(Section):
                 f"loss.behaviour=sampler needs rollout.top_p=1, since a nucleus changes the sampler's logprobs "
                 f"(got rollout.top_p={self.rollout.top_p}); add loss.behaviour=recompute"
             )
-        if isinstance(self.credit, CapoConfig) and self.credit.quorum > self.critic.num_votes:
-            raise ValueError(
-                f"credit.quorum must be <= critic.num_votes (got {self.credit.quorum} > {self.critic.num_votes})"
-            )
+        refuse_other_loss(self.credit, self.loss)
+        quorum = getattr(self.credit, "quorum", 0)
+        if getattr(self.credit, "vote", "") == "greedy" and quorum > 1:
+            raise ValueError(f"credit.vote=greedy asks for one critique, so credit.quorum must be 1 (got {quorum})")
+        if quorum > self.critic.num_votes:
+            raise ValueError(f"credit.quorum must be <= critic.num_votes (got {quorum} > {self.critic.num_votes})")
         return self

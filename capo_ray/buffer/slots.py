@@ -1,0 +1,237 @@
+"""A fixed number of slots that groups pass through; whoever wants to start a group waits for one.
+
+    admit -> [held by a producer] -> finish -> [ready] -> take -> [taken] -> release   (slot free)
+                       \\-> abandon (slot free)    \\-> too old: on_stale (slot free)
+
+Invariants, at every moment:
+    1. a ticket ends exactly once: released, abandoned or stale; any other call on it raises `TicketMisuse`;
+    2. held + ready + taken <= num_slots;
+    3. an item given out by `take` has age = version - oldest_version <= max_age;
+    4. no deadlock: whenever a slot is free, nobody waits in `admit`; whenever enough fresh items are ready, nobody
+       waits in `take`;
+    5. no starvation: `admit` and `take` are served first come first served, and ready items oldest ticket first.
+
+Why nothing is stale but stragglers, for batches of B groups and num_slots = B * (max_age + 1), tickets released only
+once engines hold the update. Let a ticket be admitted while engines hold version e and j batches are taken but not
+released (in training, or being published). Those j batches make versions e + 1 .. e + j, so the next batch is taken
+at version e + j. At most num_slots - 1 - j * B untaken tickets are ahead. Taken in admission order, B at a time, the
+ticket is in the (max_age + 1 - j)-th next batch at the latest, taken at version e + j + (max_age - j) = e + max_age.
+Its tokens are sampled at version e or later, so none is older than max_age. A straggler, overtaken because it was
+unfinished at its turn, escapes this argument but not the check: once finished it is first in line, and stale if it is
+too old by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from capo_ray.protocols import PartTimeout
+
+T = TypeVar("T")
+
+
+class TicketMisuse(RuntimeError):
+    """A ticket was ended twice, or moved out of turn."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ticket:
+    """The right to one slot; `id` counts admissions, `version` is what the producer saw when it asked."""
+
+    id: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[T]):
+    """A finished item; `oldest_version` is that of its oldest token, `age` is its age when taken."""
+
+    ticket: Ticket
+    item: T
+    oldest_version: int
+    age: int
+
+
+@dataclass(slots=True)
+class _Taker(Generic[T]):
+    n: int
+    version: int
+    future: asyncio.Future[list[Taken[T]]]
+
+
+class SlotBuffer(Generic[T]):
+    """Slots between producers and one learner in one event loop; `on_stale` is told of each item that was too old."""
+
+    def __init__(self, num_slots: int, max_age: int, on_stale: Callable[[Ticket, T], None] | None = None) -> None:
+        if num_slots < 1 or max_age < 0:
+            raise ValueError(f"expected num_slots >= 1 and max_age >= 0, got {num_slots} and {max_age}")
+        self.num_slots = num_slots
+        self.max_age = max_age
+        self.totals: Counter[str] = Counter()
+        self.ages: Counter[int] = Counter()  # age -> items consumed at it
+        self._on_stale = on_stale
+        self._next_id = 0
+        self._out: set[Ticket] = set()
+        self._ready: list[tuple[Ticket, T, int]] = []  # by ticket
+        self._taken: set[Ticket] = set()
+        self._admits: deque[tuple[int, asyncio.Future[Ticket]]] = deque()
+        self._takers: deque[_Taker[T]] = deque()
+        self._error: BaseException | None = None
+
+    async def admit(self, version: int) -> Ticket:
+        """A ticket, once a slot is free and all who asked before have theirs; raises the error given to `close`."""
+        self._raise_if_closed()
+        if self._free() > 0:
+            return self._new_ticket(version)
+        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._admits.append((version, future))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.abandon(future.result())  # the slot came in the same turn as the cancellation
+            raise
+
+    def finish(self, ticket: Ticket, item: T, oldest_version: int) -> None:
+        """Hand in the ticket's item, whose oldest token was sampled at `oldest_version`."""
+        self._end(self._out, ticket, "finish")
+        insort(self._ready, (ticket, item, oldest_version), key=lambda entry: entry[0].id)
+        self.totals["finished"] += 1
+        self._serve()
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Give the slot back without an item."""
+        self._end(self._out, ticket, "abandon")
+        self.totals["abandoned"] += 1
+        self._grant()
+
+    async def take(self, n: int, version: int, deadline_s: float) -> list[Taken[T]]:
+        """The `n` oldest finished items fit for a learner at `version`; `PartTimeout` after `deadline_s` seconds.
+
+        Their slots stay occupied until `release`. After a time-out nothing is lost: ready items stay ready.
+        """
+        self._raise_if_closed()
+        if not 1 <= n <= self.num_slots:
+            raise ValueError(f"take(n) needs 1 <= n <= num_slots={self.num_slots}, else it could never end (got {n})")
+        future: asyncio.Future[list[Taken[T]]] = asyncio.get_running_loop().create_future()
+        self._takers.append(_Taker(n, version, future))
+        self._serve()
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await future
+        except (asyncio.CancelledError, TimeoutError) as error:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._put_back(future.result())  # served in the same turn as the cancellation or deadline
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self._raise_if_closed()
+            raise PartTimeout(
+                f"the buffer had {len(self._ready)} of {n} finished groups after {deadline_s:g} s "
+                f"({len(self._out)} in production, {len(self._taken)} in training, {self._free()} slots free)"
+            ) from None
+
+    def release(self, tickets: Sequence[Ticket]) -> None:
+        """Free the slots of taken tickets; to be called once engines hold the update that was made of them."""
+        for ticket in tickets:
+            self._end(self._taken, ticket, "release")
+            self.totals["released"] += 1
+        self._grant()
+
+    def close(self, error: BaseException) -> None:
+        """Wake everyone who waits, now and later, with `error`; tickets may still be ended. The first call counts."""
+        if self._error is not None:
+            return
+        self._error = error
+        waiting: list[asyncio.Future[Ticket] | asyncio.Future[list[Taken[T]]]] = [f for _, f in self._admits]
+        waiting += [taker.future for taker in self._takers]
+        self._admits.clear()
+        self._takers.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+    @property
+    def num_finished(self) -> int:
+        """Finished items that wait to be taken."""
+        return len(self._ready)
+
+    def depths(self) -> dict[str, int]:
+        """Slots by what they hold, and producers waiting for one."""
+        waiting = sum(not future.done() for _, future in self._admits)
+        held, ready, taken = len(self._out), len(self._ready), len(self._taken)
+        return {"producing": held, "ready": ready, "training": taken, "free": self._free(), "waiting": waiting}
+
+    def _free(self) -> int:
+        return self.num_slots - len(self._out) - len(self._ready) - len(self._taken)
+
+    def _new_ticket(self, version: int) -> Ticket:
+        ticket = Ticket(self._next_id, version)
+        self._next_id += 1
+        self._out.add(ticket)
+        self.totals["admitted"] += 1
+        return ticket
+
+    def _grant(self) -> None:
+        """Give free slots to those who wait, in the order in which they asked."""
+        while self._admits and self._free() > 0:
+            version, future = self._admits.popleft()
+            if not future.done():
+                future.set_result(self._new_ticket(version))
+
+    def _serve(self) -> None:
+        """Give ready items to those who wait for them, in the order in which they asked."""
+        while self._takers:
+            taker = self._takers[0]
+            if taker.future.done():
+                self._takers.popleft()
+                continue
+            self._drop_stale(taker.version)
+            if len(self._ready) < taker.n:
+                return
+            self._takers.popleft()
+            first, self._ready = self._ready[: taker.n], self._ready[taker.n :]
+            self._taken.update(ticket for ticket, _, _ in first)
+            for _, _, oldest in first:
+                self.ages[taker.version - oldest] += 1
+            taker.future.set_result([Taken(t, item, oldest, taker.version - oldest) for t, item, oldest in first])
+
+    def _drop_stale(self, version: int) -> None:
+        stale = [entry for entry in self._ready if version - entry[2] > self.max_age]
+        if not stale:
+            return
+        self._ready = [entry for entry in self._ready if version - entry[2] <= self.max_age]
+        self.totals["stale"] += len(stale)
+        self._grant()
+        if self._on_stale is not None:
+            for ticket, item, _ in stale:
+                self._on_stale(ticket, item)
+
+    def _put_back(self, items: Sequence[Taken[T]]) -> None:
+        """Undo a `take` whose caller was cancelled in the turn in which it was served."""
+        for taken in items:
+            self._taken.remove(taken.ticket)
+            self.ages[taken.age] -= 1
+            insort(self._ready, (taken.ticket, taken.item, taken.oldest_version), key=lambda entry: entry[0].id)
+        self._serve()
+
+    def _end(self, where: set[Ticket], ticket: Ticket, verb: str) -> None:
+        if ticket not in where:
+            place = "in production" if where is self._out else "in training"
+            raise TicketMisuse(f"{verb} needs a ticket {place}, but ticket {ticket.id} is {self._whereabouts(ticket)}")
+        where.remove(ticket)
+
+    def _whereabouts(self, ticket: Ticket) -> str:
+        if ticket in self._out:
+            return "in production"
+        if ticket in self._taken:
+            return "in training"
+        return "ready" if any(entry[0] == ticket for entry in self._ready) else "ended (a ticket ends once)"
+
+    def _raise_if_closed(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,191 @@
+"""The command line: one module per command, imported when it is asked for; every failure is one sentence and a code.
+
+A command module holds `HELP` (a text whose first line is the summary), `configure(parser)` and `run(args) -> int`.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 Ctrl-C, 141 reader gone, 143 asked to end.
+Invariant: listing the commands imports none of them, so `capo-ray --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("capo_ray.cli.train", "capo-ray train credit=capo run.num_updates=40"),
+    "eval": ("capo_ray.cli.eval", "capo-ray eval runs/latest"),
+    "sft": ("capo_ray.cli.sft", "capo-ray sft --help"),
+    "credit": ("capo_ray.cli.credit", "capo-ray credit capo --input groups.jsonl"),
+    "critique": ("capo_ray.cli.critique", "capo-ray critique --input solutions.jsonl critic=laptop"),
+    "verify": ("capo_ray.cli.verify", "capo-ray verify --input pairs.jsonl"),
+    "ledger": ("capo_ray.cli.ledger", "capo-ray ledger runs/latest --json"),
+    "view": ("capo_ray.cli.view", "capo-ray view runs/latest"),
+    "doctor": ("capo_ray.cli.doctor", "capo-ray doctor"),
+    "export": ("capo_ray.cli.export", "capo-ray export runs/latest --output policy"),
+    "submit": ("capo_ray.cli.submit", "capo-ray submit --address http://127.0.0.1:8265 credit=capo"),
+}
+INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that both take the same way out."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(importlib.import_module("capo_ray").__version__)
+        return 0
+    name = words[0]
+    if name not in _present():
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, _present(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see capo-ray --help"
+        return _say(f"expected a command ({', '.join(_present())}), got {name!r}; {hint}", 2)
+    return _guarded(name, words[1:])
+
+
+def _guarded(name: str, words: list[str]) -> int:
+    """The exit code of a present command, with every exception turned into its sentence and code."""
+    from asyncio import CancelledError
+
+    from capo_ray.protocols import RunFailed
+
+    _prefer_own_programs()
+    _end_like_ctrl_c()
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        return int(module.run(_parse(name, module, words)) or 0)
+    except RunFailed as error:
+        return _say(f"{name}: {error}", 1)
+    except (_Terminated, CancelledError) as error:  # a run's event loop turns SIGTERM into its own cancellation
+        return _say(f"{name}: asked to end (SIGTERM); ended{_where_to_go_on(error)}", TERMINATED)
+    except KeyboardInterrupt as error:
+        return _say(f"{name}: interrupted (Ctrl-C); ended{_where_to_go_on(error)}", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except SystemExit as leave:
+        if leave.code == signal.SIGTERM:  # Ray's own handler leaves this way
+            return _say(f"{name}: asked to end (SIGTERM); ended", TERMINATED)
+        if isinstance(leave.code, str):
+            return _say(f"{name}: {leave.code}", 1)
+        return leave.code or 0
+    except Exception as error:  # noqa: BLE001 the last frame of the program: reported, and the exit code says so
+        return _say(f"{name}: {_cause(error)} (traceback: {_keep_traceback(error)})", 1)
+
+
+def _present() -> list[str]:
+    """The commands whose module exists."""
+    return [name for name, (module, _) in COMMANDS.items() if _source(module).exists()]
+
+
+def _source(module: str) -> Path:
+    return Path(__file__).parent / f"{module.rsplit('.', 1)[1]}.py"
+
+
+def _overview() -> str:
+    """The text of `capo-ray --help`."""
+    lines = ["usage: capo-ray COMMAND …   (capo-ray COMMAND --help tells more)", ""]
+    for name in _present():
+        lines.append(f"  {name:<9} {_read_help(name)}")
+        lines.append(f"            e.g. {COMMANDS[name][1]}")
+    return "\n".join(lines)
+
+
+def _read_help(name: str) -> str:
+    """The first line of a command's HELP, read from its source without importing it."""
+    tree = ast.parse(_source(COMMANDS[name][0]).read_text(encoding="utf-8"))
+    for node in tree.body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        if any(isinstance(t, ast.Name) and t.id == "HELP" for t in targets):
+            value = getattr(node, "value", None)
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                return value.value.strip().split("\n", 1)[0]
+    return (ast.get_docstring(tree) or "").split("\n", 1)[0]
+
+
+def _parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace:
+    """The parsed arguments; options may stand before, between and after overrides."""
+    parser = argparse.ArgumentParser(
+        prog=f"capo-ray {name}",
+        description=str(module.HELP),
+        epilog=f"example: {COMMANDS[name][1]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.configure(parser)
+    try:
+        return parser.parse_intermixed_args(words)
+    except TypeError:  # a parser with sub-commands or a remainder cannot intermix
+        return parser.parse_args(words)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"capo-ray {sentence}" if code != 2 else f"capo-ray: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def _where_to_go_on(error: BaseException) -> str:
+    run_dir = getattr(error, "run_dir", None)
+    return f"; go on with capo-ray train resume={run_dir}" if run_dir is not None else ""
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause of an exception in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
+
+
+def _keep_traceback(error: BaseException) -> Path:
+    """The file that now holds the traceback: error.txt of the run named by `error.run_dir`, else a temporary one."""
+    text = "".join(traceback.format_exception(error))
+    run_dir = getattr(error, "run_dir", None)
+    if run_dir is not None and Path(run_dir).is_dir():
+        path = Path(run_dir) / "error.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+    handle, name = tempfile.mkstemp(prefix="capo-ray-error-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _prefer_own_programs() -> None:
+    """Put this environment's programs (ninja) on PATH, for children of a script that runs without activation."""
+    own = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if own not in path.split(os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + path
+
+
+def _end_like_ctrl_c() -> None:
+    """Turn SIGTERM into an exception, unless someone else already handles it."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, end)
+    except ValueError:
+        return  # not the main thread: whoever owns it decides

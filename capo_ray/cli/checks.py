@@ -1,0 +1,180 @@
+"""What is looked at before a run starts, so that it does not fail minutes later: files, memory, cores, compiler.
+
+Invariant: every check raises `RunFailed` with one sentence (expected, got, what to do) and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+
+from capo_ray.cli.models import Role, find_model, read_facts
+from capo_ray.cli.plan import estimate_memory, host_gib, place_actors, reads_critics
+from capo_ray.config import TrainConfig
+from capo_ray.problems import asset_path
+from capo_ray.protocols import RunFailed
+
+GIB = 1 << 30
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise the first reason why this run could not go well on this machine."""
+    check_run_dir(config)
+    check_model(config.model.path, "policy", "model.path", config.model.max_model_len)
+    if reads_critics(config) and config.critic.backend == "vllm":
+        check_model(config.critic.model, "critic", "critic.model", config.critic.max_model_len)
+    check_data(config)
+    check_lengths(config)
+    check_gpus(config)
+    if own_cluster(config):
+        check_compiler()
+        check_memory(config)
+
+
+def own_cluster(config: TrainConfig) -> bool:
+    """Whether the run makes a cluster of its own on this machine."""
+    return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """The named run directory is free, and the one to go on with exists."""
+    if config.resume:
+        if not Path(config.resume).is_dir():
+            raise RunFailed(
+                f"resume: expected a run directory, got {config.resume}; see the names in {config.run.dir}/"
+            )
+        return
+    folder = Path(config.run.dir) / config.run.name
+    if config.run.name and folder.exists():
+        raise RunFailed(
+            f"run.name: {folder} already holds a run; choose another run.name, or go on with resume={folder}"
+        )
+    parent = Path(config.run.dir)
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunFailed(f"run.dir: expected a directory that can be written, got {config.run.dir}; choose another")
+
+
+def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
+    """A local model is whole and its tokenizer fits; a hub name is plausible and, offline, already fetched."""
+    folder = find_model(name, role)
+    if folder is None:
+        if name == "laptop":
+            raise RunFailed(
+                f"{key}: expected the shipped {role} in {asset_path(name, role)}, found none; install again"
+            )
+        _check_hub_name(name, key)
+        return
+    facts = read_facts(folder, key)
+    if facts.max_token_id is not None and facts.max_token_id >= facts.vocab:
+        raise RunFailed(
+            f"{key}: the tokenizer in {folder} has ids up to {facts.max_token_id}, but the model embeds only "
+            f"{facts.vocab}; put the model's own tokenizer there"
+        )
+    if facts.max_positions is not None and max_model_len > facts.max_positions:
+        section = "critic" if key == "critic.model" else "model"
+        raise RunFailed(
+            f"{section}.max_model_len must be <= {facts.max_positions}, the positions of {folder} (got {max_model_len})"
+        )
+
+
+def _check_hub_name(name: str, key: str) -> None:
+    parent = Path(name).parent
+    local = name.startswith(("/", ".", "~")) or (str(parent) != "." and parent.is_dir())
+    if local or not _HUB_NAME.fullmatch(name):
+        raise RunFailed(
+            f"{key}: expected a Hugging Face model directory or hub name, but there is no {name}; check the path"
+        )
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        raise RunFailed(
+            f"{key}: {name} is no directory here and not in the hub cache, and HF_HUB_OFFLINE is set; "
+            "give a directory, or unset it"
+        )
+
+
+def check_data(config: TrainConfig) -> None:
+    """Named files exist and are not empty."""
+    data = config.data
+    if data.kind in ("jsonl", "parquet", "hub") and not data.path:
+        raise RunFailed(
+            f"data.path: expected the {'name' if data.kind == 'hub' else 'file'} for data.kind={data.kind}, got nothing"
+        )
+    if data.kind not in ("jsonl", "parquet"):
+        return
+    for key, name in (("data.path", data.path), ("data.eval_path", data.eval_path)):
+        if not name:
+            continue
+        if not Path(name).is_file():
+            raise RunFailed(f"{key}: expected a {data.kind} file, but there is no {name}; check the path")
+        if Path(name).stat().st_size == 0:
+            raise RunFailed(f"{key}: expected at least one row in {name}, got an empty file")
+
+
+def check_lengths(config: TrainConfig) -> None:
+    """A response fits the context that it is sampled in."""
+    if config.rollout.max_response_tokens >= config.model.max_model_len:
+        raise RunFailed(
+            f"rollout.max_response_tokens must be < model.max_model_len, which holds the prompt too "
+            f"(got {config.rollout.max_response_tokens} >= {config.model.max_model_len})"
+        )
+
+
+def check_compiler() -> None:
+    """There is a C++ compiler, with which DeepSpeed builds its CPU communication once."""
+    wanted = os.environ.get("CXX") or "g++"
+    if shutil.which(wanted) is None:
+        raise RunFailed(
+            f"expected a C++ compiler ({wanted}) for DeepSpeed, found none; install g++ (apt-get install g++)"
+        )
+
+
+def check_gpus(config: TrainConfig) -> None:
+    """The GPUs that actors ask for exist here, and every engine has one per tensor-parallel rank.
+
+    CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
+    """
+    for name, part in (("engine", config.engine), ("critic", config.critic)):
+        if 0 < part.num_gpus < part.tensor_parallel:
+            raise RunFailed(
+                f"{name}.num_gpus must be >= {name}.tensor_parallel (got {part.num_gpus:g} < {part.tensor_parallel}); "
+                f"set {name}.num_gpus={part.tensor_parallel}"
+            )
+    wanted = sum(actor.count * actor.num_gpus for actor in place_actors(config))
+    if wanted and own_cluster(config) and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+        raise RunFailed(
+            f"expected {wanted:g} GPU(s), found none here; choose engine=cpu learner=cpu, or name a cluster.address"
+        )
+
+
+def check_memory(config: TrainConfig) -> None:
+    """The estimate fits into what is free."""
+    wanted, free = host_gib(config), available_bytes() / GIB
+    if wanted > free:
+        largest = max(
+            (row for row in estimate_memory(config) if not row.on_gpu), key=lambda row: row.count * row.gib_each
+        )
+        raise RunFailed(
+            f"expected {wanted:.1f} GiB of free memory (most of it: {largest.role}, {largest.count} x "
+            f"{largest.gib_each:.1f}), got {free:.1f}; lower engine.kv_cache_gib, critic.kv_cache_gib or the "
+            "numbers of workers, or see capo-ray train --dry-run"
+        )
+
+
+def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free memory of this machine or, where it is less, of this container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    if limit == "max":
+        return free
+    return min(free, int(limit) - used + int(stat.get("inactive_file", 0)))

@@ -1,0 +1,213 @@
+"""A command line's overrides become one validated `TrainConfig`.
+
+    credit=capo            a choice: conf/credit/capo.yaml, composed by Hydra
+    model=/any/directory   no such choice, so model.path (critic=… is critic.model)
+    learner.lr=1e-5        a key: no `+` needed, since the pydantic models know every key
+    resume=RUN             the base is RUN's own configuration in place of the choices
+
+Invariant: nothing in a value is ever looked up or evaluated: `${…}` is refused, not resolved, so that a
+configuration cannot draw a secret of the environment into a run directory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import capo_ray
+from capo_ray.cli.schema import ConfigError, as_sentence, refuse_unknown, takes_text, train_keys
+from capo_ray.cli.useless import refuse_useless
+from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config.credit import OFFLINE_ONLY
+
+PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
+GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One `key=value` of the command line, the value still as text."""
+
+    key: str
+    text: str
+
+
+def compose_train(overrides: Sequence[str]) -> TrainConfig:
+    """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise."""
+    choices, settings = _sort(overrides)
+    run = next((s.text for s in settings if s.key == "resume"), "")
+    tree = _read_run(run, choices) if run else _compose_choices(choices)
+    method = _method(tree, settings)
+    keys = train_keys(method)
+    for setting in settings:
+        if setting.key not in keys:
+            raise refuse_unknown(setting.key, method)
+        _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
+    _refuse_interpolation(tree, "")
+    try:
+        config = TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        raise as_sentence(error, method) from None
+    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices])
+    return config
+
+
+def conf_dir() -> Path:
+    """The directory of choices: inside an installed package, or beside it in a checkout."""
+    package = Path(capo_ray.__file__).parent
+    for path in (package / "_conf", package.parent / "conf"):
+        if (path / "train.yaml").is_file():
+            return path.resolve()
+    raise ConfigError(f"expected the choices in {package / '_conf'}, found none; install capo-ray again")
+
+
+def list_choices(group: str) -> list[str]:
+    """The choices of a group, sorted; a credit method without a file of its own is a choice too."""
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    if group == "credit":
+        names |= set(CREDIT_METHODS)
+        names -= set(OFFLINE_ONLY)
+    return sorted(names)
+
+
+def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
+    """The choices of groups, and the settings of keys, in the order given."""
+    choices: dict[str, str] = {}
+    settings: list[_Setting] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().lstrip("+")
+        if not equals or not key or key.startswith("~") or "@" in key or "/" in key:
+            raise ConfigError(
+                f"expected key=value (as credit.vote=union) or group=choice (as credit=grpo), got {text!r}"
+            )
+        if key not in GROUPS:
+            settings.append(_Setting(key, value))
+        elif value in list_choices(key):
+            choices[key] = value
+        elif key in PATH_KEYS and (value == "laptop" or "/" in value or Path(value).is_dir()):
+            settings.append(_Setting(PATH_KEYS[key], value))
+        else:
+            raise _no_choice(key, value)
+    return choices, settings
+
+
+def _no_choice(group: str, value: str) -> ConfigError:
+    choices = list_choices(group)
+    if group == "credit" and value in OFFLINE_ONLY:
+        return ConfigError(
+            f"credit={value} reads {OFFLINE_ONLY[value]}, which a training run does not gather; use it offline "
+            f"(capo-ray credit {value} --input groups.jsonl), or choose one of {', '.join(choices)}"
+        )
+    near = get_close_matches(value, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {group}={near[0]}?" if near else "."
+    path = " or a model directory or hub name (organisation/name)" if group in PATH_KEYS else ""
+    several = " (one value per key: several runs are several commands)" if "," in value else ""
+    return ConfigError(f"{group}={value} is no choice{several}{hint} Choices: {', '.join(choices) or 'none'}{path}")
+
+
+def _compose_choices(choices: dict[str, str]) -> dict[str, Any]:
+    """The tree that Hydra composes of the default choices and the given ones."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    folder = conf_dir()
+    asked = [f"{group}={name}" for group, name in choices.items() if (folder / group / f"{name}.yaml").is_file()]
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            tree = OmegaConf.to_container(compose(config_name="train", overrides=asked), resolve=False)
+    except HydraException as error:
+        raise ConfigError(f"the choices {asked} do not compose: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"expected a mapping in {folder / 'train.yaml'}, got {type(tree).__name__}")
+    result = {str(key): value for key, value in tree.items()}
+    if "credit" in choices and f"credit={choices['credit']}" not in asked:
+        result["credit"] = {"method": choices["credit"]}
+    return result
+
+
+def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:
+    """The configuration of an earlier run, as the base of its resumption."""
+    if choices:
+        given = " ".join(f"{group}={name}" for group, name in choices.items())
+        raise ConfigError(f"resume={run} goes on with that run's own choices; remove {given}")
+    for name in ("config.yaml", "config.json"):
+        path = Path(run) / name
+        if path.is_file():
+            break
+    else:
+        raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
+    if path.suffix == ".json":
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        import yaml
+
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"resume: expected a mapping in {path}, got {type(tree).__name__}")
+    return tree
+
+
+def _method(tree: dict[str, Any], settings: Sequence[_Setting]) -> str:
+    """The credit method of the tree, made explicit in it."""
+    section = tree.setdefault("credit", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"credit: expected a section with method=…, got {section!r}")
+    default = TrainConfig.model_fields["credit"].default.method
+    named = [s.text for s in settings if s.key == "credit.method"]
+    method = str(named[-1] if named else section.get("method", default))
+    if method not in CREDIT_METHODS or method not in list_choices("credit"):
+        raise _no_choice("credit", method)
+    if named and named[-1] != section.get("method", default):
+        raise ConfigError(f"credit.method={method} would keep another method's keys; write credit={method}")
+    section["method"] = method
+    return method
+
+
+def _value(setting: _Setting, literal: bool) -> Any:
+    """A setting's value by Hydra's grammar; the value of a text key is taken as written unless it is quoted."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "${" in setting.text:
+        raise ConfigError(
+            f"{setting.key}: expected a plain value, got {setting.text}; write the value itself, without ${{…}}"
+        )
+    if literal and setting.text[:1] not in ("'", '"'):
+        return setting.text
+    try:
+        override = OverridesParser.create().parse_override(f"{setting.key}={setting.text}")
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{setting.key}: expected one value, got {setting.text}; several runs are several commands"
+            )
+        return override.value()
+    except HydraException:
+        raise ConfigError(f"{setting.key}: expected a value, got {setting.text}; put it in single quotes") from None
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a tree, making the sections on the way."""
+    *sections, leaf = key.split(".")
+    for name in sections:
+        tree = tree.setdefault(name, {})
+    tree[leaf] = value
+
+
+def _refuse_interpolation(tree: Any, key: str) -> None:
+    """Raise where any text of a tree asks to be looked up."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_interpolation(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            _refuse_interpolation(value, key)
+    elif isinstance(tree, str) and "${" in tree:
+        raise ConfigError(f"{key}: expected a plain value, got {tree}; write the value itself, without ${{…}}")

@@ -1,0 +1,149 @@
+"""`capo-ray credit`: the credit of judged groups offline, by the very functions that a training run uses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from capo_ray.cli.credit_lines import FieldError, read_group
+from capo_ray.cli.schema import ConfigError, keys_of
+from capo_ray.config.credit import CREDIT_METHODS, OFFLINE_ONLY, CreditBase
+from capo_ray.credit import EvidenceError, assign_credit, audit
+from capo_ray.types import Group, GroupCredit
+
+HELP = """assign credit to judged groups offline: JSON lines in, token advantages out
+
+One group per line: {"id", "question", "answer", "responses": [{"text", "tokens": [strings that spell text],
+"reward": 1 | 0 | null (invalid), "critiques": [critic texts] or "flagged": [[step indices] per critique]}]}.
+Beside these, where a method reads them: "overall" [true | false | null per entry of flagged], "answer_logprobs" [K+1],
+"step_values" [K+1], "token_rewards" [T], "entropies" [T], "logprobs" [T], "extracted" (text or null)."""
+EXAMPLES = """more examples:
+  capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
+  cat groups.jsonl | capo-ray credit grpo --input -
+methods: {trained}
+only offline: {offline}"""
+RUBRICS = ("paper", "every_step", "compact")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "method", metavar="METHOD", choices=list(CREDIT_METHODS), help="a credit method, as listed below"
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="groups as JSON lines; - is standard input")
+    parser.add_argument("--json", action="store_true", help="one JSON object per group, in place of painted text")
+    parser.add_argument("--rubric", choices=RUBRICS, default="paper", help="how critic texts are to be read")
+    parser.add_argument(
+        "--progress", type=float, default=0.0, metavar="X", help="share of a run done, 0..1 (schedules)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="credit.KEY=VALUE", help="a key of the method, as in training")
+    trained = ", ".join(name for name in CREDIT_METHODS if name not in OFFLINE_ONLY)
+    text = EXAMPLES.format(trained=trained, offline=", ".join(OFFLINE_ONLY))
+    parser.epilog = f"{parser.epilog}\n{text}" if parser.epilog else text
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 where every line was done, 1 where one was refused (the others are done) or there was none."""
+    config = build_config(args.method, args.overrides)
+    if not 0.0 <= args.progress <= 1.0:
+        raise ConfigError(f"--progress: expected a share of the run in 0..1, got {args.progress}")
+    num_done = num_refused = 0
+    paint = None if args.json else _painter()
+    for number, raw in read_lines(args.input):
+        try:
+            line = _decode(raw)
+            if not line.strip():
+                continue
+            name, group = read_group(line, config, args.rubric)
+            credit = assign_credit(group, config, args.progress)
+        except (FieldError, EvidenceError) as error:
+            num_refused += 1
+            print(f"capo-ray credit: line {number}: {error}", file=sys.stderr, flush=True)
+            continue
+        figures = {key: value for key, value in audit(group, credit).items() if math.isfinite(value)}
+        if paint is None:
+            print(json.dumps(to_json(name, group, credit, figures), allow_nan=False), flush=True)
+        else:
+            paint(str(name), group, credit, figures)
+        num_done += 1
+    if not num_done and not num_refused:
+        print(f"capo-ray credit: expected groups in {args.input}, got no line; see --help", file=sys.stderr, flush=True)
+    return 0 if num_done and not num_refused else 1
+
+
+def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
+    """The method's config with `credit.key=value` overrides; raises `ConfigError` with one sentence."""
+    keys = keys_of(CREDIT_METHODS[method], "credit.")
+    given: dict[str, str] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().lstrip("+")
+        if not equals or key not in keys:
+            near = get_close_matches(key, keys, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{text} is no key=value of {method}; {hint}Its keys: {', '.join(keys)}")
+        given[key.removeprefix("credit.")] = value
+    try:
+        return CREDIT_METHODS[method].model_validate({"method": method, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["credit", *map(str, first["loc"])])
+        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from None
+
+
+def read_lines(path: str) -> Iterator[tuple[int, bytes | str]]:
+    """The lines of a file or of standard input (`-`) with their numbers from 1, one at a time."""
+    if path == "-":
+        yield from enumerate(getattr(sys.stdin, "buffer", sys.stdin), start=1)
+        return
+    try:
+        with open(path, "rb") as file:
+            yield from enumerate(file, start=1)
+    except OSError as error:
+        raise ConfigError(f"--input: expected a file of JSON lines, got {path}: {error.strerror}") from None
+
+
+def to_json(name: str | int, group: Group, credit: GroupCredit, figures: dict[str, float]) -> dict[str, Any]:
+    """What is printed for one group: per response its steps and credit, and the audit."""
+    responses = [
+        {
+            "steps": [list(span) for span in member.steps],
+            "wrong": list(credit.step_weights[i]),
+            "token_rewards": list(credit.token_rewards[i]),
+            "advantages": list(credit.advantages[i]),
+            "valid_critiques": credit.valid_critiques[i],
+            "included": credit.included[i],
+        }
+        for i, member in enumerate(group.members)
+    ]
+    return {"id": name, "responses": responses, "audit": figures}
+
+
+def _decode(raw: bytes | str) -> str:
+    try:
+        return raw if isinstance(raw, str) else raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FieldError(f"the line: expected UTF-8, got byte {raw[error.start]!r} at {error.start}") from None
+
+
+def _painter() -> Any:
+    """A function that paints one group on the terminal."""
+    from rich.console import Console
+
+    from capo_ray.cli.credit_paint import paint_group
+
+    console = Console(highlight=False)
+
+    def paint(name: str, group: Group, credit: GroupCredit, figures: dict[str, float]) -> None:
+        paint_group(console, name, group, credit, figures)
+        sys.stdout.flush()
+
+    return paint

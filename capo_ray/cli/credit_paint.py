@@ -1,0 +1,59 @@
+"""Paints a group's credit: each response step by step, each token on green (raised) or red (lowered)."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from capo_ray.types import Group, GroupCredit, Judged
+
+FAINTEST = 0.15  # how much of the colour the smallest non-zero advantage gets
+
+
+def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, audit: dict[str, float]) -> None:
+    """Print one group; numbers stand beside the colours, so that it reads without them too."""
+    console.print(Text(f"group {visible(name)}  {visible(group.problem.prompt)}", style="bold"), soft_wrap=True)
+    strongest = max((abs(a) for row in credit.advantages for a in row), default=0.0)
+    for i, member in enumerate(group.members):
+        words = {None: "invalid", 1: "right", 0: "wrong"}
+        head = f"  response {i}  {words[member.verdict.reward]}  {credit.valid_critiques[i]} valid critiques"
+        console.print(Text(head, style="cyan"))
+        for k in range(len(member.steps)):
+            console.print(
+                _paint_step(member, k, credit.advantages[i], credit.step_weights[i][k], strongest), soft_wrap=True
+            )
+    figures = "  ".join(f"{key.removeprefix('credit/')}={value:.3f}" for key, value in audit.items())
+    console.print(Text(f"  audit  {figures}\n", style="dim"), soft_wrap=True)
+
+
+def _paint_step(member: Judged, k: int, advantages: tuple[float, ...], weight: float, strongest: float) -> Text:
+    start, end = member.steps[k]
+    low, high = min(advantages[start:end]), max(advantages[start:end])
+    credit = f"{low:+.3f}" if low == high else f"{low:+.3f}…{high:+.3f}"
+    line = Text(f"    step {k}  wrong {weight:.2f}  credit {credit}  ", style="dim")
+    bounds = (0, *member.trajectory.response.char_ends)
+    for t in range(start, end):
+        piece = visible(member.trajectory.response.text[bounds[t] : bounds[t + 1]])
+        line.append(piece, Style(color="white", bgcolor=_colour(advantages[t], strongest), dim=False))
+    return line
+
+
+def _colour(advantage: float, strongest: float) -> str:
+    """A background: green for credit, red for blame, stronger with size."""
+    if not strongest or not advantage:
+        return "#303030"
+    share = FAINTEST + (1 - FAINTEST) * abs(advantage) / strongest
+    level = int(48 + share * 122)
+    return f"#00{level:02x}28" if advantage > 0 else f"#{level:02x}1414"
+
+
+def visible(text: str) -> str:
+    """The text with ⏎ for line ends and codes for other control and format characters: none acts on the terminal."""
+    return "".join("⏎" if c == "\n" else _code(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+
+
+def _code(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"

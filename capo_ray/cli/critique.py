@@ -1,0 +1,236 @@
+"""`capo-ray critique`: a critic over a file of solutions; choose critic, rubric, k and vote before paying for a run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from capo_ray.cli.compose import compose_train
+from capo_ray.cli.critique_input import Solution, open_input, read_solutions
+from capo_ray.cli.critique_table import Judgement, against_truth, by_source, finite, summary, to_text
+from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import CritiqueStore, build_judge, calculate, parse_critique
+from capo_ray.protocols import Judge, JudgeRequest, RunFailed
+
+HELP = "judge the steps of a file of solutions: what a critic, rubric, k and vote are worth, and what they cost"
+EXAMPLE = """examples:
+  capo-ray critique --input solutions.jsonl critic.backend=calculator
+  capo-ray critique --input solutions.jsonl --gold critic=/models/judge critic.rubric=paper critic.num_votes=8
+  capo-ray critique --input - --json critic.backend=endpoint critic.endpoint.base_url=https://host/v1 \\
+      critic.endpoint.model=judge critic.endpoint.key_file=/run/secrets/key
+
+a line of input: {"question": …, "response": … or "steps": […], "answer"?, "solution"?, "wrong_steps"?: [0-based]}
+or GSM8K's example_model_solutions.jsonl, whose lines hold several models' solutions.
+exit codes: 0 done; 1 refused, or no critique could be read"""
+MAX_OPEN = 64
+"""Solutions under way at once."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments and the examples."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as of capo-ray train: critic.…, credit.vote=…"
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="solutions, one JSON object per line; - is stdin"
+    )
+    parser.add_argument("--gold", action="store_true", help="compare with each line's wrong_steps")
+    parser.add_argument(
+        "--truth", choices=("wrong_steps", "calculator"), default="wrong_steps",
+        help="what --gold compares with; calculator: the arithmetic of each line (default: wrong_steps)",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="judge the first N solutions only")
+    parser.add_argument("--output", metavar="FILE", help="write every critique there, one JSON object per solution")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when at least one critique could be read."""
+    config = compose_train(args.overrides)
+    credit: Any = config.credit
+    vote, segmenter = getattr(credit, "vote", "majority"), config.credit.segmenter
+    with open_input(args.input) as file:
+        solutions = list(read_solutions(file, segmenter, args.limit))
+    if not solutions:
+        raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
+    truth = _truth(solutions, args.truth, config.critic) if args.gold else None
+    # All k votes are wanted here, so that the vote can be taken again for every smaller k.
+    critic = config.critic.model_copy(update={"early_stop": False, "canary_every": 0})
+    started = time.monotonic()
+    judgements = asyncio.run(_judge_all(config, critic, vote, solutions))
+    wall_s = time.monotonic() - started
+    if args.output:
+        _write(args.output, judgements, vote)
+    max_k = max(len(j.critiques) for j in judgements)
+    figures: dict[str, Any] = {
+        "critic": _name(critic),
+        "rubric": critic.rubric,
+        "vote": vote,
+        "summary": finite(summary(judgements, wall_s)),
+        "sources": [finite(row) for row in by_source(judgements, vote)],
+        "reasons": _reasons(judgements),
+    }
+    if truth is not None:
+        figures["quality"] = [finite(row) for row in against_truth(judgements, truth, max_k)]
+    print(json.dumps(figures, indent=2) if args.json else _to_text(figures))
+    return 0 if any(c.valid for j in judgements for c in j.critiques) else 1
+
+
+def _truth(solutions: Sequence[Solution], kind: str, critic: CriticConfig) -> list[frozenset[int] | None]:
+    """The wrong steps of each solution, None where they are not known."""
+    if kind == "calculator":
+        modulus = critic.calculator_modulus
+        truth = [parse_critique(calculate(s.steps, modulus), len(s.steps))[0] for s in solutions]
+    else:
+        truth = [s.wrong for s in solutions]
+    if not any(t is not None for t in truth):
+        raise RunFailed('--gold needs "wrong_steps" in the input (got none); or compare with --truth calculator')
+    return truth
+
+
+async def _judge_all(
+    config: TrainConfig, critic: CriticConfig, vote: str, solutions: Sequence[Solution]
+) -> list[Judgement]:
+    """The critiques of all solutions; those of one question are asked for together, so that they share its prefix."""
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for place, solution in enumerate(solutions):
+        groups.setdefault((solution.problem.prompt, solution.problem.solution), []).append(place)
+    results: dict[int, Judgement] = {}
+    slots, done = asyncio.Semaphore(MAX_OPEN), 0
+    async with _judge(config, critic, vote) as judge:
+
+        async def critique(places: list[int]) -> None:
+            nonlocal done
+            async with slots:
+                requests = [JudgeRequest(solutions[place].steps) for place in places]
+                answers = await judge.critique(solutions[places[0]].problem, requests, critic.num_votes)
+            for place, answer in zip(places, answers, strict=True):
+                results[place] = Judgement(solutions[place], answer)
+            done += len(places)
+            if sys.stderr.isatty():
+                print(f"\r{done}/{len(solutions)} solutions judged", end="", file=sys.stderr, flush=True)
+
+        async with asyncio.TaskGroup() as tasks:
+            for places in groups.values():
+                tasks.create_task(critique(places))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return [results[place] for place in range(len(solutions))]
+
+
+@asynccontextmanager
+async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncIterator[Judge]:
+    """The judge of the configuration, in this process and without Ray; its engine ends with it."""
+    store = CritiqueStore(critic.store) if critic.store else None
+    engine: Any = None
+    try:
+        if critic.backend == "vllm":
+            from capo_ray.engines import HfTokenizer
+
+            engine, path = await asyncio.to_thread(_start_engine, config, critic)
+            judge: Any = build_judge(
+                critic,
+                vote=vote,
+                quorum=1,
+                store=store,
+                engine=engine,
+                tokenizer=HfTokenizer(path),
+                model_revision=path,
+            )
+        else:
+            judge = build_judge(critic, vote=vote, quorum=1, store=store)
+        try:
+            yield judge
+        finally:
+            if hasattr(judge, "close"):
+                await judge.close()
+    finally:
+        if engine is not None:
+            await asyncio.to_thread(engine.close)
+        if store is not None:
+            store.close()
+
+
+def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:
+    from capo_ray.engines import EngineSpec, VllmEngine
+    from capo_ray.problems import asset_path
+
+    path = str(asset_path(critic.model, "critic"))
+    engine = VllmEngine(
+        EngineSpec(
+            model_path=path,
+            dtype=critic.dtype,
+            max_model_len=critic.max_model_len,
+            max_num_seqs=critic.max_num_seqs,
+            kv_cache_gib=critic.kv_cache_gib,
+            gpu_memory_frac=critic.gpu_memory_frac,
+            tensor_parallel=critic.tensor_parallel,
+            seed=config.run.seed,
+            weight_transport="none",
+        )
+    )
+    engine.start()
+    return engine, path
+
+
+def _name(critic: CriticConfig) -> str:
+    return {"vllm": critic.model, "endpoint": critic.endpoint.model}.get(critic.backend, critic.backend)
+
+
+def _reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
+    """Why critiques are invalid, most common first (details after a colon left out)."""
+    counts: dict[str, int] = {}
+    for reason in (c.reason.partition(" at ")[0] for j in judgements for c in j.critiques if not c.valid):
+        counts[reason] = counts.get(reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1])[:8])
+
+
+def _write(path: str, judgements: Sequence[Judgement], vote: str) -> None:
+    with Path(path).open("w", encoding="utf-8") as file:
+        for j in judgements:
+            voted = j.voted(len(j.critiques), vote)
+            row = {
+                "line": j.solution.line,
+                "source": j.solution.source,
+                "steps": list(j.solution.steps),
+                "wrong": None if voted is None else sorted(voted),
+                "critiques": [
+                    {
+                        "flagged": None if c.flagged is None else sorted(c.flagged),
+                        "overall": c.overall,
+                        "reason": c.reason,
+                        "text": c.text,
+                    }
+                    for c in j.critiques
+                ],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def _to_text(figures: dict[str, Any]) -> str:
+    shown = {k: math.nan if v is None else v for k, v in figures["summary"].items()}
+    parts = [
+        f"critic {figures['critic']}   rubric {figures['rubric']}   vote {figures['vote']}",
+        "\n".join(f"  {line}" for line in to_text([{"": k, " ": v} for k, v in shown.items()]).splitlines()[1:]),
+        to_text([_nans(row) for row in figures["sources"]]),
+    ]
+    if figures["reasons"]:
+        parts.append("invalid because:\n" + "\n".join(f"  {n:>7}  {why}" for why, n in figures["reasons"].items()))
+    if "quality" in figures:
+        parts.append(to_text([_nans(row) for row in figures["quality"]]))
+    return "\n\n".join(parts)
+
+
+def _nans(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in row.items()}

@@ -1,0 +1,119 @@
+"""What a model directory says about itself, read from its files alone: parameters, shape, tokenizer.
+
+Invariant: no model library is imported and no code of the directory is run; safetensors headers and JSON suffice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from capo_ray.problems import asset_path
+from capo_ray.protocols import RunFailed
+
+Role = Literal["policy", "critic"]
+_HEADER_LIMIT = 100 << 20  # of a safetensors file, by its own format
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model's size and shape; `num_params` counts stored tensors once."""
+
+    num_params: int
+    hidden: int
+    layers: int
+    vocab: int
+    max_token_id: int | None
+    max_positions: int | None
+
+
+def find_model(name: str, role: Role) -> Path | None:
+    """The local directory behind a model's name: shipped, given or in the hub cache; None where there is none."""
+    path = asset_path(name, role).expanduser()
+    return path if path.is_dir() else _in_hub_cache(name)
+
+
+def read_facts(folder: Path, key: str) -> ModelFacts:
+    """The facts of a Hugging Face directory; raises `RunFailed` naming `key` where it does not look like one."""
+    config = _read_json(folder / "config.json", key)
+    nested = config.get("text_config")  # of models with more than text
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
+    shape = {name: text.get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    missing = [name for name, value in shape.items() if not isinstance(value, int)]
+    if missing:
+        raise RunFailed(
+            f"{key}: expected {', '.join(missing)} in {folder / 'config.json'}; give a causal language model"
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise RunFailed(
+            f"{key}: expected *.safetensors in {folder}, found none; save the model with safe_serialization"
+        )
+    return ModelFacts(
+        num_params=sum(_count_params(path, key) for path in weights),
+        hidden=text["hidden_size"],
+        layers=text["num_hidden_layers"],
+        vocab=text["vocab_size"],
+        max_token_id=_max_token_id(folder, key),
+        max_positions=text.get("max_position_embeddings"),
+    )
+
+
+def _read_json(path: Path, key: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunFailed(
+            f"{key}: expected a Hugging Face model directory, but {path} is missing; give one, or a hub name"
+        )
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFailed(f"{key}: expected JSON in {path}, got {error}; fetch the model again") from error
+    if not isinstance(tree, dict):
+        raise RunFailed(f"{key}: expected a JSON object in {path}, got {type(tree).__name__}; fetch the model again")
+    return tree
+
+
+def _count_params(path: Path, key: str) -> int:
+    """The number of elements of all tensors of a safetensors file, from its header."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= min(_HEADER_LIMIT, path.stat().st_size):
+            raise RunFailed(f"{key}: {path} is no safetensors file (cut short, or a git-lfs pointer); fetch it again")
+        try:
+            header = json.loads(file.read(size))
+        except ValueError as error:
+            raise RunFailed(f"{key}: {path} is no safetensors file ({error}); fetch it again") from error
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if 8 + size + end > path.stat().st_size:
+        raise RunFailed(f"{key}: {path} is cut short ({path.stat().st_size} of {8 + size + end} bytes); fetch it again")
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _max_token_id(folder: Path, key: str) -> int | None:
+    """The largest id of tokenizer.json; None where the directory has another kind of tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")):
+            return None
+        raise RunFailed(
+            f"{key}: expected a tokenizer (tokenizer.json) in {folder}, found none; copy it beside the model"
+        )
+    tree = _read_json(path, key)
+    vocab = tree.get("model", {}).get("vocab", {})
+    ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+    ids += [token["id"] for token in tree.get("added_tokens", [])]
+    return max(ids, default=None)
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The newest snapshot of a hub name in the local cache, or None."""
+    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    snapshots = [
+        path for path in (cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*") if path.is_dir()
+    ]
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)

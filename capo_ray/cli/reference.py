@@ -1,0 +1,106 @@
+"""The table of all configuration keys, from the models: `python -m capo_ray.cli.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from capo_ray.cli.compose import GROUPS, list_choices
+from capo_ray.cli.schema import keys_of
+from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config.credit import OFFLINE_ONLY
+
+HEAD = """# Configuration
+
+<!-- Made from the configuration models by `make docs`; a test holds the two equal. -->
+
+An override is `group=choice` (a file of `conf/`), `key=value` (one of the keys below, no `+` needed), or `resume=RUN`.
+`model=` and `critic=` also take a model directory or hub name. Values follow Hydra's grammar; the value of a text key
+is taken as written. Environment look-ups (`${…}`) are refused. A key that is unknown, or that would have no effect
+in the composition, ends the command with a sentence. `capo-ray train --dry-run …` prints what results.
+"""
+
+
+def build_reference() -> str:
+    """The whole of docs/configuration.md."""
+    lines = [HEAD, "## Choices", "", "| group | choices |", "|---|---|"]
+    lines += [
+        f"| `{group}` | {', '.join(f'`{c}`' for c in list_choices(group))} |" for group in GROUPS if list_choices(group)
+    ]
+    keys = {key: field for key, field in keys_of(TrainConfig).items() if not key.startswith("credit.")}
+    sections: dict[str, dict[str, FieldInfo]] = {}
+    for key, field in keys.items():
+        sections.setdefault(key.rpartition(".")[0].split(".")[0], {})[key] = field
+    for name, rows in sections.items():
+        lines += ["", f"## {name}" if name else "## top level", "", *_table(rows)]
+        if name == "run":
+            for method, model in CREDIT_METHODS.items():
+                doc = " ".join((model.__doc__ or "").split())
+                needs = ", ".join(sorted(model.needs)) or "the verdict alone"
+                if method in OFFLINE_ONLY:
+                    needs += f"; offline only (`capo-ray credit {method}`)"
+                lines += [
+                    "",
+                    f"## credit={method}",
+                    "",
+                    f"{doc} Reads: {needs}.",
+                    "",
+                    *_table(keys_of(model, "credit.")),
+                ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[str, FieldInfo]) -> list[str]:
+    lines = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    for key, field in rows.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{key}` | {_values(field)} | {_default(field)} | {meaning} |")
+    return lines
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    return f"`{list(value) if isinstance(value, tuple) else value!r}`".replace("|", "\\|")
+
+
+def _values(field: FieldInfo) -> str:
+    """The type and range of a field in words."""
+    return " ".join([_kind(field.annotation), *_range(field.metadata)])
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " \\| ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is not None:
+        inner = [arg for arg in get_args(annotation) if arg is not Ellipsis]
+        if hasattr(annotation, "__metadata__"):
+            return " ".join([_kind(inner[0]), *_range(annotation.__metadata__)])
+        return f"{getattr(get_origin(annotation), '__name__', 'one')} of {', '.join(_kind(arg) for arg in inner)}"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}.get(
+        getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
+    )
+
+
+def _range(constraints: Any) -> list[str]:
+    words = []
+    for item in constraints:
+        if isinstance(item, FieldInfo):
+            words += _range(item.metadata)
+        for kind, attribute, sign in (
+            (annotated_types.Ge, "ge", "≥"),
+            (annotated_types.Gt, "gt", ">"),
+            (annotated_types.Le, "le", "≤"),
+            (annotated_types.Lt, "lt", "<"),
+        ):
+            if isinstance(item, kind):
+                words.append(f"{sign} {getattr(item, attribute):g}")
+    return words
+
+
+if __name__ == "__main__":
+    print(build_reference(), end="")

@@ -1,0 +1,102 @@
+"""The configuration as keys: all of `TrainConfig`, the nearest one to a typo, pydantic's errors as sentences.
+
+Invariant: all of it is read off the pydantic models, so a key that is added there is known here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.protocols import RunFailed
+
+
+class ConfigError(RunFailed):
+    """A refused configuration; the message is one sentence: expected, got, what to do."""
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field holds, or None for a plain value."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((k for k in kinds if inspect.isclass(k) and issubclass(k, BaseModel)), None)
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Every dotted key under a model that holds a plain value."""
+    keys: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        inner = section_of(field)
+        if inner is None:
+            keys[prefix + name] = field
+        else:
+            keys.update(keys_of(inner, f"{prefix}{name}."))
+    return keys
+
+
+def train_keys(method: str) -> dict[str, FieldInfo]:
+    """Every key of a training run under a credit method."""
+    keys = {key: field for key, field in keys_of(TrainConfig).items() if not key.startswith("credit.")}
+    return keys | keys_of(CREDIT_METHODS[method], "credit.")
+
+
+def takes_text(field: FieldInfo) -> bool:
+    """Whether the values of a field are texts, to be taken as they are written."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) is not None else (field.annotation,)
+    return all(kind is str or kind is type(None) or isinstance(kind, str) for kind in kinds)
+
+
+def refuse_unknown(key: str, method: str) -> ConfigError:
+    """The error for a key that is none: what is near, and what the section has."""
+    keys = train_keys(method)
+    section, _, leaf = key.rpartition(".")
+    where = f" of credit={method}" if section == "credit" else ""
+    if any(known.startswith(key + ".") for known in keys):
+        return ConfigError(
+            f"{key} is a section, not a key: set one of {_list(k for k in keys if k.startswith(key + '.'))}"
+        )
+    siblings = [known for known in keys if section and known.startswith(section + ".")]
+    near = get_close_matches(key, siblings or keys, n=1, cutoff=0.5) or get_close_matches(key, keys, n=1, cutoff=0.5)
+    if not near:
+        near = [k for k in keys if k.rpartition(".")[2] == leaf][:1]
+    hint = f"; did you mean {near[0]}?" if near else "."
+    if siblings:
+        return ConfigError(f"{key} is no key{where}{hint} Its keys: {_list(s[len(section) + 1 :] for s in siblings)}")
+    return ConfigError(f"{key} is no key{hint} Sections: {_list(TrainConfig.model_fields)}")
+
+
+def as_sentence(error: ValidationError, method: str) -> ConfigError:
+    """The first of pydantic's complaints as a sentence, with the number of others."""
+    complaints = error.errors()
+    first = complaints[0]
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    key = _key(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{refuse_unknown(key, method)}{more}")
+    if first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        return ConfigError(f"{key}: {text}{more}" if key else f"{text}{more}")
+    wanted = first["msg"].removeprefix("Input should be ").replace("a valid ", "a ").partition(", unable to parse")[0]
+    return ConfigError(f"{key}: expected {wanted}, got {_shown(first['input'])}{more}")
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    """A dotted key; pydantic names the union's tag after `credit`, which is no part of the key."""
+    parts = [str(part) for part in loc]
+    if len(parts) > 2 and parts[0] == "credit" and parts[1] in CREDIT_METHODS:
+        del parts[1]
+    return ".".join(parts)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,59 @@
+"""`capo-ray submit`: the `ray job submit` line for a training run, printed and run; nothing hidden behind it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from capo_ray.cli.compose import compose_train
+from capo_ray.protocols import RunFailed
+
+HELP = """run `capo-ray train` as a job on a Ray cluster
+
+The overrides are checked here first, then `ray job submit … -- python -m capo_ray train …` is printed and run. The
+cluster's own token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is used by Ray; it is never printed."""
+EXCLUDES = '{"excludes": [".git", ".venv", "runs", "outputs"]}'
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("overrides", nargs="*", metavar="override", help="as for capo-ray train")
+    parser.add_argument(
+        "--address", default="", help="http://host:8265; without it RAY_API_SERVER_ADDRESS or this node"
+    )
+    parser.add_argument("--working-dir", default="", help="send this checkout along (needs an absolute run.dir)")
+    parser.add_argument("--submission-id", default="", help="name of the job")
+    parser.add_argument("--python", default="python", help="interpreter on the cluster that has capo-ray")
+    parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    parser.add_argument("--print", action="store_true", help="print the line and do nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code of `ray job submit`: not 0 where the job failed."""
+    command = build_command(args)
+    print(shlex.join(["ray", *command[1:]]), flush=True)
+    if args.print:
+        return 0
+    if not Path(command[0]).is_file():
+        raise RunFailed(f"expected Ray's command line at {command[0]}, found none; install with make install")
+    return subprocess.run(command, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}).returncode
+
+
+def build_command(args: argparse.Namespace) -> list[str]:
+    """The words of `ray job submit` for checked overrides."""
+    config = compose_train(args.overrides)
+    if args.working_dir and not Path(config.run.dir).is_absolute():
+        raise RunFailed(
+            f"--working-dir runs the job in a temporary copy, so run.dir must be absolute (got {config.run.dir}); "
+            "add run.dir=/shared/runs"
+        )
+    command = [str(Path(sys.executable).parent / "ray"), "job", "submit"]
+    command += ["--address", args.address] if args.address else []
+    command += ["--submission-id", args.submission_id] if args.submission_id else []
+    command += ["--working-dir", args.working_dir, "--runtime-env-json", EXCLUDES] if args.working_dir else []
+    command += ["--no-wait"] if args.no_wait else []
+    return [*command, "--", args.python, "-m", "capo_ray", "train", *args.overrides]

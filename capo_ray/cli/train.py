@@ -1,0 +1,49 @@
+"""`capo-ray train`: compose, check, then run; or only tell what would run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from capo_ray.cli.compose import GROUPS, compose_train, list_choices
+
+HELP = """train a policy with reinforcement learning and step-level credit
+
+Overrides are group=choice (credit=grpo), key=value (learner.lr=1e-5, no + needed), and resume=RUN.
+A model or critic is a choice, a Hugging Face directory or a hub name (model=/any/directory)."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments, and the choices that exist."""
+    parser.add_argument("overrides", nargs="*", metavar="override", help="group=choice or key=value")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print configuration, placement, batch and memory; start nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as JSON")
+    choices = [f"  {group:<11}{', '.join(list_choices(group))}" for group in GROUPS if list_choices(group)]
+    examples = (
+        "capo-ray train credit=grpo",
+        "capo-ray train credit.vote=intersection critic.num_votes=8",
+        "capo-ray train resume=runs/latest run.num_updates=80",
+        "capo-ray train model=/any/directory --dry-run",
+    )
+    more = [f"         {example}" for example in examples]
+    parser.epilog = "\n".join(["choices:", *choices, "", str(parser.epilog), *more])
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code of the run, or 0 once its plan is printed."""
+    if args.json and not args.dry_run:
+        raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
+    config = compose_train(args.overrides)
+    if args.dry_run:
+        from capo_ray.cli import plan
+
+        print(json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config))
+        return 0
+    from capo_ray.cli.checks import check_train
+
+    check_train(config)
+    from capo_ray.place.train import run as run_training
+
+    return run_training(config)

@@ -1,0 +1,171 @@
+"""`capo-ray verify`: verdicts on a JSONL of answers and responses, streamed in input order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from capo_ray.protocols import PartLost, RunFailed
+
+if TYPE_CHECKING:
+    from capo_ray.types import Verdict
+    from capo_ray.verifiers import VerifierPool
+
+HELP = "compare final answers: {answer, response} per line in, {reward, reason, extracted} per line out"
+WINDOW = 256  # lines on their way at once; also what a reader that stops reading can hold up
+MAX_LINE_BYTES = 16 << 20
+QUIET_S = 2.0
+Row = dict[str, Any]
+Done = asyncio.Task[tuple["Verdict", ...]] | Row
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments and the example."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n"
+        """  echo '{"answer": "1/2", "response": "The answer is 0.5."}' | capo-ray verify --input -\n"""
+        """  {"reward": 1, "reason": "right", "extracted": "0.5"}\n\n"""
+        "reward is 1 right, 0 wrong or no answer, null undecided (time-out, crash, refused).\n"
+        "exit codes: 0 every line judged or undecided; 1 a line did not fit (named on standard error, null in place)"
+    )
+    parser.add_argument("--input", required=True, metavar="PAIRS.jsonl", help="file, or - for standard input")
+    parser.add_argument("--kind", default="math", choices=("math", "exact", "choice", "custom"), help="default: math")
+    parser.add_argument("--path", default="", metavar="MODULE:FUNCTION", help="the function of --kind custom")
+    parser.add_argument("--timeout", type=float, default=None, metavar="S", help="seconds for one pair")
+    parser.add_argument("--processes", type=int, default=None, metavar="N", help="child processes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when every line was a pair, 1 when one was not."""
+    from pydantic import ValidationError
+
+    from capo_ray.config.sections import VerifierConfig
+    from capo_ray.verifiers import VerifierPool
+
+    given = {"kind": args.kind, "path": args.path, "timeout_s": args.timeout, "num_processes": args.processes}
+    try:
+        config = VerifierConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise RunFailed(
+            "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".strip(": ")
+                for e in error.errors()
+            )
+        ) from None
+    try:
+        source = sys.stdin.buffer if args.input == "-" else open(args.input, "rb")  # noqa: SIM115  ends with the process
+    except OSError as error:
+        raise RunFailed(f"expected a file of JSON lines or -, got {args.input}: {error.strerror}") from None
+    with VerifierPool(config) as pool:
+        try:
+            return asyncio.run(_stream(pool, cast(IO[bytes], source)))
+        except PartLost as error:
+            raise RunFailed(str(error)) from None
+
+
+async def _stream(pool: VerifierPool, source: IO[bytes]) -> int:
+    """Judge line after line with `WINDOW` of them on their way; the exit code."""
+    waiting: deque[Done] = deque()
+    progress = _Progress()
+    refused = number = 0
+    while True:
+        read = asyncio.get_running_loop().run_in_executor(None, _read_line, source)
+        while waiting and not read.done() and _is_done(waiting[0]):
+            await _print_first(waiting, progress)
+        while waiting and not read.done():  # a slow producer must not hold back what is judged
+            first = waiting[0]
+            await asyncio.wait({read} | ({first} if isinstance(first, asyncio.Task) else set()),
+                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            if _is_done(first):
+                await _print_first(waiting, progress)
+        line = await read
+        if line is None:
+            break
+        number += 1
+        pair = _to_pair(line, number)
+        if pair is None:
+            continue
+        if isinstance(pair, str):
+            refused += 1
+            print(f"capo-ray verify: {pair}", file=sys.stderr)
+            waiting.append({"reward": None, "reason": pair, "extracted": None})
+        else:
+            waiting.append(asyncio.ensure_future(pool.verify(pair[0], [pair[1]])))
+        while len(waiting) >= WINDOW:
+            await _print_first(waiting, progress)
+    while waiting:
+        await _print_first(waiting, progress)
+    progress.end()
+    return 1 if refused else 0
+
+
+def _is_done(item: Done) -> bool:
+    return not isinstance(item, asyncio.Task) or item.done()
+
+
+async def _print_first(waiting: deque[Done], progress: _Progress) -> None:
+    """Print the oldest line's verdict as soon as it is there."""
+    item = waiting.popleft()
+    if isinstance(item, asyncio.Task):
+        (verdict,) = await item
+        item = {"reward": verdict.reward, "reason": verdict.reason, "extracted": verdict.extracted}
+    sys.stdout.write(json.dumps(item) + "\n")
+    sys.stdout.flush()
+    progress.count()
+
+
+def _read_line(source: IO[bytes]) -> bytes | None:
+    """The next line, cut one byte above the limit (its rest is read and dropped), or None at the end."""
+    line = source.readline(MAX_LINE_BYTES + 1)
+    if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+        while (rest := source.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+            pass
+    return line or None
+
+
+def _to_pair(line: bytes, number: int) -> tuple[str, str] | str | None:
+    """The pair of a line, what is wrong with the line, or None for an empty one."""
+    if len(line) > MAX_LINE_BYTES:
+        return f"line {number}: expected at most {MAX_LINE_BYTES >> 20} MiB; cut the response"
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"line {number}: expected a JSON object, got {str(error)[:120]}"
+    if not isinstance(row, dict):
+        return f"line {number}: expected a JSON object, got {type(row).__name__}"
+    for name in ("answer", "response"):
+        if not isinstance(row.get(name), str):
+            got = type(row[name]).__name__ if name in row else "nothing"
+            return f"line {number}: expected a string in {name!r}, got {got}"
+    return row["answer"], row["response"]
+
+
+class _Progress:
+    """A count on standard error, only for a person who has waited more than `QUIET_S`."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._done = 0
+        self._shown = False
+        self._write: Callable[[str], object] | None = sys.stderr.write if sys.stderr.isatty() else None
+
+    def count(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if self._write and now - self._start > QUIET_S and now - self._last > 0.5:
+            self._last, self._shown = now, True
+            self._write(f"\r{self._done} lines judged, {self._done / (now - self._start):.0f}/s ")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._shown and self._write:
+            self._write("\n")

@@ -1,0 +1,16 @@
+"""Credit: turns a judged group into one advantage per response token, before the learner, which never knows how.
+
+    Group (verdicts, steps, evidence) --rule(config)--> GroupCredit (advantages [G][T])
+
+A method is one file here, one config class, one line in `CREDIT_RULES`, one test with numbers made by hand.
+Invariants: a rule is pure; permuting siblings permutes advantages; an invalid verdict counts for nothing and gets
+zeros; a group whose rewards are all equal gets zeros, never NaN.
+"""
+
+from capo_ray.credit.audit import audit
+from capo_ray.credit.capabilities import capability_matrix
+from capo_ray.credit.reinforce_pp import scale_batch
+from capo_ray.credit.rows import EvidenceError
+from capo_ray.credit.table import CREDIT_RULES, assign_credit
+
+__all__ = ["CREDIT_RULES", "EvidenceError", "assign_credit", "audit", "capability_matrix", "scale_batch"]

@@ -1,0 +1,80 @@
+"""ACPO: steps weighed by what they add to the answer's likelihood; the outcome alone fixes the sign.
+
+    I_k = l_k - l_(k-1)                       l_k: mean logprob of the reference answer after k steps
+    c_k = clip(1 + beta z(I_k), 0.1, 2), rescaled so that sum_k |s_k| c_k = T
+    R_t = r c_step(t);  A_t = (R_t - mean) / std of the outcomes, never across the sign of the response's own advantage
+
+This is our own definition: only the abstract of arXiv 2510.08899 could be read, which names a factorised reward, an
+attribution by mutual information and two stages but gives no formula that we know of. z is taken over the steps of one
+response. A wrong answer has R_t = 0 everywhere, so its blame is even: a step that made the right answer likelier must
+not be blamed more for it. From `stage2_from` on, R is multiplied by 1 + kappa (p - mean p of the group),
+p = exp(l_K) being the likelihood per token of the reference answer after the whole response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from capo_ray.config.credit import AcpoConfig
+from capo_ray.credit import rows as r
+from capo_ray.credit.statistics import centre_scalars, mean, standardise_scalars, std
+from capo_ray.types import Group, GroupCredit, Judged, Span
+
+LOWEST, HIGHEST = 0.1, 2.0
+
+
+def acpo(group: Group, config: AcpoConfig, progress: float = 0.0) -> GroupCredit:
+    """The credit of a group whose valid members all have `answer_logprobs` [K+1]."""
+    weights = r.response_weights(group)
+    plain = r.outcome_rewards(group)
+    signs = centre_scalars(plain, weights)
+    outcomes = [o * c for o, c in zip(plain, confidences(group, config, progress), strict=True)]
+    factors = [
+        weigh_steps(m, config) if w else [0.0] * len(m.steps) for m, w in zip(group.members, weights, strict=True)
+    ]
+    rewards = [
+        [outcome * c for c in r.spread_over_tokens(member.steps, row)]
+        for outcome, member, row in zip(outcomes, group.members, factors, strict=True)
+    ]
+    scalars = [[outcome] for outcome in outcomes]
+    centre, scale = mean(scalars, weights), std(scalars, weights)
+    advantages = [
+        [_same_sign(x - centre, sign) / scale if sign else 0.0 for x in row]
+        for sign, row in zip(signs, rewards, strict=True)
+    ]
+    return r.to_group_credit(group, advantages, rewards)
+
+
+def weigh_steps(member: Judged, config: AcpoConfig) -> list[float]:
+    """[K]: c_k, of mean 1 over the tokens of the response."""
+    scores = r.require(member.evidence.answer_logprobs, len(member.steps) + 1, "answer_logprobs", "acpo")
+    gains = [after - before for before, after in pairwise(scores)]
+    return factors_of(gains, member.steps, config.beta)
+
+
+def factors_of(gains: Sequence[float], steps: Sequence[Span], beta: float) -> list[float]:
+    """clip(1 + beta z(gain), 0.1, 2) per step, rescaled to mean 1 over the tokens."""
+    lengths = [end - start for start, end in steps]
+    raw = [min(HIGHEST, max(LOWEST, 1.0 + beta * z)) for z in standardise_scalars(gains, [1.0] * len(gains))]
+    total = math.fsum(n * c for n, c in zip(lengths, raw, strict=True))
+    return [c * sum(lengths) / total for c in raw]
+
+
+def confidences(group: Group, config: AcpoConfig, progress: float) -> list[float]:
+    """[G]: what stage 2 multiplies each outcome by; 1 in stage 1."""
+    weights = r.response_weights(group)
+    if progress < config.stage2_from or not config.kappa:
+        return [1.0] * len(weights)
+    likelihoods = [
+        math.exp(r.require(m.evidence.answer_logprobs, len(m.steps) + 1, "answer_logprobs", "acpo")[-1]) if w else 0.0
+        for m, w in zip(group.members, weights, strict=True)
+    ]
+    average = mean([[p] for p in likelihoods], weights)
+    return [1.0 + config.kappa * (p - average) for p in likelihoods]
+
+
+def _same_sign(value: float, reference: float) -> float:
+    """`value`, or 0 where its sign is not that of `reference`."""
+    return value if value * reference > 0 else 0.0

@@ -1,0 +1,80 @@
+"""CAPO: the critics' vote on each step is taken off the outcome reward of its tokens (arXiv 2508.02298).
+
+    R_t = r * W_whole - w_step(t) * W_process (+ w_format)                                              (eq. 1)
+    A_t = (R_t - mean) / std over all tokens of all valid responses of the group, population std        (eq. 2)
+
+Our choices, where the paper is silent: population std; abstention of invalid critiques and the quorum; where w_format
+enters; the ramp of W_process; every normalisation but `pooled`; `keep_outcome_sign`.
+"""
+
+from __future__ import annotations
+
+from capo_ray.config.credit import CapoConfig
+from capo_ray.credit import rows as r
+from capo_ray.credit.statistics import leave_one_out, standardise
+from capo_ray.types import Group, GroupCredit, Judged
+from capo_ray.votes import step_weights
+
+
+def capo(group: Group, config: CapoConfig, progress: float = 0.0) -> GroupCredit:
+    """The credit of a judged group; responses with fewer valid critiques than the quorum keep their outcome alone."""
+    blame = [weigh_steps(member, config) for member in group.members]
+    w_process = w_process_at(config, progress)
+    outcome = r.spread_over_responses(group, [outcome_part(member, config) for member in group.members])
+    process = [
+        [-w_process * w for w in r.spread_over_tokens(member.steps, weights)]
+        for member, weights in zip(group.members, blame, strict=True)
+    ]
+    rewards = [[o + p for o, p in zip(*pair, strict=True)] for pair in zip(outcome, process, strict=True)]
+    advantages = normalise(group, config, outcome, process, rewards)
+    if config.keep_outcome_sign:
+        advantages = keep_outcome_sign(group, advantages)
+    return r.to_group_credit(group, advantages, rewards, blame)
+
+
+def weigh_steps(member: Judged, config: CapoConfig) -> tuple[float, ...]:
+    """[K]: how wrong each step is held to be; zeros below the quorum."""
+    flagged = r.valid_flags(member)
+    if len(flagged) < config.quorum:
+        return (0.0,) * len(member.steps)
+    return step_weights(flagged, len(member.steps), config.vote)
+
+
+def w_process_at(config: CapoConfig, progress: float) -> float:
+    """W_process at this share of the run: it grows linearly from 0 over the first `ramp_frac` of it."""
+    if config.ramp_frac == 0.0:
+        return config.w_process
+    return config.w_process * min(1.0, max(0.0, progress) / config.ramp_frac)
+
+
+def outcome_part(member: Judged, config: CapoConfig) -> float:
+    """What every token of a response is given: r * W_whole, and w_format where an answer could be extracted."""
+    in_format = member.verdict.extracted is not None
+    return float(member.verdict.reward or 0) * config.w_whole + (config.w_format if in_format else 0.0)
+
+
+def normalise(
+    group: Group,
+    config: CapoConfig,
+    outcome: list[list[float]],
+    process: list[list[float]],
+    rewards: list[list[float]],
+) -> list[list[float]]:
+    """[G][T]: token rewards as advantages; zeros where all of them are equal."""
+    weights = r.row_weights(group, config.weighting)
+    if config.normalisation == "pooled":
+        return standardise(rewards, weights)
+    if config.normalisation == "leave_one_out":
+        return leave_one_out(rewards, weights)
+    # Standardising takes the scale off each part, so the ratio of the two weights is put back on the process part.
+    scale = config.w_process / config.w_whole
+    parts = zip(standardise(outcome, weights), standardise(process, weights), strict=True)
+    return [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
+
+
+def keep_outcome_sign(group: Group, advantages: list[list[float]]) -> list[list[float]]:
+    """[G][T]: advantages with those set to 0 that would lower a token of a right answer or raise one of a wrong one."""
+    return [
+        [max(a, 0.0) if member.verdict.reward else min(a, 0.0) for a in row]
+        for member, row in zip(group.members, advantages, strict=True)
+    ]

@@ -1,0 +1,31 @@
+"""GRPO-GenORM: the critics' overall verdict beside the rule's, one number a response (baseline of arXiv 2508.02298).
+
+    R_i = sigmoid(alpha * m_i) + (beta * r_i - 1)
+
+Our choices, where the paper is silent: m_i is the mean of the overall verdicts as +1 (right) and -1 (wrong) and 0
+without any; alpha and beta.
+"""
+
+from __future__ import annotations
+
+import math
+
+from capo_ray.config.credit import GenormConfig
+from capo_ray.credit import rows as r
+from capo_ray.credit.statistics import standardise_scalars
+from capo_ray.types import Group, GroupCredit, Judged
+
+
+def grpo_genorm(group: Group, config: GenormConfig, progress: float = 0.0) -> GroupCredit:
+    """A_i = (R_i - mean) / std over the valid responses."""
+    rewards = [
+        1.0 / (1.0 + math.exp(-config.alpha * mean_overall(member))) + config.beta * reward - 1.0
+        for reward, member in zip(r.outcome_rewards(group), group.members, strict=True)
+    ]
+    return r.to_outcome_credit(group, standardise_scalars(rewards, r.response_weights(group)), rewards)
+
+
+def mean_overall(member: Judged) -> float:
+    """The mean of the overall verdicts that were given, right as 1 and wrong as -1; 0.0 without any."""
+    words = [critique.overall for critique in member.evidence.critiques if critique.overall is not None]
+    return sum(1 if word else -1 for word in words) / len(words) if words else 0.0

@@ -1,0 +1,35 @@
+"""iStar: implicit step rewards beside the episode's, each with its own group advantage (arXiv 2509.19199).
+
+r_k = sum of the token rewards of step k        token rewards: beta (log pi_phi - log pi_old), from a trained model
+A_t = (outcome, leave-one-out) + w_step (r_step(t) - mean over all steps of the other responses)
+"""
+
+from __future__ import annotations
+
+import math
+
+from capo_ray.config.credit import IstarConfig
+from capo_ray.credit import rows as r
+from capo_ray.credit.statistics import leave_one_out, leave_one_out_scalars
+from capo_ray.types import Group, GroupCredit
+
+
+def istar(group: Group, config: IstarConfig, progress: float = 0.0) -> GroupCredit:
+    """The credit of a group whose valid members all have `token_rewards` [T]."""
+    weights = r.response_weights(group)
+    step_rewards: list[list[float]] = []
+    for member, w in zip(group.members, weights, strict=True):
+        if not w:
+            step_rewards.append([0.0] * len(member.steps))
+            continue
+        tokens = r.require(member.evidence.token_rewards, member.num_tokens, "token_rewards", "istar")
+        step_rewards.append([math.fsum(tokens[start:end]) for start, end in member.steps])
+    shifted = leave_one_out(step_rewards, weights)
+    outcomes = r.outcome_rewards(group)
+    advantages, rewards = [], []
+    parts = zip(group.members, leave_one_out_scalars(outcomes, weights), shifted, outcomes, step_rewards, strict=True)
+    for member, outcome_advantage, step_advantages, outcome, own in parts:
+        spread = r.spread_over_tokens(member.steps, step_advantages)
+        advantages.append([outcome_advantage + config.w_step * x for x in spread])
+        rewards.append([outcome + config.w_step * x for x in r.spread_over_tokens(member.steps, own)])
+    return r.to_group_credit(group, advantages, rewards)

@@ -1,0 +1,50 @@
+"""MIG: new heights of the answer's likelihood are rewarded on the reasoning, beside the outcome (arXiv 2602.01034).
+
+    h_0 = l_0;  g_k = max(0, l_k - h_(k-1));  h_k = max(h_(k-1), l_k)      l_k: mean logprob of the answer after k steps
+    A_t = z(outcome) + w_gain z(sum_k g_k) [t in a reasoning step]
+
+Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain. The paper's SFT
+term on own right answers with gain is not part of credit and not here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from capo_ray.config.credit import MigConfig
+from capo_ray.credit import rows as r
+from capo_ray.credit.statistics import standardise_scalars
+from capo_ray.types import Group, GroupCredit
+
+
+def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
+    """The credit of a group whose valid members all have `answer_logprobs` [K+1]."""
+    weights = r.response_weights(group)
+    gains = [
+        math.fsum(watermark_gains(r.require(m.evidence.answer_logprobs, len(m.steps) + 1, "answer_logprobs", "mig")))
+        if w
+        else 0.0
+        for m, w in zip(group.members, weights, strict=True)
+    ]
+    outcomes = r.outcome_rewards(group)
+    pairs = zip(standardise_scalars(outcomes, weights), standardise_scalars(gains, weights), strict=True)
+    shares = [[1.0] * (len(m.steps) - 1) + [0.0] * bool(m.steps) for m in group.members]
+    spread = [r.spread_over_tokens(m.steps, share) for m, share in zip(group.members, shares, strict=True)]
+    advantages = [
+        [outcome + config.w_gain * gain * x for x in row] for (outcome, gain), row in zip(pairs, spread, strict=True)
+    ]
+    rewards = [
+        [outcome + config.w_gain * gain * x for x in row]
+        for outcome, gain, row in zip(outcomes, gains, spread, strict=True)
+    ]
+    return r.to_group_credit(group, advantages, rewards)
+
+
+def watermark_gains(scores: Sequence[float]) -> list[float]:
+    """[K]: how far each step lifts the answer's logprob above its highest so far; 0 where it does not."""
+    highest, gains = scores[0], []
+    for score in scores[1:]:
+        gains.append(max(0.0, score - highest))
+        highest = max(highest, score)
+    return gains

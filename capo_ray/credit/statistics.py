@@ -1,0 +1,86 @@
+"""The few sums that every credit rule is made of: numbers in, numbers out.
+
+Sums are exactly rounded (`fsum`), so that the order of siblings cannot change a bit of anyone's advantage.
+A row is one response's tokens; a row weight multiplies each of its tokens (0: the row counts for nothing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Rows = Sequence[Sequence[float]]
+
+
+def mean(rows: Rows, row_weights: Sequence[float]) -> float:
+    """The weighted mean of all entries; 0.0 where nothing has weight."""
+    total = math.fsum(w * len(row) for w, row in zip(row_weights, rows, strict=True))
+    if total == 0.0:
+        return 0.0
+    return math.fsum(w * x for w, row in zip(row_weights, rows, strict=True) if w for x in row) / total
+
+
+def std(rows: Rows, row_weights: Sequence[float]) -> float:
+    """The weighted population standard deviation of all entries; exactly 0.0 where they are all equal."""
+    entries = [x for w, row in zip(row_weights, rows, strict=True) if w for x in row]
+    # Without this, the rounding of the mean of equal entries would be blown up to advantages of +-1.
+    if not entries or min(entries) == max(entries):
+        return 0.0
+    centre = mean(rows, row_weights)
+    return math.sqrt(mean([[(x - centre) ** 2 for x in row] for row in rows], row_weights))
+
+
+def standardise(rows: Rows, row_weights: Sequence[float]) -> list[list[float]]:
+    """(x - mean) / std for the rows with weight, zeros for the others and where std is 0."""
+    centre, scale = mean(rows, row_weights), std(rows, row_weights)
+    if scale == 0.0:
+        return [[0.0] * len(row) for row in rows]
+    return [[(x - centre) / scale if w else 0.0 for x in row] for w, row in zip(row_weights, rows, strict=True)]
+
+
+def leave_one_out(rows: Rows, row_weights: Sequence[float]) -> list[list[float]]:
+    """x - mean of the other rows' entries for the rows with weight; zeros where there is no other row with weight."""
+    if std(rows, row_weights) == 0.0:
+        return [[0.0] * len(row) for row in rows]
+    sums = [w * math.fsum(row) for w, row in zip(row_weights, rows, strict=True)]
+    sizes = [w * len(row) for w, row in zip(row_weights, rows, strict=True)]
+    result: list[list[float]] = []
+    for i, row in enumerate(rows):
+        others = math.fsum(size for j, size in enumerate(sizes) if j != i)
+        if not row_weights[i] or others == 0.0:
+            result.append([0.0] * len(row))
+            continue
+        baseline = math.fsum(x for j, x in enumerate(sums) if j != i) / others
+        result.append([x - baseline for x in row])
+    return result
+
+
+def standardise_scalars(xs: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """As `standardise`, for one number per response."""
+    return [row[0] for row in standardise([[x] for x in xs], weights)]
+
+
+def centre_scalars(xs: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """x - mean for the responses with weight, zeros for the others and where all of them are equal."""
+    rows = [[x] for x in xs]
+    if std(rows, weights) == 0.0:
+        return [0.0] * len(xs)
+    middle = mean(rows, weights)
+    return [x - middle if w else 0.0 for x, w in zip(xs, weights, strict=True)]
+
+
+def leave_one_out_scalars(xs: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """As `leave_one_out`, for one number per response."""
+    return [row[0] for row in leave_one_out([[x] for x in xs], weights)]
+
+
+def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's correlation, or None where one of the two does not vary."""
+    if len(xs) < 2 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    mean_x, mean_y = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
+    cov = math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    var_x = math.fsum((x - mean_x) ** 2 for x in xs)
+    var_y = math.fsum((y - mean_y) ** 2 for y in ys)
+    # Underflow of tiny variations counts as none.
+    return cov / math.sqrt(var_x * var_y) if var_x * var_y > 0.0 else None

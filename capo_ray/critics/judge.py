@@ -1,0 +1,118 @@
+"""An LLM critic behind a text engine.
+
+rubric, question, reference  |  tagged steps   ->  prompt ids  ->  engine.stream(n = missing votes)  ->  replies
+shared by the siblings          one response        one prefill for all its votes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
+
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics.grammar import verdict_regex
+from capo_ray.critics.panel import Asking, Panel, Reply
+from capo_ray.critics.store import CritiqueStore
+from capo_ray.prompts import build_critic_prompt, load_rubric
+from capo_ray.protocols import Sampling, TextEngine, Tokenizer
+from capo_ray.types import Completion
+
+MIN_ANSWER_TOKENS = 16
+"""A prompt that leaves less room than this (or than `max_tokens`) is not asked."""
+
+
+class EngineSource:
+    """Votes sampled by an engine that holds the critic."""
+
+    def __init__(
+        self, engine: TextEngine, tokenizer: Tokenizer, config: CriticConfig, *, greedy: bool, model: str
+    ) -> None:
+        self._engine, self._tokenizer, self._config = engine, tokenizer, config
+        self._rubric = load_rubric(config.rubric)
+        self._temperature = 0.0 if greedy else config.temperature
+        self._top_p = 1.0 if self._temperature == 0 else config.top_p
+        self.model = model
+        self.sampling: dict[str, object] = {
+            "temperature": self._temperature,
+            "top_p": self._top_p,
+            "max_tokens": config.max_tokens,
+            "constrain": config.constrain,
+            "chat": config.chat_template,
+        }
+
+    async def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+        """The replies as each ends; closing this aborts the others. Raises `ValueError` on a prompt too long."""
+        prompt = build_critic_prompt(
+            self._tokenizer,
+            rubric=self._config.rubric,
+            question=asking.problem.prompt,
+            solution=asking.problem.solution,
+            steps=asking.steps,
+            chat=self._config.chat_template,
+        )
+        sampling = self._to_sampling(asking, len(prompt), num_votes, num_held)
+        stream = cast("AsyncGenerator[Completion, None]", self._engine.stream(prompt, sampling))
+        async with _closing(stream) as completions:
+            async for completion in completions:
+                yield Reply(
+                    text=completion.text,
+                    truncated=completion.finish != "stop",
+                    prompt_tokens=len(prompt),
+                    output_tokens=len(completion.token_ids),
+                    seed=sampling.seed,
+                    failure="aborted" if completion.finish == "aborted" else "",
+                )
+
+    def _to_sampling(self, asking: Asking, prompt_tokens: int, num_votes: int, num_held: int) -> Sampling:
+        config = self._config
+        room = config.max_model_len - prompt_tokens
+        if room < min(MIN_ANSWER_TOKENS, config.max_tokens):
+            raise ValueError(
+                f"the critic's prompt must leave room for an answer in critic.max_model_len={config.max_model_len} "
+                f"tokens (prompt has {prompt_tokens})"
+            )
+        return Sampling(
+            temperature=self._temperature,
+            top_p=self._top_p,
+            max_tokens=min(config.max_tokens, room),
+            n=num_votes,
+            # Votes already held were drawn under another seed, so that none is drawn twice.
+            seed=_seed(asking.key, num_held) if self._temperature > 0 else None,
+            regex=verdict_regex(len(asking.steps), self._rubric.name) if config.constrain else None,
+        )
+
+
+class Judge(Panel):
+    """`protocols.Judge`: an LLM critic in this process's engine."""
+
+    def __init__(
+        self,
+        engine: TextEngine,
+        tokenizer: Tokenizer,
+        config: CriticConfig,
+        *,
+        vote: str,
+        quorum: int,
+        model_revision: str,
+        store: CritiqueStore | None = None,
+    ) -> None:
+        source = EngineSource(engine, tokenizer, config, greedy=vote == "greedy", model=model_revision)
+        super().__init__(source, config, vote=vote, quorum=quorum, store=store)
+
+
+def _seed(key: str, num_held: int) -> int:
+    """A seed (31 bits) fixed by the request and the number of its votes already held."""
+    return int.from_bytes(hashlib.sha256(f"{key}/{num_held}".encode()).digest()[:4], "big") >> 1
+
+
+@contextlib.asynccontextmanager
+async def _closing(stream: AsyncGenerator[Completion, None]) -> AsyncIterator[AsyncIterator[Completion]]:
+    """The stream, closed at the end where it can be (a plain iterator has nothing to abort)."""
+    try:
+        yield stream
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()

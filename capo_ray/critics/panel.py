@@ -1,0 +1,221 @@
+"""The way of a group through a critic: each distinct response once, each vote once, and no vote too many.
+
+    responses -> distinct ones -> store -> source (k votes, one prefill) -> parse -> decided? stop : next vote
+                                                   deadline of the group: what is not in is invalid
+
+Invariant: every response gets an answer within the group's deadline; a vote that failed is invalid and says why. Early
+stop is exact: it never changes what the vote makes of a step (`votes.is_decided`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics.parse import parse_critique
+from capo_ray.critics.store import CritiqueStore, request_key
+from capo_ray.critics.tally import Tally
+from capo_ray.prompts import load_rubric
+from capo_ray.protocols import JudgeRequest, PartTimeout
+from capo_ray.types import Critique, Problem, Provenance
+from capo_ray.votes import is_decided
+
+FAILED = "failed: "
+GRACE_S = 5.0
+"""How long a cancelled request may take to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One response put to a critic: what identifies the request, and what the source needs to send it."""
+
+    problem: Problem
+    steps: tuple[str, ...]
+    key: str
+    """Content hash of everything that shapes the answers, the vote's index excepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a critic."""
+
+    text: str
+    truncated: bool = False
+    output_tokens: int = 0
+    prompt_tokens: int = 0
+    seed: int | None = None
+    failure: str = ""
+    """Why there is no answer; such a reply is never stored."""
+
+
+class VoteSource(Protocol):
+    """Where votes come from; `votes` yields up to `num_votes` replies as each ends, and closing it aborts the rest."""
+
+    model: str
+    sampling: dict[str, object]
+
+    def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+        """Replies beside the `num_held` already held; raises `ValueError` on a response that cannot be asked about."""
+
+
+@dataclass
+class _Hearing:
+    """The votes on one response as they come in."""
+
+    asking: Asking
+    num_votes: int
+    held: list[Critique] = field(default_factory=list)
+    fresh: list[Critique] = field(default_factory=list)
+    failure: str = "deadline"
+
+    @property
+    def num_in(self) -> int:
+        return len(self.held) + len(self.fresh)
+
+    @property
+    def flagged(self) -> list[frozenset[int]]:
+        return [c.flagged for c in (*self.held, *self.fresh) if c.flagged is not None]
+
+
+class Panel:
+    """`protocols.Judge` over a source of votes."""
+
+    def __init__(
+        self, source: VoteSource, config: CriticConfig, *, vote: str, quorum: int, store: CritiqueStore | None = None
+    ) -> None:
+        self._source, self._config, self._store = source, config, store
+        self._vote, self._quorum = vote, quorum
+        self._rubric = load_rubric(config.rubric)
+        self._tally = Tally()
+
+    async def critique(
+        self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
+    ) -> tuple[tuple[Critique, ...], ...]:
+        """Up to `num_votes` critiques of each response, in vote order; fewer where the vote was already decided.
+
+        `vote=greedy` takes one, at temperature 0. Identical responses share theirs. Raises `PartLost` only.
+        """
+        if not responses:
+            return ()
+        num_votes = 1 if self._vote == "greedy" else num_votes
+        hearings = {r.steps: _Hearing(self._ask(problem, r.steps), num_votes) for r in responses}
+        tasks = [asyncio.create_task(self._hear(hearing)) for hearing in hearings.values()]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self._config.deadline_s, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await _end(tasks)
+        lost = [error for task in done if (error := task.exception()) is not None]
+        if lost:
+            for hearing in hearings.values():
+                self._number(hearing)
+            raise lost[0]
+        results = {steps: self._close(hearing) for steps, hearing in hearings.items()}
+        self._tally.add_group(len(responses), len(results))
+        return tuple(results[r.steps] for r in responses)
+
+    def stats(self) -> dict[str, float]:
+        """The critic's figures, `critic/…`: totals since the start, shares and means over recent responses."""
+        return self._tally.figures()
+
+    def _ask(self, problem: Problem, steps: tuple[str, ...]) -> Asking:
+        if problem.solution and not self._config.show_solution:
+            problem = replace(problem, solution=None)
+        key = request_key(problem, steps, self._rubric.text, self._source.model, self._source.sampling)
+        return Asking(problem, steps, key)
+
+    async def _hear(self, hearing: _Hearing) -> None:
+        asking = hearing.asking
+        if self._store is not None:
+            hearing.held = self._store.read(asking.key, hearing.num_votes)
+        if self._is_over(hearing):
+            return
+        missing, started = hearing.num_votes - hearing.num_in, time.monotonic()
+        try:
+            async with contextlib.aclosing(self._source.votes(asking, missing, len(hearing.held))) as replies:
+                async for reply in replies:
+                    hearing.fresh.append(self._read(asking, reply, time.monotonic() - started))
+                    if self._is_over(hearing):
+                        break
+                else:
+                    hearing.failure = "not answered"
+        except PartTimeout as error:
+            hearing.failure = f"deadline: {error}"
+        except ValueError as error:
+            hearing.failure = f"not asked: {error}"
+
+    def _is_over(self, hearing: _Hearing) -> bool:
+        remaining = hearing.num_votes - hearing.num_in
+        if remaining <= 0:
+            return True
+        if not self._config.early_stop:
+            return False
+        return is_decided(hearing.flagged, remaining, len(hearing.asking.steps), self._vote, self._quorum)
+
+    def _read(self, asking: Asking, reply: Reply, seconds: float) -> Critique:
+        provenance = Provenance(
+            model=self._source.model,
+            prompt_hash=asking.key,
+            vote_index=-1,
+            seed=reply.seed,
+            prompt_tokens=reply.prompt_tokens,
+            output_tokens=reply.output_tokens,
+            seconds=seconds,
+        )
+        if reply.failure:
+            return Critique(None, None, reply.text, FAILED + reply.failure, provenance)
+        flagged, overall, reason = parse_critique(
+            reply.text, len(asking.steps), self._rubric.name, truncated=reply.truncated
+        )
+        return Critique(flagged, overall, reply.text, reason, provenance)
+
+    def _close(self, hearing: _Hearing) -> tuple[Critique, ...]:
+        """The votes in their order, those that are missing as invalid ones."""
+        ended_early = self._is_over(hearing) and hearing.num_in < hearing.num_votes
+        votes = [*hearing.held, *self._number(hearing)]
+        if not ended_early:
+            votes += [self._missing(hearing, i) for i in range(len(votes), hearing.num_votes)]
+        self._tally.add_response(votes, len(hearing.asking.steps), early=ended_early)
+        return tuple(votes)
+
+    def _number(self, hearing: _Hearing) -> list[Critique]:
+        """The fresh votes, stored, in an order that depends on what they say and not on when they came."""
+        order = sorted(hearing.fresh, key=lambda c: (_failed(c), _shuffled(hearing.asking.key, c.text)))
+        fresh = [_numbered(c, len(hearing.held) + i) for i, c in enumerate(order)]
+        if self._store is not None:
+            self._store.write(hearing.asking.key, [c for c in fresh if not _failed(c)])
+        return fresh
+
+    def _missing(self, hearing: _Hearing, index: int) -> Critique:
+        return Critique(None, None, "", hearing.failure, Provenance(self._source.model, hearing.asking.key, index))
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel what still runs and give it a bounded time to leave."""
+    pending = [task for task in tasks if not task.done()]
+    for task in pending:
+        task.cancel()
+    if pending:
+        await asyncio.wait(pending, timeout=GRACE_S)
+
+
+def _failed(critique: Critique) -> bool:
+    """Whether this is the absence of an answer (and not an unreadable one)."""
+    return critique.reason.startswith(FAILED)
+
+
+def _numbered(critique: Critique, index: int) -> Critique:
+    return replace(critique, provenance=replace(critique.provenance, vote_index=index))
+
+
+def _shuffled(key: str, text: str) -> bytes:
+    """A place in the order that is the same every time and favours no kind of text.
+
+    First come or alphabetical order would put the short or the "No" ones first, and bias a smaller k read back later.
+    """
+    return hashlib.sha256(f"{key}\n{text}".encode("utf-8", "replace")).digest()

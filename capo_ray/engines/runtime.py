@@ -1,0 +1,129 @@
+"""How vLLM is set up inside this process: environment first, then the import, then the engine.
+
+Everything that differs between the CPU and a GPU is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.engines.spec import EngineSpec
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+BACKEND = "shared_memory"
+
+
+def on_gpu() -> bool:
+    """Whether this process sees an accelerator that vLLM would use."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def prepare_environment(spec: EngineSpec) -> None:
+    """Set what vLLM and torch read at import; what a user has set stays, except where the engine relies on it."""
+    # The stepping thread must be the only one that moves requests: in process, no engine-core process of vLLM's own.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # It would override kv_cache_gib, and takes whole GiB only.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    os.environ.setdefault("OMP_NUM_THREADS", str(spec.num_threads))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if spec.tensor_parallel == 1:
+        # vLLM opens a rendezvous port even for one worker; nobody beyond this machine needs it.
+        os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+    if Path(spec.model_path).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not on_gpu():
+        # Otherwise the first request for logprobs compiles for seconds.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+        import torch
+
+        if "torch._dynamo" in sys.modules:  # it has read the variable already
+            sys.modules["torch._dynamo"].config.disable = os.environ["TORCH_COMPILE_DISABLE"] == "1"
+
+        # torch may have been imported before, with another number; more threads than cores cost a factor of 20.
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+
+
+CPU_BATCH_TOKENS = 4096
+
+
+def build_engine(spec: EngineSpec) -> LLMEngine:
+    """The loaded vLLM engine; call on the thread that will step it (a GPU's current device is per thread)."""
+    prepare_environment(spec)
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    args: dict[str, Any] = {
+        "model": spec.model_path,
+        "dtype": spec.dtype,
+        "max_model_len": engine_model_len(spec),
+        "max_num_seqs": spec.max_num_seqs,
+        "seed": spec.seed,
+        "tensor_parallel_size": spec.tensor_parallel,
+        "distributed_executor_backend": "uni" if spec.tensor_parallel == 1 else "mp",
+        "trust_remote_code": False,
+        "enable_prefix_caching": True,
+        # The sampled token's logprob under the distribution it was sampled from: temperature, nucleus and grammar in.
+        "logprobs_mode": "processed_logprobs",
+        # A token sampled ahead of its own scheduling could not be told to which version it belongs.
+        "async_scheduling": False,
+        # The canary goes first, whatever waits.
+        "scheduling_policy": "priority",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if on_gpu():
+        args["enforce_eager"] = bool(spec.enforce_eager)
+        args["gpu_memory_utilization"] = spec.gpu_memory_frac
+    else:
+        args["enforce_eager"] = spec.enforce_eager is not False
+        args["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
+        # vLLM cannot take back what a seeded request sampled at the end of a partial prefill, on the CPU: it crashes.
+        args["enable_chunked_prefill"] = False
+        args["max_num_batched_tokens"] = max(CPU_BATCH_TOKENS, engine_model_len(spec))
+    if spec.weight_transport != "none":
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        import capo_ray.engines.transfer  # noqa: F401 - registers the backend in this process
+
+        args["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+        # Imported by worker processes too (tensor_parallel > 1), so that they know the backend.
+        args["worker_extension_cls"] = "capo_ray.engines.transfer.TransferExtension"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM about torch; a user can do nothing about them
+        engine = LLMEngine.from_engine_args(EngineArgs(**args))
+    if spec.weight_transport != "none":
+        engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+    engine.set_weight_version("0")
+    return engine
+
+
+def engine_model_len(spec: EngineSpec) -> int:
+    """One more than `spec.max_model_len` where the model allows it.
+
+    Scoring samples a token that is thrown away, so a sequence of full length needs the room.
+    """
+    config = Path(spec.model_path) / "config.json"
+    if config.is_file():
+        limit = json.loads(config.read_text()).get("max_position_embeddings")
+        if limit is not None and spec.max_model_len >= int(limit):
+            return min(spec.max_model_len, int(limit))
+    return spec.max_model_len + 1
+
+
+def close_engine(engine: LLMEngine) -> None:
+    """Release the workers and their process group."""
+    engine.engine_core.shutdown()
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()

@@ -1,0 +1,36 @@
+"""What an engine is made from. Frozen and cheap: it travels to the actor that will hold the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One vLLM engine. `weight_transport="none"` is for engines whose weights never change (critics)."""
+
+    model_path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_model_len: int = 512
+    """Longest prompt + response, in tokens."""
+    max_num_seqs: int = 128
+    kv_cache_gib: float = 0.5
+    """KV cache on the CPU; fractions work."""
+    gpu_memory_frac: float = 0.85
+    """Share of a GPU's memory for weights and KV cache; not read on the CPU."""
+    tensor_parallel: int = 1
+    seed: int = 0
+    weight_transport: Literal["shared_memory", "none"] = "shared_memory"
+    enforce_eager: bool | None = None
+    """None: eager on the CPU, where compiling costs more than a short run gains, and compiled on a GPU."""
+    num_threads: int = 1
+    """OpenMP threads on the CPU, unless OMP_NUM_THREADS is set already."""
+    deadline_s: float = 600.0
+    """For one request; then it is aborted and `PartTimeout` raised."""
+    start_deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "kv_cache_gib", "tensor_parallel", "deadline_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"EngineSpec.{name} must be > 0 (got {getattr(self, name)})")

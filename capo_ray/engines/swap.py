@@ -1,0 +1,156 @@
+"""One version of the weights for another, between two decode steps.
+
+    verify (engine still serves) | pause: load, forget every cached key and value, score the canary | serve
+
+Invariants: what was verified is what is loaded; no token is sampled with keys and values of older weights; what was
+sampled beside the canary is handed out only once the canary has passed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.engines.stepper import EngineBroken, Job, Stepper
+from capo_ray.protocols import WeightsHandle
+from capo_ray.weights import Canary, Manifest, WeightsRefused, as_bytes, verify_handle
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+_TIED = "lm_head.weight"
+
+
+def verify_for(handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool) -> Manifest:
+    """The handle's manifest, once its bytes and its names, shapes and dtypes were compared with the model's."""
+    manifest = verify_handle(handle)
+    got = {entry.name: entry for entry in manifest.tensors}
+    optional = {_TIED} if tied else set()
+    missing = sorted(set(shapes) - set(got) - optional)
+    extra = sorted(set(got) - set(shapes) - optional)
+    if missing or extra:
+        raise WeightsRefused(
+            f"version {manifest.version} does not hold this model's tensors: missing {missing[:5] or 'none'}, "
+            f"unknown {extra[:5] or 'none'} ({len(missing)} and {len(extra)})"
+        )
+    for name, entry in got.items():
+        if name in shapes and entry.shape != shapes[name]:
+            raise WeightsRefused(f"tensor {name}: expected shape {list(shapes[name])}, got {list(entry.shape)}")
+        if entry.dtype != dtype:
+            raise WeightsRefused(
+                f"tensor {name}: the engine holds {dtype}, got {entry.dtype}; publish in the engine's dtype"
+            )
+    return manifest
+
+
+def checkpoint_shapes(model_path: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the model's safetensors files, from their headers alone."""
+    root = Path(model_path)
+    if not root.is_dir():
+        from huggingface_hub import snapshot_download
+
+        root = Path(snapshot_download(model_path, allow_patterns=["*.safetensors*"], local_files_only=True))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(root.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        shapes |= {name: tuple(info["shape"]) for name, info in header.items() if name != "__metadata__"}
+    if not shapes:
+        raise ValueError(f"{root} must hold *.safetensors files, so that published weights can be compared with them")
+    # Old Llama checkpoints carry this constant; nobody trains it.
+    return {name: shape for name, shape in shapes.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def swap(stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s: float) -> float:
+    """The seconds for which nobody was served. Runs on the stepping thread.
+
+    Raises `WeightsRefused` if the canary fails (every waiting job has then been failed with it), and `EngineBroken` if
+    vLLM could not load verified weights: half-loaded weights cannot be mended.
+    """
+    before = time.perf_counter()
+    restarting = [(job, list(job.pending.values())) for job in stepper.jobs() if job.restarts]
+    for job, _ in restarting:
+        stepper.abort(job)
+    try:
+        _load(stepper, handle, manifest)
+        stepper.engine.set_weight_version(str(manifest.version))
+        stepper.engine.reset_prefix_cache(reset_running_requests=True)
+    except Exception as error:
+        raise EngineBroken(f"vLLM could not load version {manifest.version}: {error!r}") from error
+    stepper.salt = str(manifest.version)
+    for job, indices in restarting:
+        stepper.add(job, indices)
+    held: list[tuple[Job, int, RequestOutput]] = []
+    if manifest.canary is not None:
+        try:
+            _prove(stepper, manifest.canary, manifest.version, before + deadline_s, held)
+        except WeightsRefused as error:
+            for job in dict.fromkeys(job for job, _, _ in held):
+                job.fail(error)
+            stepper.fail_all(error)
+            raise
+    seconds = time.perf_counter() - before
+    for job, index, output in held:
+        job.done(index, output)
+    return seconds
+
+
+def _load(stepper: Stepper, handle: WeightsHandle, manifest: Manifest) -> None:
+    """Drive vLLM's own weight-update interface on every worker."""
+    from capo_ray.engines.transfer import shared_file
+
+    engine = stepper.engine
+    payload = as_bytes(handle.payload)
+
+    def update(**source: Any) -> None:
+        info = {"manifest": handle.manifest, **source}
+        engine.collective_rpc("start_weight_update")
+        engine.collective_rpc("update_weights", kwargs={"update_info": info})
+        engine.collective_rpc("finish_weight_update")
+
+    if engine.vllm_config.parallel_config.world_size == 1:
+        update(payload=payload)
+    else:
+        with shared_file(payload) as path:
+            update(path=path)
+
+
+def _prove(
+    stepper: Stepper,
+    canary: Canary,
+    version: int,
+    deadline: float,
+    held: list[tuple[Job, int, RequestOutput]],
+) -> None:
+    """Score the canary ahead of all else, or raise `WeightsRefused`; what finishes beside it goes to `held`."""
+    from capo_ray.engines.requests import score_params, scored
+
+    answers: list[RequestOutput] = []
+    job = Job([(canary.token_ids, score_params())], lambda _, output: answers.append(output), _ignore, priority=-1)
+    try:
+        stepper.add(job)
+    except ValueError as error:
+        raise WeightsRefused(f"version {version}: the canary cannot be scored ({error})") from error
+    while not answers:
+        if time.perf_counter() > deadline:
+            stepper.abort(job)
+            raise WeightsRefused(f"version {version}: the canary was not scored in time; is the engine overloaded?")
+        for owner, index, output in stepper.step():
+            if owner is job:
+                answers.append(output)
+            else:
+                held.append((owner, index, output))
+    got = scored(answers[0], canary.start)
+    worst = max(abs(a - b) for a, b in zip(got, canary.logprobs, strict=True))
+    if not worst <= canary.tolerance:
+        raise WeightsRefused(
+            f"version {version}: the engine's logprobs of the canary differ from the learner's by {worst:.3g} nats "
+            f"(allowed {canary.tolerance:g}); the weights did not arrive as they were sent"
+        )
+
+
+def _ignore(_: BaseException) -> None:
+    """The canary's own failure is seen by whoever steps."""

@@ -1,0 +1,127 @@
+"""vLLM's weight-transfer interface over host memory: a worker takes one verified payload and loads it.
+
+    start_weight_update -> update_weights(manifest, payload | path) -> finish_weight_update
+
+In one process the payload is handed over as it is; across processes it is a private file in shared memory, mapped by
+each worker. Importing this module registers the backend, in the engine's process and in every worker's.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from capo_ray.engines.runtime import BACKEND
+from capo_ray.weights import iterate_tensors
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """One whole version: its manifest and either the bytes or the path of a file that holds them."""
+
+    manifest: str
+    payload: Any = None
+    path: str | None = None
+
+
+class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads checkpoint-format tensors from host memory, on any platform."""
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        """Nothing to open."""
+
+    def start_weight_update(self) -> None:
+        """Undo the kernels' own weight layouts (prepacked Linear layers on the CPU) so that tensors fit again."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        """Bring the weights back into the kernels' layouts, in the storage that captured graphs know."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            self._repack_heads()
+
+    def _repack_heads(self) -> None:
+        """Pack the embeddings and output heads again.
+
+        The reload skips a layer that is sent no tensor of its own. An output head tied to the embedding is one: its
+        weight is new, but the CPU's matrix product runs on a packed copy, made once. Logits would stay the old head's.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        for layer in self.model.modules():
+            if isinstance(layer, VocabParallelEmbedding) and hasattr(layer, "cpu_linear"):
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one version. The base class synchronises an accelerator, which a CPU does not have."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            import torch
+
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        """Load every tensor, its checksum compared once more on this side of the transport."""
+        if update_info.path is None:
+            self.model.load_weights(iterate_tensors(update_info.manifest, update_info.payload))
+            return
+        with mapped(update_info.path) as payload:
+            self.model.load_weights(iterate_tensors(update_info.manifest, payload))
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+class TransferExtension:
+    """Mixed into vLLM's worker class; its import is what registers the backend in a worker process."""
+
+
+@contextmanager
+def shared_file(payload: np.ndarray[Any, Any]) -> Iterator[str]:
+    """The path of a file, readable by this user only, that holds `payload` until the block ends."""
+    directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    descriptor, path = tempfile.mkstemp(prefix="capo-ray-weights-", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(memoryview(payload))
+        yield path
+    finally:
+        os.unlink(path)
+
+
+@contextmanager
+def mapped(path: str) -> Iterator[np.ndarray[Any, Any]]:
+    """The bytes of a file as a read-only array that lives as long as the block."""
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Not closed here: tensors may still view it, and the last of them releases it.
+    yield np.frombuffer(memory, dtype=np.uint8)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)

@@ -1,0 +1,83 @@
+"""Budgets of what must not go on for ever: groups without credit, failed groups, groups without a critic's word."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+
+from capo_ray.flow.group import CreditedGroup
+from capo_ray.protocols import RunFailed
+
+RECENT_GROUPS = 50
+MIN_JUDGED = 20
+
+
+class Budgets:
+    """Counts streaks; `exhausted` is set when one is over, and then says why."""
+
+    def __init__(self, max_creditless: int, max_failures: int, max_outcome_only: float) -> None:
+        self.exhausted = asyncio.Event()
+        self.solved: str | None = None
+        self.num_creditless = 0
+        self.num_failed = 0
+        self._max_creditless, self._max_failures = max_creditless, max_failures
+        self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
+        self._failure_streak = 0
+        self._max_outcome_only = max_outcome_only
+        self._outcome_only: deque[bool] = deque(maxlen=RECENT_GROUPS)
+        self._failure: str | None = None
+
+    def credited(self) -> None:
+        """A group earned credit."""
+        self._creditless_streak = self._right_in_streak = self._rewards_in_streak = 0
+        self._failure_streak = 0
+
+    def creditless(self, group: CreditedGroup) -> None:
+        """A group ended without credit; at the budget the run ends: solved if all answers were right, else failed."""
+        self._failure_streak = 0
+        self.num_creditless += 1
+        self._creditless_streak += 1
+        self._right_in_streak += sum(group.rewards)
+        self._rewards_in_streak += len(group.rewards)
+        if self._creditless_streak < self._max_creditless or self.exhausted.is_set():
+            return
+        right_frac = self._right_in_streak / max(1, self._rewards_in_streak)
+        if self._rewards_in_streak and right_frac == 1.0:
+            self.solved = f"{self._creditless_streak} groups in a row had only right answers: nothing left to learn"
+        else:
+            self._failure = (
+                f"expected credit in at least one of {self._max_creditless} groups in a row, got none "
+                f"({right_frac:.1%} of their answers were right): the policy is too weak for these problems, or the "
+                f"verifier does not read its answers; look at transcripts.jsonl, try easier problems, a larger "
+                f"rollout.group_size, or a supervised start (capo-ray sft)"
+            )
+        self.exhausted.set()
+
+    def failed(self, reason: str) -> None:
+        """A group failed."""
+        self.num_failed += 1
+        self._failure_streak += 1
+        if self._failure_streak >= self._max_failures and not self.exhausted.is_set():
+            self._failure = f"{self._failure_streak} groups in a row failed, the last with {reason}"
+            self.exhausted.set()
+
+    def judged(self, group: CreditedGroup, quorum: int) -> None:
+        """A group was critiqued; too many of the recent ones without quorum end the run: they teach outcomes only."""
+        valid = [n for n, included in zip(group.credit.valid_critiques, group.credit.included, strict=True) if included]
+        self._outcome_only.append(any(n < quorum for n in valid))
+        share = sum(self._outcome_only) / len(self._outcome_only)
+        if len(self._outcome_only) < MIN_JUDGED or share <= self._max_outcome_only or self.exhausted.is_set():
+            return
+        reasons = Counter(c.reason for m in group.group.members for c in m.evidence.critiques if not c.valid)
+        self._failure = (
+            f"expected at least {quorum} readable critiques of each response, got fewer in {share:.0%} of the last "
+            f"{len(self._outcome_only)} groups (critic.max_outcome_only_frac={self._max_outcome_only:g}); most common "
+            f"cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check critic.model, critic.rubric and "
+            f"critic.max_tokens with `capo-ray critique`"
+        )
+        self.exhausted.set()
+
+    def raise_if_failed(self) -> None:
+        """Raise `RunFailed` where a budget of failures or creditless groups is over."""
+        if self._failure is not None:
+            raise RunFailed(self._failure)

@@ -1,0 +1,116 @@
+"""The figures of an update and of the critic, from groups: plain counting, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from capo_ray.credit import audit
+from capo_ray.flow.group import CreditedGroup
+from capo_ray.flow.parts import StepTruth
+from capo_ray.protocols import step_texts
+
+FLAGGED = 0.5
+"""A step weight from which on a step counts as flagged by the vote."""
+
+
+@dataclass
+class CriticScore:
+    """Counts of the critic's work over a run; precision and recall where the truth of each step is known."""
+
+    num_critiques: int = 0
+    num_valid: int = 0
+    num_cached: int = 0
+    output_tokens: int = 0
+    single_hits: int = 0
+    single_false: int = 0
+    single_missed: int = 0
+    voted_hits: int = 0
+    voted_false: int = 0
+    voted_missed: int = 0
+
+    def count(self, group: CreditedGroup, truth: StepTruth | None) -> None:
+        """Add the critiques of one group."""
+        for member, weights in zip(group.group.members, group.credit.step_weights, strict=True):
+            critiques = member.evidence.critiques
+            if not critiques:
+                continue
+            self.num_critiques += len(critiques)
+            self.num_valid += sum(c.valid for c in critiques)
+            self.num_cached += sum(c.provenance.cached for c in critiques)
+            self.output_tokens += sum(c.provenance.output_tokens for c in critiques)
+            if truth is None:
+                continue
+            response = member.trajectory.response
+            wrong = truth(group.group.problem, step_texts(response.text, response.char_ends, member.steps))
+            voted = {k for k, weight in enumerate(weights) if weight >= FLAGGED}
+            self.voted_hits += len(voted & wrong)
+            self.voted_false += len(voted - wrong)
+            self.voted_missed += len(wrong - voted)
+            for critique in critiques:
+                if critique.flagged is not None:
+                    self.single_hits += len(critique.flagged & wrong)
+                    self.single_false += len(critique.flagged - wrong)
+                    self.single_missed += len(wrong - critique.flagged)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """The counts, and step precision and recall of single critiques and of the vote (None: truth unknown)."""
+        ratios = {
+            "precision": _ratio(self.single_hits, self.single_false),
+            "recall": _ratio(self.single_hits, self.single_missed),
+            "voted_precision": _ratio(self.voted_hits, self.voted_false),
+            "voted_recall": _ratio(self.voted_hits, self.voted_missed),
+        }
+        return {**asdict(self), **ratios}
+
+
+def _ratio(hits: int, others: int) -> float | None:
+    return hits / (hits + others) if hits + others else None
+
+
+def agreement(group: CreditedGroup) -> list[float]:
+    """For each response with two or more valid critiques, the mean pairwise share of steps on which they agree."""
+    shares = []
+    for member in group.group.members:
+        flagged = [c.flagged for c in member.evidence.critiques if c.flagged is not None]
+        pairs = [(a, b) for i, a in enumerate(flagged) for b in flagged[i + 1 :]]
+        if pairs:
+            steps = len(member.steps)
+            shares.append(sum(1 - len(a ^ b) / steps for a, b in pairs) / len(pairs))
+    return shares
+
+
+def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float], version: int) -> dict[str, float]:
+    """The figures of one update that trained `groups` at learner version `version`; names are `room/quantity_unit`."""
+    members = [m for g in groups for m in g.group.members]
+    rewards = [r for g in groups for r in g.rewards]
+    ages = [
+        (version - run.version, run.end - start)
+        for m in members
+        for start, run in zip(
+            [0, *(r.end for r in m.trajectory.response.versions)], m.trajectory.response.versions, strict=False
+        )
+    ]
+    num_tokens = sum(n for _, n in ages)
+    shares = [share for group in groups for share in agreement(group)]
+    figures = {
+        "rollout/reward_mean": _mean(rewards),
+        "rollout/response_tokens_mean": _mean([m.num_tokens for m in members]),
+        "rollout/steps_mean": _mean([len(m.steps) for m in members]),
+        "rollout/truncated_frac": _mean([m.trajectory.response.finish == "length" for m in members]),
+        "verifier/invalid_frac": _mean([not m.verdict.valid for m in members]),
+        "stream/age_max": float(max(age for age, _ in ages)),
+        "stream/age_mean": sum(age * n for age, n in ages) / num_tokens,
+    }
+    if shares:
+        figures["critic/agreement_frac"] = _mean(shares)
+    for stage in groups[0].stage_s:
+        figures[f"time/{stage}_s"] = _mean([g.stage_s[stage] for g in groups])
+    audits = [audit(g.group, g.credit) for g in groups]
+    for name in sorted({name for a in audits for name in a}):
+        figures[name] = _mean([a[name] for a in audits if name in a])
+    return figures | loss
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,184 @@
+"""The way of one group: roll out, verify, cut into steps, gather evidence, credit.
+
+    problem -> Trajectory x G -> Verdict x G -> steps -> Evidence -> Judged x G -> GroupCredit -> Sample x G
+
+Each group walks alone and as fast as its own parts allow; every stage is in the ledger before the next begins. A member
+whose verdict is invalid is not critiqued, not trained, and stands outside all means and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from capo_ray.credit import assign_credit
+from capo_ray.flow.evidence import score_answers
+from capo_ray.flow.parts import Parts
+from capo_ray.prompts import build_policy_prompt
+from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
+from capo_ray.steps import SpanError, split_steps
+from capo_ray.types import (
+    Critique,
+    Evidence,
+    Group,
+    GroupCredit,
+    Judged,
+    Problem,
+    Sample,
+    Trajectory,
+    TrajectoryKey,
+    Verdict,
+)
+
+GROUP_FAILURES = (PartTimeout, PartLost, SpanError)
+"""What may befall one group without ending the run; anything else is a defect and ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditedGroup:
+    """A group at the end of its way, with the seconds that each stage took."""
+
+    group: Group
+    credit: GroupCredit
+    stage_s: dict[str, float]
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """What the learner may see: the members that count."""
+        return tuple(
+            _to_sample(member.trajectory, advantages)
+            for member, advantages, included in zip(
+                self.group.members, self.credit.advantages, self.credit.included, strict=True
+            )
+            if included
+        )
+
+    @property
+    def keys(self) -> tuple[TrajectoryKey, ...]:
+        return tuple(member.trajectory.key for member in self.group.members)
+
+    @property
+    def oldest_version(self) -> int:
+        return min(member.trajectory.response.min_version for member in self.group.members)
+
+    @property
+    def rewards(self) -> tuple[int, ...]:
+        """The valid rewards."""
+        return tuple(m.verdict.reward for m in self.group.members if m.verdict.reward is not None)
+
+
+def _to_sample(trajectory: Trajectory, advantages: tuple[float, ...]) -> Sample:
+    response = trajectory.response
+    return Sample(
+        key=trajectory.key,
+        token_ids=trajectory.prompt_ids + response.token_ids,
+        sampler_logprobs=response.logprobs,
+        advantages=advantages,
+        versions=response.versions,
+    )
+
+
+class GroupWay:
+    """Walks groups from a problem to credited samples."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._needs = parts.config.credit.needs
+
+    def encode_prompt(self, problem: Problem) -> tuple[int, ...]:
+        """The policy's prompt token ids of a problem [P]."""
+        model = self._parts.config.model
+        return build_policy_prompt(
+            self._parts.tokenizer,
+            problem.prompt,
+            system_prompt=model.system_prompt,
+            template=model.prompt_template,
+            chat_template=model.chat_template,
+        )
+
+    async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
+        """The credited group of one problem; `progress` is the share of the run that is done (for schedules)."""
+        ledger, stage_s = self._parts.ledger, {}
+        started = time.monotonic()
+
+        def mark(stage: str) -> None:
+            nonlocal started
+            now = time.monotonic()
+            stage_s[stage], started = now - started, now
+
+        trajectories = await self._roll_out(group_id, problem, attempt)
+        keys = [t.key for t in trajectories]
+        ledger.record(keys, "generated")
+        mark("rollout")
+        try:
+            members = await self._verify(problem, trajectories)
+            ledger.record(keys, "verified")
+            mark("verify")
+            members = await self._gather_evidence(problem, members)
+        except GROUP_FAILURES as error:
+            ledger.record(keys, "dropped", reason=f"{type(error).__name__}: {error}")
+            raise
+        if "critiques" in self._needs:
+            ledger.record(keys, "critiqued")
+        mark("evidence")
+        group = Group(group_id, problem, tuple(members))
+        credit = assign_credit(group, self._parts.config.credit, progress)
+        ledger.record(keys, "credited")
+        mark("credit")
+        return CreditedGroup(group, credit, stage_s)
+
+    async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
+        """The trajectories with their verdicts and steps."""
+        verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
+        segmenter = self._parts.config.credit.segmenter
+        return [Judged(t, v, split_steps(t.response, segmenter)) for t, v in zip(trajectories, verdicts, strict=True)]
+
+    async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:
+        rollout = self._parts.config.rollout
+        prompt_ids = self.encode_prompt(problem)
+        sampling = Sampling(
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            max_tokens=rollout.max_response_tokens,
+            n=rollout.group_size,
+        )
+        completions = await self._parts.engine.generate(prompt_ids, sampling)
+        return [
+            Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), prompt_ids, completion)
+            for sample, completion in enumerate(completions)
+        ]
+
+    async def _gather_evidence(self, problem: Problem, members: Sequence[Judged]) -> list[Judged]:
+        """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
+        valid = [m for m in members if m.verdict.valid]
+        critiques, answers = await asyncio.gather(self._critique(problem, valid), self._score(problem, valid))
+        evidence = {
+            id(m): Evidence(critiques=c, answer_logprobs=a) for m, c, a in zip(valid, critiques, answers, strict=True)
+        }
+        return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
+
+    async def _critique(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[Critique, ...]]:
+        """The critiques of each member, none where the credit rule reads none."""
+        if "critiques" not in self._needs or not members:
+            return [()] * len(members)
+        judge = self._parts.judge
+        assert judge is not None, "the credit rule reads critiques, so the run has a judge"
+        requests = [
+            JudgeRequest(step_texts(m.trajectory.response.text, m.trajectory.response.char_ends, m.steps))
+            for m in members
+        ]
+        return await judge.critique(problem, requests, self._parts.config.critic.num_votes)
+
+    async def _score(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
+        """The answer logprobs of each member, none where the credit rule reads none."""
+        if "answer_logprobs" not in self._needs or not members:
+            return [()] * len(members)
+        return await score_answers(self._parts, problem, members)
+
+
+def accuracy(verdicts: Sequence[Verdict]) -> float:
+    """The share of right answers among the valid verdicts; nan when none is valid."""
+    rewards = [v.reward for v in verdicts if v.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else float("nan")

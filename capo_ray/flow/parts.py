@@ -1,0 +1,50 @@
+"""What a run is made of, as the flow sees it: doors only, whoever stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from capo_ray.checkpoint import CheckpointStore
+from capo_ray.config import TrainConfig
+from capo_ray.problems import ProblemSet
+from capo_ray.protocols import Judge, LearnerGroup, Ledger, TextEngine, Tokenizer, Tracker, Verifier
+from capo_ray.types import Group, GroupCredit, Problem
+
+StepTruth = Callable[[Problem, Sequence[str]], frozenset[int]]
+
+
+class Progress(Protocol):
+    """What a person watches."""
+
+    def update(self, **figures: Any) -> None:
+        """Show the given figures; those not given stay as they were."""
+
+
+class Transcripts(Protocol):
+    """Where sampled groups are written down for people to read."""
+
+    def write_group(self, update: int, group: Group, credit: GroupCredit, tokens: Sequence[Sequence[str]]) -> None:
+        """Append one line per member."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a run talks to. The flow opens none of it and closes none of it."""
+
+    config: TrainConfig
+    tokenizer: Tokenizer
+    problems: ProblemSet
+    engine: TextEngine
+    verifier: Verifier
+    judge: Judge | None
+    learner: LearnerGroup
+    ledger: Ledger
+    checkpoints: CheckpointStore
+    tracker: Tracker
+    transcripts: Transcripts
+    progress: Progress
+    step_truth: StepTruth | None = None
+    part_stats: Callable[[], Mapping[str, float]] = dict
+    """Figures of the parts themselves (queue depths, restarts, critic tier), names as in metrics."""

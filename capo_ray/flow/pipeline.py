@@ -1,0 +1,285 @@
+"""The run: producers fill the slot buffer, one consumer trains from it, and every end is a stated one.
+
+Invariants
+- A ticket is taken before a problem is drawn and ends once: finished (then released after the publish) or abandoned.
+- A slot is freed only when the engines hold the update that its group went into, so rollouts never run ahead of the
+  learner by more than `stream.max_age` versions; the age of every token is checked again where it is consumed.
+- A trajectory is `trained` in the ledger before the checkpoint of that version is written; a resumed run rewinds the
+  ledger to its checkpoint, so nothing is trained twice in the surviving line of versions.
+- A crashed loop ends the run with its own exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from capo_ray.buffer import SlotBuffer, Taken, Ticket
+from capo_ray.credit import scale_batch
+from capo_ray.flow.budgets import Budgets
+from capo_ray.flow.evaluate import EvalReport, evaluate
+from capo_ray.flow.figures import CriticScore, update_figures
+from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
+from capo_ray.flow.parts import Parts
+from capo_ray.flow.state import RunState, save_checkpoint
+from capo_ray.packing import build_batch
+from capo_ray.protocols import PartTimeout, RunFailed
+from capo_ray.types import Problem, UpdateReport
+
+MAX_ATTEMPTS = 2
+
+
+@dataclass
+class RunOutcome:
+    """How a run ended: its figures for the summary."""
+
+    initial_accuracy: float
+    final_accuracy: float
+    state: RunState
+    critic: CriticScore
+    stopped_early: str = ""
+
+
+@dataclass
+class _Flight:
+    """A group under way: its problem and which attempt at it this is."""
+
+    problem: Problem
+    attempt: int
+
+
+@dataclass
+class Pipeline:
+    """One run over `parts`, from `state` on."""
+
+    parts: Parts
+    state: RunState
+    _retries: deque[_Flight] = field(default_factory=deque)
+    _flights: dict[int, _Flight] = field(default_factory=dict)
+    _walks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        config = self.parts.config
+        self.way = GroupWay(self.parts)
+        self.num_slots = config.learner.groups_per_batch * (config.stream.max_age + 1)
+        self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
+            self.num_slots, config.stream.max_age, on_stale=self._drop_stale
+        )
+        self.budgets = Budgets(
+            config.run.max_creditless_groups, config.run.max_failures, config.critic.max_outcome_only_frac
+        )
+        self.critic = CriticScore()
+        self._retries.extend(_Flight(p, a) for p, a in self.state.outstanding)
+        self._started = time.monotonic()
+        self._deadline = self._started + config.run.max_minutes * 60 if config.run.max_minutes else None
+
+    async def run(self) -> RunOutcome:
+        """The outcome after `run.num_updates` updates, or earlier where the run says why."""
+        self.parts.progress.update(phase="first evaluation", update=self.state.version)
+        first = await self._evaluate()
+        if self.state.initial_accuracy is None:
+            self.state.initial_accuracy = first.accuracy
+        try:
+            stopped_early = await self._stream()
+        except BaseExceptionGroup as failures:
+            raise _first_cause(failures) from failures
+        self.parts.progress.update(phase="last evaluation")
+        last = await self._evaluate()
+        return RunOutcome(self.state.initial_accuracy, last.accuracy, self.state, self.critic, stopped_early)
+
+    async def _stream(self) -> str:
+        """Produce and consume side by side until the consumer is done; why it stopped early, or nothing."""
+        async with asyncio.TaskGroup() as tasks:
+            producer = tasks.create_task(self._produce(tasks), name="produce")
+            try:
+                return await self._consume()
+            finally:
+                producer.cancel()
+                for task in self._walks:
+                    task.cancel()
+
+    # --- producing -------------------------------------------------------------------------------------------------
+
+    async def _produce(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            ticket = await self.buffer.admit(self.state.version)
+            flight = self._retries.popleft() if self._retries else _Flight(self.parts.problems.train.next_problem(), 0)
+            group_id = self.state.next_group
+            self.state.next_group += 1
+            self._flights[group_id] = flight
+            task = tasks.create_task(self._walk(ticket, group_id, flight), name=f"group {group_id}")
+            self._walks.add(task)
+            task.add_done_callback(self._walks.discard)
+
+    async def _walk(self, ticket: Ticket, group_id: int, flight: _Flight) -> None:
+        progress = self.state.version / self.parts.config.run.num_updates
+        try:
+            group = await self.way.walk(group_id, flight.problem, flight.attempt, progress)
+        except GROUP_FAILURES as error:
+            self._fail(ticket, group_id, flight, error)
+            return
+        self.critic.count(group, self.parts.step_truth)
+        self.state.count(group)
+        if "critiques" in self.parts.config.credit.needs:
+            self.budgets.judged(group, getattr(self.parts.config.credit, "quorum", 1))
+        if group.credit.has_signal:
+            self.budgets.credited()
+            self.buffer.finish(ticket, group, group.oldest_version)
+            return
+        self.parts.ledger.record(group.keys, "dropped", reason="no_credit")
+        self._end(ticket, group_id)
+        self.budgets.creditless(group)
+
+    def _end(self, ticket: Ticket, group_id: int) -> None:
+        self._flights.pop(group_id, None)
+        self.buffer.abandon(ticket)
+
+    def _fail(self, ticket: Ticket, group_id: int, flight: _Flight, error: Exception) -> None:
+        """Try the problem of a failed group once more, and count."""
+        reason = f"{type(error).__name__}: {error}"
+        if flight.attempt + 1 < MAX_ATTEMPTS:
+            self._retries.append(_Flight(flight.problem, flight.attempt + 1))
+        self._end(ticket, group_id)
+        self.budgets.failed(reason)
+
+    def _drop_stale(self, ticket: Ticket, group: CreditedGroup) -> None:
+        self.parts.ledger.record(group.keys, "dropped", reason="stale")
+        self._flights.pop(group.group.id, None)
+        self.state.num_stale += 1
+
+    # --- consuming -------------------------------------------------------------------------------------------------
+
+    async def _consume(self) -> str:
+        config = self.parts.config
+        while self.state.version < config.run.num_updates:
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                return f"run.max_minutes={config.run.max_minutes} is over"
+            self.budgets.raise_if_failed()
+            if (solved := self.budgets.solved) is not None:
+                return solved
+            self.parts.progress.update(phase="rollout", queues=self._queues())
+            started = time.monotonic()
+            taken = await self._take()
+            if taken is None:
+                continue
+            await self._train(taken, waited_s=time.monotonic() - started)
+        return ""
+
+    async def _take(self) -> Sequence[Taken[CreditedGroup]] | None:
+        """One batch of groups; None when the budgets have something to say first."""
+        config = self.parts.config
+        deadline_s = config.rollout.deadline_s + config.critic.deadline_s + config.verifier.deadline_s
+        take = asyncio.ensure_future(self.buffer.take(config.learner.groups_per_batch, self.state.version, deadline_s))
+        over = asyncio.ensure_future(self.budgets.exhausted.wait())
+        try:
+            await asyncio.wait({take, over}, return_when=asyncio.FIRST_COMPLETED)
+            return take.result() if take.done() else None
+        except PartTimeout as error:
+            raise RunFailed(
+                f"no batch of {config.learner.groups_per_batch} groups was finished within {deadline_s:.0f} s "
+                f"({self._queues()}); look at the workers' logs, or raise rollout.deadline_s"
+            ) from error
+        finally:
+            for future in (take, over):
+                if not future.done():
+                    future.cancel()
+
+    async def _train(self, taken: Sequence[Taken[CreditedGroup]], waited_s: float) -> None:
+        parts, config, state = self.parts, self.parts.config, self.state
+        credits = scale_batch([t.item.credit for t in taken], config.credit)
+        groups = [replace(t.item, credit=credit) for t, credit in zip(taken, credits, strict=True)]
+        samples = [sample for group in groups for sample in group.samples]
+        batch = build_batch(
+            samples,
+            num_ranks=config.learner.num_ranks,
+            microbatch_tokens=config.learner.microbatch_tokens,
+            aggregation=config.loss.aggregation,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
+        parts.progress.update(phase="update", queues=self._queues())
+        report = await parts.learner.update(batch)
+        self._settle(groups, report)
+        started = time.monotonic()
+        parts.progress.update(phase="publish")
+        await parts.engine.load_weights(await parts.learner.publishable())
+        publish_s = time.monotonic() - started
+        self.buffer.release([t.ticket for t in taken])
+        figures = update_figures(groups, report.metrics, state.version - 1)
+        figures |= {
+            "time/update_s": report.seconds,
+            "time/publish_s": publish_s,
+            "time/wait_for_batch_s": waited_s,
+            "queue/in_flight_groups": float(len(self._flights)),
+            "queue/finished_groups": float(self.buffer.num_finished),
+        }
+        figures |= {name: float(value) for name, value in parts.part_stats().items()}
+        await self._after_update(groups, figures)
+
+    def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:
+        """Write down what was trained, and what of the groups was not."""
+        trained = [sample.key for group in groups for sample in group.samples]
+        seen = set(trained)
+        invalid = [key for group in groups for key in group.keys if key not in seen]
+        self.parts.ledger.record(trained, "trained", update=report.version)
+        if invalid:
+            self.parts.ledger.record(invalid, "dropped", reason="invalid_verdict")
+        for group in groups:
+            self._flights.pop(group.group.id, None)
+        self.state.version = report.version
+        self.state.num_trained += len(trained)
+
+    async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
+        parts, run, version = self.parts, self.parts.config.run, self.state.version
+        if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
+            parts.progress.update(phase="evaluation")
+            report = await self._evaluate(log=False)
+            figures |= _eval_figures(report)
+        if version % run.transcripts_every == 0:
+            self._write_transcript(groups[0])
+        parts.tracker.log(figures, update=version)
+        parts.progress.update(
+            update=version,
+            reward=figures["rollout/reward_mean"],
+            agreement=figures.get("critic/agreement_frac"),
+            held_out=figures.get("eval/accuracy_frac"),
+            queues=self._queues(),
+        )
+        if version % run.checkpoint_every == 0 or version == run.num_updates:
+            parts.progress.update(phase="checkpoint")
+            outstanding = [(f.problem, f.attempt) for f in [*self._flights.values(), *self._retries]]
+            await save_checkpoint(parts, self.state, outstanding, time.monotonic() - self._started)
+
+    async def _evaluate(self, log: bool = True) -> EvalReport:
+        report = await evaluate(self.parts, self.way)
+        if log:
+            self.parts.tracker.log(_eval_figures(report), update=self.state.version)
+        self.parts.progress.update(held_out=report.accuracy)
+        return report
+
+    def _write_transcript(self, group: CreditedGroup) -> None:
+        decode = self.parts.tokenizer.decode
+        tokens = [[decode([i]) for i in m.trajectory.response.token_ids] for m in group.group.members]
+        self.parts.transcripts.write_group(self.state.version, group.group, group.credit, tokens)
+
+    def _queues(self) -> dict[str, int]:
+        finished = self.buffer.num_finished
+        return {"in_flight": len(self._flights) - finished, "finished": finished, "slots": self.num_slots}
+
+
+def _first_cause(failures: BaseExceptionGroup) -> BaseException:
+    """The first plain exception inside nested groups."""
+    cause: BaseException = failures
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause
+
+
+def _eval_figures(report: EvalReport) -> dict[str, float]:
+    return {
+        "eval/accuracy_frac": report.accuracy,
+        "eval/invalid": float(report.num_invalid),
+        "eval/response_tokens_mean": report.mean_tokens,
+    }

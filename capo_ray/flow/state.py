@@ -1,0 +1,64 @@
+"""What a run knows of itself beside the weights, and its checkpoint: enough to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capo_ray.checkpoint import read_state, write_state
+from capo_ray.flow.group import CreditedGroup
+from capo_ray.flow.parts import Parts
+from capo_ray.types import Problem
+
+STATE_FILE = "run.json"
+LEARNER_DIR = "learner"
+POLICY_DIR = "policy"
+
+
+@dataclass
+class RunState:
+    """Counters of a run. `seconds` are those of earlier sessions.
+
+    `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint.
+    """
+
+    version: int = 0
+    next_group: int = 0
+    num_trajectories: int = 0
+    num_trained: int = 0
+    num_stale: int = 0
+    initial_accuracy: float | None = None
+    seconds: float = 0.0
+    outstanding: list[tuple[Problem, int]] = field(default_factory=list)
+
+    def count(self, group: CreditedGroup) -> None:
+        """Add one group that reached the end of its way."""
+        self.num_trajectories += len(group.group.members)
+
+
+async def save_checkpoint(
+    parts: Parts, state: RunState, outstanding: Sequence[tuple[Problem, int]], elapsed_s: float
+) -> None:
+    """Write learner shards, the policy in HF format, the problem cursor and the counters, all or nothing."""
+    with parts.checkpoints.writing(state.version) as directory:
+        for name in (LEARNER_DIR, POLICY_DIR):
+            (directory / name).mkdir()
+        await parts.learner.save(str(directory / LEARNER_DIR))
+        await parts.learner.export(str(directory / POLICY_DIR))
+        payload: dict[str, Any] = {
+            **asdict(state),
+            "seconds": state.seconds + elapsed_s,
+            "outstanding": [[asdict(problem), attempt + 1] for problem, attempt in outstanding],
+            "problems": parts.problems.train.state(),
+        }
+        write_state(directory / STATE_FILE, payload)
+
+
+def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
+    """The run state and the problem cursor of a verified checkpoint."""
+    payload = read_state(directory / STATE_FILE)
+    problems = payload.pop("problems")
+    payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
+    return RunState(**payload), problems

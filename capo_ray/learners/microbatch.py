@@ -1,0 +1,77 @@
+"""A cell of samples as tensors: rows padded on the right, and flat indices of the positions that predict a response.
+
+B rows, W padded width, N response tokens of the cell, one sample after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from capo_ray.types import WeightedSample
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a forward pass reads; `predictors` index the flattened [B * W] positions that predict `targets`."""
+
+    input_ids: torch.Tensor  # [B, W]
+    predictors: torch.Tensor  # [N]
+    targets: torch.Tensor  # [N]
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """A cell ready for the loss; all but `inputs` are [N]. An empty cell is one token of weight 0."""
+
+    inputs: Inputs
+    sampler_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    sequences: torch.Tensor  # number of each token's sample within the cell
+    padded_tokens: int
+
+
+def to_inputs(token_ids: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device) -> Inputs:
+    """The inputs that predict tokens [start, end) of each sequence; every start must be at least 1."""
+    width = max(len(ids) for ids in token_ids)
+    # Built as flat lists and made tensors once: per-row tensor writes dominate at small sizes.
+    rows: list[list[int]] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    for row, (ids, start) in enumerate(zip(token_ids, starts, strict=True)):
+        if not 1 <= start < len(ids):
+            raise ValueError(f"a scored span must start at 1 or later and end at {len(ids)} or before (got {start})")
+        rows.append(list(ids) + [0] * (width - len(ids)))
+        predictors.extend(range(row * width + start - 1, row * width + len(ids) - 1))
+        targets.extend(ids[start:])
+    return Inputs(
+        input_ids=torch.tensor(rows, device=device),
+        predictors=torch.tensor(predictors, device=device),
+        targets=torch.tensor(targets, device=device),
+    )
+
+
+def to_microbatch(cell: Sequence[WeightedSample], device: torch.device) -> Microbatch:
+    """The tensors of a cell."""
+    if not cell:
+        zero = torch.zeros(1, device=device)
+        return Microbatch(to_inputs([[0, 0]], [1], device), zero, zero, zero, zero.long(), 0)
+    samples = [w.sample for w in cell]
+    inputs = to_inputs(
+        [s.token_ids for s in samples], [len(s.token_ids) - s.num_response_tokens for s in samples], device
+    )
+
+    def flat(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+        return torch.tensor([value for row in rows for value in row], dtype=torch.float32, device=device)
+
+    return Microbatch(
+        inputs=inputs,
+        sampler_logprobs=flat([s.sampler_logprobs for s in samples]),
+        advantages=flat([s.advantages for s in samples]),
+        weights=flat([w.loss_weights for w in cell]),
+        sequences=torch.tensor([i for i, s in enumerate(samples) for _ in s.advantages], device=device),
+        padded_tokens=inputs.input_ids.numel(),
+    )

@@ -1,0 +1,100 @@
+"""The policy as a module whose forward pass yields logprobs, not logits: the head sees response positions alone.
+
+Padding stands on the right and attention is causal, so no real token sees it: no mask is needed, which lets attention
+take its fastest kernel, and positions count from 0 in every row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from capo_ray.learners.microbatch import Inputs, to_inputs
+from capo_ray.loss import token_logprobs
+from capo_ray.protocols import RunFailed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Beside weights and config, what an engine needs to serve an export.
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+class Policy(nn.Module):
+    """A causal language model; `forward` returns the logprobs and entropies of response tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logprobs [N], entropies [N]) in nats at `temperature`, fp32."""
+        hidden = self.model.base_model(input_ids=inputs.input_ids, use_cache=False).last_hidden_state
+        needed = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.predictors)
+        logits = self.model.get_output_embeddings()(needed)
+        return token_logprobs(logits, inputs.targets, temperature)
+
+
+def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False) -> Policy:
+    """The policy at `path` (a directory or hub name) on the CPU, dropout off; RunFailed when it cannot be used."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        for key in [name for name in config.to_dict() if "dropout" in name or name.endswith("pdrop")]:
+            setattr(config, key, 0.0)  # the ratio compares two passes over the same tokens: they must be equal
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=DTYPES[dtype])
+    except (OSError, ValueError) as error:
+        raise RunFailed(
+            f"model.path must be a causal language model that transformers can read (got {path!r}): {error}"
+        ) from error
+    _require_plain_head(model, path)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Policy(model)
+
+
+@torch.no_grad()
+def _require_plain_head(model: Any, path: str) -> None:
+    """Raises RunFailed for a model whose logits are not simply its head applied to its last hidden state."""
+    inputs = to_inputs([[1, 2]], [1], torch.device("cpu"))
+    logits = model(input_ids=inputs.input_ids, use_cache=False).logits[0, 0].float()
+    hidden = model.base_model(input_ids=inputs.input_ids, use_cache=False).last_hidden_state[0, 0]
+    ours = model.get_output_embeddings()(hidden).float()
+    if not torch.allclose(logits, ours, rtol=1e-3, atol=1e-3):
+        raise RunFailed(
+            f"the learner needs a model whose logits are head(hidden), as in Qwen, Llama or Mistral; {path!r} "
+            f"scales or caps them (largest difference {float((logits - ours).abs().max()):.3g})"
+        )
+
+
+def export_model(policy_config: Any, weights: dict[str, torch.Tensor], source: str, path: Path) -> None:
+    """Writes a Hugging Face model directory: safetensors, config, generation config and the tokenizer of `source`."""
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    policy_config.save_pretrained(path)
+    directory = Path(source)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(source, allow_patterns=list(SIDE_FILES), local_files_only=True))
+    for name in SIDE_FILES:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, path / name)

@@ -1,0 +1,95 @@
+"""Model directories with their recipe: what `capo-ray sft` starts from and what it leaves.
+
+A directory holds the Hugging Face files and `recipe.json`: the resolved config, versions, losses, the weights' sha256
+and the evaluation. `first_losses` lets anyone check that the config makes these weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from capo_ray.config.sft import SftConfig, SftModelConfig
+from capo_ray.protocols import RunFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RECIPE = "recipe.json"
+NUM_FIRST_LOSSES = 12
+
+
+def model_from_scratch(sizes: SftModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Qwen3 model with random float32 weights that depend on the seed alone."""
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_heads,
+        head_dim=sizes.head_dim,
+        max_position_embeddings=sizes.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        tie_word_embeddings=True,
+        initializer_range=sizes.init_std,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    torch.manual_seed(seed)
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32) and tokenizer of a Hugging Face directory or hub name; RunFailed with a sentence otherwise."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunFailed(f"expected a Hugging Face model directory or hub name, got {path!r}: {reason}") from error
+    return model, tokenizer
+
+
+def write_model(
+    out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Mapping[str, Any]
+) -> None:
+    """Write the model directory; `recipe` is completed with versions and the sha256 of the weights."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    sums = {path.name: sha256(path) for path in sorted(out.glob("*.safetensors"))}
+    text = json.dumps({**recipe, "versions": versions, "sha256": sums}, indent=1)
+    (out / RECIPE).write_text(text + "\n")
+
+
+def read_recipe(directory: Path) -> tuple[SftConfig, dict[str, Any]]:
+    """The config of a model directory's recipe, and the whole recipe."""
+    recipe = json.loads((directory / RECIPE).read_text())
+    return SftConfig.model_validate(recipe["config"]), recipe
+
+
+def losses_of_recipe(losses: Sequence[float]) -> dict[str, Any]:
+    """The losses worth keeping: each of the first updates, then every tenth and the last (by update, from 1)."""
+    kept = {str(k): round(loss, 6) for k, loss in enumerate(losses, 1) if k % 10 == 0 or k == len(losses)}
+    return {"first_losses": [round(loss, 6) for loss in losses[:NUM_FIRST_LOSSES]], "losses": kept}
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""What one rank of a learner group is made from: plain values that travel to another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capo_ray.config.sections import LearnerConfig, LossConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSpec:
+    """`temperature` is the sampling temperature; `total_updates` ends the schedule.
+
+    `init_method` is where the ranks meet, as `tcp://host:port`; a single rank needs none. `device` is `auto`, `cpu` or
+    `cuda`. The process that makes a learner belongs to it: a process group is global.
+    """
+
+    model_path: str
+    dtype: str
+    learner: LearnerConfig
+    loss: LossConfig
+    temperature: float
+    total_updates: int
+    rank: int = 0
+    world_size: int = 1
+    init_method: str = ""
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"a learner's rank must lie in [0, {self.world_size}) (got {self.rank})")
+        if self.world_size > 1 and not self.init_method:
+            raise ValueError(f"{self.world_size} ranks need an init_method such as tcp://127.0.0.1:29500 (got none)")
+        if self.learner.zero_stage == 0 and self.dtype != "float32":
+            raise ValueError(
+                f"learner.zero_stage=0 keeps no fp32 master weights and needs model.dtype=float32 (got {self.dtype}); "
+                f"use zero_stage 1 to 3"
+            )

@@ -1,0 +1,13 @@
+"""The ledger room: what became of every trajectory, kept through kills and resumes.
+
+    admitted -> generated -> verified -> critiqued -> credited -> trained in exactly one update
+                                  \\______________________^
+    and from every state but `trained`: -> dropped, with a reason
+
+Invariant: at the end of a run every trajectory ever admitted is trained exactly once or dropped with a reason.
+"""
+
+from capo_ray.ledger.lock import RunBusy, RunLock
+from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, Balance, Rewound, SqliteLedger, read_balance
+
+__all__ = ["LEDGER_FILE", "BadMove", "Balance", "Rewound", "RunBusy", "RunLock", "SqliteLedger", "read_balance"]

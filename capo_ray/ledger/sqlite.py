@@ -1,0 +1,286 @@
+"""The ledger on SQLite: one row per trajectory, one transaction per call, safe against kill -9 of the process.
+
+Write-ahead log with synchronous=NORMAL: a commit that returned outlives the process; only a power cut may take the
+last commits, and then whole ones. `trainings` is written beside the state and never consulted by the move check, so
+that `trained_twice` would see a double even if the check were wrong.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from capo_ray.types import TrajectoryKey
+
+LEDGER_FILE = "ledger.sqlite"
+STATES = ("admitted", "generated", "verified", "critiqued", "credited", "trained", "dropped")
+OPEN = STATES[:5]
+SOURCES: dict[str, tuple[str, ...]] = {
+    "admitted": (),
+    "generated": ("admitted",),
+    "verified": ("generated",),
+    "critiqued": ("verified",),
+    "credited": ("verified", "critiqued"),
+    "trained": ("credited",),
+    "dropped": OPEN,
+}
+BIRTHS = ("admitted", "generated")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS trajectories (
+  run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER,
+  state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', trained_in INTEGER, num_valid INTEGER, num_votes INTEGER,
+  admitted_s REAL, generated_s REAL, verified_s REAL, critiqued_s REAL, credited_s REAL, trained_s REAL, dropped_s REAL,
+  PRIMARY KEY (run, problem, grp, sample, attempt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trainings (
+  run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER, trained_in INTEGER NOT NULL
+);
+"""
+_KEY = "run = ? AND problem = ? AND grp = ? AND sample = ? AND attempt = ?"
+
+
+class BadMove(RuntimeError):
+    """A move that the graph does not have; the message names the trajectory, its state and the state asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The account of a run: `counts` per state, `reasons` of the dropped, `open` ones, and whether all is accounted."""
+
+    counts: Mapping[str, int]
+    reasons: Mapping[str, int]
+    balanced: bool
+    open: int
+    trained_twice: int
+    updates: int
+
+    def to_dict(self) -> dict[str, object]:
+        """The same as plain JSON types, with the total number of trajectories."""
+        return {**asdict(self), "total": sum(self.counts.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """How many trajectories a resume took back: trained after the checkpoint, and open when the run ended."""
+
+    rolled_back: int
+    interrupted: int
+
+
+class SqliteLedger:
+    """The durable account of one run (`protocols.Ledger`); any thread may call it."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+
+    def record(
+        self,
+        keys: Sequence[TrajectoryKey],
+        state: str,
+        *,
+        reason: str = "",
+        update: int | None = None,
+        votes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Move trajectories to `state` in one durable transaction: all of them, or none and `BadMove`.
+
+        `dropped` needs a reason, `trained` the update; `votes[i]` is (valid, asked) critiques of `keys[i]`.
+        """
+        _check_arguments(state, reason, update, len(keys), votes)
+        if not keys:
+            return
+        rows = [(self._run, key.problem, key.group, key.sample, key.attempt) for key in keys]
+        with self._transaction() as db:
+            self._move(db, rows, state, reason, update)
+            if votes is not None:
+                pairs = [(*vote, *row) for vote, row in zip(votes, rows, strict=True)]
+                db.executemany(f"UPDATE trajectories SET num_valid = ?, num_votes = ? WHERE {_KEY}", pairs)
+
+    def counts(self) -> dict[str, int]:
+        """Trajectories per state, every state present."""
+        with self._lock:
+            return _counts(self._db, self._run)
+
+    def balance(self) -> Balance:
+        """The account of this run as it stands."""
+        with self._lock:
+            return _balance(self._db, self._run)
+
+    def trained_twice(self) -> int:
+        """Responses (problem, group, sample) that entered more than one update, over all their attempts."""
+        with self._lock:
+            return _trained_twice(self._db, self._run)
+
+    def close_open(self, reason: str) -> int:
+        """Drop every open trajectory with `reason`; returns how many there were."""
+        _check_arguments("dropped", reason, None, 0, None)
+        with self._transaction() as db:
+            return self._drop_open(db, reason)
+
+    def rewind(self, update: int) -> Rewound:
+        """Go back to the checkpoint of version `update`: what was trained after it and what is open is dropped."""
+        with self._transaction() as db:
+            rolled_back = db.execute(
+                "UPDATE trajectories SET state = 'dropped', reason = 'rolled_back', trained_in = NULL, dropped_s = ? "
+                "WHERE run = ? AND state = 'trained' AND trained_in > ?",
+                (time.time(), self._run, update),
+            ).rowcount
+            db.execute("DELETE FROM trainings WHERE run = ? AND trained_in > ?", (self._run, update))
+            return Rewound(rolled_back, self._drop_open(db, "interrupted"))
+
+    def next_group(self) -> int:
+        """The smallest group number above all that this run has used (0 in a new one)."""
+        with self._lock:
+            row = self._db.execute("SELECT MAX(grp) FROM trajectories WHERE run = ?", (self._run,)).fetchone()
+        return 0 if row[0] is None else row[0] + 1
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and let go of it; a second call does nothing."""
+        with self._lock:
+            self._db.close()
+
+    def _move(
+        self,
+        db: sqlite3.Connection,
+        rows: list[tuple[str, str, int, int, int]],
+        state: str,
+        reason: str,
+        update: int | None,
+    ) -> None:
+        now = time.time()
+        if state in BIRTHS:
+            sql = (
+                f"INSERT INTO trajectories (run, problem, grp, sample, attempt, state, {state}_s) "
+                "VALUES (?,?,?,?,?,?,?) "
+                f"ON CONFLICT DO UPDATE SET state = excluded.state, {state}_s = excluded.{state}_s "
+                f"WHERE state IN {_sql_list(SOURCES[state])}"
+            )
+            moved = db.executemany(sql, [(*row, state, now) for row in rows]).rowcount
+        else:
+            sql = (
+                f"UPDATE trajectories SET state = ?, reason = ?, trained_in = ?, {state}_s = ? "
+                f"WHERE {_KEY} AND state IN {_sql_list(SOURCES[state])}"
+            )
+            moved = db.executemany(sql, [(state, reason, update, now, *row) for row in rows]).rowcount
+        if moved != len(rows):
+            db.execute("ROLLBACK")
+            raise BadMove(self._explain(db, rows, state))
+        if state == "trained":
+            db.executemany("INSERT INTO trainings VALUES (?,?,?,?,?,?)", [(*row, update) for row in rows])
+
+    def _explain(self, db: sqlite3.Connection, rows: list[tuple[str, str, int, int, int]], state: str) -> str:
+        """The sentence about the first row that may not move to `state` (the rejected transaction is undone)."""
+        seen: set[tuple[str, str, int, int, int]] = set()
+        for row in rows:
+            name = "/".join(map(str, row[1:]))
+            found = db.execute(f"SELECT state FROM trajectories WHERE {_KEY}", row).fetchone()
+            allowed = " or ".join((*SOURCES[state], *(["unknown"] if state in BIRTHS else [])))
+            if row in seen:
+                return f"trajectory {name} is named twice in one move to {state}; name it once"
+            if (found and found[0] not in SOURCES[state]) or (not found and state not in BIRTHS):
+                current = found[0] if found else "unknown to the ledger"
+                return f"trajectory {name} moves to {state} only from {allowed}, but is {current}"
+            seen.add(row)
+        return f"a move to {state} was refused for a reason unknown; {len(rows)} trajectories are as before"
+
+    def _drop_open(self, db: sqlite3.Connection, reason: str) -> int:
+        return db.execute(
+            "UPDATE trajectories SET state = 'dropped', reason = ?, dropped_s = ? "
+            f"WHERE run = ? AND state IN {_sql_list(OPEN)}",
+            (reason, time.time(), self._run),
+        ).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+def read_balance(path: Path) -> Balance:
+    """The account of everything in a ledger file, read without writing, also while its run is going on."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a ledger at {path}, found none; give the directory of a run that was started"
+        )
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
+    try:
+        return _balance(db, None)
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{path} cannot be read as a ledger ({error}); give the directory of a run") from error
+    finally:
+        db.close()
+
+
+def _check_arguments(
+    state: str, reason: str, update: int | None, num_keys: int, votes: Sequence[tuple[int, int]] | None
+) -> None:
+    if state not in SOURCES:
+        raise BadMove(f"state must be one of {', '.join(STATES)} (got {state!r})")
+    if state == "dropped" and not reason:
+        raise BadMove("a dropped trajectory needs a reason (got none)")
+    if (state == "trained") != (update is not None):
+        raise BadMove(f"`update` goes with state trained and no other (got state={state}, update={update})")
+    if votes is not None and len(votes) != num_keys:
+        raise BadMove(f"votes must have one pair per trajectory (got {len(votes)} for {num_keys})")
+
+
+def _sql_list(states: Sequence[str]) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in states) + ")"
+
+
+def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:
+    """The WHERE clause for one run, or for all of them where `run` is None."""
+    return ("WHERE 1", ()) if run is None else ("WHERE run = ?", (run,))
+
+
+def _counts(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
+    where, bound = _of_run(run)
+    found = dict(db.execute(f"SELECT state, COUNT(*) FROM trajectories {where} GROUP BY state", bound).fetchall())
+    return {state: found.get(state, 0) for state in STATES}
+
+
+def _trained_twice(db: sqlite3.Connection, run: str | None) -> int:
+    where, bound = _of_run(run)
+    doubles = f"SELECT 1 FROM trainings {where} GROUP BY run, problem, grp, sample HAVING COUNT(*) > 1"
+    return int(db.execute(f"SELECT COUNT(*) FROM ({doubles})", bound).fetchone()[0])
+
+
+def _balance(db: sqlite3.Connection, run: str | None) -> Balance:
+    """The account, from one snapshot.
+
+    Balanced: none open, none trained twice, as many trainings as trained trajectories, a reason for every drop.
+    """
+    where, bound = _of_run(run)
+    db.execute("BEGIN")
+    try:
+        counts = _counts(db, run)
+        twice = _trained_twice(db, run)
+        dropped = f"FROM trajectories {where} AND state = 'dropped' GROUP BY reason ORDER BY 2 DESC"
+        reasons = dict(db.execute(f"SELECT reason, COUNT(*) {dropped}", bound).fetchall())
+        trainings, updates = db.execute(
+            f"SELECT COUNT(*), COUNT(DISTINCT trained_in) FROM trainings {where}", bound
+        ).fetchone()
+    finally:
+        db.execute("ROLLBACK")
+    num_open = sum(counts[state] for state in OPEN)
+    balanced = num_open == 0 and twice == 0 and trainings == counts["trained"] and "" not in reasons
+    return Balance(counts, reasons, balanced, num_open, twice, updates)

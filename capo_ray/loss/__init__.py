@@ -1,0 +1,23 @@
+"""The policy loss as naked math: numbers in, numbers out; it knows neither models nor credit methods.
+
+Tensors are flat: the response tokens of all sequences of a microbatch, one after another.
+N tokens, S sequences, V vocabulary.
+
+    logits [N, V] --token_logprobs--> policy_logprobs [N] --policy_loss--> sum_t w_t * loss_t
+"""
+
+from capo_ray.loss.covariance import covariances, detached_by_covariance, penalised_by_covariance
+from capo_ray.loss.logprobs import token_logprobs
+from capo_ray.loss.mismatch import correction_weights, mismatch_figures
+from capo_ray.loss.policy import Figures, policy_loss
+
+__all__ = [
+    "Figures",
+    "correction_weights",
+    "covariances",
+    "detached_by_covariance",
+    "mismatch_figures",
+    "penalised_by_covariance",
+    "policy_loss",
+    "token_logprobs",
+]

@@ -1,0 +1,78 @@
+"""The trackers of a run behind one door."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from capo_ray.config.sections import TrackingConfig
+from capo_ray.metrics.rows import METRICS_FILE, JsonlTracker
+from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, WandbTracker
+from capo_ray.protocols import RunFailed, Tracker
+
+_log = logging.getLogger(__name__)
+
+
+class FanOut:
+    """The record and the optional trackers (`protocols.Tracker`).
+
+    An error of the record is the run's. An optional tracker that raises is reported once and dropped; later rows carry
+    `metrics/dropped_trackers_count`.
+    """
+
+    def __init__(self, record: Tracker, optional: Mapping[str, Tracker]) -> None:
+        self._record = record
+        self._optional = dict(optional)
+        self.num_dropped = 0
+
+    def log(self, metrics: Mapping[str, float], *, update: int) -> None:
+        """Record the figures, then show them wherever else that still works."""
+        dropped = {"metrics/dropped_trackers_count": float(self.num_dropped)} if self.num_dropped else {}
+        self._record.log({**metrics, **dropped}, update=update)
+        for name, tracker in list(self._optional.items()):
+            self._attempt(name, lambda tracker=tracker: tracker.log(metrics, update=update))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._record.close()
+        for name, tracker in list(self._optional.items()):
+            self._attempt(name, tracker.close)
+
+    def _attempt(self, name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - whatever a tracker's service throws; counted, once per tracker
+            del self._optional[name]
+            self.num_dropped += 1
+            _log.warning("tracker %s failed (%s: %s); the run goes on without it", name, type(error).__name__, error)
+
+
+def build_trackers(
+    config: TrackingConfig, run_dir: Path, run_config: Mapping[str, Any], *, resume_from: int | None = None
+) -> FanOut:
+    """The trackers that `config` asks for; raises `RunFailed` when one of them cannot be started.
+
+    `resume_from` is the version of the checkpoint that the run goes on from: later rows are cut away.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoardTracker(run_dir / "tensorboard", resume_from),
+        "wandb": lambda: WandbTracker(config.project, run_dir, run_config, resume_from is not None),
+        "mlflow": lambda: MlflowTracker(config.project, run_dir, run_config),
+    }
+    record = JsonlTracker(run_dir / METRICS_FILE, resume_from)
+    optional = {}
+    for name, make in makers.items():
+        if not getattr(config, name):
+            continue
+        try:
+            optional[name] = make()
+        except RunFailed:
+            raise
+        except Exception as error:
+            raise RunFailed(
+                f"tracking.{name}=true, but it cannot be started ({type(error).__name__}: {error}); "
+                f"repair that or set tracking.{name}=false"
+            ) from error
+    return FanOut(record, optional)

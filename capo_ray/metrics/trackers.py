@@ -1,0 +1,106 @@
+"""The optional trackers, each importing its package only when it is made."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from capo_ray.protocols import RunFailed
+
+
+class TensorBoardTracker:
+    """Scalars as TensorBoard events under `directory`; with `resume_from` = v, what was shown after v is hidden.
+
+    Written by tensorboard's own event writer: the one in torch.utils would import torch into the driver.
+    """
+
+    def __init__(self, directory: Path, resume_from: int | None = None) -> None:
+        writer = _import("tensorboard.summary.writer.event_file_writer", "tensorboard", "tensorboard")
+        self._event = _import("tensorboard.compat.proto.event_pb2", "tensorboard", "tensorboard")
+        self._summary = _import("tensorboard.compat.proto.summary_pb2", "tensorboard", "tensorboard").Summary
+        self._writer = writer.EventFileWriter(str(directory))
+        if resume_from is not None:
+            start = self._event.SessionLog(status=self._event.SessionLog.START)
+            self._writer.add_event(self._event.Event(wall_time=time.time(), step=resume_from + 1, session_log=start))
+
+    def log(self, metrics: Mapping[str, float], *, update: int) -> None:
+        """Add the finite figures and flush, so that a live page shows them."""
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in _finite(metrics).items()]
+        event = self._event.Event(wall_time=time.time(), step=update, summary=self._summary(value=values))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """One Weights & Biases run, named like the run directory and taken up again on resume."""
+
+    def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
+        wandb = _import("wandb", "wandb", "wandb")
+        self._run = wandb.init(
+            project=project,
+            name=run_dir.name,
+            id=run_dir.name,
+            dir=str(run_dir),
+            config=dict(run_config),
+            resume="allow" if resumed else None,
+        )
+
+    def log(self, metrics: Mapping[str, float], *, update: int) -> None:
+        """Send the finite figures as step `update`."""
+        self._run.log(_finite(metrics), step=update)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MlflowTracker:
+    """One MLflow run in the experiment `project`; the tracking URI comes from MLFLOW_TRACKING_URI."""
+
+    def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any]) -> None:
+        self._mlflow = _import("mlflow", "mlflow", "mlflow")
+        self._mlflow.set_experiment(project)
+        self._mlflow.start_run(run_name=run_dir.name)
+        self._mlflow.log_params({name: str(value)[:250] for name, value in _flat(run_config).items()})
+
+    def log(self, metrics: Mapping[str, float], *, update: int) -> None:
+        """Send the finite figures as step `update`."""
+        self._mlflow.log_metrics(_finite(metrics), step=update)
+
+    def close(self) -> None:
+        """End the run."""
+        self._mlflow.end_run()
+
+
+def _import(module: str, package: str, key: str) -> Any:
+    """The module, or `RunFailed` with what to install or to switch off."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RunFailed(
+            f"tracking.{key}=true needs the package {package}, which cannot be imported ({error}); "
+            f"pip install {package}, or set tracking.{key}=false"
+        ) from error
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as `section.key: value`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

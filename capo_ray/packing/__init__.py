@@ -1,0 +1,125 @@
+"""Samples to one update's batch: the weight of every token in the loss, and who computes what.
+
+    samples --weigh--> weighted samples --longest first, cut--> cells --dealt--> grid[microbatch][rank]
+
+The batch loss is sum_t w_t * loss_t over all tokens of the batch, and the weights are fixed here, before anything is
+divided: neither the cut into microbatches nor the number of ranks can change the gradient.
+
+A cell is padded to its longest sample, so it costs rows x longest tokens; no cell costs more than the budget, save one
+that holds a single sample which alone is longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capo_ray.types import Batch, Sample, WeightedSample
+
+__all__ = ["build_batch", "padded_tokens", "token_weights"]
+
+Cell = tuple[WeightedSample, ...]
+
+
+def build_batch(
+    samples: Sequence[Sample],
+    *,
+    num_ranks: int,
+    microbatch_tokens: int,
+    aggregation: str,
+    max_response_tokens: int = 0,
+) -> Batch:
+    """The batch of all samples, each exactly once; every rank has the same number of microbatches (cells may be empty).
+
+    `microbatch_tokens` bounds the padded tokens of a cell; `max_response_tokens` is read by constant_length alone.
+    """
+    if num_ranks < 1 or microbatch_tokens < 1:
+        raise ValueError(
+            f"a batch needs num_ranks >= 1 and microbatch_tokens >= 1 (got {num_ranks} and {microbatch_tokens})"
+        )
+    for sample in samples:
+        _require_aligned(sample)
+    lengths = [sample.num_response_tokens for sample in samples]
+    weights = token_weights(lengths, aggregation, max_response_tokens)
+    weighted = [
+        WeightedSample(sample=sample, loss_weights=(weight,) * length)
+        for sample, weight, length in zip(samples, weights, lengths, strict=True)
+    ]
+    # The key breaks ties, so that the grid does not depend on the order in which groups happened to end.
+    weighted.sort(key=lambda w: (-len(w.sample.token_ids), str(w.sample.key)))
+    cells = _balanced_cells(weighted, num_ranks, microbatch_tokens)
+    return Batch(grid=_deal(cells, num_ranks), num_loss_tokens=sum(lengths), num_samples=len(samples))
+
+
+def token_weights(lengths: Sequence[int], aggregation: str, max_response_tokens: int = 0) -> list[float]:
+    """The loss weight of each token of each of n responses with `lengths` L_i.
+
+    sequence_mean (1/n)(1/L_i): the loss of 2508.02298, which averages over the responses of a group; with groups of
+    equal size that is the mean over all samples, and with unequal ones (invalid verdicts) every response still counts
+    the same (our choice). token_mean 1/sum L (2503.14476). constant_length 1/(n * max_response_tokens) (2503.20783),
+    the only one whose weights do not sum to 1.
+    """
+    n = len(lengths)
+    if n == 0:
+        raise ValueError("a batch needs at least one sample (got 0)")
+    if aggregation == "sequence_mean":
+        return [1.0 / (n * length) for length in lengths]
+    if aggregation == "token_mean":
+        return [1.0 / sum(lengths)] * n
+    if aggregation == "constant_length":
+        if max_response_tokens < max(lengths):
+            raise ValueError(
+                f"aggregation=constant_length divides by max_response_tokens, which must be at least the longest "
+                f"response, {max(lengths)} tokens (got {max_response_tokens})"
+            )
+        return [1.0 / (n * max_response_tokens)] * n
+    raise ValueError(f"aggregation must be sequence_mean, token_mean or constant_length (got {aggregation!r})")
+
+
+def padded_tokens(cell: Sequence[WeightedSample]) -> int:
+    """Tokens that a cell costs once every sample is padded to the longest."""
+    return len(cell) * max((len(w.sample.token_ids) for w in cell), default=0)
+
+
+def _require_aligned(sample: Sample) -> None:
+    """Raises ValueError unless the sample has a prompt, a response, and one number of each kind per response token."""
+    length = sample.num_response_tokens
+    if length == 0 or len(sample.sampler_logprobs) != length or len(sample.token_ids) <= length:
+        raise ValueError(
+            f"sample {sample.key} needs a prompt token and one advantage and one sampler logprob per response token "
+            f"(got {len(sample.token_ids)} tokens, {length} advantages, {len(sample.sampler_logprobs)} logprobs)"
+        )
+
+
+def _balanced_cells(longest_first: Sequence[WeightedSample], num_ranks: int, budget: int) -> list[Cell]:
+    """The fewest rows of cells under the budget, cut as evenly as that number of cells allows."""
+    num_rows = -(-len(_cut(longest_first, budget)) // num_ranks)
+    low, high = 1, budget
+    while low < high:  # the smallest cap that still needs no further row: every rank gets its share of the tokens
+        cap = (low + high) // 2
+        if len(_cut(longest_first, cap)) <= num_rows * num_ranks:
+            high = cap
+        else:
+            low = cap + 1
+    return _cut(longest_first, low)
+
+
+def _cut(longest_first: Sequence[WeightedSample], cap: int) -> list[Cell]:
+    """Consecutive runs of at most `cap` padded tokens; the first of a run is its longest."""
+    cells: list[Cell] = []
+    start = 0
+    while start < len(longest_first):
+        rows = max(1, cap // len(longest_first[start].sample.token_ids))
+        cells.append(tuple(longest_first[start : start + rows]))
+        start += rows
+    return cells
+
+
+def _deal(cells: Sequence[Cell], num_ranks: int) -> tuple[tuple[Cell, ...], ...]:
+    """grid[microbatch][rank]: the cells of a row cost about the same, and the order within rows alternates."""
+    ordered = sorted(cells, key=padded_tokens, reverse=True)
+    grid = []
+    for index, start in enumerate(range(0, len(ordered), num_ranks)):
+        row = ordered[start : start + num_ranks]
+        row += [()] * (num_ranks - len(row))
+        grid.append(tuple(row if index % 2 == 0 else reversed(row)))
+    return tuple(grid)

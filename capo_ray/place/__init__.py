@@ -1,0 +1,10 @@
+"""Where the parts run: Ray actors, their supervision, and the launch of a run. The only room that knows Ray.
+
+    driver                      actors
+    train.run ── flow.Pipeline ── RolloutPool  -> RolloutWorker x n   (engines.VllmEngine)
+                              ├── CriticPool   -> CriticWorker  x n   (engines.VllmEngine + critics.Judge)
+                              ├── VerifierTier -> VerifierWorker x n  (verifiers.VerifierPool: killable children)
+                              └── LearnerActors-> LearnerRank   x n   (learners.Learner: DeepSpeed ZeRO)
+
+A call to an actor has a deadline; a dead or hung actor is replaced and its calls are sent again elsewhere.
+"""

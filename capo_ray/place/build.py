@@ -1,0 +1,108 @@
+"""Builds the parts of a run from its configuration: which actor hosts what, with how many resources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.engines import EngineSpec, HfTokenizer
+from capo_ray.learners.spec import LearnerSpec
+from capo_ray.place.learner import LearnerActors
+from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
+from capo_ray.place.workers import CriticWorker, LearnerRank, RolloutWorker, VerifierWorker
+from capo_ray.problems import asset_path
+
+CANARY_TOKENS = 160
+"""Longer than a prefix-cache block (128 tokens on the CPU), so that a stale block shows."""
+CRITIQUES_FILE = "critiques.sqlite"
+
+
+def policy_path(config: TrainConfig) -> str:
+    """The policy's model directory or hub name."""
+    return str(asset_path(config.model.path, "policy"))
+
+
+def critic_path(config: TrainConfig) -> str:
+    """The critic's model directory or hub name."""
+    return str(asset_path(config.critic.model, "critic"))
+
+
+def build_rollout_pool(config: TrainConfig) -> RolloutPool:
+    """Rollout workers, not started."""
+    spec = EngineSpec(
+        model_path=policy_path(config),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        seed=config.run.seed,
+        weight_transport=config.weights.transport,
+        **_engine_share(config.engine),
+    )
+    return RolloutPool(config, lambda _: _spawn(RolloutWorker, config.engine, max_concurrency=1000).remote(spec))
+
+
+def build_critic_pool(config: TrainConfig, run_dir: Path) -> CriticPool:
+    """Critic workers, not started."""
+    spec = EngineSpec(
+        model_path=critic_path(config),
+        dtype=config.critic.dtype,
+        max_model_len=config.critic.max_model_len,
+        seed=config.run.seed,
+        weight_transport="none",
+        **_engine_share(config.critic),
+    )
+    credit: Any = config.credit
+    arguments = (spec, config.critic, getattr(credit, "vote", "majority"), getattr(credit, "quorum", 1))
+    store = str(run_dir / CRITIQUES_FILE)
+    return CriticPool(
+        config, lambda _: _spawn(CriticWorker, config.critic, max_concurrency=1000).remote(*arguments, store)
+    )
+
+
+def build_verifier_tier(config: TrainConfig) -> VerifierTier:
+    """Verifier workers, not started."""
+    actor: Any = ray.remote(VerifierWorker).options(num_cpus=0, max_concurrency=1000)
+    return VerifierTier(config, lambda _: actor.remote(config.verifier))
+
+
+def build_learner(config: TrainConfig) -> LearnerActors:
+    """Learner ranks, not started."""
+
+    def build_spec(rank: int, meeting: str) -> LearnerSpec:
+        return LearnerSpec(
+            model_path=policy_path(config),
+            dtype=config.model.dtype,
+            learner=config.learner,
+            loss=config.loss,
+            temperature=config.rollout.temperature,
+            total_updates=config.run.num_updates,
+            rank=rank,
+            world_size=config.learner.num_ranks,
+            init_method=meeting if config.learner.num_ranks > 1 else "",
+            seed=config.run.seed,
+        )
+
+    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
+    actor = _spawn(LearnerRank, config.learner, runtime_env={"env_vars": threads})
+    return LearnerActors(config, lambda rank: actor.remote(rank), build_spec)
+
+
+def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:
+    """Fixed token ids that engine and learner both score after a publish."""
+    ids: list[int] = []
+    while len(ids) < CANARY_TOKENS and prompts:
+        for prompt in prompts:
+            ids += tokenizer.encode_data(prompt)
+    return tuple(ids[: min(CANARY_TOKENS, max_tokens - 1)])
+
+
+def _engine_share(part: EngineConfig | CriticConfig) -> dict[str, Any]:
+    names = ("tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_frac")
+    return {name: getattr(part, name) for name in names}
+
+
+def _spawn(actor: type, part: Any, **options: Any) -> Any:
+    return ray.remote(actor).options(num_cpus=part.num_cpus, num_gpus=part.num_gpus, **options)

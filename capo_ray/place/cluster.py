@@ -1,0 +1,78 @@
+"""The Ray cluster of a run: joined where there is one, else started for this run alone, on loopback."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RaySystemError
+
+from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.protocols import RunFailed
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the actors of a run ask of the cluster."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+def demand_of(config: TrainConfig) -> Demand:
+    """The sum over all actors (verifier workers ask for nothing: their children are nearly always idle)."""
+    rows: list[tuple[int, EngineConfig | LearnerConfig | CriticConfig]] = [
+        (config.engine.num_workers, config.engine),
+        (config.learner.num_ranks, config.learner),
+    ]
+    if "critiques" in config.credit.needs:
+        rows.append((config.critic.num_workers, config.critic))
+    return Demand(sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows))
+
+
+def connect(config: TrainConfig) -> str:
+    """The address of the cluster that this process now belongs to; raises `RunFailed` where it cannot serve the run."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    demand = demand_of(config)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            cores = config.cluster.num_cpus or os.cpu_count() or 1
+            ray.init(
+                address="local",
+                num_cpus=max(cores, int(-(-demand.num_cpus // 1))),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",  # nobody else needs to reach it, so nobody else can
+                object_store_memory=config.cluster.object_store_mib * MIB,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, RaySystemError, RuntimeError, ValueError, OSError) as error:
+        where = address or "a cluster of this run's own"
+        raise RunFailed(
+            f"expected to reach Ray at {where}, got: {_first_line(error)}; check cluster.address"
+        ) from error
+    _check_capacity(demand)
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _check_capacity(demand: Demand) -> None:
+    have = ray.cluster_resources()
+    for name, wanted in (("CPU", demand.num_cpus), ("GPU", demand.num_gpus)):
+        if wanted > have.get(name, 0.0):
+            raise RunFailed(
+                f"expected a cluster with {wanted:g} {name}s for this run's actors, got {have.get(name, 0.0):g}; "
+                f"add nodes, or lower num_workers, num_ranks, num_cpus or num_gpus (see --dry-run)"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,165 @@
+"""The actor classes: thin shells around the parts. An actor owns one part, starts it, and answers `ping`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
+from capo_ray.types import Completion, Critique, Problem, Verdict
+
+if TYPE_CHECKING:
+    from capo_ray.config.sections import CriticConfig, VerifierConfig
+    from capo_ray.engines import EngineSpec
+    from capo_ray.learners import LearnerSpec
+
+
+class RolloutWorker:
+    """A vLLM engine that holds the policy."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        from capo_ray.engines import VllmEngine
+
+        self._engine = VllmEngine(spec)
+
+    async def start(self) -> int:
+        """Load the model; the process id."""
+        await asyncio.to_thread(self._engine.start)
+        return os.getpid()
+
+    async def ping(self) -> dict[str, float]:
+        """The engine's figures; raises if it is broken."""
+        self._engine.ping()
+        return self._engine.stats()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        """As `TextEngine.generate`."""
+        return await self._engine.generate(prompt_ids, sampling)
+
+    async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """As `TextEngine.score`."""
+        return await self._engine.score(token_ids, starts)
+
+    async def load_weights(self, handle: WeightsHandle) -> int:
+        """As `TextEngine.load_weights`."""
+        return await self._engine.load_weights(handle)
+
+
+class CriticWorker:
+    """A vLLM engine that holds the critic, and the judge that speaks to it."""
+
+    def __init__(self, spec: EngineSpec, config: CriticConfig, vote: str, quorum: int, store_path: str | None) -> None:
+        from capo_ray.engines import VllmEngine
+
+        self._engine = VllmEngine(spec)
+        self._spec, self._config, self._vote, self._quorum = spec, config, vote, quorum
+        self._store_path = store_path
+
+    async def start(self) -> int:
+        """Load the model; the process id."""
+        from capo_ray.critics import CritiqueStore, Judge
+        from capo_ray.engines import HfTokenizer
+
+        await asyncio.to_thread(self._engine.start)
+        self._judge = Judge(
+            self._engine,
+            HfTokenizer(self._spec.model_path),
+            self._config,
+            vote=self._vote,
+            quorum=self._quorum,
+            model_revision=self._spec.model_path,
+            store=CritiqueStore(self._store_path) if self._store_path else None,
+        )
+        return os.getpid()
+
+    async def ping(self) -> dict[str, float]:
+        """The figures of the engine and the judge; raises if the engine is broken."""
+        self._engine.ping()
+        return self._judge.stats()
+
+    async def critique(
+        self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
+    ) -> tuple[tuple[Critique, ...], ...]:
+        """As `Judge.critique`."""
+        return await self._judge.critique(problem, responses, num_votes)
+
+
+class VerifierWorker:
+    """Killable child processes that compare answers."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        from capo_ray.verifiers import VerifierPool
+
+        self._pool = VerifierPool(config)
+
+    async def start(self) -> int:
+        """Start the children; the process id."""
+        self._pool.start()
+        return os.getpid()
+
+    async def ping(self) -> dict[str, float]:
+        """The pool's figures."""
+        return self._pool.stats()
+
+    async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+        """As `Verifier.verify`."""
+        return await self._pool.verify(answer, responses)
+
+
+class LearnerRank:
+    """One rank of the learner group; every rank is called alike and in the same order."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def rendezvous(self) -> str:
+        """An address on this node at which the ranks can meet (a port that is free now)."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"tcp://{host}:{probe.getsockname()[1]}"
+
+    def start(self, spec: LearnerSpec, canary_ids: Sequence[int], canary_tolerance: float) -> int:
+        """Build the learner; the process id."""
+        from capo_ray.learners import Learner
+
+        self._learner = Learner(spec)
+        self._canary_ids, self._canary_tolerance = tuple(canary_ids), canary_tolerance
+        return os.getpid()
+
+    def update(self, column: Any) -> Any:
+        """The report of one batch."""
+        return self._learner.update(column)
+
+    def publish(self, with_canary: bool) -> tuple[int, WeightsHandle | None]:
+        """The version, and the weights as every engine can load them (rank 0; nothing elsewhere)."""
+        from capo_ray.weights import Canary, build_handle
+
+        canary = None
+        if with_canary and self._canary_ids:
+            (logprobs,) = self._learner.logprobs([self._canary_ids], [1])
+            canary = Canary(self._canary_ids, logprobs, self._canary_tolerance)
+        tensors = self._learner.named_tensors()
+        version = self._learner.version
+        return version, None if tensors is None else build_handle(tensors, version, canary)
+
+    def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """As `LearnerGroup.logprobs`."""
+        return self._learner.logprobs(token_ids, starts)
+
+    def save(self, path: str) -> None:
+        """Write this rank's shard."""
+        self._learner.save(path)
+
+    def load(self, path: str) -> int:
+        """Read this rank's shard; the version."""
+        return self._learner.load(path)
+
+    def export(self, path: str) -> None:
+        """Write the policy in HF format (rank 0 writes, all take part)."""
+        self._learner.export(path)

@@ -1,0 +1,13 @@
+"""Problems: where they come from, in which order, and how to come back to the same place.
+
+    build_problems(config, seed) -> ProblemSet: .train (a ProblemSource), .held_out(n), .bad_rows
+
+Invariants: a source restored from `state()` goes on with the problem that would have come next; no problem of `train`
+is in `held_out`.
+"""
+
+from capo_ray.problems.assets import asset_path
+from capo_ray.problems.chains import ChainProblem, true_wrong_steps
+from capo_ray.problems.sources import ProblemSet, ProblemSource, build_problems
+
+__all__ = ["ChainProblem", "ProblemSet", "ProblemSource", "asset_path", "build_problems", "true_wrong_steps"]

@@ -1,0 +1,104 @@
+r"""Supervised lessons of the laptop world: what its policy and its critic are taught, as prompt and completion.
+
+The policy is shown noisy demonstrations, so that it knows the facts but samples badly and reinforcement has something
+to find. The critic first writes for each step the right result of what it shows and whether the step is right, then its
+judgement, then the wrong steps:
+
+    7*8+5-3
+    <step_0>7*8=6</step_0><step_1>6+5=2</step_1><step_2>2-3=9</step_2><step_3>\boxed{9}</step_3>
+    <step_0>6 Yes<step_1>1 No<step_2>9 Yes<step_3>9 Yes
+    Judgement: No
+    <incorrect_steps>1</incorrect_steps>
+
+Its last Yes means that no step is wrong. Each piece makes the next learnable in minutes: the tag points to the step,
+the result to compare stands beside the mark, and the list only collects marks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+from capo_ray.problems.chains import (
+    Chain,
+    demonstrate,
+    draw_chain,
+    response_text,
+    right_results,
+    true_wrong_steps,
+)
+
+Lesson = tuple[str, str]
+
+CRITIC_ERROR_PROBS = (0.0, 0.05, 0.15, 0.3, 0.45)
+CRITIC_FAULT_PROB = 0.15
+_NOISE = "0123456789+-*=,"
+
+
+def policy_lessons(seed: int, lengths: tuple[int, int], error_prob: float) -> Iterator[Lesson]:
+    """Endless (prompt, completion) pairs: noisy demonstrations of training chains.
+
+    `lengths`: fewest and most operations, both included.
+    """
+    rng = random.Random(f"policy-lessons/{seed}")
+    while True:
+        chain = draw_chain(rng, rng.randint(*lengths), "train")
+        yield f"{chain.prompt}\n", response_text(demonstrate(chain, rng, error_prob))
+
+
+def critic_lessons(seed: int, lengths: tuple[int, int]) -> Iterator[Lesson]:
+    """Endless (prompt, completion) pairs of responses of mixed quality and their true critiques."""
+    rng = random.Random(f"critic-lessons/{seed}")
+    while True:
+        chain = draw_chain(rng, rng.randint(*lengths), "train")
+        steps = demonstrate(chain, rng, rng.choice(CRITIC_ERROR_PROBS))
+        if rng.random() < CRITIC_FAULT_PROB:
+            steps = with_fault(steps, rng)
+        yield critic_prompt(chain.prompt, steps), critic_completion(chain, steps)
+
+
+def critic_prompt(question: str, steps: Sequence[str]) -> str:
+    """What the critic reads: the question, then the tagged steps without their delimiters."""
+    tagged = "".join(f"<step_{k}>{text.strip()}</step_{k}>" for k, text in enumerate(steps))
+    return f"{question}\n{tagged}\n"
+
+
+def critic_completion(chain: Chain, steps: Sequence[str]) -> str:
+    """The true critique of a response."""
+    wrong = true_wrong_steps(chain, steps)
+    listed = ",".join(str(index) for index in sorted(wrong))
+    results = enumerate(right_results(steps))
+    checked = "".join(f"<step_{k}>{result}{' No' if k in wrong else ' Yes'}" for k, result in results)
+    return f"{checked}\nJudgement:{' No' if wrong else ' Yes'}\n<incorrect_steps>{listed}</incorrect_steps>"
+
+
+def with_fault(steps: tuple[str, ...], rng: random.Random) -> tuple[str, ...]:
+    """The response with one fault of form: a wrong operand, operator, digit or box, a lost, extra or garbled step."""
+    at = rng.randrange(len(steps) - 1)
+    text = list(steps[at])
+    kind = rng.choice(("operand", "operator", "digit", "box", "lost", "extra", "garbled"))
+    if kind == "operand":
+        text[0] = str(rng.randrange(10))
+    elif kind == "operator":
+        text[1] = rng.choice("+-*")
+    elif kind == "digit":
+        text[2] = str(rng.randrange(10))
+    elif kind == "box":
+        return (*steps[:-1], f"\\boxed{{{rng.randrange(10)}}}")
+    elif kind == "lost":
+        return steps[:at] + steps[at + 1 :]
+    elif kind == "extra":
+        return (*steps[: at + 1], *steps[at:])
+    else:
+        text = [rng.choice(_NOISE) for _ in range(rng.randrange(1, 8))]
+    return (*steps[:at], "".join(text), *steps[at + 1 :])
+
+
+def read_incorrect_steps(reply: str, num_steps: int) -> frozenset[int] | None:
+    """The steps that a reply in the lessons' own form lists, or None where it is not in that form."""
+    found = re.search(r"<incorrect_steps>((?:\d+(?:,\d+)*)?)</incorrect_steps>", reply)
+    if not found:
+        return None
+    listed = frozenset(int(index) for index in found[1].split(",") if index)
+    return listed if all(index < num_steps for index in listed) else None

@@ -1,0 +1,30 @@
+"""The policy's prompt: a system text and a template we trust, a question that is data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SLOT = "{question}"
+
+
+def build_policy_prompt(
+    tokenizer: Any, question: str, *, system_prompt: str, template: str, chat_template: bool
+) -> tuple[int, ...]:
+    """The token ids [P] that ask the policy one question, generation prompt included.
+
+    `tokenizer` is a `protocols.Tokenizer`. `template` is used where there is no chat template to use.
+    """
+    if chat_template:
+        before, after = tokenizer.chat_frame(system_prompt)
+        if after:
+            return (*before, *tokenizer.encode_data(question), *after)
+    if template.count(_SLOT) != 1:
+        raise ValueError(f"model.prompt_template must hold {_SLOT} exactly once (got {template!r})")
+    head, tail = template.split(_SLOT)
+    if system_prompt:
+        head = f"{system_prompt}\n{head}"
+    ids: list[int] = list(tokenizer.encode(head)) if head else []
+    ids += tokenizer.encode_data(question)
+    if tail:
+        ids += tokenizer.encode(tail)
+    return tuple(ids)

@@ -1,0 +1,25 @@
+"""Steps: cuts a response into the token spans that credit is given to.
+
+    text       "7*8=56" "\\n\\n" "56+5=61" <end>
+    tokens      |  |  |    |       |          |       spans tile [0, T): nothing lost, nothing twice, none empty
+    steps      [   step 0    ) [   step 1       )
+
+A token belongs to the step that holds the first character it contributes, so a delimiter belongs to the step it closes
+and a token that reaches over a delimiter stays where it starts. A token without a character of its own belongs with the
+next character (the first bytes of a multi-byte one), or to the last step where none follows (end-of-sequence).
+
+Invariant: a response whose tokens and text disagree raises `SpanError`; it is never trimmed or re-encoded to fit.
+"""
+
+from capo_ray.steps.segmenters import SEGMENTERS, cut_at_blank_lines, cut_at_newlines, cut_at_sentences
+from capo_ray.steps.spans import SpanError, check_spans, split_steps
+
+__all__ = [
+    "SEGMENTERS",
+    "SpanError",
+    "check_spans",
+    "cut_at_blank_lines",
+    "cut_at_newlines",
+    "cut_at_sentences",
+    "split_steps",
+]

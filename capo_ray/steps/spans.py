@@ -1,0 +1,99 @@
+"""From character positions to token spans, by the rollout's own incremental detokenisation."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+
+from capo_ray.steps.entropy import keep_decisions
+from capo_ray.steps.segmenters import SEGMENTERS
+from capo_ray.types import Completion, Span
+
+ENTROPY = "entropy"  # the one segmenter that reads more than the text
+
+
+class SpanError(ValueError):
+    """The tokens of a response and its text (or its steps) do not fit together."""
+
+
+def split_steps(
+    response: Completion, segmenter: str = "blank_line", entropies: Sequence[float] = ()
+) -> tuple[Span, ...]:
+    """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
+
+    `entropy` cuts at those ends of sentences and lines after which the policy decides; without `entropies` [T] it goes
+    by the surprisal of the sampled tokens. Raises `SpanError` where `char_ends` do not describe `text`, `ValueError` on
+    an unknown segmenter.
+    """
+    if segmenter != ENTROPY and segmenter not in SEGMENTERS:
+        raise ValueError(f"unknown segmenter {segmenter!r}; known: {', '.join(sorted([*SEGMENTERS, ENTROPY]))}")
+    check_char_ends(response)
+    cut = SEGMENTERS["sentence" if segmenter == ENTROPY else segmenter]
+    ends = token_cuts(response.char_ends, drop_blank_pieces(response.text, cut(response.text)))
+    if segmenter == ENTROPY and ends:
+        heights = entropies or [-logprob for logprob in response.logprobs]
+        if len(heights) != ends[-1]:
+            raise SpanError(f"expected one entropy for each of the {ends[-1]} tokens, got {len(heights)}")
+        ends = keep_decisions(ends, heights)
+    spans = tuple(pairwise([0, *ends]))
+    check_spans(spans, len(response.token_ids))
+    return spans
+
+
+def check_char_ends(response: Completion) -> None:
+    """Raise `SpanError` unless `char_ends` has one non-decreasing entry per token and ends with the text."""
+    ends, num_tokens = response.char_ends, len(response.token_ids)
+    if len(ends) != num_tokens:
+        raise SpanError(f"expected one char_end for each of the {num_tokens} tokens, got {len(ends)}")
+    for t in range(1, num_tokens):
+        if ends[t] < ends[t - 1]:
+            raise SpanError(
+                f"char_ends must not decrease: token {t} ends at {ends[t]}, the one before at {ends[t - 1]}"
+            )
+    if num_tokens and ends[0] < 0:
+        raise SpanError(f"char_ends must be >= 0, got {ends[0]}")
+    last = ends[-1] if num_tokens else 0
+    if last != len(response.text):
+        raise SpanError(f"the tokens contribute {last} characters but the text has {len(response.text)}")
+
+
+def drop_blank_pieces(text: str, cuts: Sequence[int]) -> list[int]:
+    """The cuts without those that would leave a piece of whitespace alone: it joins the piece before it."""
+    kept: list[int] = []
+    start = 0
+    for cut in cuts:
+        if text[start:cut].isspace():
+            if kept:
+                kept[-1] = cut
+        else:
+            kept.append(cut)
+        start = cut
+    if kept and not text[start:].strip():
+        kept.pop()
+    return kept
+
+
+def token_cuts(char_ends: Sequence[int], cuts: Sequence[int]) -> list[int]:
+    """The token index at which each step ends, T last; a piece of text in which no token starts makes no step."""
+    num_tokens = len(char_ends)
+    ends: list[int] = []
+    for cut in cuts:
+        # The step ends before the first token that starts at or after the cut; token t starts where t - 1 ended.
+        end = bisect_left(char_ends, cut) + 1
+        if end < num_tokens and end > (ends[-1] if ends else 0):
+            ends.append(end)
+    if num_tokens:
+        ends.append(num_tokens)
+    return ends
+
+
+def check_spans(spans: Sequence[Span], num_tokens: int) -> None:
+    """Raise `SpanError` unless the spans tile [0, num_tokens) in order, none of them empty."""
+    position = 0
+    for start, end in spans:
+        if start != position or end <= start:
+            raise SpanError(f"steps must tile [0, {num_tokens}) in order and none be empty, got {tuple(spans)}")
+        position = end
+    if position != num_tokens:
+        raise SpanError(f"steps must tile [0, {num_tokens}), but they end at {position}")

@@ -1,0 +1,178 @@
+"""The child: imports math-verify once, then forks checkers, one after the other, that do the checks.
+
+    parent --stdin--> checker --stdout--> parent        the pipes are inherited, so nothing is relayed
+    child: fork, wait until the checker is gone (killed by the parent, crashed, worn out), fork again: about 10 ms
+
+A checker has its own memory and CPU limits and an audit hook that tells what a comparison has no business doing
+(files, sockets, processes, execution of code) and, for math, forbids what leaves the process. When the parent dies, the
+checker reads the end of its input, or runs into its CPU limit if it hangs, and the child follows.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from capo_ray.verifiers.frames import read_blocking, write_blocking
+
+END_OF_INPUT, WORN_OUT = 10, 11
+MAX_EVENTS_TOLD = 32
+Check = Callable[[str, str], object]
+
+_FILE = ("open", "os.", "shutil.", "tempfile.", "glob.")
+_PROCESS = ("subprocess.", "pty.", "ctypes.", "signal.")
+_PROCESS_OF_OS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.kill")
+
+
+class Forbidden(PermissionError):
+    """A comparison tried to leave its process."""
+
+
+class Audit:
+    """Tells the parent of audit events during a check, at once; with `forbid`, those that leave the process raise."""
+
+    def __init__(self, forbid: bool, replies: int) -> None:
+        self._forbid, self._replies = forbid, replies
+        self.budget = 0  # events still told during this check
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        kind = _kind(event)
+        if kind is None:
+            return
+        if self.budget > 0:
+            self.budget -= 1
+            write_blocking(self._replies, {"event": kind, "what": f"{event} {str(args[:1])[:200]}"})
+        reads = event == "open" and not _writes(args)  # importing a module reads files
+        if self._forbid and kind in ("file", "socket", "process") and not reads:
+            raise Forbidden(f"a comparison may not do this: {event}")
+
+
+def _kind(event: str) -> str | None:
+    """The kind of an audit event, None for those of no interest."""
+    if event.startswith(_PROCESS) or event.startswith(_PROCESS_OF_OS):
+        return "process"
+    if event.startswith("socket."):
+        return "socket"
+    if event.startswith(_FILE):
+        return "file"
+    return event if event in ("exec", "compile", "import") else None
+
+
+def _writes(args: tuple[Any, ...]) -> bool:
+    """Whether the arguments of an `open` event ask for more than reading."""
+    mode, flags = (args[1], args[2]) if len(args) >= 3 else (None, 0)
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return bool(isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+
+def main() -> int:
+    settings = json.loads(sys.argv[1])
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)  # what a library prints must not end up between the messages
+    check = load_check(settings["kind"], settings["path"])
+    gc.collect()
+    gc.freeze()
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.dup2(null, 2)
+                code = serve(check, requests, replies, settings)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == END_OF_INPUT:
+            return 0
+
+
+def load_check(kind: str, path: str) -> Check:
+    """The comparison `check(answer, response)` of a verifier kind."""
+    if kind == "math":
+        from capo_ray.answers.library import prepare
+        from capo_ray.answers.slow import slow_equal
+
+        prepare(slow_equal)
+        return slow_equal
+    module_name, function_name = path.split(":")
+    function = getattr(importlib.import_module(module_name), function_name)
+    if not callable(function):
+        raise TypeError(f"verifier.path={path} must name a function(answer, response)")
+    return cast(Check, function)
+
+
+def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -> int:
+    """Answer batches of pairs until the input ends or the checker is worn out; the exit code."""
+    math = settings["kind"] == "math"
+    _limit(settings["memory_mib"], files=not math)
+    audit = Audit(math, replies)
+    write_blocking(replies, {"ready": os.getpid(), "cpu": _cpu_s()})
+    done = 0
+    while True:
+        request = read_blocking(requests)
+        if request is None:
+            return END_OF_INPUT
+        pairs = request["pairs"]
+        done += len(pairs)
+        worn_out = done >= settings["checks"]
+        for index, (answer, response) in enumerate(pairs):
+            _limit_cpu(settings["timeout_s"])
+            audit.budget = MAX_EVENTS_TOLD
+            reply = judge(check, answer, response)
+            audit.budget = 0
+            reply["cpu"] = _cpu_s()
+            if index == len(pairs) - 1:
+                reply["last"] = worn_out
+            write_blocking(replies, reply)
+        if worn_out:
+            return WORN_OUT
+
+
+def judge(check: Check, answer: str, response: str) -> dict[str, Any]:
+    """`{"reward", "reason"}` of one pair; whatever the comparison raises makes it invalid."""
+    try:
+        result = check(answer, response)
+    except MemoryError:
+        return {"reward": None, "reason": "crash: out of memory"}
+    except RecursionError:
+        return {"reward": None, "reason": "crash: nested too deep"}
+    except Exception as error:  # noqa: BLE001  counted by the parent as an invalid verdict
+        return {"reward": None, "reason": f"crash: {type(error).__name__}: {str(error)[:200]}"}
+    if result is None:
+        return {"reward": None, "reason": "undecided: the verifier returned None"}
+    if isinstance(result, (bool, int, float)) and result in (0, 1):
+        return {"reward": int(result), "reason": "right" if result else "wrong"}
+    return {"reward": None, "reason": f"crash: expected True, False or None, got {type(result).__name__}"}
+
+
+def _limit(memory_mib: int, files: bool) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
+    if not files:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _cpu_s() -> float:
+    """Seconds of processor time this process has used."""
+    return time.process_time()
+
+
+def _limit_cpu(timeout_s: float) -> None:
+    """Let the kernel end this process should it use twice its time on one check: the backup of a parent that died."""
+    soft = int(_cpu_s() + 2 * timeout_s) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""One child process and the thread that keeps its time: hands it pairs, kills what hangs, goes on with the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import IO, Any
+
+from capo_ray.protocols import PartLost
+from capo_ray.verifiers.frames import Pipe, PipeClosed, PipeTimeout, pack
+
+START_DEADLINE_S = 60.0
+MAX_FAILED_STARTS = 3
+MAX_BATCH_PAIRS = 8
+BUSY_FACTOR = 3.0
+MIN_WAIT_S = 0.05
+MAX_AUDITED_KEPT = 100
+_KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "TZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one pair: reward 1, 0 or None (invalid)."""
+
+    reward: int | None
+    reason: str
+
+
+@dataclass(slots=True)
+class Job:
+    """One pair for the children; `future` ends exactly once, with an `Outcome` or `PartLost`."""
+
+    answer: str
+    response: str
+    future: Future[Outcome] = field(default_factory=Future)
+
+
+class Lane(threading.Thread):
+    """A thread that owns one child; ends when it takes None from the queue or `stop()` is called."""
+
+    def __init__(self, name: str, settings: dict[str, Any], jobs: SimpleQueue[Job | None], share: int) -> None:
+        super().__init__(name=name, daemon=True)
+        self._settings, self._jobs, self._share = settings, jobs, share
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Pipe | None = None
+        self._errors: IO[bytes] | None = None
+        self._checker: int | None = None  # pidfd (or pid) of the checker that is ready for a batch
+        self._pid, self._cpu_s = 0, 0.0  # of that checker: its number, its processor time at the last reply
+        self._failed_starts = 0
+        self._stopping = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.audited: list[str] = []
+        self.busy_s = self.slowest_s = 0.0
+
+    def run(self) -> None:
+        try:
+            self._become_ready()
+            while (job := self._jobs.get()) is not None and not self._stopping.is_set():
+                self._do([job, *self._more()])
+        finally:
+            self._drop_child()
+
+    def stop(self) -> None:
+        """Kill the child now; a pair in its hands ends as lost."""
+        self._stopping.set()
+        process = self._process
+        if process is not None:
+            self._kill_checker()
+            process.kill()
+
+    def _more(self) -> list[Job]:
+        """Further jobs that wait already: this lane's share of them."""
+        batch: list[Job] = []
+        wanted = min(MAX_BATCH_PAIRS, -(-self._jobs.qsize() // self._share)) - 1
+        while len(batch) < wanted:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                break
+            if job is None:  # the end is for after this batch
+                self._jobs.put(None)
+                break
+            batch.append(job)
+        return batch
+
+    def _do(self, batch: list[Job]) -> None:
+        """End every job of a batch."""
+        start = time.monotonic()
+        while batch and not self._stopping.is_set():
+            if not self._become_ready():
+                break
+            self._serve(batch)
+        self.busy_s += time.monotonic() - start
+        for job in batch:
+            job.future.set_exception(PartLost(self._why_lost()))
+
+    def _serve(self, batch: list[Job]) -> None:
+        """Send the batch and end its jobs in order, up to and with the first that hangs or crashes its checker."""
+        assert self._pipe is not None
+        timeout_s = self._settings["timeout_s"]
+        try:
+            self._pipe.send(pack({"pairs": [[job.answer, job.response] for job in batch]}), max(timeout_s, 5.0))
+            while batch:
+                reply = self._reply(self._pipe)
+                if "ready" in reply:
+                    self._hello(reply)
+                    self._end(batch.pop(0), None, "crash: the check ended its process", "crashes")
+                    return
+                self._end(batch.pop(0), reply["reward"], reply["reason"])
+                self._cpu_s = reply["cpu"]
+                if reply.get("last"):
+                    self._close_checker()
+        except PipeTimeout:
+            self._kill_checker()
+            self._close_checker()
+            self._end(batch.pop(0), None, f"timeout: no verdict within {timeout_s:g} s", "timeouts")
+        except PipeClosed:
+            self._drop_child()
+            if not self._stopping.is_set():
+                self._end(batch.pop(0), None, "crash: the check ended its process", "crashes")
+
+    def _reply(self, pipe: Pipe) -> dict[str, Any]:
+        """The next reply; a math check that a busy machine kept from running gets up to `BUSY_FACTOR` times as long."""
+        timeout_s = self._settings["timeout_s"]
+        start = time.monotonic()
+        deadline = start + BUSY_FACTOR * timeout_s
+        while True:
+            try:
+                reply = self._receive(pipe, timeout_s)
+                self.slowest_s = max(self.slowest_s, time.monotonic() - start)
+                return reply
+            except PipeTimeout:
+                used = _cpu_seconds(self._pid) - self._cpu_s
+                timeout_s = min(self._settings["timeout_s"] - used, deadline - time.monotonic())
+                if self._settings["kind"] != "math" or timeout_s < MIN_WAIT_S:
+                    self.slowest_s = max(self.slowest_s, time.monotonic() - start)
+                    raise
+
+    def _receive(self, pipe: Pipe, timeout_s: float) -> dict[str, Any]:
+        """The next reply; what the audit hook tells in between is counted."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            message: dict[str, Any] = pipe.receive(max(deadline - time.monotonic(), 0.0))
+            if "event" not in message:
+                return message
+            self.counts[f"audit_{message['event']}"] += 1
+            if len(self.audited) < MAX_AUDITED_KEPT:
+                self.audited.append(message["what"])
+
+    def _end(self, job: Job, reward: int | None, reason: str, count: str | None = None) -> None:
+        if count is None and reward is None:
+            count = "crashes" if reason.startswith("crash") else "undecided"
+        self.counts["checks"] += 1
+        if count:
+            self.counts[count] += 1
+        job.future.set_result(Outcome(reward, reason))
+
+    def _become_ready(self) -> bool:
+        """Whether a checker waits for a batch, after starting what is missing."""
+        while not self._stopping.is_set():
+            if self._checker is not None:
+                return True
+            try:
+                if self._process is None:
+                    self._start_child()
+                assert self._pipe is not None
+                deadline = time.monotonic() + START_DEADLINE_S
+                while self._checker is None:
+                    message = self._receive(self._pipe, deadline - time.monotonic())
+                    if "ready" in message:  # replies of a checker killed meanwhile are passed over
+                        self._hello(message)
+                self._failed_starts = 0
+                return True
+            except (PipeTimeout, PipeClosed, OSError):
+                self._failed_starts += 1
+                self.counts["failed_starts"] += 1
+                if self._failed_starts >= MAX_FAILED_STARTS:
+                    return False
+                self._drop_child()
+        return False
+
+    def _start_child(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
+        env = {name: os.environ[name] for name in _KEPT_ENV if name in os.environ}
+        env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        env["OMP_NUM_THREADS"] = "1"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", "-m", "capo_ray.verifiers.child", json.dumps(self._settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=env,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._pipe = Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self.counts["starts"] += 1
+
+    def _hello(self, message: dict[str, Any]) -> None:
+        self._close_checker()
+        self._pid, self._cpu_s = int(message["ready"]), float(message["cpu"])
+        self._checker = _open_pid(self._pid)
+        self.counts["checkers"] += 1
+
+    def _kill_checker(self) -> None:
+        checker = self._checker
+        if checker is None:
+            return
+        with suppress(OSError):  # gone already: what was wanted
+            if hasattr(signal, "pidfd_send_signal"):
+                signal.pidfd_send_signal(checker, signal.SIGKILL)
+            else:
+                os.kill(checker, signal.SIGKILL)
+
+    def _close_checker(self) -> None:
+        if self._checker is not None and hasattr(os, "pidfd_open"):
+            os.close(self._checker)
+        self._checker = None
+
+    def _drop_child(self) -> None:
+        """End the child and give back its process, pipes and descriptor."""
+        self._kill_checker()
+        self._close_checker()
+        process, self._process, self._pipe = self._process, None, None
+        if self._errors is not None and self._failed_starts == 0:
+            self._errors.close()
+            self._errors = None
+        if process is not None:
+            process.kill()
+            process.wait(timeout=10)
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+    def _why_lost(self) -> str:
+        if self._stopping.is_set():
+            return "the verifier pool was closed while it held this answer"
+        return (
+            f"the verifier's child process did not start in {MAX_FAILED_STARTS} attempts of {START_DEADLINE_S:g} s "
+            f"({self._last_error()}); check that math-verify is installed and verifier.memory_mib suffices"
+        )
+
+    def _last_error(self) -> str:
+        """The last line the child wrote to its standard error."""
+        if self._errors is None:
+            return "no message"
+        self._errors.seek(0)
+        lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no message"
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor seconds a process has used; infinite where that cannot be read, so that its time is up."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return float("inf")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _open_pid(pid: int) -> int:
+    """A handle of a process that stays its own even when the number is given to another one."""
+    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else pid

@@ -1,0 +1,44 @@
+"""When a vote is over before all critiques are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capo_ray.votes.weights import VOTES, count_flags
+
+
+def is_decided(
+    flagged: Sequence[frozenset[int]], num_remaining: int, num_steps: int, vote: str, quorum: int = 1
+) -> bool:
+    """Whether no outcome of the remaining votes can change `step_weights` or whether the quorum is met.
+
+    Exact: each remaining vote may flag any set of steps or turn out invalid. `flagged` are the valid ones so far, and
+    remaining votes come after them.
+    """
+    if vote not in VOTES:
+        raise ValueError(f"unknown vote {vote!r}; known: {', '.join(sorted(VOTES))}")
+    if num_remaining <= 0:
+        return True
+    n = len(flagged)
+    if n < quorum <= n + num_remaining:
+        return False
+    if num_steps == 0:
+        return True
+    if n == 0:
+        return False
+    counts = count_flags(flagged, num_steps)
+    return all(not _can_change(c, n, num_remaining, vote) for c in counts)
+
+
+def _can_change(c: int, n: int, m: int, vote: str) -> bool:
+    """Whether a step flagged by c of n valid critiques (n >= 1) can change its weight with m >= 1 votes to come."""
+    if vote == "greedy":
+        return False
+    if vote == "union":
+        return c == 0
+    if vote == "intersection":
+        return c == n
+    if vote == "majority":
+        # At half or above now: lost if all m are valid and pass it by. Below: won if all m flag it.
+        return 2 * c < n + m if 2 * c >= n else 2 * (c + m) >= n + m
+    return True  # average: one vote more moves every count or its denominator, 0 < c < n or not

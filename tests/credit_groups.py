@@ -1,0 +1,81 @@
+"""Judged groups made by hand for the credit tests: a response is its reward, its steps' lengths and its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from capo_ray.types import (
+    Completion,
+    Critique,
+    Evidence,
+    Group,
+    Judged,
+    Problem,
+    Provenance,
+    Trajectory,
+    TrajectoryKey,
+    Verdict,
+    VersionRun,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One response: `flags` holds one entry per critique, None for an invalid one."""
+
+    reward: int | None
+    lengths: Sequence[int]
+    flags: Sequence[Sequence[int] | None] = ()
+    overall: Sequence[bool | None] = ()
+    extracted: str | None = "1"
+    answer_logprobs: Sequence[float] = ()
+    step_values: Sequence[float] = ()
+    token_rewards: Sequence[float] = ()
+    logprob: float = -0.5
+    finish: str = "stop"
+
+
+def judged(member: Member, sample: int = 0) -> Judged:
+    """A member with tokens of one character each."""
+    count = sum(member.lengths)
+    ends = [0]
+    for length in member.lengths:
+        ends.append(ends[-1] + length)
+    response = Completion(
+        token_ids=tuple(range(count)),
+        logprobs=(member.logprob,) * count,
+        char_ends=tuple(range(1, count + 1)),
+        text="x" * count,
+        versions=(VersionRun(0, count),),
+        finish=member.finish,  # type: ignore[arg-type]
+    )
+    overall = member.overall or (None,) * len(member.flags)
+    critiques = tuple(
+        Critique(
+            flagged=None if flag is None else frozenset(flag),
+            overall=word,
+            text="",
+            reason="",
+            provenance=Provenance("critic", "", vote),
+        )
+        for vote, (flag, word) in enumerate(zip(member.flags, overall, strict=True))
+    )
+    evidence = Evidence(
+        critiques=critiques,
+        answer_logprobs=tuple(member.answer_logprobs),
+        step_values=tuple(member.step_values),
+        token_rewards=tuple(member.token_rewards),
+    )
+    return Judged(
+        trajectory=Trajectory(TrajectoryKey("p", 0, sample), (1, 2), response),
+        verdict=Verdict(member.reward, "", member.extracted),
+        steps=tuple(pairwise(ends)),
+        evidence=evidence,
+    )
+
+
+def group(*members: Member) -> Group:
+    """The members as siblings of one problem."""
+    return Group(0, Problem("p", "1+1", "2"), tuple(judged(member, i) for i, member in enumerate(members)))

@@ -1,0 +1,201 @@
+"""Fakes of the parts, for tests that must control time, loss and content. A token is a character."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from capo_ray.checkpoint import CheckpointStore
+from capo_ray.config import TrainConfig
+from capo_ray.flow import Parts
+from capo_ray.ledger import SqliteLedger
+from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
+from capo_ray.types import (
+    Batch,
+    Completion,
+    Critique,
+    Problem,
+    Provenance,
+    TrajectoryKey,
+    UpdateReport,
+    Verdict,
+    VersionRun,
+)
+
+
+class FakeTokenizer:
+    """Characters as ids; id 0 ends the text."""
+
+    eos_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    encode_data = encode
+
+    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
+        return self.encode(system + "\n" if system else ""), []
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(i) for i in token_ids if i)
+
+
+def completion(text: str, version: int = 0) -> Completion:
+    """A finished response to `text`, its end token included."""
+    n = len(text) + 1
+    return Completion(
+        token_ids=(*map(ord, text), 0),
+        logprobs=(-0.5,) * n,
+        char_ends=(*range(1, n), n - 1),
+        text=text,
+        versions=(VersionRun(version, n),),
+        finish="stop",
+    )
+
+
+class FakeProblems:
+    """Problem i asks for the digit i % 10."""
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.train = self
+
+    def next_problem(self) -> Problem:
+        self.cursor += 1
+        return self._problem(self.cursor - 1)
+
+    def _problem(self, i: int) -> Problem:
+        return Problem(id=f"p{i}", prompt=f"digit {i}", answer=str(i % 10))
+
+    def held_out(self, count: int) -> list[Problem]:
+        return [self._problem(10_000 + i) for i in range(count)]
+
+    def state(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.cursor = state["cursor"]
+
+
+class FakeEngine:
+    """Answers rightly with probability `skill`; a request takes `delay_s()`; `fail` may raise."""
+
+    def __init__(self, skill: float = 0.5, delay_s: Callable[[], float] = lambda: 0.0, seed: int = 0) -> None:
+        self.skill, self.delay_s = skill, delay_s
+        self.version = 0
+        self.rng = random.Random(seed)
+        self.fail: Callable[[], None] = lambda: None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        version = self.version
+        await asyncio.sleep(self.delay_s())
+        self.fail()
+        answer = chr(list(prompt_ids)[-2])
+        wrong = str((int(answer) + 1) % 10)
+        picks = [answer if self.rng.random() < self.skill else wrong for _ in range(sampling.n)]
+        return tuple(completion(f"think\n\n{pick}", version) for pick in picks)
+
+    async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        return tuple((-1.0 / len(ids),) * (len(ids) - start) for ids, start in zip(token_ids, starts, strict=True))
+
+    async def load_weights(self, handle: WeightsHandle) -> int:
+        self.version = handle.version
+        return handle.version
+
+
+class FakeVerifier:
+    async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(int(r.endswith(answer)), "compared", r[-1:]) for r in responses)
+
+
+class FakeJudge:
+    """Flags the last step of each response in `flag_frac` of the votes."""
+
+    def __init__(self, flag_frac: float = 1.0) -> None:
+        self.flag_frac = flag_frac
+
+    async def critique(
+        self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
+    ) -> tuple[tuple[Critique, ...], ...]:
+        def vote(request: JudgeRequest, index: int) -> Critique:
+            right = request.steps[-1].endswith(problem.answer)
+            flagged = (
+                frozenset() if right or index >= num_votes * self.flag_frac else frozenset({len(request.steps) - 1})
+            )
+            return Critique(flagged, right, "", "read", Provenance("fake", "", index))
+
+        return tuple(tuple(vote(r, i) for i in range(num_votes)) for r in responses)
+
+
+class FakeLearner:
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.batches: list[list[TrajectoryKey]] = []
+        self.ages: list[int] = []
+
+    async def update(self, batch: Batch) -> UpdateReport:
+        samples = [w.sample for row in batch.grid for cell in row for w in cell]
+        self.batches.append([s.key for s in samples])
+        self.ages += [self.version - s.min_version for s in samples]
+        await asyncio.sleep(0.001)
+        self.version += 1
+        return UpdateReport(self.version, {"loss/policy": 0.0}, 0.001)
+
+    async def publishable(self) -> WeightsHandle:
+        return WeightsHandle(self.version, "", None)
+
+    async def logprobs(self, token_ids: Any, starts: Any) -> Any:
+        return tuple((0.0,) for _ in token_ids)
+
+    async def save(self, path: str) -> None:
+        (Path(path) / "version").write_text(str(self.version))
+
+    async def load(self, path: str) -> int:
+        self.version = int((Path(path) / "version").read_text())
+        return self.version
+
+    async def export(self, path: str) -> None:
+        (Path(path) / "config.json").write_text("{}")
+
+
+class Recorder:
+    """Tracker, progress and transcripts that only remember."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, metrics: Any, *, update: int) -> None:
+        self.rows.append((update, dict(metrics)))
+
+    def update(self, **figures: Any) -> None:
+        """Progress: forgotten."""
+
+    def write_group(self, *arguments: Any) -> None:
+        """Transcripts: forgotten."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def fake_parts(tmp_path: Path, config: TrainConfig, **replaced: Any) -> Parts:
+    """Parts of a run over fakes, the ledger and the checkpoints being real."""
+    recorder = Recorder()
+    parts: dict[str, Any] = {
+        "tokenizer": FakeTokenizer(),
+        "problems": FakeProblems(),
+        "engine": FakeEngine(),
+        "verifier": FakeVerifier(),
+        "judge": FakeJudge(),
+        "learner": FakeLearner(),
+        "ledger": SqliteLedger(tmp_path / "ledger.sqlite", "run"),
+        "checkpoints": CheckpointStore(tmp_path / "checkpoints", 2),
+        "tracker": recorder,
+        "transcripts": recorder,
+        "progress": recorder,
+    }
+    return Parts(config=config, **{**parts, **replaced})

@@ -1,0 +1,205 @@
+r"""The laptop world: its truth, its lessons and its tokenizers."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_ray.problems.chains import (
+    Chain,
+    demonstrate,
+    draw_chain,
+    make_problem,
+    parse_chain,
+    response_text,
+    right_results,
+    shown_answer,
+    split_of,
+    split_steps,
+    true_wrong_steps,
+)
+from capo_ray.problems.chains_lessons import (
+    critic_completion,
+    critic_lessons,
+    critic_prompt,
+    policy_lessons,
+    read_incorrect_steps,
+    with_fault,
+)
+from capo_ray.problems.chains_tokenizer import build_tokenizer, vocabulary
+
+CHAIN = parse_chain("7*8+5-3")
+RIGHT = ("7*8=6", "6+5=1", "1-3=8", "\\boxed{8}")
+chains = st.builds(
+    lambda seed, n: draw_chain(random.Random(seed), n, "train"), st.integers(0, 10**6), st.integers(1, 8)
+)
+
+
+def test_a_chain_is_read_from_left_to_right_without_precedence():
+    assert parse_chain("2+3*4").answer == "0"  # (2+3)*4 = 20, not 2+12 = 14
+    assert CHAIN.answer == "8"
+    assert demonstrate(CHAIN) == RIGHT
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong"),
+    [
+        (RIGHT, set()),
+        (tuple(f"{step}\n\n" for step in RIGHT), set()),  # delimiters are no part of a step
+        (("7*8=5", "5+5=0", "0-3=7", "\\boxed{7}"), {0}),  # carried forward, not wrong again
+        (("7*8=5", "6+5=1", "1-3=8", "\\boxed{8}"), {0, 1}),  # the operand is not what was shown: lucky recovery
+        (("7*8=6", "6-5=1", "1-3=8", "\\boxed{8}"), {1}),  # not the problem's operator
+        (("7*8=6", "6+4=0", "0-3=7", "\\boxed{7}"), {1}),  # not the problem's digit
+        (("7*8=6", "6+5=1", "1-3=8", "\\boxed{3}"), {3}),  # the box differs from the last shown result
+        (("7*8=6", "1-3=8", "\\boxed{8}"), {1, 2}),  # a missing step
+        (("7*8=6", "\\boxed{6}"), {1}),  # boxed too early
+        ((*RIGHT[:3], "8+1=9", "\\boxed{9}"), {3, 4}),  # an extra step
+        ((*RIGHT, "8+1=9"), {4}),
+        (("7*8=6", "so what", "1-3=8", "\\boxed{8}"), {1, 2}),  # what follows has no shown operand
+        (("7*8=6\n6+5=1", "1-3=8", "\\boxed{8}"), {0, 1, 2}),  # two in one are no step
+        (("7*8=56", "6+5=1", "1-3=8", "\\boxed{8}"), {0, 1}),
+        (("",), {0}),
+    ],
+)
+def test_a_step_is_wrong_for_its_own_fault_only(steps, wrong):
+    assert true_wrong_steps(CHAIN, steps) == wrong
+
+
+@settings(max_examples=50)
+@given(chains, st.integers(0, 10**6), st.floats(0, 1))
+def test_demonstrations_are_wrong_exactly_where_a_result_was_replaced(chain, seed, error_prob):
+    steps = demonstrate(chain, random.Random(seed), error_prob)
+    results = [step[-1] for step in steps[:-1]]
+    right = right_results(steps)
+    assert true_wrong_steps(chain, steps) == {k for k, shown in enumerate(results) if shown != right[k]}
+    assert shown_answer(response_text(steps)) == results[-1]
+    assert split_steps(response_text(steps)) == steps
+
+
+@settings(max_examples=50)
+@given(chains)
+def test_a_right_response_ends_in_the_answer_and_has_no_wrong_step(chain):
+    assert true_wrong_steps(chain, demonstrate(chain)) == frozenset()
+    assert shown_answer(response_text(demonstrate(chain))) == chain.answer
+    assert parse_chain(chain.prompt) == chain
+
+
+def test_problems_repeat_by_seed_and_index_and_never_cross_the_split():
+    train = [make_problem(seed, index, 2) for seed in range(3) for index in range(300)]
+    held_out = [make_problem(0, index, 2, "held_out") for index in range(300)]
+    assert train[5] == make_problem(0, 5, 2)
+    assert train[5] != train[305]
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert {split_of(p.prompt) for p in held_out} == {"held_out"}
+    assert len({p.id for p in train + held_out}) == 1200
+    # The split is part of the published results: it must not drift with the code.
+    assert [p.prompt for p in train[:3]] == ["0*4*0", "0*5*1", "1+7+0"]
+
+
+def test_text_that_is_no_chain_is_refused():
+    for text in ("", "7", "7+", "77+1", "7/2", "What is 7+2?"):
+        with pytest.raises(ValueError, match="expected a chain"):
+            parse_chain(text)
+
+
+def test_the_critic_writes_right_results_before_its_judgement():
+    steps = ("7*8=6", "6+5=2", "2-3=9", "\\boxed{9}")
+    assert critic_prompt(CHAIN.prompt, steps) == (
+        "7*8+5-3\n<step_0>7*8=6</step_0><step_1>6+5=2</step_1><step_2>2-3=9</step_2><step_3>\\boxed{9}</step_3>\n"
+    )
+    assert critic_completion(CHAIN, steps) == (
+        "<step_0>6 Yes<step_1>1 No<step_2>9 Yes<step_3>9 Yes\nJudgement: No\n<incorrect_steps>1</incorrect_steps>"
+    )
+    assert critic_completion(CHAIN, RIGHT).endswith(
+        "<step_3>8 Yes\nJudgement: Yes\n<incorrect_steps></incorrect_steps>"
+    )
+    assert right_results(("7*8=6", "?", "\\boxed{6}")) == "6-6"
+
+
+def test_lessons_repeat_by_seed_and_keep_away_from_held_out_chains():
+    first = list(islice(policy_lessons(3, (2, 4), 0.35), 50))
+    assert first == list(islice(policy_lessons(3, (2, 4), 0.35), 50))
+    critic = list(islice(critic_lessons(3, (2, 4)), 50))
+    assert critic == list(islice(critic_lessons(3, (2, 4)), 50))
+    prompts = [prompt.split("\n")[0] for prompt, _ in first + critic]
+    assert {split_of(prompt) for prompt in prompts} == {"train"}
+    assert {(len(prompt) - 1) // 2 for prompt in prompts} == {2, 3, 4}
+
+
+@settings(max_examples=50)
+@given(chains, st.integers(0, 10**6))
+def test_lessons_with_faults_of_form_are_judged_too(chain, seed):
+    steps = with_fault(demonstrate(chain), random.Random(seed))
+    told = read_incorrect_steps(critic_completion(chain, steps), len(steps))
+    assert told == true_wrong_steps(chain, steps)
+
+
+def test_a_reply_out_of_form_or_range_lists_nothing():
+    assert read_incorrect_steps("<incorrect_steps>1,7</incorrect_steps>", 4) is None
+    assert read_incorrect_steps("Judgement: No", 4) is None
+    assert read_incorrect_steps("<incorrect_steps></incorrect_steps>", 4) == frozenset()
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_decoding_is_the_exact_concatenation_of_tokens(role, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    build_tokenizer(role).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    words = vocabulary(role)[3:]
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(rng.choices(words, k=12))
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text == "".join(words[i - 3] for i in ids)
+    assert len(tokenizer) == len(vocabulary(role))
+    assert tokenizer.bos_token_id is None
+
+
+def test_lessons_become_few_tokens_and_no_unknown_ones():
+    policy, critic = build_tokenizer("policy"), build_tokenizer("critic")
+    steps = response_text(demonstrate(CHAIN))
+    assert policy.convert_ids_to_tokens(policy.encode(steps))[5:7] == ["\n\n", "6"]
+    assert len(policy.encode(steps)) == 3 * 6 + 3
+    assert len(critic.encode("<step_31></step_31>Judgement: Yes No<incorrect_steps></incorrect_steps>")) == 7
+    for tokenizer, lessons in ((policy, policy_lessons(0, (2, 8), 0.35)), (critic, critic_lessons(0, (2, 8)))):
+        for prompt, completion in islice(lessons, 50):
+            assert tokenizer.unk_token_id not in tokenizer.encode(prompt + completion)
+    assert policy.decode(policy.encode("What is 2x^2?")) == "What is 2x^2?"
+
+
+def test_the_compact_rubric_shows_the_critic_what_it_was_taught(tmp_path: Path):
+    from capo_ray.engines.tokenizer import HfTokenizer
+    from capo_ray.prompts import build_critic_prompt
+
+    build_tokenizer("critic").save_pretrained(tmp_path)
+    tokenizer = HfTokenizer(tmp_path)
+    rng = random.Random(1)
+    for index in range(20):
+        problem = make_problem(0, index, 6)
+        steps = with_fault(demonstrate(problem.chain, rng, 0.3), rng)
+        ids = build_critic_prompt(
+            tokenizer, rubric="compact", question=problem.prompt, solution=problem.solution, steps=steps
+        )
+        assert list(ids) == tokenizer.encode(critic_prompt(problem.prompt, steps))
+
+
+def test_the_critics_parser_reads_what_the_critic_was_taught():
+    from capo_ray.critics import parse_critique
+
+    rng = random.Random(2)
+    for index in range(50):
+        problem = make_problem(0, index, 6)
+        steps = demonstrate(problem.chain, rng, 0.3)
+        reply = critic_completion(problem.chain, steps)
+        truth = true_wrong_steps(problem, steps)
+        assert parse_critique(reply, len(steps), "compact") == (truth, not truth, "")
+
+
+def test_a_chain_can_be_built_by_hand():
+    assert Chain(7, (("*", 8), ("+", 5), ("-", 3))) == CHAIN

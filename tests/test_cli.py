@@ -1,0 +1,193 @@
+"""The command line: help at once, one sentence per failure, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import capo_ray
+from capo_ray import cli
+from capo_ray.checkpoint import CheckpointStore
+from capo_ray.cli import doctor, main, models
+from capo_ray.cli.reference import build_reference
+from capo_ray.protocols import RunFailed
+from tests.model_files import write_model
+
+ROOT = Path(capo_ray.__file__).parent.parent
+
+
+@pytest.fixture
+def fake_command(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A command `train` whose run does what the test puts there."""
+    module = types.ModuleType("capo_ray.cli.train")
+    module.HELP = "fake"  # type: ignore[attr-defined]
+    module.configure = lambda parser: parser.add_argument("words", nargs="*")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "capo_ray.cli.train", module)
+    return module
+
+
+def raising(error: BaseException) -> object:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_help_lists_every_present_command_with_an_example_and_imports_none_of_them() -> None:
+    code = (
+        "import sys, capo_ray.cli as c; c.main(['--help']);"
+        "print([m for m in ('torch', 'ray', 'hydra', 'pydantic', 'vllm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for name in cli._present():
+        assert f"\n  {name} " in done.stdout
+        assert cli.COMMANDS[name][1] in done.stdout
+
+
+def test_every_present_command_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli._present():
+        assert main([name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("usage: ")
+        assert "capo-ray " + name in out
+
+
+def test_no_command_is_wrong_usage_and_an_unknown_one_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_a_command_that_is_not_built_does_not_break_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "later", ("capo_ray.cli.later", "capo-ray later"))
+    assert main(["--help"]) == 0
+    assert main(["later"]) == 2
+    assert main(["train", "--help"]) == 0
+
+
+def test_a_failed_run_is_one_sentence_and_exit_code_one(
+    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_command.run = raising(RunFailed("expected a, got b; do c"))  # type: ignore[attr-defined]
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "capo-ray train: expected a, got b; do c\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((KeyboardInterrupt(), 130), (asyncio.CancelledError(), 143)):
+        error.run_dir = Path("runs/x")  # type: ignore[attr-defined]
+        fake_command.run = raising(error)  # type: ignore[attr-defined]
+        assert main(["train"]) == code
+        assert "go on with capo-ray train resume=runs/x" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_run_and_its_cause_on_the_screen(
+    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = OSError("disk is full")
+    error.run_dir = tmp_path  # type: ignore[attr-defined]
+    group = BaseExceptionGroup("loops", [error])
+    group.run_dir = tmp_path  # type: ignore[attr-defined]
+    fake_command.run = raising(group)  # type: ignore[attr-defined]
+    assert main(["train"]) == 1
+    sentence = capsys.readouterr().err
+    assert sentence.count("\n") == 1
+    assert "OSError: disk is full" in sentence
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "credit=grpo", "--dry-run", "run.num_updates=3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["run"]["num_updates"] == 3
+
+
+def test_a_refused_override_ends_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "credit.vot=union"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_submit_prints_a_line_that_a_shell_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["submit", "--address", "http://127.0.0.1:8265", "--print", "credit=grpo", "run.name=a b"]
+    assert main(words) == 0
+    expected = "ray job submit --address http://127.0.0.1:8265 -- python -m capo_ray train credit=grpo 'run.name=a b'\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_submit_checks_the_overrides_here_and_keeps_results_out_of_a_temporary_copy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["submit", "--print", "credit=grpoo"]) == 1
+    assert main(["submit", "--print", "--working-dir", "."]) == 1
+    assert "run.dir must be absolute" in capsys.readouterr().err
+    assert main(["submit", "--print", "--working-dir", ".", "run.dir=/shared/runs"]) == 0
+
+
+def test_export_copies_a_verified_policy_and_refuses_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
+    with store.writing(3) as folder:
+        write_model(folder / "policy")
+        (folder / "learner").mkdir()
+        (folder / "learner" / "shard").write_text("x")
+    output = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--output", str(output), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["parameters"]) == (3, 12)
+    assert sorted(path.name for path in output.iterdir()) == report["files"]
+    assert main(["export", str(tmp_path / "run"), "--output", str(output)]) == 1
+    assert "already exists" in capsys.readouterr().err
+    weights = tmp_path / "run" / "checkpoints" / "v000003" / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "b"), "--checkpoint", "3"]) == 1
+    assert "another sha256" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_export_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "expected a run directory with checkpoints/" in capsys.readouterr().err
+
+
+def test_model_facts_come_from_files_alone(tmp_path: Path) -> None:
+    facts = models.read_facts(write_model(tmp_path / "m", vocab=7, tokens=5), "model.path")
+    assert (facts.num_params, facts.vocab, facts.max_token_id) == (12, 7, 4)
+
+
+def test_doctor_finds_this_environment_fit_and_never_prints_the_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-very-secret-token")
+    main(["doctor", "--json"])
+    out = capsys.readouterr().out
+    report = {finding["what"]: finding for finding in json.loads(out)["findings"]}
+    assert report["python"]["status"] == report["ray"]["status"] == "ok"
+    assert report["ray token"]["text"] == "from RAY_AUTH_TOKEN"
+    assert "a-very-secret-token" not in out
+
+
+def test_doctor_exits_with_one_where_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert main(["doctor"]) == 1
+    assert "apt-get install g++" in capsys.readouterr().out
+
+
+def test_the_configuration_page_is_what_the_models_say() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == build_reference(), "docs/configuration.md is out of date: run make docs"

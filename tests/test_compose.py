@@ -1,0 +1,191 @@
+"""Overrides become one validated configuration, or one sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_ray.cli.compose import _Setting, _value, compose_train, conf_dir, list_choices
+from capo_ray.cli.schema import ConfigError, train_keys
+from capo_ray.cli.useless import RULES
+from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config.credit import OFFLINE_ONLY
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose_train(overrides)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_no_overrides_give_the_defaults_of_the_models() -> None:
+    assert compose_train([]) == TrainConfig()
+
+
+def test_a_key_needs_no_plus_and_a_plus_does_no_harm() -> None:
+    plain = compose_train(["learner.lr=1e-5"])
+    assert plain.learner.lr == 1e-5
+    assert plain == compose_train(["+learner.lr=1e-5"]) == compose_train(["++learner.lr=1e-5"])
+
+
+def test_the_overrides_of_the_manual_compose() -> None:
+    assert compose_train(["credit=grpo"]).credit.method == "grpo"
+    config = compose_train(["credit=capo", "credit.vote=intersection", "critic.num_votes=8"])
+    assert (config.credit.vote, config.critic.num_votes) == ("intersection", 8)  # type: ignore[union-attr]
+    config = compose_train(["data=gsm8k", "data.path=train.jsonl"])
+    assert (config.data.kind, config.data.path, config.data.answer_marker) == ("jsonl", "train.jsonl", "####")
+
+
+@pytest.mark.parametrize("method", list_choices("credit"))
+def test_every_listed_credit_choice_composes(method: str) -> None:
+    assert compose_train([f"credit={method}"]).credit.method in CREDIT_METHODS
+
+
+@pytest.mark.parametrize(
+    "group, choice",
+    [(g, c) for g in ("model", "engine", "learner", "cluster", "tracking", "experiment") for c in list_choices(g)],
+)
+def test_every_other_choice_composes(group: str, choice: str) -> None:
+    compose_train([f"{group}={choice}"])
+
+
+def test_a_directory_or_hub_name_stands_for_the_model_and_the_critic() -> None:
+    config = compose_train(["model=/any/directory", "critic=org/judge"])
+    assert (config.model.path, config.critic.model) == ("/any/directory", "org/judge")
+    assert config.critic.rubric == TrainConfig().critic.rubric
+
+
+def test_the_shipped_models_have_a_name_in_both_roles() -> None:
+    assert compose_train(["model=laptop", "critic=laptop"]) == TrainConfig()
+
+
+def test_a_typo_in_a_key_is_answered_with_the_nearest_key_and_its_siblings() -> None:
+    sentence = refusal("credit.vot=union")
+    assert "credit.vot is no key of credit=capo; did you mean credit.vote?" in sentence
+    assert "quorum" in sentence
+    assert "did you mean learner.lr?" in refusal("lerner.lr=1")
+    assert "did you mean credit.vote?" in refusal("vote=union")
+
+
+def test_a_typo_in_a_choice_is_answered_with_the_nearest_choice() -> None:
+    assert "did you mean credit=grpo?" in refusal("credit=grpoo")
+    assert "did you mean model=qwen2_5_1_5b?" in refusal("model=qwen2_5_15b")
+
+
+@pytest.mark.parametrize("method", OFFLINE_ONLY)
+def test_a_method_that_exists_offline_only_says_so(method: str) -> None:
+    assert f"use it offline (capo-ray credit {method} --input groups.jsonl)" in refusal(f"credit={method}")
+    assert method not in list_choices("credit")
+
+
+def test_another_methods_key_is_unknown_to_this_one() -> None:
+    assert "credit.vote is no key of credit=grpo" in refusal("credit=grpo", "credit.vote=union")
+
+
+@pytest.mark.parametrize("override", ["critic.num_votes=8", "critic.num_votes=4", "critic=org/judge"])
+def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default(override: str) -> None:
+    sentence = refusal("credit=grpo", override)
+    assert "has no effect with credit=grpo, which reads no critiques; remove it or choose credit=capo" in sentence
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data.path=x.jsonl",),
+        ("data=gsm8k", "data.path=x.jsonl", "data.chain_steps=4"),
+        ("learner.schedule=constant", "learner.min_lr_frac=0.5"),
+        ("tracking.project=mine",),
+        ("engine.gpu_memory_frac=0.5",),
+        ("cluster.address=auto", "cluster.num_cpus=4"),
+        ("critic.endpoint.base_url=http://x/v1",),
+        ("critic.backend=calculator", "critic.model=org/judge"),
+    ],
+)
+def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
+    assert "has no effect" in refusal(*overrides)
+
+
+def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:
+    assert compose_train(["experiment=paper_1_5b", "credit=grpo"]).credit.method == "grpo"
+
+
+def test_the_rules_of_useless_keys_name_keys_that_exist() -> None:
+    keys = set(train_keys("capo"))
+    for names, _, _ in RULES:
+        for name in names:
+            assert name in keys or any(key.startswith(name) for key in keys if name.endswith(".")), name
+
+
+def test_wrong_types_and_ranges_say_what_was_expected_and_got() -> None:
+    assert refusal("learner.lr=fast") == "learner.lr: expected a number, got 'fast'"
+    assert refusal("learner.num_ranks=0") == "learner.num_ranks: expected greater than or equal to 1, got 0"
+    assert "credit.vote: expected 'intersection', 'majority'" in refusal("credit.vote=most")
+    assert "credit.quorum must be <= critic.num_votes (got 9 > 4)" in refusal("credit.quorum=9")
+
+
+@pytest.mark.parametrize("key", ["run.name", "learner.lr", "model"])
+def test_nothing_is_looked_up_in_the_environment(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "0.5")
+    assert "0.5" not in refusal(f"{key}=${{oc.env:A_SECRET}}/x")
+
+
+@pytest.mark.parametrize("override", ["learner.lr=1,2", "credit=capo,grpo", "learner.lr=range(1,5)"])
+def test_several_values_are_several_commands(override: str) -> None:
+    assert "several runs are several commands" in refusal(override)
+
+
+@pytest.mark.parametrize(
+    "override", ["critic", "~critic", "=1", "hydra.run.dir=/x", "model@x=laptop", "hydra/launcher=x"]
+)
+def test_what_is_no_override_is_refused(override: str) -> None:
+    refusal(override)
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda t: t[0] not in "'\""))
+@settings(max_examples=50, deadline=None)
+def test_a_text_value_is_taken_as_it_is_written(text: str) -> None:
+    setting = _Setting("model.system_prompt", text)
+    if "${" in text:
+        with pytest.raises(ConfigError):
+            _value(setting, literal=True)
+    else:
+        assert _value(setting, literal=True) == text
+
+
+def test_quotes_around_a_text_are_the_shells_and_are_taken_off() -> None:
+    assert compose_train(["run.name='a b'"]).run.name == "a b"
+    assert compose_train(["run.name=2024"]).run.name == "2024"
+
+
+def test_later_overrides_win_over_choices_wherever_they_stand() -> None:
+    assert compose_train(["learner.num_ranks=3", "learner=gpu"]).learner.num_ranks == 3
+
+
+def test_resume_starts_from_the_runs_own_configuration(tmp_path: Path) -> None:
+    first = compose_train(["credit=grpo", "learner.lr=3e-5", "run.num_updates=5"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    again = compose_train([f"resume={tmp_path}", "run.num_updates=9"])
+    assert (again.credit.method, again.learner.lr, again.run.num_updates) == ("grpo", 3e-5, 9)
+    assert again.resume == str(tmp_path)
+    assert "goes on with that run's own choices; remove credit=capo" in refusal(f"resume={tmp_path}", "credit=capo")
+
+
+def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert "expected a run directory with config.yaml" in refusal(f"resume={tmp_path}")
+
+
+def test_choices_hold_no_key_that_the_models_lack_and_no_environment_look_up() -> None:
+    for path in conf_dir().rglob("*.yaml"):
+        assert not re.search(r"\$\{", path.read_text()), path
+
+
+def test_the_dumped_configuration_is_read_back_as_itself() -> None:
+    config = compose_train(["experiment=paper_1_5b", "data=gsm8k", "data.path=x"])
+    assert TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config

@@ -1,0 +1,221 @@
+"""`capo-ray credit`: lines in, credit out; a line that does not fit is named and the others are still done."""
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import validate
+
+from capo_ray.cli import credit as command
+from capo_ray.cli.credit_paint import visible
+from capo_ray.config.credit import CREDIT_METHODS
+from capo_ray.protocols import RunFailed
+
+RIGHT: dict[str, Any] = {"text": "aaaa", "tokens": list("aaaa"), "reward": 1, "flagged": [[]]}
+WRONG: dict[str, Any] = {
+    "text": "aa\n\nbbb",
+    "tokens": ["a", "a", "\n\n", "b", "b", "b"],
+    "reward": 0,
+    "flagged": [[1]],
+}
+WORKED: dict[str, Any] = {"id": "w", "question": "q", "answer": "1", "responses": [RIGHT, WRONG]}
+
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+SCHEMA = {
+    "type": "object",
+    "required": ["id", "responses", "audit"],
+    "properties": {
+        "audit": {"type": "object", "additionalProperties": {"type": "number"}},
+        "responses": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["steps", "wrong", "token_rewards", "advantages", "valid_critiques"],
+                "properties": {"wrong": NUMBERS, "token_rewards": NUMBERS, "advantages": NUMBERS},
+            },
+        },
+    },
+}
+
+
+def run(tmp_path: Path, lines: list[Any], *words: str, method: str = "capo") -> int:
+    path = tmp_path / "groups.jsonl"
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return call(method, "--input", str(path), *words)
+
+
+def call(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return command.run(parser.parse_intermixed_args(words))
+
+
+def test_worked_group_of_the_paper_comes_out_as_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, [WORKED], "--json") == 0
+    out = json.loads(capsys.readouterr().out)
+    validate(out, SCHEMA)
+    right, wrong = out["responses"]
+    assert wrong["steps"] == [[0, 3], [3, 6]]
+    assert wrong["wrong"] == [0.0, 1.0]
+    assert wrong["token_rewards"] == [0, 0, 0, -1, -1, -1]
+    assert right["advantages"] == pytest.approx([1.168] * 4, abs=5e-4)
+    assert wrong["advantages"] == pytest.approx([-0.389] * 3 + [-1.168] * 3, abs=5e-4)
+    assert [r["valid_critiques"] for r in out["responses"]] == [1, 1]
+
+
+def test_raw_critic_texts_are_parsed_and_unreadable_ones_abstain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    response = {key: value for key, value in WRONG.items() if key != "flagged"}
+    response["critiques"] = ["Judgement: No\n<incorrect_steps><step_1></incorrect_steps>", "no idea"]
+    assert run(tmp_path, [{**WORKED, "responses": [RIGHT, response]}], "--json") == 0
+    wrong = json.loads(capsys.readouterr().out)["responses"][1]
+    assert (wrong["wrong"], wrong["valid_critiques"]) == ([0.0, 1.0], 1)
+
+
+def test_overrides_are_the_training_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = {**WRONG, "flagged": [[1], [0]]}
+    group = {**WORKED, "responses": [RIGHT, split]}
+    assert run(tmp_path, [group], "--json", "credit.vote=union", "credit.w_whole=3", "credit.w_process=0.5") == 0
+    right, wrong = json.loads(capsys.readouterr().out)["responses"]
+    assert right["token_rewards"] == [3.0] * 4
+    assert wrong["token_rewards"] == [-0.5] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"text": "aaab"}, "tokens"),
+        ({"text": None}, "text"),
+        ({"tokens": "aaaa"}, "tokens"),
+        ({"tokens": [97, 97]}, "tokens"),
+        ({"reward": 0.5}, "reward"),
+        ({"reward": True}, "reward"),
+        ({"reward": "1"}, "reward"),
+        ({"flagged": [["0"]]}, "flagged[0]"),
+        ({"flagged": {}}, "flagged"),
+        ({"critiques": []}, "flagged"),
+        ({"overall": [1]}, "overall"),
+        ({"entropies": [1.0]}, "entropies"),
+        ({"token_rewards": [1e999]}, "the line"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named_and_the_other_lines_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], field: str
+) -> None:
+    bad = {**WORKED, "responses": [WRONG, {**RIGHT, **change}]}
+    assert run(tmp_path, [WORKED, bad, "\n", WORKED], "--json") == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert captured.err.startswith("capo-ray credit: line 2: ")
+    assert f"responses[1].{field}: expected" in captured.err or field == "the line"
+
+
+@pytest.mark.parametrize("missing", ["reward", "tokens", "text", "flagged"])
+def test_a_missing_field_is_not_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str) -> None:
+    response = {key: value for key, value in RIGHT.items() if key != missing}
+    assert run(tmp_path, [{**WORKED, "responses": [response]}], "--json") == 1
+    assert f"responses[0].{'critiques' if missing == 'flagged' else missing}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{\n", "JSON"),
+        ("[1]\n", "a JSON object"),
+        ('{"id": "x", "responses": []}\n', "responses"),
+        ('{"responses": [1]}\n', "id"),
+        ('{"id": "x", "responses": [1]}\n', "responses[0]"),
+        ("[" * 100_000 + "\n", "JSON"),
+        ('{"id": NaN}\n', "NaN"),
+    ],
+)
+def test_a_line_that_is_no_group_is_refused_with_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    assert run(tmp_path, [line, WORKED], "--json") == 1
+    captured = capsys.readouterr()
+    assert "line 1: " in captured.err and words in captured.err
+    assert json.loads(captured.out)["id"] == "w"
+
+
+def test_bytes_that_are_no_text_are_refused_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_bytes(b"\xff\xfe\n" + json.dumps(WORKED).encode() + b"\n")
+    assert call("capo", "--input", str(path), "--json") == 1
+    captured = capsys.readouterr()
+    assert "UTF-8" in captured.err
+    assert len(captured.out.splitlines()) == 1
+
+
+def test_invalid_verdicts_need_no_evidence_and_get_zeros(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    invalid = {"text": "a", "tokens": ["a"], "reward": None}
+    assert run(tmp_path, [{**WORKED, "responses": [RIGHT, invalid, WRONG]}], "--json") == 0
+    responses = json.loads(capsys.readouterr().out)["responses"]
+    assert responses[1]["advantages"] == [0.0]
+    assert responses[1]["included"] is False
+    assert responses[0]["advantages"] == pytest.approx([1.168] * 4, abs=5e-4)
+
+
+def test_a_flag_on_a_step_that_is_not_there_abstains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group = {**WORKED, "responses": [RIGHT, {**WRONG, "flagged": [[7], None, [1]]}]}
+    assert run(tmp_path, [group], "--json") == 0
+    wrong = json.loads(capsys.readouterr().out)["responses"][1]
+    assert (wrong["wrong"], wrong["valid_critiques"]) == ([0.0, 1.0], 1)
+
+
+def test_standard_input_is_a_dash(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(WORKED)))
+    assert call("grpo", "--input", "-", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["responses"][0]["advantages"] == pytest.approx([1.0] * 4)
+
+
+def test_no_line_at_all_is_not_a_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, []) == 1
+    assert "got no line" in capsys.readouterr().err
+
+
+def test_painted_text_shows_steps_and_cannot_move_the_cursor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = {**RIGHT, "text": "\x1b[2J!", "tokens": ["\x1b[2J", "!"]}
+    assert run(tmp_path, [{**WORKED, "responses": [hostile, WRONG]}]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b[2J" not in out
+    assert "\\x1b[2J!" in out
+    assert "step 1  wrong 1.00" in out
+    assert visible("a\n\u202e\x07") == "a⏎\\u202e\\x07"
+
+
+@pytest.mark.parametrize(
+    "words", [["vote=union"], ["credit.vot=union"], ["credit.vote=most"], ["credit.w_whole=-1"], ["--progress", "2"]]
+)
+def test_an_override_that_is_none_is_refused_in_a_sentence(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(RunFailed, match=r"credit|progress"):
+        run(tmp_path, [WORKED], *words)
+
+
+def test_a_missing_file_is_refused_in_a_sentence() -> None:
+    with pytest.raises(RunFailed, match="no-such-file"):
+        call("capo", "--input", "no-such-file")
+
+
+@pytest.mark.parametrize("method", sorted(CREDIT_METHODS))
+def test_every_method_runs_offline_on_a_line_with_its_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    responses = [
+        {**r, "overall": [True], "answer_logprobs": [-1.0] * k, "step_values": [0.5] * k, "token_rewards": [0.1] * t}
+        for r, k, t in ((RIGHT, 2, 4), (WRONG, 3, 6))
+    ]
+    words = ["credit.segmenter=blank_line", "--json"]
+    assert run(tmp_path, [{**WORKED, "responses": responses}], *words, method=method) == 0
+    validate(json.loads(capsys.readouterr().out), SCHEMA)
+
+
+def test_entropy_segmenter_without_entropies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, [WORKED], "--json", "credit.segmenter=entropy") == 1
+    assert "responses[0].entropies" in capsys.readouterr().err

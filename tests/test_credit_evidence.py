@@ -1,0 +1,125 @@
+"""The methods that read more than outcomes and votes, each by hand."""
+
+import math
+
+import pytest
+
+from capo_ray.config import CREDIT_METHODS
+from capo_ray.credit import EvidenceError, assign_credit
+from capo_ray.credit.acpo import factors_of
+from capo_ray.credit.mig import watermark_gains
+from capo_ray.credit.pure import returns_to_go
+from tests.credit_groups import Member, group
+
+
+def config(method: str, **keys: object):  # type: ignore[no-untyped-def]
+    return CREDIT_METHODS[method](**keys)
+
+
+def test_mig_gains_count_only_new_heights() -> None:
+    assert watermark_gains([-3.0, -2.0, -2.5, -1.5, -1.5]) == pytest.approx([1.0, 0.0, 0.5, 0.0])
+
+
+def test_mig_gives_the_gain_to_the_reasoning_alone() -> None:
+    made = group(
+        Member(1, [2, 1], answer_logprobs=[-3, -1, -1]),  # gain 2
+        Member(0, [1, 2], answer_logprobs=[-3, -4, -3]),  # gain 0
+    )
+    credit = assign_credit(made, config("mig", w_gain=0.5))
+    assert credit.advantages == (pytest.approx((1.5, 1.5, 1.0)), pytest.approx((-1.5, -1.0, -1.0)))
+
+
+def test_acpo_factors_have_mean_one_over_the_tokens() -> None:
+    # gains 3, 0: z = +-1, c = 1.5, 0.5; lengths 1 and 3 give total 3, so both are multiplied by 4/3
+    factors = factors_of([3.0, 0.0], [(0, 1), (1, 4)], beta=0.5)
+    assert factors == pytest.approx([2.0, 2 / 3])
+    assert 1 * factors[0] + 3 * factors[1] == pytest.approx(4.0)
+
+
+def test_acpo_factors_are_clipped_before_they_are_rescaled() -> None:
+    assert factors_of([1.0, -1.0], [(0, 1), (1, 2)], beta=5.0) == pytest.approx([2 * 2 / 2.1, 0.1 * 2 / 2.1])
+
+
+def test_acpo_by_hand_in_its_first_stage() -> None:
+    made = group(
+        Member(1, [1, 1], answer_logprobs=[-3, -1, -1]),  # gains 2, 0: c = 1.5, .5
+        Member(0, [1, 1], answer_logprobs=[-3, -1, -1]),
+    )
+    # outcomes 1 and 0: mean .5, std .5; (1.5 - .5)/.5 = 2, (.5 - .5)/.5 = 0, and -1 on every token of the wrong one
+    assert assign_credit(made, config("acpo")).advantages == (pytest.approx((2.0, 0.0)), pytest.approx((-1.0, -1.0)))
+
+
+def test_acpo_never_turns_a_right_answer_into_blame() -> None:
+    made = group(
+        Member(1, [1, 1], answer_logprobs=[-9, -1, -9]),
+        *[Member(1, [2], answer_logprobs=[-1, -1]) for _ in range(2)],
+        Member(0, [2], answer_logprobs=[-1, -1]),
+    )
+    credit = assign_credit(made, config("acpo", beta=0.9), progress=1.0)
+    assert min(a for row in credit.advantages[:3] for a in row) == 0.0
+    assert max(credit.advantages[3]) < 0.0
+
+
+def test_acpo_second_stage_weighs_by_confidence_but_gives_an_all_right_group_nothing() -> None:
+    sure, unsure = [-1, math.log(0.8)], [-1, math.log(0.4)]
+    mixed = group(
+        Member(1, [1], answer_logprobs=sure),
+        Member(1, [1], answer_logprobs=unsure),
+        Member(0, [1], answer_logprobs=[-1, math.log(0.3)]),
+    )
+    credit = assign_credit(mixed, config("acpo", kappa=0.5, stage2_from=0.5), progress=0.5)
+    # mean p = .5: rewards 1 + .5 x .3 and 1 - .5 x .1
+    assert [row[0] for row in credit.token_rewards] == pytest.approx([1.15, 0.95, 0.0])
+    first = assign_credit(mixed, config("acpo", kappa=0.5, stage2_from=0.5), progress=0.49)
+    assert [row[0] for row in first.token_rewards] == [1.0, 1.0, 0.0]
+    right = group(Member(1, [1], answer_logprobs=sure), Member(1, [1], answer_logprobs=unsure))
+    assert not assign_credit(right, config("acpo"), progress=1.0).has_signal
+
+
+def test_pure_returns_are_those_of_the_worst_step() -> None:
+    # weights e^(-1/.5) for rewards 1 and 1 for -1: softmax of -r/T with T = 1 is e^-1 : e^1 : e^-1
+    total = 2 * math.exp(-1) + math.exp(1)
+    good, bad = math.exp(-1) / total, -math.exp(1) / total
+    assert returns_to_go([1.0, -1.0, 1.0], 1.0) == pytest.approx([2 * good + bad, good + bad, good])
+    assert returns_to_go([1.0, -1.0, 1.0], 0.01) == pytest.approx([-1.0, -1.0, 0.0])
+
+
+def test_pure_by_hand() -> None:
+    made = group(Member(1, [1, 1], [[]]), Member(0, [1, 1], [[1]]), Member(0, [1], []))
+    credit = assign_credit(made, config("pure", temperature=0.01))
+    # outcome 1, -1/2, -1/2; process returns (1, 1/2) and (-1, -1) against -1 and 1; none without critiques
+    assert credit.advantages[0] == pytest.approx((1 + 1 + 1, 1 + 0.5 + 1))
+    assert credit.advantages[1] == pytest.approx((-0.5 - 1 - 1, -0.5 - 1 - 1))
+    assert credit.advantages[2] == pytest.approx((-0.5,))
+
+
+def test_vineppo_advantage_is_the_change_of_value() -> None:
+    made = group(Member(1, [2, 1], step_values=[0.25, 0.75, 1.0]), Member(0, [1, 1], step_values=[0.25, 0.5, 0.0]))
+    assert assign_credit(made, config("vineppo")).advantages == ((0.5, 0.5, 0.25), (0.25, -0.5))
+
+
+def test_prime_by_hand() -> None:
+    made = group(Member(1, [2], token_rewards=[0.5, 1.5]), Member(0, [1], token_rewards=[-1.0]))
+    # baselines -1 and 1 (means of the other); outcome +1 and -1
+    assert assign_credit(made, config("prime")).advantages == ((1 + 1.5 + 2.5, 1 + 2.5), (-1 - 2,))
+
+
+def test_istar_by_hand() -> None:
+    made = group(Member(1, [2, 1], token_rewards=[0.5, 0.5, 2.0]), Member(0, [1], token_rewards=[-1.0]))
+    # steps 1, 2 and -1: against -1 and 1.5; outcome +1 and -1
+    assert assign_credit(made, config("istar")).advantages == ((3.0, 3.0, 4.0), (-3.5,))
+
+
+def test_qrm_scales_without_centring() -> None:
+    made = group(Member(1, [2], token_rewards=[1.0, 3.0]), Member(0, [2], token_rewards=[1.0, 3.0]))
+    assert assign_credit(made, config("qrm")).advantages == ((1.0, 3.0), (1.0, 3.0))
+
+
+@pytest.mark.parametrize("method", ["acpo", "mig", "vineppo", "prime", "istar", "qrm"])
+def test_missing_or_broken_evidence_is_refused(method: str) -> None:
+    with pytest.raises(EvidenceError, match=f"credit={method} reads"):
+        assign_credit(group(Member(1, [2, 2])), config(method))
+    nans = [float("nan")] * 4
+    broken = Member(1, [2, 1, 1], answer_logprobs=nans, step_values=nans, token_rewards=nans)
+    with pytest.raises(EvidenceError, match="finite"):
+        assign_credit(group(broken), config(method))

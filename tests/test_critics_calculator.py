@@ -1,0 +1,126 @@
+"""The calculator: checks the arithmetic it can find, passes over what it cannot read, and never calls `eval`."""
+
+import asyncio
+import time
+
+import pytest
+
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import CalculatorJudge, EnsembleJudge, calculate, parse_critique
+from capo_ray.critics.equations import check_claims
+from capo_ray.protocols import JudgeRequest
+from capo_ray.types import Problem
+
+
+def held(text: str, modulus: int = 0) -> list[bool | None]:
+    return [claim.holds for claim in check_claims(text, modulus)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "16 - 3 - 4 = <<16-3-4=9>>9 eggs",
+        "She makes 9 * 2 = $<<9*2=18>>18 every day",
+        "Total = 3 + 4 = 7",
+        "3+4 = 7*2 = 14",
+        "10/3 = 3.33",
+        "2/3 ≈ 0.67",
+        r"$\frac{1}{2} \times 10 = 5$",
+        r"\frac{3}{4} + \frac{1}{4} = \boxed{1}",
+        r"2^{3} \cdot 5 = 40",
+        "(so 3+4=7)",
+        "20% of 50 = 10",
+        "50% + 50% = 100%",
+        "1,000 + 2 = 1,002",
+        "- 3 + 4 = 7",
+        "1. 3+4 = 7",
+        "3 x 4 = 12",
+        "3(4) = 12",
+        "5 apples * 3 = 15 apples and 15 - 2 = 13",
+        "**3 + 4 = 7**",
+        "2**3 = 8",
+        "-3 + 5 = 2",
+        "0.1 + 0.2 = 0.30000000000000004",
+    ],
+)
+def test_right_arithmetic_holds_in_any_dress(text: str) -> None:
+    claims = held(text)
+    assert claims
+    assert all(claims)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3 + 4 = 8",
+        "so <<16-3-4=8>>8",
+        r"\frac{1}{2} + \frac{1}{2} = 2",
+        "2^3 = 9",
+        "7/2 = 3",
+        "3+4 = 8*2 = 16",
+        "2 x 3 x 4 = 25",
+        "10/3 = 3.43",
+        "192*100 = $1920",
+    ],
+)
+def test_wrong_arithmetic_is_found(text: str) -> None:
+    assert False in held(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x - 3 = 5",
+        "2x + 3 = 7",
+        "twice 3 + 4 = 10",
+        "1 hour + 30 minutes = 90 minutes",
+        "$1 / 2 = 50 cents",
+        "f(3) + 1 = 4",
+        r"\sqrt{16} + 1 = 5",
+        "1 1/2 + 1 = 2.5",
+        "at 6:00 + 48 = 6:48",
+        "60 / 3/4 = 80",
+        "= 20 times 2 people",
+        "9^99^99 = 1",
+        "1/0 = 2 - 1",
+        "there are 7 of them",
+        "",
+    ],
+)
+def test_what_is_not_plain_arithmetic_is_not_called_wrong(text: str) -> None:
+    assert False not in held(text)
+
+
+def test_the_laptop_worlds_arithmetic_is_modulo_ten() -> None:
+    assert held("7*8=6", modulus=10) == [True]
+    assert held("4-5=9", modulus=10) == [True]
+    assert held("7*8=5", modulus=10) == [False]
+    assert held("7*8=6") == [False]
+
+
+@pytest.mark.parametrize(
+    "unit", ["1+", "(", "9", "\\frac{", "=1", "3 = 4 ", "<<", "a ", "2^", "1 x ", "**", " ", "-", "1,000", ".", "1/2 "]
+)
+def test_hostile_text_costs_bounded_time(unit: str) -> None:
+    started = time.perf_counter()
+    check_claims(unit * (20_000 // len(unit)) + "=1")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_response_with_nothing_to_check_abstains() -> None:
+    assert parse_critique(calculate(["Let x be even.", "Then x is even."]), 2)[0] is None
+
+
+def test_only_the_steps_whose_claims_are_false_are_flagged() -> None:
+    text = calculate(["3+4=7", "so we think", "7*2=15", "15-1=14"])
+    assert parse_critique(text, 4) == (frozenset({2}), None, "")
+
+
+def test_the_judge_gives_one_vote_that_stands_for_all() -> None:
+    judge = CalculatorJudge(CriticConfig())
+    problem, request = Problem("p", "q", "1"), JudgeRequest(("3+4=8",))
+    (votes,) = asyncio.run(judge.critique(problem, [request], 4))
+    assert [v.flagged for v in votes] == [frozenset({0})]
+    both = EnsembleJudge(judge, [CalculatorJudge(CriticConfig())])
+    (votes,) = asyncio.run(both.critique(problem, [request], 4))
+    assert [v.provenance.vote_index for v in votes] == [0, 1]

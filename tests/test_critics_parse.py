@@ -1,0 +1,124 @@
+"""The critique parser: what real critics write is read, everything else abstains."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.fuzz_parsers import check_parse, make_critique
+from capo_ray.critics import parse_critique
+
+
+@pytest.mark.parametrize(
+    ("text", "flagged", "overall"),
+    [
+        ("Judgement: No\n<incorrect_steps>5, 6</incorrect_steps>", {5, 6}, False),
+        ("Judgement: No\n<incorrect_steps><step_5>,<step_6></incorrect_steps>", {5, 6}, False),
+        ("Judgement: No\n<incorrect_steps></incorrect_steps>", set(), False),
+        ("Judgement: Yes\n<incorrect_steps></incorrect_steps>", set(), True),
+        ("Judgement: Yes", set(), True),
+        ("Sure!\n**Judgment:** **No**.\nStep 2 slips.\n<incorrect_steps>2</incorrect_steps>\nBye.", {2}, False),
+        ("judgement:\nNO <Incorrect_Steps> Step 1 and step 3. </Incorrect_Steps>", {1, 3}, False),
+        ("Judgement: No <incorrect\\_steps>[0; 7]</incorrect\\_steps>", {0, 7}, False),
+        ("<incorrect_steps>step_4</incorrect_steps>", {4}, None),
+        ("<incorrect_steps>none</incorrect_steps>", set(), None),
+        ("Judgement: No <incorrect_steps><step_1></step_1></incorrect_steps>", {1}, False),
+        (
+            "<think>Judgement: Yes, or <incorrect_steps>9</think>Judgement: No <incorrect_steps>3</incorrect_steps>",
+            {3},
+            False,
+        ),
+        ("template opened the thinking </think>\nJudgement: Yes", set(), True),
+        ("It said 'Judgement: Yes'. Judgement: No\n<incorrect_steps>0</incorrect_steps>", {0}, False),
+        ("Put them in <incorrect_steps>: <incorrect_steps>2</incorrect_steps>", {2}, None),
+    ],
+)
+def test_what_critics_really_write_is_read(text: str, flagged: set[int], overall: bool | None) -> None:
+    assert parse_critique(text, 8) == (frozenset(flagged), overall, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The solution is fine.",
+        "Judgement: No",
+        "Judgement: perhaps",
+        "Judgement: Yes <incorrect_steps>1",
+        "Judgement: Yes </incorrect_steps>",
+        "Judgement: No <incorrect_steps>3 <incorrect_steps>",
+        "<incorrect_steps>8</incorrect_steps>",
+        "<incorrect_steps>-1</incorrect_steps>",
+        "<incorrect_steps>1.5</incorrect_steps>",
+        "<incorrect_steps>2-4</incorrect_steps>",
+        "<incorrect_steps>all</incorrect_steps>",
+        "<incorrect_steps>5th</incorrect_steps>",
+        "<incorrect_steps>1, then some words</incorrect_steps>",
+        "<incorrect_steps>99999999999999999999</incorrect_steps>",
+        "<incorrect_steps>٣</incorrect_steps>",
+        "<think>Judgement: Yes",
+        "Judgement: Yes <think>wait",
+        "Judgement: Yes" + " " * 300_000,
+    ],
+)
+def test_what_cannot_be_read_abstains_and_says_why(text: str) -> None:
+    flagged, _, reason = parse_critique(text, 8)
+    assert flagged is None
+    assert reason
+
+
+def test_only_the_paper_rubric_takes_a_right_judgement_for_an_empty_list() -> None:
+    assert parse_critique("Judgement: Yes", 3, "paper")[0] == frozenset()
+    assert parse_critique("Judgement: Yes", 3, "every_step")[0] is None
+    assert parse_critique("Judgement: Yes", 3, "compact")[0] is None
+
+
+def test_a_truncated_answer_is_believed_only_as_far_as_its_list_is_closed() -> None:
+    assert parse_critique("Judgement: Yes", 3, truncated=True)[0] is None
+    assert parse_critique("Judgement: No <incorrect_steps>1</incorrect_steps> I", 3, truncated=True)[0] == {1}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=300), st.integers(0, 12))
+def test_any_text_is_read_or_abstains_within_range(text: str, num_steps: int) -> None:
+    check_parse(text, num_steps)
+
+
+def test_two_thousand_mangled_critiques_are_read_or_abstain() -> None:
+    rng = random.Random(7)
+    outcomes = {check_parse(*make_critique(rng)) for _ in range(2_000)}
+    assert outcomes == {"read", "abstained"}
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<",
+        "< ",
+        "</",
+        "judgement",
+        "judgement: ",
+        "<incorrect_steps>",
+        "<think>",
+        "step ",
+        "<step_1>,",
+        "1,",
+        "* ",
+        "\\",
+    ],
+)
+@pytest.mark.parametrize("frame", ["{}", "Judgement: No <incorrect_steps>{}</incorrect_steps>"])
+def test_parse_time_grows_no_faster_than_the_text(unit: str, frame: str) -> None:
+    def seconds(size: int) -> float:
+        text = frame.format(unit * (size // len(unit)))
+        best = 9.9
+        for _ in range(3):
+            start = time.perf_counter()
+            parse_critique(text, 5)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    # Quadratic time would be 100 times as long for ten times the text (and about a minute at 190,000 characters).
+    assert seconds(190_000) < 40 * seconds(19_000) + 0.05

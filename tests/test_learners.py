@@ -1,0 +1,403 @@
+"""The learner on real DeepSpeed (gloo): the same update however it is cut, and back again after a resume.
+
+Run as a script it is a group of two ranks: `test_learners.py PORT MODEL OUT`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.learners import Learner, LearnerSpec
+from capo_ray.learners.microbatch import to_inputs, to_microbatch
+from capo_ray.learners.policy import load_policy
+from capo_ray.learners.schedule import learning_rate
+from capo_ray.packing import build_batch
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
+
+VOCAB = 64
+Weights = dict[str, torch.Tensor]
+
+
+def make_samples(seed: int, n: int = 12) -> list[Sample]:
+    rng = random.Random(seed)
+    samples = []
+    for i in range(n):
+        response = rng.randint(3, 30)
+        prompt = rng.randint(2, 10)
+        samples.append(
+            Sample(
+                key=TrajectoryKey("p", i // 4, i % 4),
+                token_ids=tuple(rng.randrange(3, VOCAB) for _ in range(prompt + response)),
+                sampler_logprobs=tuple(-4.2 + 0.1 * rng.gauss(0, 1) for _ in range(response)),
+                advantages=tuple(rng.gauss(0, 1) for _ in range(response)),
+                versions=(VersionRun(0, response),),
+            )
+        )
+    return samples
+
+
+def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096) -> Batch:
+    return build_batch(make_samples(seed), num_ranks=num_ranks, microbatch_tokens=budget, aggregation="sequence_mean")
+
+
+def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
+    learner = LearnerConfig(zero_stage=stage, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)  # type: ignore[arg-type]
+    spec = LearnerSpec(
+        model_path=str(model),
+        dtype="float32",
+        learner=learner,
+        loss=LossConfig(kl_coef=0.05),
+        temperature=0.9,
+        total_updates=10,
+        device="cpu",
+    )
+    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> dict[str, float]:
+    """The metrics of the second of two updates."""
+    learner.update(make_batch(1, num_ranks=num_ranks, budget=budget).column(rank))
+    return learner.update(make_batch(2, num_ranks=num_ranks, budget=budget).column(rank)).metrics
+
+
+def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
+    """Trains ZeRO-2 then ZeRO-3; rank 0 leaves the weights and metrics of each, also those after a resume."""
+    from safetensors.torch import save_file
+
+    for stage in (2, 3):
+        spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port + stage}")
+        learner = Learner(spec)
+        metrics = train(learner, world, rank, budget=200)
+        weights = learner.named_tensors()
+        learner.save(str(out / f"checkpoint{stage}"))
+        column = make_batch(3, num_ranks=world).column(rank)
+        learner.update(column)
+        after = learner.named_tensors()
+        learner.load(str(out / f"checkpoint{stage}"))  # over weights that have moved on
+        learner.update(column)
+        again = learner.named_tensors()
+        learner.close()
+        assert (weights is None) == (rank != 0)
+        if weights is not None and after is not None and again is not None:
+            save_file(weights, out / f"trained{stage}.safetensors")
+            save_file(after, out / f"after{stage}.safetensors")
+            save_file(again, out / f"again{stage}.safetensors")
+            (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
+
+
+def free_ports() -> int:
+    """A port p such that p+2 and p+3 were free a moment ago."""
+    for _ in range(50):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        try:
+            for offset in (2, 3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        return port
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from capo_ray.engines.tiny import write_tiny_model
+
+    path = tmp_path_factory.mktemp("model")
+    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files left by two processes that trained together."""
+    out = tmp_path_factory.mktemp("ranks")
+    port = free_ports()
+    root = Path(__file__).parent.parent
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(port), str(model), str(out)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output[-3000:]
+        return out
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def baseline(model: Path) -> tuple[Weights, dict[str, float]]:
+    """Weights and metrics of one rank, ZeRO-2, everything in one cell."""
+    return trained(make_spec(model))
+
+
+def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, float]]:
+    learner = Learner(spec)
+    try:
+        metrics = train(learner, 1, 0, budget)
+        weights = learner.named_tensors()
+    finally:
+        learner.close()
+    assert weights is not None
+    return weights, metrics
+
+
+def assert_same_update(ours: Weights, theirs: Weights, start: Weights) -> None:
+    """The weights agree to 1e-5 of their size, and the moves to 1e-3 of theirs (Adam magnifies rounding)."""
+    assert ours.keys() == theirs.keys()
+
+    def distance(a: Weights, b: Weights) -> float:
+        return float(sum((a[k] - b[k]).double().square().sum() for k in a)) ** 0.5
+
+    zero = {k: torch.zeros_like(v) for k, v in start.items()}
+    moved = distance(theirs, start)
+    assert moved > 1e-2
+    assert distance(ours, theirs) < 1e-5 * distance(theirs, zero)
+    assert distance(ours, theirs) < 1e-3 * moved
+
+
+def start_weights(model: Path) -> Weights:
+    return {k.removeprefix("model."): v.detach() for k, v in load_policy(str(model), "float32").named_parameters()}
+
+
+def test_learning_rate_warms_up_and_follows_half_a_cosine() -> None:
+    def rate(move: int, **changes: object) -> float:
+        options = {"peak": 1.0, "total_moves": 11, "warmup_moves": 0, "schedule": "cosine", "min_frac": 0.1}
+        return learning_rate(move, **(options | changes))  # type: ignore[arg-type]
+
+    assert [rate(m) for m in (0, 5, 10, 99)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert [rate(m, warmup_moves=4) for m in (0, 1, 3, 4, 7)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.55])
+    assert [rate(m, schedule="constant", warmup_moves=2) for m in (0, 1, 2, 50)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_padded_logprobs_equal_those_of_the_model_alone_at_a_temperature(model: Path) -> None:
+    policy = load_policy(str(model), "float32")
+    sequences = [list(s.token_ids) for s in make_samples(5, 4)]
+    flat, _ = policy(to_inputs(sequences, [2, 1, 3, 2], torch.device("cpu")), 0.7)
+    expected = []
+    for ids, start in zip(sequences, [2, 1, 3, 2], strict=True):
+        logits = policy.model(input_ids=torch.tensor([ids])).logits[0, :-1] / 0.7
+        table = torch.log_softmax(logits, dim=-1)
+        expected += table.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)[start - 1 :].tolist()
+    assert flat.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_empty_cell_is_one_token_of_weight_zero() -> None:
+    cell = to_microbatch((), torch.device("cpu"))
+    assert cell.weights.tolist() == [0.0]
+    assert cell.inputs.targets.shape == cell.sequences.shape == (1,)
+
+
+def test_spans_that_start_before_the_first_predictable_token_are_refused() -> None:
+    with pytest.raises(ValueError, match="start at 1"):
+        to_inputs([[1, 2, 3]], [0], torch.device("cpu"))
+
+
+def test_a_model_that_is_not_there_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"model\.path must be a causal language model"):
+        load_policy(str(tmp_path), "float32")
+
+
+def test_impossible_specs_are_refused() -> None:
+    with pytest.raises(ValueError, match="init_method"):
+        make_spec("m", world_size=2)
+    with pytest.raises(ValueError, match="zero_stage"):
+        make_spec("m", 0, dtype="bfloat16")
+    with pytest.raises(ValueError, match="behaviour=recompute"):
+        LossConfig(correction="mask")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("stage", "budget"), [(2, 60), (0, 4096), (0, 60), (1, 60), (3, 4096), (3, 60)])
+def test_microbatches_and_stages_do_not_change_the_update(
+    model: Path, baseline: tuple[Weights, dict[str, float]], stage: int, budget: int
+) -> None:
+    weights, metrics = trained(make_spec(model, stage), budget)
+    assert_same_update(weights, baseline[0], start_weights(model))
+    assert metrics["learner/grad_norm"] == pytest.approx(baseline[1]["learner/grad_norm"], rel=1e-5)
+    assert metrics["loss/kl_nats"] == pytest.approx(baseline[1]["loss/kl_nats"], rel=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_make_the_update_of_one(
+    model: Path, baseline: tuple[Weights, dict[str, float]], two_ranks: Path, stage: int
+) -> None:
+    from safetensors.torch import load_file
+
+    weights = load_file(two_ranks / f"trained{stage}.safetensors")
+    assert_same_update(weights, baseline[0], start_weights(model))
+    metrics = json.loads((two_ranks / f"metrics{stage}.json").read_text())
+    for name in ("learner/grad_norm", "loss/total", "loss/entropy_nats", "loss/kl_nats", "loss/mismatch_kl_nats"):
+        assert metrics[name] == pytest.approx(baseline[1][name], rel=1e-5, abs=1e-8), name
+    assert metrics["learner/loss_tokens"] == baseline[1]["learner/loss_tokens"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks: Path, stage: int) -> None:
+    from safetensors.torch import load_file
+
+    after = load_file(two_ranks / f"after{stage}.safetensors")
+    again = load_file(two_ranks / f"again{stage}.safetensors")
+    trained_before = load_file(two_ranks / f"trained{stage}.safetensors")
+    assert all(torch.equal(after[k], again[k]) for k in after)
+    assert any(not torch.equal(after[k], trained_before[k]) for k in after)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
+    model: Path, tmp_path: Path, stage: int
+) -> None:
+    first = Learner(make_spec(model, stage))
+    train(first, 1, 0)
+    first.save(str(tmp_path))
+    column = make_batch(3).column(0)
+    draw = random.random()
+    report = first.update(column)
+    weights = first.named_tensors()
+    first.close()
+    second = Learner(make_spec(model, stage, seed=9))
+    assert second.load(str(tmp_path)) == 2
+    assert random.random() == draw
+    again = second.update(column)
+    reloaded = second.named_tensors()
+    second.close()
+    assert weights is not None and reloaded is not None
+    assert all(torch.equal(weights[k], reloaded[k]) for k in weights)
+    assert again.version == report.version == 3
+    assert again.metrics == report.metrics
+    assert again.metrics["loss/kl_nats"] > 0
+
+
+@pytest.mark.real
+def test_a_checkpoint_of_another_layout_or_half_written_is_refused(model: Path, tmp_path: Path) -> None:
+    learner = Learner(make_spec(model))
+    try:
+        learner.save(str(tmp_path))
+        notes = tmp_path / "rank0.json"
+        record = json.loads(notes.read_text())
+        record["facts"]["world_size"] = 4
+        notes.write_text(json.dumps(record))
+        with pytest.raises(RunFailed, match="world_size=4"):
+            learner.load(str(tmp_path))
+        notes.unlink()
+        with pytest.raises(RunFailed, match="must hold rank0"):
+            learner.load(str(tmp_path))
+    finally:
+        learner.close()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_nothing_non_finite_moves_the_weights(model: Path, stage: int) -> None:
+    learner = Learner(make_spec(model, stage))
+    try:
+        learner.update(make_batch(1).column(0))  # so that Adam has moments, which would move weights at zero gradient
+        before = learner.named_tensors()
+        samples = make_samples(2)
+        samples[3] = dataclasses.replace(samples[3], advantages=(float("nan"),) * samples[3].num_response_tokens)
+        poisoned = build_batch(samples, num_ranks=1, microbatch_tokens=100, aggregation="token_mean")
+        with pytest.raises(RunFailed, match="loss must be finite"):
+            learner.update(poisoned.column(0))
+        assert learner.version == 1
+        # A gradient can be infinite while the loss is not.
+        backend = learner._backend
+        cell = to_microbatch(make_batch(3).column(0)[0], backend.device)
+        backend.backward(backend.forward(cell.inputs, 1.0)[0].sum() * float("inf"))
+        with pytest.raises(RunFailed, match="gradient must be finite"):
+            backend.move(1e-3)
+        after = learner.named_tensors()
+        assert before is not None and after is not None
+        assert all(torch.equal(before[k], after[k]) for k in before)
+    finally:
+        learner.close()
+
+
+@pytest.mark.real
+def test_recompute_takes_the_learners_own_logprobs_and_kl_starts_at_zero(model: Path) -> None:
+    config = LearnerConfig(num_epochs=1)
+    loss = LossConfig(behaviour="recompute", correction="truncate", kl_coef=0.01)
+    learner = Learner(make_spec(model, loss=loss, learner=config))
+    try:
+        metrics = learner.update(make_batch(1).column(0)).metrics
+    finally:
+        learner.close()
+    assert metrics["loss/ratio_max"] == 1.0
+    assert metrics["loss/ratio_mean"] == pytest.approx(1.0)
+    assert metrics["loss/kl_nats"] == pytest.approx(0.0, abs=1e-7)
+    assert metrics["loss/mismatch_kl_nats"] > 0.01
+
+
+@pytest.mark.real
+def test_no_reference_model_is_held_without_kl(model: Path) -> None:
+    learner = Learner(make_spec(model, loss=LossConfig(kl_coef=0.0)))
+    try:
+        assert learner._reference is None
+        assert "loss/kl_nats" not in learner.update(make_batch(1).column(0)).metrics
+    finally:
+        learner.close()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_export_is_a_model_directory_that_scores_as_the_learner_does(
+    model: Path, tmp_path: Path, stage: int
+) -> None:
+    learner = Learner(make_spec(model, stage))
+    sequences = [s.token_ids for s in make_samples(7, 5)]
+    try:
+        learner.update(make_batch(1).column(0))
+        scores = learner.logprobs(sequences, [1, 2, 1, 2, 1])
+        learner.export(str(tmp_path / "model"))
+    finally:
+        learner.close()
+    exported = load_policy(str(tmp_path / "model"), "float32")
+    for ids, start, score in zip(sequences, [1, 2, 1, 2, 1], scores, strict=True):
+        expected, _ = exported(to_inputs([ids], [start], torch.device("cpu")), 1.0)
+        assert score == pytest.approx(expected.tolist(), abs=1e-5)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
+
+
+def run_two_ranks(port: int, model: str, out: Path) -> int:
+    """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(run_two_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

@@ -1,0 +1,209 @@
+"""The loss against numbers worked by hand, and against torch's own autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_ray.loss import (
+    correction_weights,
+    covariances,
+    detached_by_covariance,
+    mismatch_figures,
+    penalised_by_covariance,
+    policy_loss,
+    token_logprobs,
+)
+
+LN = math.log
+
+
+def logs(*ratios: float) -> torch.Tensor:
+    """Logprobs whose ratio to a behaviour logprob of 0 is `ratios`."""
+    return torch.tensor([LN(r) for r in ratios])
+
+
+def one_sequence(n: int) -> torch.Tensor:
+    return torch.zeros(n, dtype=torch.long)
+
+
+def test_clipping_by_hand_with_asymmetric_bounds() -> None:
+    policy = logs(1.5, 1.5, 0.5, 0.5, 1.1).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    weights = torch.full((5,), 0.2)
+    loss, figures = policy_loss(
+        policy, torch.zeros(5), advantages, weights, one_sequence(5), clip_low=0.2, clip_high=0.28
+    )
+    # min(rho A, clip A): 1.28, -1.5, 0.5, -0.8, 2.2
+    assert loss.item() == pytest.approx(-(1.28 - 1.5 + 0.5 - 0.8 + 2.2) / 5)
+    assert figures.sums["clipped"].item() == 2
+    assert figures.sums["ratio"].item() == pytest.approx(5.1)
+    assert figures.maxima["ratio"].item() == pytest.approx(1.5)
+    loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([0.0, 0.3, -0.1, 0.0, -0.44])
+
+
+def test_the_worked_capo_group_gives_its_loss_at_ratio_one() -> None:
+    # {right, 4 tokens; wrong, 6 tokens, 3 flagged}: advantages +1.168, -0.389, -1.168 (eq. 2 of 2508.02298).
+    right, carried, flagged = 1.1677, -0.3892, -1.1677
+    advantages = torch.tensor([right] * 4 + [carried] * 3 + [flagged] * 3)
+    weights = torch.tensor([1 / 8] * 4 + [1 / 12] * 6)
+    loss, _ = policy_loss(
+        torch.zeros(10), torch.zeros(10), advantages, weights, torch.tensor([0] * 4 + [1] * 6), kl_coef=0.0
+    )
+    assert loss.item() == pytest.approx(-0.5 * (right + (carried + flagged) / 2), rel=1e-5)
+
+
+def test_k3_penalty_by_hand() -> None:
+    policy = torch.tensor([LN(0.5), LN(0.2)])
+    reference = torch.tensor([LN(0.25), LN(0.4)])
+    # r - ln r - 1: r = 1/2 gives 0.193147, r = 2 gives 0.306853
+    loss, figures = policy_loss(
+        policy,
+        policy,
+        torch.zeros(2),
+        torch.tensor([0.5, 0.5]),
+        one_sequence(2),
+        reference_logprobs=reference,
+        kl_coef=0.1,
+    )
+    assert loss.item() == pytest.approx(0.1 * 0.5 * (0.1931472 + 0.3068528))
+    assert figures.sums["kl"].item() == pytest.approx(0.5)
+
+
+def test_sequence_ratio_is_the_geometric_mean_and_clips_the_whole_response() -> None:
+    policy = logs(2.0, 1.0, 1.1).requires_grad_()  # responses {0, 1} and {2}: sqrt(2) and 1.1
+    loss, figures = policy_loss(
+        policy,
+        torch.zeros(3),
+        torch.tensor([1.0, 1.0, 1.0]),
+        torch.tensor([0.25, 0.25, 0.5]),
+        torch.tensor([0, 0, 1]),
+        ratio="sequence",
+    )
+    assert loss.item() == pytest.approx(-(0.5 * 1.2 + 0.5 * 1.1))
+    assert figures.sums["clipped"].item() == 2
+    loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([0.0, 0.0, -0.55])
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    policy = logs(3.0, 0.5).requires_grad_()
+    loss, _ = policy_loss(
+        policy, torch.zeros(2), torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]), one_sequence(2), ratio="cispo"
+    )
+    loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([-0.6, -0.4])  # -w clip(rho) A
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence", "cispo"])
+def test_the_credit_of_one_token_reaches_exactly_that_tokens_logprob(ratio: str) -> None:
+    torch.manual_seed(0)
+    values = 0.05 * torch.randn(6)
+    advantages = torch.randn(6)
+
+    def gradient(credit: torch.Tensor) -> torch.Tensor:
+        policy = values.clone().requires_grad_()
+        sequences = torch.tensor([0, 0, 0, 1, 1, 1])
+        weights = torch.full((6,), 1 / 6)
+        loss, _ = policy_loss(policy, torch.zeros(6), credit, weights, sequences, ratio=ratio)  # type: ignore[arg-type]
+        (grad,) = torch.autograd.grad(loss, policy)
+        return grad
+
+    changed = advantages.clone()
+    changed[2] += 1.0
+    difference = (gradient(changed) - gradient(advantages)).ne(0)
+    assert difference.tolist() == [False, False, True, False, False, False]
+
+
+def test_entropy_bonus_is_subtracted_and_tokens_of_weight_zero_are_not_counted() -> None:
+    entropies = torch.tensor([1.0, 2.0, 9.0])
+    weights = torch.tensor([0.5, 0.5, 0.0])
+    loss, figures = policy_loss(
+        torch.zeros(3),
+        torch.zeros(3),
+        torch.zeros(3),
+        weights,
+        one_sequence(3),
+        entropies=entropies,
+        entropy_coef=0.1,
+    )
+    assert loss.item() == pytest.approx(-0.15)
+    assert figures.sums["entropy"].item() == pytest.approx(3.0)
+    assert figures.sums["tokens"].item() == 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 12), st.floats(0.3, 2.0), st.integers(1, 4), st.integers(0, 99))
+def test_chunked_logprobs_and_entropies_match_autograd(n: int, vocab: int, temp: float, rows: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(n, vocab, generator=generator)).double().float()
+    targets = torch.randint(vocab, (n,), generator=generator)
+    mix = torch.randn(2, n, generator=generator)
+    ours = logits.clone().requires_grad_()
+    logprobs, entropies = token_logprobs(ours, targets, temp, rows=rows)
+    (mix[0] * logprobs + mix[1] * entropies).sum().backward()
+    plain = logits.clone().requires_grad_()
+    table = torch.log_softmax(plain / temp, dim=-1)
+    expected = table.gather(1, targets[:, None]).squeeze(1)
+    expected_entropies = -(table.exp() * table).sum(-1)
+    (mix[0] * expected + mix[1] * expected_entropies).sum().backward()
+    torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, expected_entropies, atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_logprobs_of_bfloat16_logits_come_in_fp32_with_bfloat16_gradients() -> None:
+    logits = torch.randn(3, 5).bfloat16().requires_grad_()
+    logprobs, _ = token_logprobs(logits, torch.tensor([0, 1, 2]))
+    logprobs.sum().backward()
+    assert logprobs.dtype == torch.float32
+    assert logits.grad is not None and logits.grad.dtype == torch.bfloat16
+
+
+def test_microbatches_of_the_loss_add_up() -> None:
+    torch.manual_seed(1)
+    policy, behaviour, advantages = 0.1 * torch.randn(3, 8)
+    weights = torch.rand(8)
+    sequences = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    whole, _ = policy_loss(policy, behaviour, advantages, weights, sequences, ratio="sequence")
+    parts = [
+        policy_loss(policy[s], behaviour[s], advantages[s], weights[s], sequences[s], ratio="sequence")[0]
+        for s in (slice(0, 3), slice(3, 8))
+    ]
+    assert sum(p.item() for p in parts) == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_corrections_for_engine_and_learner_disagreement_by_hand() -> None:
+    learner, sampler = logs(4.0, 1.0, 0.25, 1.0), torch.zeros(4)
+    sequences = torch.tensor([0, 0, 1, 1])  # geometric means 2 and 1/2
+
+    def weights(kind: str, low: float, high: float) -> list[float]:
+        return correction_weights(learner, sampler, sequences, kind=kind, low=low, high=high).tolist()  # type: ignore[arg-type]
+
+    assert weights("none", 0.5, 2.0) == [1, 1, 1, 1]
+    assert weights("truncate", 0.0, 2.0) == pytest.approx([2.0, 1.0, 0.25, 1.0])
+    assert weights("mask", 0.5, 2.0) == pytest.approx([0.0, 1.0, 0.0, 1.0])
+    assert weights("geometric_mask", 0.6, 2.5) == [1, 1, 0, 0]
+    figures = mismatch_figures(learner, sampler, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert figures.sums["mismatch_kl"].item() == pytest.approx((3 - LN(4)) + 0 + (-0.75 + LN(4)))
+    assert figures.maxima["mismatch"].item() == pytest.approx(LN(4))
+
+
+def test_covariance_controls_touch_only_tokens_in_their_band() -> None:
+    logprobs = torch.tensor([-1.0, -2.0, -3.0]).requires_grad_()
+    cov = covariances(logprobs, torch.tensor([1.0, 0.0, -1.0]), mean_logprob=-2.0, mean_advantage=0.0)
+    assert cov.tolist() == [1.0, 0.0, 1.0]
+    kept = torch.tensor([False, False, True])
+    detached_by_covariance(logprobs, cov, 0.5, 5.0, kept).sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [0.0, 1.0, 1.0]
+    penalty = penalised_by_covariance(logprobs, torch.tensor([-1.5, -1.5, -1.5]), cov, threshold=0.5)
+    assert penalty.tolist() == [0.5, 0.0, 1.5]

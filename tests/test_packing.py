@@ -1,0 +1,114 @@
+"""Packing: every sample once, weights as the loss defines them, the budget kept, the ranks in balance."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_ray.packing import build_batch, padded_tokens, token_weights
+from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
+
+
+def make_sample(index: int, prompt: int, response: int) -> Sample:
+    return Sample(
+        key=TrajectoryKey("p", 0, index),
+        token_ids=tuple(range(prompt + response)),
+        sampler_logprobs=(-1.0,) * response,
+        advantages=(0.5,) * response,
+        versions=(VersionRun(0, response),),
+    )
+
+
+def pack(samples: list[Sample], num_ranks: int = 1, budget: int = 64, aggregation: str = "sequence_mean") -> Batch:
+    return build_batch(
+        samples, num_ranks=num_ranks, microbatch_tokens=budget, aggregation=aggregation, max_response_tokens=40
+    )
+
+
+sample_lists = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_size=1, max_size=40).map(
+    lambda sizes: [make_sample(i, p, t) for i, (p, t) in enumerate(sizes)]
+)
+layouts = st.tuples(st.integers(1, 4), st.integers(1, 200))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sample_lists, layouts)
+def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tuple[int, int]) -> None:
+    batch = pack(samples, *layout)
+    packed = [w.sample.key.sample for row in batch.grid for cell in row for w in cell]
+    assert sorted(packed) == list(range(len(samples)))
+    assert batch.num_samples == len(samples)
+    assert batch.num_loss_tokens == sum(s.num_response_tokens for s in samples)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sample_lists, layouts)
+def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
+    samples: list[Sample], layout: tuple[int, int]
+) -> None:
+    for row in pack(samples, *layout).grid:
+        for cell in row:
+            assert padded_tokens(cell) <= layout[1] or len(cell) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(sample_lists, layouts, st.sampled_from(["sequence_mean", "token_mean"]))
+def test_weights_sum_to_one_whatever_the_layout(
+    samples: list[Sample], layout: tuple[int, int], aggregation: str
+) -> None:
+    batch = pack(samples, *layout, aggregation)
+    weights = [x for row in batch.grid for cell in row for w in cell for x in w.loss_weights]
+    assert math.isclose(sum(weights), 1.0, rel_tol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sample_lists, layouts)
+def test_every_rank_gets_the_same_number_of_microbatches(samples: list[Sample], layout: tuple[int, int]) -> None:
+    batch = pack(samples, *layout)
+    assert {len(row) for row in batch.grid} == {layout[0]}
+    assert {len(batch.column(rank)) for rank in range(layout[0])} == {len(batch.grid)}
+
+
+def test_weights_of_two_responses_by_hand() -> None:
+    assert token_weights([4, 6], "sequence_mean") == pytest.approx([1 / 8, 1 / 12])
+    assert token_weights([4, 6], "token_mean") == pytest.approx([0.1, 0.1])
+    assert token_weights([4, 6], "constant_length", 10) == pytest.approx([1 / 20, 1 / 20])
+
+
+def test_two_ranks_share_the_tokens_of_a_batch_that_would_fit_one_cell() -> None:
+    batch = pack([make_sample(i, 5, 5) for i in range(8)], num_ranks=2, budget=1000)
+    assert [len(cell) for cell in batch.grid[0]] == [4, 4]
+
+
+def test_ranks_are_balanced_within_one_longest_sample() -> None:
+    rng = random.Random(1)
+    samples = [make_sample(i, 10, rng.randint(1, 40)) for i in range(200)]
+    batch = pack(samples, num_ranks=4, budget=256)
+    loads = [sum(padded_tokens(cell) for cell in batch.column(rank)) for rank in range(4)]
+    assert max(loads) - min(loads) <= 0.1 * max(loads)
+    padding = sum(loads) / sum(len(s.token_ids) for s in samples)
+    assert padding < 1.15
+
+
+def test_the_grid_does_not_depend_on_the_order_in_which_samples_arrive() -> None:
+    samples = [make_sample(i, 3, 1 + i % 5) for i in range(20)]
+    assert pack(samples, 2) == pack(list(reversed(samples)), 2)
+
+
+def test_more_ranks_than_samples_leaves_cells_empty() -> None:
+    assert sorted(len(cell) for cell in pack([make_sample(0, 2, 3)], num_ranks=3).grid[0]) == [0, 0, 1]
+
+
+def test_bad_input_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        pack([])
+    with pytest.raises(ValueError, match="aggregation must be"):
+        pack([make_sample(0, 2, 3)], aggregation="mean")
+    with pytest.raises(ValueError, match="max_response_tokens"):
+        build_batch([make_sample(0, 2, 3)], num_ranks=1, microbatch_tokens=9, aggregation="constant_length")
+    with pytest.raises(ValueError, match="one advantage and one sampler logprob"):
+        pack([Sample(TrajectoryKey("p", 0, 0), (1, 2, 3), (-1.0,), (0.5, 0.5), (VersionRun(0, 2),))])

@@ -1,0 +1,189 @@
+"""The pipeline over fakes: what it promises of every group, under delays, losses and endings."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from capo_ray.config import TrainConfig
+from capo_ray.flow import Parts, Pipeline, RunOutcome
+from capo_ray.flow.state import RunState, read_checkpoint
+from capo_ray.protocols import JudgeRequest, PartLost, RunFailed
+from capo_ray.types import Critique, Problem, Provenance, Verdict
+from tests.fakes import FakeEngine, FakeJudge, FakeVerifier, fake_parts
+
+Critiques = tuple[tuple[Critique, ...], ...]
+
+
+def make_config(method: str = "capo", **sections: dict[str, object]) -> TrainConfig:
+    base: dict[str, dict[str, object]] = {
+        "run": {"num_updates": 12, "eval_every": 0, "eval_problems": 4, "checkpoint_every": 5},
+        "credit": {"method": method},
+        "rollout": {"group_size": 4},
+        "learner": {"groups_per_batch": 3},
+        "stream": {"max_age": 2},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return TrainConfig.model_validate(base)
+
+
+def run(parts: Parts, state: RunState | None = None) -> RunOutcome:
+    async def bounded() -> RunOutcome:
+        return await asyncio.wait_for(Pipeline(parts, state or RunState()).run(), 30)
+
+    return asyncio.run(bounded())
+
+
+def close(parts: Parts) -> None:
+    parts.ledger.close_open("run_ended")  # type: ignore[attr-defined]
+
+
+def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Path) -> None:
+    parts = fake_parts(tmp_path, make_config())
+    outcome = run(parts)
+    close(parts)
+    balance = parts.ledger.balance()  # type: ignore[attr-defined]
+    trained = [key for batch in parts.learner.batches for key in batch]  # type: ignore[attr-defined]
+    assert outcome.state.version == 12
+    assert balance.balanced and balance.open == 0
+    assert balance.counts["trained"] == len(trained) == 12 * 3 * 4
+    assert max(Counter(trained).values()) == 1
+
+
+@pytest.mark.parametrize("max_age", [0, 1, 3])
+def test_no_trained_token_is_older_than_the_bound(tmp_path: Path, max_age: int) -> None:
+    rng = random.Random(max_age)
+    engine = FakeEngine(delay_s=lambda: 0.03 * rng.paretovariate(1.2) ** 1.0 if rng.random() < 0.2 else 0.001)
+    parts = fake_parts(tmp_path, make_config(stream={"max_age": max_age}), engine=engine)
+    run(parts)
+    ages = parts.learner.ages  # type: ignore[attr-defined]
+    assert max(ages) <= max_age
+    assert max_age == 0 or max(ages) > 0, "the test sees asynchrony at all"
+
+
+def test_capo_trains_on_groups_where_every_answer_is_wrong_and_grpo_cannot(tmp_path: Path) -> None:
+    engine = FakeEngine(skill=0.0)
+    parts = fake_parts(tmp_path / "capo", make_config("capo"), engine=engine)
+    assert run(parts).state.version == 12
+    config = make_config("grpo", run={"max_creditless_groups": 20})
+    with pytest.raises(RunFailed, match="expected credit in at least one of 20 groups in a row, got none"):
+        run(fake_parts(tmp_path / "grpo", config, engine=engine, judge=None))
+
+
+def test_a_policy_that_is_always_right_ends_the_run_well(tmp_path: Path) -> None:
+    config = make_config("grpo", run={"max_creditless_groups": 20})
+    outcome = run(fake_parts(tmp_path, config, engine=FakeEngine(skill=1.0), judge=None))
+    assert "nothing left to learn" in outcome.stopped_early
+
+
+def test_a_lost_group_is_tried_once_more_and_the_run_goes_on(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    losses = iter([True, False, True] + [False] * 10_000)
+
+    def fail() -> None:
+        if next(losses):
+            raise PartLost("rollout worker 0 was lost")
+
+    parts = fake_parts(tmp_path, make_config(), engine=engine)
+
+    async def go() -> RunOutcome:
+        pipeline = Pipeline(parts, RunState())
+        evaluate, pipeline._evaluate = pipeline._evaluate, None  # type: ignore[method-assign, assignment]
+        pipeline._evaluate = evaluate  # type: ignore[method-assign]
+        engine.fail = fail
+        return await asyncio.wait_for(pipeline._stream(), 30)  # type: ignore[arg-type, return-value]
+
+    asyncio.run(go())
+    close(parts)
+    trained = {key for batch in parts.learner.batches for key in batch}  # type: ignore[attr-defined]
+    assert {key.attempt for key in trained} == {0, 1}
+    assert parts.ledger.balance().balanced  # type: ignore[attr-defined]
+
+
+def test_failures_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
+    class Broken(FakeVerifier):
+        async def verify(self, answer: str, responses: object) -> tuple[Verdict, ...]:
+            raise PartLost("verifier worker 0 was lost")
+
+    parts = fake_parts(tmp_path, make_config(run={"max_failures": 5}), verifier=Broken())
+
+    async def go() -> None:
+        await asyncio.wait_for(Pipeline(parts, RunState())._stream(), 30)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        asyncio.run(go())
+    assert caught.group_contains(RunFailed, match="5 groups in a row failed, the last with PartLost: verifier worker 0")
+    assert parts.ledger.counts()["dropped"] >= 5 * 4
+
+
+def test_a_critic_that_never_answers_in_the_asked_form_ends_the_run(tmp_path: Path) -> None:
+    class Mumbling(FakeJudge):
+        async def critique(self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int) -> Critiques:
+            mumble = Critique(None, None, "hm", "no verdict to be read", Provenance("fake", "", 0))
+            return tuple((mumble,) * num_votes for _ in responses)
+
+    with pytest.raises(RunFailed, match=r"readable critiques .* most common cause: no verdict to be read"):
+        run(fake_parts(tmp_path, make_config(run={"num_updates": 100}), judge=Mumbling()))
+
+
+def test_a_defect_in_any_loop_ends_the_run_with_its_own_exception(tmp_path: Path) -> None:
+    class Defect(FakeJudge):
+        async def critique(self, problem: object, responses: object, num_votes: int) -> tuple[()]:
+            raise ZeroDivisionError("a defect")
+
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        run(fake_parts(tmp_path, make_config(), judge=Defect()))
+
+
+def test_invalid_verdicts_stand_outside_the_batch_and_the_means(tmp_path: Path) -> None:
+    class Half(FakeVerifier):
+        async def verify(self, answer: str, responses: list[str]) -> tuple[Verdict, ...]:  # type: ignore[override]
+            verdicts = await super().verify(answer, responses)
+            return (Verdict(None, "time-out"), *verdicts[1:])
+
+    config = make_config(run={"eval_problems": 1})
+    parts = fake_parts(tmp_path, config, verifier=Half(), engine=FakeEngine(skill=0.5))
+    run(parts)
+    close(parts)
+    trained = {key for batch in parts.learner.batches for key in batch}  # type: ignore[attr-defined]
+    balance = parts.ledger.balance()  # type: ignore[attr-defined]
+    assert trained and all(key.sample != 0 for key in trained)
+    assert balance.balanced and balance.reasons["invalid_verdict"] == 12 * 3
+
+
+def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path: Path) -> None:
+    config = make_config(run={"num_updates": 20})
+    parts = fake_parts(tmp_path, config)
+
+    async def killed() -> None:
+        pipeline = Pipeline(parts, RunState())
+        task = asyncio.ensure_future(pipeline.run())
+        while pipeline.state.version < 13:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(killed())
+    latest = parts.checkpoints.latest()
+    assert latest is not None
+    state, cursor = read_checkpoint(latest)
+    assert state.version == 10 and state.outstanding
+    again = fake_parts(tmp_path, config, ledger=parts.ledger)
+    asyncio.run(again.learner.load(str(latest / "learner")))
+    again.problems.train.restore(cursor)
+    parts.ledger.rewind(state.version)  # type: ignore[attr-defined]
+    state.next_group = max(state.next_group, parts.ledger.next_group())  # type: ignore[attr-defined]
+    again.engine.version = state.version  # type: ignore[attr-defined]
+    outcome = run(again, state)
+    close(again)
+    balance = again.ledger.balance()  # type: ignore[attr-defined]
+    assert outcome.state.version == 20
+    assert balance.balanced and again.ledger.trained_twice() == 0  # type: ignore[attr-defined]
+    assert balance.counts["trained"] == 20 * 3 * 4
+    assert balance.reasons["rolled_back"] == 3 * 3 * 4

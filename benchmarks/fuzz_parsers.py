@@ -61,7 +61,7 @@ def check_parse(text: str, num_steps: int, parser: Parser = parse_critique) -> s
         return "abstained"
     assert reason == ""
     assert all(0 <= step < num_steps for step in flagged), f"{sorted(flagged)} not in 0..{num_steps - 1}: {text!r}"
-    assert "</incorrect" in text.lower() or overall, f"no verdict in {text!r}, yet read as {sorted(flagged)}"
+    assert "incorrect" in text.lower() or overall, f"no verdict in {text!r}, yet read as {sorted(flagged)}"
     return "read"
 
 

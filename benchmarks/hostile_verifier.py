@@ -2,8 +2,8 @@ r"""R8 and R9: the verifier under hostile answers: no crash, no hang, each withi
 
     python benchmarks/hostile_verifier.py [--count 10000] [--seed 0] [--processes 2] [--timeout 1.0] [--broken]
 
-Every answer differs from the reference, so a reward of 1 is a failure too. `--broken` is the negative control: a comparison
-that evaluates and opens what it is given must be seen by the audit hook.
+Every answer differs from the reference, so a reward of 1 is a failure too. `--broken` is the negative control: a
+comparison that evaluates and opens what it is given must be seen by the audit hook.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from capo_ray.verifiers import VerifierPool
 
 REFERENCES = ("7", r"\frac{x}{2}", r"3\sqrt{13}", "(6,31,-1)", r"\{1,2,3\}", r"[0,\infty)", "x^2+1=0", r"\text{east}")
 MARKER = "/tmp/capo_ray_hostile_marker"
+FACTORIALS = ("10^8!", "(10^8)!", "99999999!", "9!!!!!!", "(9!)!", r"\Gamma(10^9)")
 SOUP = (
-    r"\frac", r"\sqrt", r"\left(", r"\right)", "{", "}", "(", ")", "[", "]", "^", "_", "!", "x", "y", "e", "i", "9", "0", "10",
-    ".", ",", "+", "-", "*", "/", "=", "<", r"\le", r"\cup", r"\pi", r"\infty", r"\sin", r"\log", r"\text{", r"\begin{pmatrix}",
-    r"\end{pmatrix}", r"\\", "&", "%", r"\%", "$", " ", r"\binom", r"\pm", r"\in", "|", r"\lfloor", "'", '"', "`", "\x00", "\n",
-    "½", "٣", "\ud800", "𝟙", "lambda", "__", "import", ":", ";", "@",
+    r"\frac", r"\sqrt", r"\left(", r"\right)", "{", "}", "(", ")", "[", "]", "^", "_", "!", "x", "y", "e", "i", "9",
+    "0", "10", ".", ",", "+", "-", "*", "/", "=", "<", r"\le", r"\cup", r"\pi", r"\infty", r"\sin", r"\log",
+    r"\text{", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", "%", r"\%", "$", " ", r"\binom", r"\pm", r"\in",
+    "|", r"\lfloor", "'", '"', "`", "\x00", "\n", "½", "٣", "\ud800", "𝟙", "lambda", "__", "import", ":", ";", "@",
 )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def _huge(rng: random.Random) -> str:
 _KINDS: tuple[Callable[[random.Random], str], ...] = (
     lambda rng: _boxed("^{".join([str(rng.randint(2, 99))] * rng.randint(3, 9)) + "}" * 8),
     lambda rng: _boxed(f"{rng.randint(2, 9)}^{{{rng.randint(10**5, 10**12)}}}"),
-    lambda rng: _boxed(rng.choice(("10^8!", "(10^8)!", "99999999!", "9!!!!!!", "(9!)!", r"\Gamma(10^9)")) + f"+{rng.randint(1, 99)}"),
+    lambda rng: _boxed(rng.choice(FACTORIALS) + f"+{rng.randint(1, 99)}"),
     _nested,
     _code,
     _soup,
@@ -166,9 +167,17 @@ def run_attack(count: int, seed: int, processes: int, timeout_s: float, broken: 
     slowest, bound = stats["verifier/slowest_check_s"], 1.2 * timeout_s
     if slowest > 3 * bound:
         failures.append(f"one check took {slowest:.2f} s")
-    return {"count": count, "seed": seed, "seconds": round(time.monotonic() - start, 1), "timeout_s": timeout_s,
-            "memory_mib": config.memory_mib, "reasons": dict(reasons.most_common()), "slowest_check_s": round(slowest, 3),
-            "stats": {name: round(value, 4) for name, value in stats.items()}, "failures": failures}  # fmt: skip
+    return {
+        "count": count,
+        "seed": seed,
+        "seconds": round(time.monotonic() - start, 1),
+        "timeout_s": timeout_s,
+        "memory_mib": config.memory_mib,
+        "reasons": dict(reasons.most_common()),
+        "slowest_check_s": round(slowest, 3),
+        "stats": {name: round(value, 4) for name, value in stats.items()},
+        "failures": failures,
+    }
 
 
 def main() -> int:

@@ -49,8 +49,8 @@ class Sampling:
 class WeightsHandle:
     """One published version: `payload` is the flat bytes (a uint8 buffer), or a transport's own token for them.
 
-    `manifest` is JSON text made by `weights.build_manifest`: per tensor its name, dtype, shape, offset and checksum, and
-    the canary: token ids with the learner's own logprobs of them.
+    `manifest` is JSON text made by `weights.build_handle`: per tensor its name, dtype, shape, offset and checksum, and
+    the canary (token ids and the logprobs that the learner gives them).
     """
 
     version: int
@@ -149,7 +149,7 @@ class Ledger(Protocol):
     """The durable account of every trajectory: generated -> verified -> critiqued -> credited -> trained | dropped."""
 
     def record(self, keys: Sequence[TrajectoryKey], state: str, *, reason: str = "", update: int | None = None) -> None:
-        """Move trajectories to `state` in one durable transaction; raises `ledger.BadMove` on a move not in the graph."""
+        """Move trajectories to `state` in one durable transaction; raises `ledger.BadMove` on any other move."""
 
     def counts(self) -> Mapping[str, int]:
         """Trajectories per state."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from capo_ray.protocols import Sampling
 from capo_ray.types import Completion, VersionRun
 
-CONTROL = ("<|im_start|>", "<|im_end|>", "<eos>", "<think>", "</think>")
+CONTROL = ("<|im_start|>", "<|im_end|>", "<eos>", "<think>", "</think>", "§odd§")
 _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL)) + ")")
 
 

@@ -88,7 +88,8 @@ def test_a_failed_run_is_one_sentence_and_exit_code_one(
 def test_an_interrupted_run_says_how_to_go_on(
     fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for error, code in ((KeyboardInterrupt(), 130), (asyncio.CancelledError(), 143)):
+    endings: list[tuple[BaseException, int]] = [(KeyboardInterrupt(), 130), (asyncio.CancelledError(), 143)]
+    for error, code in endings:
         error.run_dir = Path("runs/x")  # type: ignore[attr-defined]
         fake_command.run = raising(error)  # type: ignore[attr-defined]
         assert main(["train"]) == code

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_ray.cli.compose import _Setting, _value, compose_train, conf_dir, list_choices
+from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
 from capo_ray.cli.schema import ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
@@ -50,7 +50,7 @@ def test_every_listed_credit_choice_composes(method: str) -> None:
 
 @pytest.mark.parametrize(
     "group, choice",
-    [(g, c) for g in ("model", "engine", "learner", "cluster", "tracking", "experiment") for c in list_choices(g)],
+    [(group, choice) for group in GROUPS if group not in ("credit", "data") for choice in list_choices(group)],
 )
 def test_every_other_choice_composes(group: str, choice: str) -> None:
     compose_train([f"{group}={choice}"])

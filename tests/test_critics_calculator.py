@@ -41,6 +41,7 @@ def held(text: str, modulus: int = 0) -> list[bool | None]:
         "2**3 = 8",
         "-3 + 5 = 2",
         "0.1 + 0.2 = 0.30000000000000004",
+        "80 / 26.666666666666668 = 3",
     ],
 )
 def test_right_arithmetic_holds_in_any_dress(text: str) -> None:

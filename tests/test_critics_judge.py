@@ -141,6 +141,14 @@ def test_time_outs_are_not_stored(tmp_path) -> None:  # type: ignore[no-untyped-
     assert len(store) == 1
 
 
+def test_an_aborted_answer_abstains_and_is_not_stored(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    store = CritiqueStore(tmp_path / "store.sqlite")
+    engine = ScriptedEngine(lambda p, s: [(0.0, FIRST)] * s.n, finish="aborted")
+    (votes,) = ask(make_judge(engine, store=store), STEPS, k=2)
+    assert [v.reason for v in votes] == ["failed: aborted"] * 2
+    assert len(store) == 0
+
+
 @pytest.mark.parametrize("vote", ["intersection", "majority", "union", "average"])
 def test_early_stop_never_changes_what_the_vote_makes_of_a_step(vote: str) -> None:
     import random

@@ -110,15 +110,9 @@ def test_two_thousand_mangled_critiques_are_read_or_abstain() -> None:
     ],
 )
 @pytest.mark.parametrize("frame", ["{}", "Judgement: No <incorrect_steps>{}</incorrect_steps>"])
-def test_parse_time_grows_no_faster_than_the_text(unit: str, frame: str) -> None:
-    def seconds(size: int) -> float:
-        text = frame.format(unit * (size // len(unit)))
-        best = 9.9
-        for _ in range(3):
-            start = time.perf_counter()
-            parse_critique(text, 5)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    # Quadratic time would be 100 times as long for ten times the text (and about a minute at 190,000 characters).
-    assert seconds(190_000) < 40 * seconds(19_000) + 0.05
+def test_parse_time_is_linear_in_the_text(unit: str, frame: str) -> None:
+    text = frame.format(unit * (190_000 // len(unit)))
+    started = time.process_time()
+    parse_critique(text, 5)
+    # Linear time is below 0.2 s; quadratic time takes minutes.
+    assert time.process_time() - started < 3

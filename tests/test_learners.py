@@ -1,17 +1,12 @@
-"""The learner on real DeepSpeed (gloo): the same update however it is cut, and back again after a resume.
-
-Run as a script it is a group of two ranks: `test_learners.py PORT MODEL OUT`.
-"""
+"""The learner on real DeepSpeed (gloo): the same update however it is cut, and back again after a resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,99 +15,13 @@ import pytest
 import torch
 
 from capo_ray.config.sections import LearnerConfig, LossConfig
-from capo_ray.learners import Learner, LearnerSpec
+from capo_ray.learners import Learner
 from capo_ray.learners.microbatch import to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.packing import build_batch
 from capo_ray.protocols import RunFailed
-from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
-
-VOCAB = 64
-Weights = dict[str, torch.Tensor]
-
-
-def make_samples(seed: int, n: int = 12) -> list[Sample]:
-    rng = random.Random(seed)
-    samples = []
-    for i in range(n):
-        response = rng.randint(3, 30)
-        prompt = rng.randint(2, 10)
-        samples.append(
-            Sample(
-                key=TrajectoryKey("p", i // 4, i % 4),
-                token_ids=tuple(rng.randrange(3, VOCAB) for _ in range(prompt + response)),
-                sampler_logprobs=tuple(-4.2 + 0.1 * rng.gauss(0, 1) for _ in range(response)),
-                advantages=tuple(rng.gauss(0, 1) for _ in range(response)),
-                versions=(VersionRun(0, response),),
-            )
-        )
-    return samples
-
-
-def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096) -> Batch:
-    return build_batch(make_samples(seed), num_ranks=num_ranks, microbatch_tokens=budget, aggregation="sequence_mean")
-
-
-def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
-    learner = LearnerConfig(zero_stage=stage, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)  # type: ignore[arg-type]
-    spec = LearnerSpec(
-        model_path=str(model),
-        dtype="float32",
-        learner=learner,
-        loss=LossConfig(kl_coef=0.05),
-        temperature=0.9,
-        total_updates=10,
-        device="cpu",
-    )
-    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
-
-
-def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> dict[str, float]:
-    """The metrics of the second of two updates."""
-    learner.update(make_batch(1, num_ranks=num_ranks, budget=budget).column(rank))
-    return learner.update(make_batch(2, num_ranks=num_ranks, budget=budget).column(rank)).metrics
-
-
-def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
-    """Trains ZeRO-2 then ZeRO-3; rank 0 leaves the weights and metrics of each, also those after a resume."""
-    from safetensors.torch import save_file
-
-    for stage in (2, 3):
-        spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port + stage}")
-        learner = Learner(spec)
-        metrics = train(learner, world, rank, budget=200)
-        weights = learner.named_tensors()
-        learner.save(str(out / f"checkpoint{stage}"))
-        column = make_batch(3, num_ranks=world).column(rank)
-        learner.update(column)
-        after = learner.named_tensors()
-        learner.load(str(out / f"checkpoint{stage}"))  # over weights that have moved on
-        learner.update(column)
-        again = learner.named_tensors()
-        learner.close()
-        assert (weights is None) == (rank != 0)
-        if weights is not None and after is not None and again is not None:
-            save_file(weights, out / f"trained{stage}.safetensors")
-            save_file(after, out / f"after{stage}.safetensors")
-            save_file(again, out / f"again{stage}.safetensors")
-            (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
-
-
-def free_ports() -> int:
-    """A port p such that p+2 and p+3 were free a moment ago."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        try:
-            for offset in (2, 3):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
-        return port
-    raise RuntimeError("no free ports")
+from tests.learner_group import VOCAB, Weights, free_ports, make_batch, make_samples, make_spec, train, trained
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +41,7 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(__file__).parent.parent
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     process = subprocess.Popen(
-        [sys.executable, __file__, str(port), str(model), str(out)],
+        [sys.executable, "-m", "tests.learner_group", str(port), str(model), str(out)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -152,17 +61,6 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baseline(model: Path) -> tuple[Weights, dict[str, float]]:
     """Weights and metrics of one rank, ZeRO-2, everything in one cell."""
     return trained(make_spec(model))
-
-
-def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, float]]:
-    learner = Learner(spec)
-    try:
-        metrics = train(learner, 1, 0, budget)
-        weights = learner.named_tensors()
-    finally:
-        learner.close()
-    assert weights is not None
-    return weights, metrics
 
 
 def assert_same_update(ours: Weights, theirs: Weights, start: Weights) -> None:
@@ -242,7 +140,7 @@ def test_microbatches_and_stages_do_not_change_the_update(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_make_the_update_of_one(
     model: Path, baseline: tuple[Weights, dict[str, float]], two_ranks: Path, stage: int
 ) -> None:
@@ -257,7 +155,7 @@ def test_two_ranks_make_the_update_of_one(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks: Path, stage: int) -> None:
     from safetensors.torch import load_file
 
@@ -284,6 +182,11 @@ def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
     second = Learner(make_spec(model, stage, seed=9))
     assert second.load(str(tmp_path)) == 2
     assert random.random() == draw
+    sequences = [w.sample.token_ids for w in column[0]]
+    scores = second.logprobs(sequences, [1] * len(sequences))
+    second.update(column)
+    second.load(str(tmp_path))  # straight after a move: nothing that was kept whole may stay behind
+    assert second.logprobs(sequences, [1] * len(sequences)) == scores
     again = second.update(column)
     reloaded = second.named_tensors()
     second.close()
@@ -382,22 +285,3 @@ def test_an_export_is_a_model_directory_that_scores_as_the_learner_does(
         assert score == pytest.approx(expected.tolist(), abs=1e-5)
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
-
-
-def run_two_ranks(port: int, model: str, out: Path) -> int:
-    """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
-    import transformers.models.auto.modeling_auto  # noqa: F401
-
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return max(abs(process.exitcode or 0) for process in ranks)
-
-
-if __name__ == "__main__":
-    sys.exit(run_two_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

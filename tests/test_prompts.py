@@ -105,4 +105,6 @@ def test_control_tokens_come_from_the_chat_frame_alone() -> None:
     ids = build_critic_prompt(
         TOKENIZER, rubric="paper", question="".join(CONTROL), solution="".join(CONTROL), steps=["".join(CONTROL)]
     )
+    # The last control token is spelled like nothing that escaping knows: the tokenizer's own door must stop it.
+    assert CONTROL[-1] == escape_data(CONTROL[-1])
     assert sum(i < 0 for i in ids) == 3

@@ -155,6 +155,7 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["nonsense"], 2, "expected key=value, got 'nonsense'"),
         (["data.kind=jsonl"], 2, "data.kind=jsonl needs data.path"),
         (["data.min_steps=9"], 2, "data.min_steps must be <= data.max_steps"),
+        (["data.role=critic", "eval_policy=/no/such/model"], 1, "got '/no/such/model'"),
         (["model.path=/no/such/model"], 1, "expected a Hugging Face model directory or hub name, got '/no/such/model'"),
         (["data.kind=jsonl", "data.path=/no/such.jsonl", f"model.path={asset_path('laptop', 'policy')}"], 1, "no file"),
     ],
@@ -164,6 +165,16 @@ def test_bad_options_get_a_sentence_and_an_exit_code(overrides, code, sentence, 
     assert run(f"out={tmp_path / 'out'}", *overrides) == code
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_can_be_cooked_again_with_overrides_on_top():
+    recipe = asset_path("laptop", "critic") / "recipe.json"
+    again = sft.read_config(["out=elsewhere", "model.num_layers=5"], str(recipe))
+    written, _ = read_recipe(recipe.parent)
+    assert (again.out, again.model.num_layers) == ("elsewhere", 5)
+    assert (again.learning_rate, again.model.hidden_size) == (written.learning_rate, written.model.hidden_size)
+    with pytest.raises(ValueError, match=r"expected the recipe.json of a model directory, got /no/such.json"):
+        sft.read_config([], "/no/such.json")
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])

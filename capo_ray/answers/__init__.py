@@ -6,11 +6,14 @@
                                                               |
                                               slow_equal (math-verify, only inside a killable child)
 
+`fast_equal` compares plain numbers exactly, and sees by their values that simple formulas differ.
+
 Invariant: where `fast_equal` speaks, `slow_equal` says the same. Both read the same house rules (`compare.decide`).
 """
 
-from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal, normalise, refusal
+from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal, normalise
 from capo_ray.answers.extract import choice_letter, extract_answer, reference_answer
+from capo_ray.answers.refusal import refusal
 from capo_ray.answers.slow import library_equal, slow_equal
 
 __all__ = [

@@ -13,14 +13,11 @@ r"""Whether two answers are the same, as far as text alone can tell.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from capo_ray.answers.numbers import read_number, same_number
+from capo_ray.answers.numbers import read_number, same_entries, same_number
 
 MAX_ANSWER_CHARS = 1024
-MAX_NESTING = 32
-MAX_POWER_DIGITS = 100_000
-MAX_FACTORIAL_DIGITS = 4
-MAX_GROUP_POWER = 100
 
 _WRAPPED = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -33,13 +30,11 @@ _SPACED_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
 _APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
+_SPECIAL_WORD = re.compile("inf|percent|pct|and|or", re.IGNORECASE)
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z' -]*)\)?")
-_TOWER = re.compile(r"([0-9]+)((?:\^\(*-?[0-9]+)+)")
-_POWER_OF_GROUP = re.compile(r"[)\]}]\^\{?\(*([0-9]+)")
-_UNFINISHED = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])")
-_FACTORIAL = re.compile(r"([0-9]+)!|([)}\]])!|!!")
 
 
+@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """The text without its wrapping, spacing and typographic variants; the same value to a reader."""
     text = _SPACES.sub(" ", text.replace("−", "-").replace("\u00a0", " ")).strip()
@@ -79,6 +74,7 @@ def decide(a: str, b: str) -> bool | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def fast_equal(a: str, b: str) -> bool | None:
     """Whether answer `b` equals reference `a`; None where only `slow_equal` can tell."""
     if a == b and a.strip():
@@ -90,50 +86,16 @@ def fast_equal(a: str, b: str) -> bool | None:
     if decided is not None:
         return decided
     first, second = read_number(a), read_number(b)
-    return same_number(first, second) if first and second else None
+    if first and second:
+        return same_number(first, second)
+    if (first and _is_word(b)) or (second and _is_word(a)):
+        return False
+    return same_entries(a, b)
 
 
 def exact_equal(a: str, b: str) -> bool:
     """Whether two answers are the same text, spacing at the ends and runs of white space apart."""
     return a == b or _SPACES.sub(" ", a).strip() == _SPACES.sub(" ", b).strip()
-
-
-def refusal(text: str, reference: str = "") -> str | None:
-    """Why a normalised answer of at most `MAX_ANSWER_CHARS` is too costly to be worth a look, or None."""
-    if (operator := _UNFINISHED.search(text)) and not _UNFINISHED.search(reference):
-        return f"an unfinished calculation ({operator.group()})"
-    depth = deepest = 0
-    for char in text:
-        if char in "({[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")}]":
-            depth -= 1
-    if deepest > MAX_NESTING:
-        return f"nested {deepest} deep"
-    flat = text.replace("{", "").replace("}", "").replace(" ", "")
-    if any(_too_high(match) for match in _TOWER.finditer(flat)):
-        return "a power too large to write out"
-    if any(int(match.group(1)[:9]) > MAX_GROUP_POWER for match in _POWER_OF_GROUP.finditer(text)):
-        return "a power too large to expand"
-    for match in _FACTORIAL.finditer(text):
-        digits, group = match.group(1), match.group(2)
-        if match.group() == "!!" or (digits and len(digits) > MAX_FACTORIAL_DIGITS) or (group and "^" in text):
-            return "a factorial too large to write out"
-    return None
-
-
-def _too_high(match: re.Match[str]) -> bool:
-    """Whether `a^b^c…` has more than `MAX_POWER_DIGITS` digits."""
-    base, *exponents = (int(part[-20:]) for part in re.findall(r"[0-9]+", match.group()))
-    if base <= 1:
-        return False
-    exponent = 1
-    for power in reversed(exponents):
-        if exponent > 32 and power > 1:
-            return True
-        exponent = min(power**exponent, 10**24)
-    return exponent * len(str(base)) > MAX_POWER_DIGITS
 
 
 def _words(a: str, b: str) -> bool | None:
@@ -147,6 +109,12 @@ def _words(a: str, b: str) -> bool | None:
     if first or second or (len(x) > 2 and len(y) > 2):
         return x == y
     return None
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is a word marked as such, which no number equals."""
+    match = _TEXT.fullmatch(text)
+    return bool(match and _WORD.fullmatch(match.group(1)) and not _SPECIAL_WORD.search(match.group(1)))
 
 
 def _is_set(text: str) -> bool:

@@ -4,7 +4,7 @@ Order, first that is found wins; within a kind the last occurrence wins, since a
     1. `\boxed{…}` or `\fbox{…}` with balanced braces (an unfinished one is passed over)
     2. `#### 42` on a line of its own
     3. `The (final) answer is …`, `Answer: …`, or a line `A: …`
-    4. a response that is nothing but one short line with a digit or one word: the line itself
+    4. a response that is nothing but one short line, one word or a formula with a digit: the line itself
 What stands before the last `</think>` is not read, and of a longer response only the last `MAX_TAIL_CHARS`. There is no
 "last number in the text" rule: it rewards luck.
 """
@@ -15,16 +15,19 @@ import re
 
 MAX_TAIL_CHARS = 65_536
 MAX_BARE_CHARS = 64
+MAX_LINE_CHARS = 4096
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)[ \t]{0,4}\{|\\.|[{}]", re.DOTALL)
+_PLAIN_BOX = re.compile(r"\\boxed\{([^{}\\]*)\}")
 _BARE_BOX = re.compile(r"\\boxed[ \t]{1,4}([^\s{}\\$]{1,64})")
 _HASHES = re.compile(r"^[ \t]{0,8}#{4}[ \t]{0,8}([^\n]{1,4096})$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"(?:\banswer(?:\*\*)?[ \t]{0,4}(?:is\b[ \t]{0,4}:?|:|=)|^[ \t]{0,8}A:)(?:\*\*)?[ \t]{0,4}([^\n]{1,4096})",
+    r"(?:\banswer(?:\*\*)?[ \t]{0,4}(?:is\b[ \t]{0,4}:?|:|=)|^[ \t]{0,8}A:)(?:\*\*)?[ \t]{0,4}",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBER_THEN_WORDS = re.compile(r"([-+]?\\?\$?[0-9][0-9.,/]*(?:[ ]?\\?%)?)[ ]+[A-Za-z]{3,}[A-Za-z .,'!-]*")
 _SENTENCE_END = re.compile(r"\.(?=[ \t]+\S)|\.[ \t]*$")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _LETTER = re.compile(r"[ \t(\[]*([A-Za-z])(?:[)\]]|[.:](?:\s|$)|[ \t]*$)")
 _TEXT_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|bf|rm)\b[ ]?\{?|[{}$*]")
 
@@ -38,8 +41,8 @@ def extract_answer(response: str) -> str | None:
     found = _last_box(tail)
     if found is None and (hashes := _last(_HASHES, tail)) is not None:
         found = _sentence(hashes)
-    if found is None and (phrase := _last(_PHRASE, tail)) is not None:
-        found = _sentence(phrase)
+    if found is None and (start := _end_of_last(_PHRASE, tail)) is not None:
+        found = _sentence(tail[start : start + MAX_LINE_CHARS].split("\n", 1)[0])
     if found is None and len(response) <= MAX_BARE_CHARS * 2:
         found = _bare_line(tail)
     return found or None
@@ -63,6 +66,8 @@ def _last_box(text: str) -> str | None:
     start = text.rfind("\\boxed")
     if start < 0 and "\\fbox" not in text:
         return None
+    if start >= 0 and (plain := _PLAIN_BOX.match(text, start)) and "\\fbox" not in text:
+        return plain.group(1).strip()
     content = _closed_box(text[start:]) if start >= 0 and "\\fbox" not in text else None
     if content is None:
         content = _closed_box(text)
@@ -104,6 +109,14 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
     return found
 
 
+def _end_of_last(pattern: re.Pattern[str], text: str) -> int | None:
+    """Where the last match ends."""
+    end = None
+    for match in pattern.finditer(text):
+        end = match.end()
+    return end
+
+
 def _sentence(line: str) -> str | None:
     """The answer at the head of the rest of a line: its formula if it has one, else up to the sentence's end."""
     line = line.strip().strip("*").strip()
@@ -123,6 +136,6 @@ def _bare_line(text: str) -> str | None:
     line = text.strip()
     if not line or "\n" in line or len(line) > MAX_BARE_CHARS:
         return None
-    if any("0" <= c <= "9" for c in line) or len(line.split()) == 1:
+    if len(line.split()) == 1 or (any("0" <= c <= "9" for c in line) and not _PROSE.search(line)):
         return line
     return None

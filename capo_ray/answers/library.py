@@ -42,6 +42,17 @@ SAMPLE_PAIRS = (
     ("a+b+c", "a+c+b+0.5"),
     ("2 \\text{ or } 3", "2,3"),
     ("1e5x", "0.1y"),
+    (r"[\frac{\pi^2}{8},\frac{5\pi^2}{4}]", r"(-\sqrt{3},\sqrt{3})"),
+    (r"70\sqrt{2}", "(3,4]"),
+    (r"(-\infty,2)\cup(3,\infty)", r"\frac{7}{2}"),
+    (r"\left(\frac{3}{5},\frac{8}{3}\right]", r"(5,\infty)"),
+    (r"x\in[-2,7]", "x\\in[-2,8]"),
+    ("(15,-29)", r"(3,\frac{\pi}{2})"),
+    (r"\{1\pm\sqrt{5},-2\}", r"\{1,-2\}"),
+    ("4210_{5}", "4210_5"),
+    (r"15\text{ cm}^2", r"15\mbox{ cm}^3"),
+    ("5x-7y+11z+4=0", "5x-7y+11z=4"),
+    (r"\begin{pmatrix}1/5\\-18/5\end{pmatrix}", r"\begin{pmatrix}-1&0\\0&-1\end{pmatrix}"),
 )
 MAX_GENERATORS = 12
 

@@ -6,8 +6,12 @@ A number is read here only where math-verify reads the same value; everything el
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+
+from capo_ray.answers.witness import apart, value_of
 
 MAX_DIGITS = 100
 FLOAT_DIGITS = 15  # what a 53-bit float keeps; beyond it the library's rounding is its own affair
@@ -22,6 +26,7 @@ _SLASH = re.compile(r"(-?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
+_THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _MIXED = re.compile(r"([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
 
@@ -35,6 +40,7 @@ class Number:
     assigned: bool = False
 
 
+@lru_cache(maxsize=4096)
 def read_number(text: str) -> Number | None:
     """The number that a normalised text spells, or None."""
     if len(text) > MAX_DIGITS:
@@ -69,6 +75,49 @@ def _plain(text: str) -> tuple[Fraction, bool] | None:
     if (match := _MIXED.fullmatch(text)) and int(match.group(2)) < int(match.group(3)):
         return int(match.group(1)) + Fraction(int(match.group(2)), int(match.group(3))), False
     return None
+
+
+def same_entries(a: str, b: str) -> bool | None:
+    """As `same_number`, for tuples, intervals, sets, bare lists and single ones, of numbers or simple formulas.
+
+    An entry whose value is in the other list nowhere near decides: equal lists have a counterpart for each.
+    """
+    first, second = _entries(a), _entries(b)
+    if first is None or second is None:
+        return None
+    values, others = ([_entry_value(part) for part in side[1]] for side in (first, second))
+    if None not in values and None not in others and (_has_loner(values, others) or _has_loner(others, values)):
+        return False
+    if first[0] != second[0] or len(values) != len(others) or len(values) == 1:
+        return None
+    pairs = [(read_number(x), read_number(y)) for x, y in zip(first[1], second[1], strict=True)]
+    return True if all(x and y and _bare(x) and _bare(y) and same_number(x, y) for x, y in pairs) else None
+
+
+def _entries(text: str) -> tuple[str, list[str]] | None:
+    """The kind of brackets and the entries of a list; None where a comma may be part of a number."""
+    kind = ""
+    for opening, closing in (("(", ")"), ("[", "]"), ("\\{", "\\}")):  # half-open intervals may be empty: not here
+        if text.startswith(opening) and text.endswith(closing) and "," in text:
+            kind, text = opening + closing, text[len(opening) : -len(closing)]
+            break
+    return None if _THOUSANDS.search(text) else (kind, re.split(r",\s*", text))
+
+
+def _entry_value(text: str) -> complex | None:
+    number = read_number(text)
+    if number is None:
+        return value_of(text)
+    return complex(number.value) if _bare(number) and abs(number.value) < 10**12 else None
+
+
+def _bare(number: Number) -> bool:
+    return not number.percent and not number.assigned
+
+
+def _has_loner(values: Sequence[complex | None], others: Sequence[complex | None]) -> bool:
+    """Whether some value is near none of the others."""
+    return any(all(x is not None and y is not None and apart(x, y) for y in others) for x in values)
 
 
 def same_number(a: Number, b: Number) -> bool | None:

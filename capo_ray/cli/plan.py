@@ -14,12 +14,12 @@ from capo_ray.cli.useless import READS_CRITICS
 from capo_ray.config import TrainConfig
 
 GIB = 1 << 30
+UNKNOWN = "unknown until fetched"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; these four were measured on a default run
 LEARNER_BASE_GIB = 0.5  # torch, transformers and DeepSpeed
 CHILD_BASE_GIB = 0.2  # a verifier actor, and each of its child processes
 RAY_BASE_GIB = 0.8  # driver, GCS and raylet
-LAPTOP_PARAMS = ModelFacts(1_000_000, 128, 4, 64, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _facts(name: str, role: Role, key: str) -> ModelFacts:
     folder = find_model(name, role)
     if folder is not None:
         return read_facts(folder, key)
-    return LAPTOP_PARAMS if name == "laptop" else ModelFacts(0, 0, 0, 0, None, None)
+    return ModelFacts(0, 0, 0, 0, None, None)
 
 
 def _engine_memory(role: str, section: Any, facts: ModelFacts, dtype: str) -> Memory:
@@ -140,20 +140,23 @@ def _learner_memory(config: TrainConfig, facts: ModelFacts) -> Memory:
     shard = [ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     unit = DTYPE_BYTES[config.model.dtype]
     states = 8 + (4 if unit == 2 else 0)
-    parts = n * (unit / shard[0] + unit / shard[1] + states / shard[2])
-    reference = n * unit / shard[0] if config.loss.kl_coef > 0 else 0.0
-    activations = learner.microbatch_tokens * (facts.layers * facts.hidden * 16 * unit + 3 * 4 * facts.vocab)
+    has_reference = config.loss.kl_coef > 0
+    per_param = unit / shard[0] * (2 if has_reference else 1) + unit / shard[1] + states / shard[2]
+    kept = (
+        1 if learner.gradient_checkpointing else 16
+    )  # hidden-sized tensors of a layer that wait for the backward pass
+    activations = learner.microbatch_tokens * (facts.layers * facts.hidden * kept * unit + 3 * 4 * facts.vocab)
     base = 0.0 if learner.num_gpus > 0 else LEARNER_BASE_GIB
     formula = (
         f"{base} GiB + N x ({unit}/{shard[0]} weights + {unit}/{shard[1]} gradients + {states}/{shard[2]} optimizer"
-        f"{f' + {unit}/{shard[0]} reference' if reference else ''}) B + {learner.microbatch_tokens} tokens x "
-        f"(16 x {unit} B x layers x hidden + 12 B x vocabulary), N={_count(facts)}"
+        f"{f' + {unit}/{shard[0]} reference' if has_reference else ''}) B + {learner.microbatch_tokens} tokens x "
+        f"({kept} x {unit} B x layers x hidden + 12 B x vocabulary), N={_count(facts)}"
     )
-    return Memory("learner", ranks, base + (parts + reference + activations) / GIB, learner.num_gpus > 0, formula)
+    return Memory("learner", ranks, base + (n * per_param + activations) / GIB, learner.num_gpus > 0, formula)
 
 
 def _count(facts: ModelFacts) -> str:
-    return f"{facts.num_params:,}" if facts.num_params else "unknown until fetched"
+    return f"{facts.num_params:,}" if facts.num_params else UNKNOWN
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -181,7 +184,8 @@ def to_text(config: TrainConfig) -> str:
     lines += ["# memory (estimate)"]
     for row in estimate_memory(config):
         where = "GPU" if row.on_gpu else "host"
-        lines.append(f"{row.role:<15}{row.count:>3} x {row.gib_each:6.2f} GiB {where:<5} = {row.formula}")
+        size = "     ?" if UNKNOWN in row.formula else f"{row.gib_each:6.2f}"
+        lines.append(f"{row.role:<15}{row.count:>3} x {size} GiB {where:<5} = {row.formula}")
     lines.append(f"{'host together':<15}    {host_gib(config):6.2f} GiB")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ HELP = "supervised fine-tuning on prompt/response lines or on the laptop world's
 _EPILOG = """examples:
   capo-ray sft model.path=/models/Qwen2.5-1.5B data.kind=jsonl data.path=numina.jsonl out=sft-1.5b learning_rate=1e-5
   capo-ray sft data.role=policy out=my-policy num_updates=200
-  capo-ray sft data.role=critic model.hidden_size=128 model.num_layers=4 model.num_heads=4 out=my-critic
+  capo-ray sft --recipe capo_ray/assets/chains-critic/recipe.json out=my-critic num_updates=2000
 
 exit codes: 0 trained and written, 1 the training failed, 2 the options do not fit
 """
@@ -34,13 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, as in `learning_rate=1e-4`")
+    parser.add_argument("--recipe", metavar="FILE", help="start from the config in a recipe.json; overrides go on top")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of `capo-ray sft`."""
     try:
-        config = read_config(args.overrides)
+        config = read_config(args.overrides, args.recipe)
     except ValueError as error:
         print(f"capo-ray sft: {error}", file=sys.stderr)
         return 2
@@ -58,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(overrides: list[str]) -> SftConfig:
-    """The config of `key=value` overrides; raises ValueError with one sentence per fault."""
+def read_config(overrides: list[str], recipe: str | None = None) -> SftConfig:
+    """The config of `key=value` overrides over a recipe's or the defaults; raises ValueError with one sentence."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from pydantic import ValidationError
@@ -68,7 +70,11 @@ def read_config(overrides: list[str]) -> SftConfig:
         if "=" not in item:
             raise ValueError(f"expected key=value, got {item!r}")
     try:
-        return SftConfig.model_validate(OmegaConf.to_container(OmegaConf.from_dotlist(overrides), resolve=True))
+        base = json.loads(Path(recipe).read_text())["config"] if recipe else {}
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(overrides))
+        return SftConfig.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"expected the recipe.json of a model directory, got {recipe}: {error!r}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"expected key=value overrides, got {overrides}: {error}") from error
     except ValidationError as error:
@@ -82,8 +88,9 @@ def train_and_write(config: SftConfig) -> None:
     """Train as configured, measure where the truth is known, and write the model directory."""
     import torch
 
-    from capo_ray.learners.recipe import losses_of_recipe, write_model
+    from capo_ray.learners.recipe import load_model, losses_of_recipe, write_model
     from capo_ray.learners.supervised import train_supervised
+    from capo_ray.problems import asset_path
 
     out = Path(config.out)
     if out.exists() and any(out.iterdir()):
@@ -93,6 +100,8 @@ def train_and_write(config: SftConfig) -> None:
     torch.nn.Module.to(model, config.device)
     num_parameters = sum(p.numel() for p in model.parameters())
     print(f"{num_parameters / 1e6:.2f}M parameters, {config.num_updates} updates of {config.batch_size}")
+    if config.data.kind == "chains" and config.data.role == "critic" and config.eval_problems:
+        load_model(str(asset_path(config.eval_policy, "policy")))  # a missing one is told now, not after the training
     started = time.monotonic()
     with _Progress(config.num_updates) as advance:
         losses = train_supervised(model, lesson_examples(config, tokenizer), config, advance)

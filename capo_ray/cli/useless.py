@@ -72,6 +72,11 @@ RULES: tuple[Rule, ...] = (
         "unless critic.backend=endpoint; remove it or choose that backend",
     ),
     (
+        ("critic.calculator_modulus",),
+        lambda c: c.critic.backend != "calculator" and not c.critic.with_calculator,
+        "unless critic.backend=calculator or critic.with_calculator=true; remove it or choose one of them",
+    ),
+    (
         (
             "critic.model",
             "critic.dtype",

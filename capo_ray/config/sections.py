@@ -72,7 +72,8 @@ class DataConfig(Section):
     answer_marker: str = ""
     """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column.
 
-    `\\boxed`: the content of the last box. What precedes the answer (with `\\boxed`: the column) is the reference solution.
+    `\\boxed`: the content of the last box. What precedes the answer (or, with `\\boxed`, the whole column) is the
+    reference solution.
     """
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""
@@ -132,7 +133,7 @@ class EndpointConfig(Section):
     """Failures in a row after which nothing is sent for `breaker_open_s`."""
     breaker_open_s: float = Field(15.0, ge=0)
     votes_per_request: int = Field(0, ge=0)
-    """Votes asked for in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
+    """Votes in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
 
 
 class CriticConfig(Section):
@@ -158,11 +159,11 @@ class CriticConfig(Section):
     early_stop: bool = True
     """Stop asking once the vote cannot change."""
     constrain: bool = False
-    """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM, and endpoints served by it)."""
+    """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM and its endpoints)."""
     chat_template: bool = True
     """Ask as a user turn of the critic's chat template, where rubric and tokenizer have one."""
     store: str = ""
-    """SQLite file of critiques already paid for; empty: none is kept."""
+    """SQLite file of critiques already paid for; empty: `critiques.sqlite` in the run directory."""
     with_calculator: bool = False
     """Let the calculator cast one more vote on each response in which it finds arithmetic."""
     calculator_modulus: int = Field(0, ge=0)

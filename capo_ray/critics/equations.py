@@ -120,10 +120,11 @@ def _same(a: Fraction, b: Fraction, sign: str, literal: _Side | None, modulus: i
         return a.denominator == b.denominator == 1 and (a - b) % modulus == 0
     if a == b:
         return True
+    if a.denominator != 1 and abs(a - b) < abs(a) / 10**9:
+        return True  # what a floating-point machine made of it
     if literal is None or (literal.decimals == 0 and sign != "≈"):
         return False
-    # A decimal stands for what it was rounded or cut from, a long one for what a floating-point machine made of it.
-    return abs(a - b) < max(Fraction(1, 10**literal.decimals), abs(a) / 10**9)
+    return abs(a - b) < Fraction(1, 10**literal.decimals)  # a decimal stands for what it was rounded or cut from
 
 
 def _chains(line: str) -> Iterator[list[tuple[_Side, str, _Side]]]:

@@ -43,6 +43,9 @@ def prepare_environment(spec: EngineSpec) -> None:
     if Path(spec.model_path).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not on_gpu():
+        if spec.tensor_parallel > 1:
+            # Binding wants a NUMA node per worker; num_threads is what counts here.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # Otherwise the first request for logprobs compiles for seconds.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         import torch

@@ -1,9 +1,9 @@
 """The one thread that steps a vLLM engine; everything else hands it jobs and commands and is called back.
 
-    any thread: submit(job), cancel(job), between_steps(f) --inbox--> stepping thread: commands, then one decode step, ...
+    any thread: submit, cancel, between_steps --inbox--> stepping thread: commands, one decode step, commands, ...
 
 Invariants: only the stepping thread touches the engine; every job ends exactly once, by `done` or by `fail`, unless it
-was cancelled; an exception in a step fails every job with that exception as its cause, and the engine is broken for good.
+was cancelled; an exception in a step fails every job with that exception as its cause and breaks the engine for good.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class Job:
     pending: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[], None]
+    refuse: Callable[[BaseException], None]
+    """Called instead of `run` when the engine is gone."""
+
+
 class Stepper:
     """Runs `build()` on a new thread and steps what it returns until closed or broken."""
 
@@ -50,7 +57,7 @@ class Stepper:
         self._build = build
         self._close = close
         self._wake = threading.Condition()
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[_Command] = deque()
         self._jobs: dict[str, Job] = {}
         self._ids = itertools.count()
         self._closing = False
@@ -73,9 +80,18 @@ class Stepper:
             self.close(0.0)
             raise PartTimeout(f"the engine did not start within {deadline_s:g} s") from error
 
-    def submit(self, job: Job) -> None:
-        """Queue the job's requests."""
-        self._post(lambda: self._add(job), job.fail)
+    def submit(self, job: Job, check: Callable[[], None]) -> None:
+        """Queue the job's requests; `check` is made on the stepping thread first, and what it raises fails the job."""
+
+        def admit() -> None:
+            try:
+                check()
+            except RuntimeError as error:
+                job.fail(error)
+            else:
+                self._add(job)
+
+        self._post(admit, job.fail)
 
     def cancel(self, job: Job) -> None:
         """Free what is left of the job; nothing of it is called back afterwards. Too late is no error."""
@@ -190,7 +206,7 @@ class Stepper:
     def _run(self) -> None:
         try:
             self.engine = self._build()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whoever called `start` raises it
             self.cause = error
             self._started.set_exception(error)
             return
@@ -215,7 +231,7 @@ class Stepper:
             commands, self._inbox = self._inbox, deque()
         while commands:
             try:
-                commands.popleft()()
+                commands.popleft().run()
             except BaseException:
                 self._inbox.extendleft(reversed(commands))
                 raise
@@ -245,12 +261,3 @@ class Stepper:
         error = EngineBroken(f"the engine broke and must be started anew: {self.cause!r}")
         error.__cause__ = self.cause
         return error
-
-
-@dataclass(frozen=True)
-class _Command:
-    run: Callable[[], None]
-    refuse: Callable[[BaseException], None]
-
-    def __call__(self) -> None:
-        self.run()

@@ -20,6 +20,7 @@ from capo_ray.weights import Canary, Manifest, WeightsRefused, as_bytes, verify_
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 _TIED = "lm_head.weight"
 
@@ -98,6 +99,11 @@ def swap(stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s
     return seconds
 
 
+def in_process(engine: LLMEngine) -> bool:
+    """Whether the engine's only worker lives here, so that the payload needs no file."""
+    return engine.vllm_config.parallel_config.world_size == 1
+
+
 def _load(stepper: Stepper, handle: WeightsHandle, manifest: Manifest) -> None:
     """Drive vLLM's own weight-update interface on every worker."""
     from capo_ray.engines.transfer import shared_file
@@ -111,7 +117,7 @@ def _load(stepper: Stepper, handle: WeightsHandle, manifest: Manifest) -> None:
         engine.collective_rpc("update_weights", kwargs={"update_info": info})
         engine.collective_rpc("finish_weight_update")
 
-    if engine.vllm_config.parallel_config.world_size == 1:
+    if in_process(engine):
         update(payload=payload)
     else:
         with shared_file(payload) as path:

@@ -63,7 +63,7 @@ def write_tiny_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config).to(torch.float32)
+        model = Qwen3ForCausalLM(config).float()
     if init_scale != 1.0:
         with torch.no_grad():
             for parameter in model.parameters():

@@ -128,8 +128,8 @@ class HfTokenizer:
                     return None
                 at += len(piece)
                 ends.append(at)
-        except Exception as error:  # noqa: BLE001 - DecodeStream raises bare Exception; anything else is re-raised
-            if type(error) is not Exception:
+        except Exception as error:
+            if type(error) is not Exception:  # the stream's own errors have no class of their own
                 raise
             return None
         return self._close(token_ids, ends, len(text))

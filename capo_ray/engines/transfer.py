@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -81,17 +82,19 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
         """Load one version. The base class synchronises an accelerator, which a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
-            import torch
-
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Load every tensor, its checksum compared once more on this side of the transport."""
         if update_info.path is None:
-            self.model.load_weights(iterate_tensors(update_info.manifest, update_info.payload))
+            self._load(iterate_tensors(update_info.manifest, update_info.payload))
             return
         with mapped(update_info.path) as payload:
-            self.model.load_weights(iterate_tensors(update_info.manifest, payload))
+            self._load(iterate_tensors(update_info.manifest, payload))
+
+    def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        model: Any = self.model
+        model.load_weights(tensors)
 
     def shutdown(self) -> None:
         """Nothing to close."""
@@ -108,7 +111,7 @@ def shared_file(payload: np.ndarray[Any, Any]) -> Iterator[str]:
     descriptor, path = tempfile.mkstemp(prefix="capo-ray-weights-", dir=directory)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(memoryview(payload))
+            file.write(payload.data)
         yield path
     finally:
         os.unlink(path)

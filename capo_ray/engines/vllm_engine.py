@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ class VllmEngine:
         for ids, start in zip(token_ids, starts, strict=True):
             if not 1 <= start <= len(ids) <= self.spec.max_model_len:
                 raise ValueError(
-                    f"score needs 1 <= start <= length <= {self.spec.max_model_len} (got start {start}, length {len(ids)})"
+                    f"score needs 1 <= start <= length <= {self.spec.max_model_len} "
+                    f"(got start {start}, length {len(ids)})"
                 )
         found: dict[int, tuple[float, ...]] = {}
         todo = [i for i, ids in enumerate(token_ids) if starts[i] < len(ids)]
@@ -142,7 +143,8 @@ class VllmEngine:
         try:
             manifest = await asyncio.to_thread(verify_for, handle, self._shapes, self.spec.dtype, self._tied)
         except WeightsRefused as error:
-            await self._between_steps(lambda _, error=error: self._refuse(error))
+            refused = error  # `error` itself is unbound once this block ends
+            await self._between_steps(lambda _: self._refuse(refused))
             raise
         await self._between_steps(lambda _: self._swap(handle, manifest))
         return manifest.version
@@ -150,7 +152,6 @@ class VllmEngine:
     # -- on the stepping thread
 
     def _swap(self, handle: WeightsHandle, manifest: Manifest) -> None:
-        self._refused = WeightsRefused(f"version {manifest.version} is being loaded")
         try:
             seconds = swap(self._stepper, handle, manifest, self.spec.deadline_s)
         except WeightsRefused as error:
@@ -194,7 +195,7 @@ class VllmEngine:
 
     async def _answers(
         self, requests: Sequence[Request], *, restarts: bool = False
-    ) -> AsyncIterator[tuple[int, RequestOutput]]:
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Each request's index and output as it finishes; leaving early, failing or timing out frees the others."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, RequestOutput] | BaseException] = asyncio.Queue()
@@ -205,7 +206,8 @@ class VllmEngine:
 
         job = Job(requests, lambda index, output: tell((index, output)), tell, restarts=restarts)
         deadline = time.monotonic() + self.spec.deadline_s
-        self._stepper.submit(job)
+        # Asked again on the stepping thread: what was sent during a swap waits for its end, and then for its verdict.
+        self._stepper.submit(job, self._ready)
         left = len(requests)
         try:
             while left:

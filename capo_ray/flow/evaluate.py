@@ -24,9 +24,9 @@ class EvalReport:
 
 
 async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
-    """The report of one response to each held-out problem at `run.eval_temperature` (0 is greedy)."""
+    """The report of one response to each held-out problem that fits, at `run.eval_temperature` (0 is greedy)."""
     config = parts.config
-    problems = parts.problems.held_out(config.run.eval_problems)
+    problems = [p for p in parts.problems.held_out(config.run.eval_problems) if way.fits(p)]
     sampling = Sampling(
         temperature=config.run.eval_temperature, top_p=1.0, max_tokens=config.rollout.max_response_tokens
     )

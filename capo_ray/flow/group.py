@@ -98,6 +98,11 @@ class GroupWay:
             chat_template=model.chat_template,
         )
 
+    def fits(self, problem: Problem) -> bool:
+        """Whether the prompt leaves room for a whole response in `model.max_model_len` tokens."""
+        config = self._parts.config
+        return len(self.encode_prompt(problem)) + config.rollout.max_response_tokens <= config.model.max_model_len
+
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
         """The credited group of one problem; `progress` is the share of the run that is done (for schedules)."""
         ledger, stage_s = self._parts.ledger, {}

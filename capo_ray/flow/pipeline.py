@@ -30,6 +30,7 @@ from capo_ray.protocols import PartTimeout, RunFailed
 from capo_ray.types import Problem, UpdateReport
 
 MAX_ATTEMPTS = 2
+MAX_TOO_LONG = 1000
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Pipeline:
         try:
             stopped_early = await self._stream()
         except BaseExceptionGroup as failures:
-            raise _first_cause(failures) from failures
+            raise _first_cause(failures) from None
         self.parts.progress.update(phase="last evaluation")
         last = await self._evaluate()
         return RunOutcome(self.state.initial_accuracy, last.accuracy, self.state, self.critic, stopped_early)
@@ -106,13 +107,27 @@ class Pipeline:
     async def _produce(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             ticket = await self.buffer.admit(self.state.version)
-            flight = self._retries.popleft() if self._retries else _Flight(self.parts.problems.train.next_problem(), 0)
+            flight = self._retries.popleft() if self._retries else _Flight(self._draw(), 0)
             group_id = self.state.next_group
             self.state.next_group += 1
             self._flights[group_id] = flight
             task = tasks.create_task(self._walk(ticket, group_id, flight), name=f"group {group_id}")
             self._walks.add(task)
             task.add_done_callback(self._walks.discard)
+
+    def _draw(self) -> Problem:
+        """The next problem whose prompt fits; those that do not are counted and passed over."""
+        model = self.parts.config.model
+        for _ in range(MAX_TOO_LONG):
+            problem = self.parts.problems.train.next_problem()
+            if self.way.fits(problem):
+                return problem
+            self.state.num_too_long += 1
+        raise RunFailed(
+            f"expected prompts that leave room for rollout.max_response_tokens="
+            f"{self.parts.config.rollout.max_response_tokens} in model.max_model_len={model.max_model_len}, got "
+            f"{MAX_TOO_LONG} in a row that do not; raise model.max_model_len or lower rollout.max_response_tokens"
+        )
 
     async def _walk(self, ticket: Ticket, group_id: int, flight: _Flight) -> None:
         progress = self.state.version / self.parts.config.run.num_updates

@@ -29,6 +29,7 @@ class RunState:
     num_trajectories: int = 0
     num_trained: int = 0
     num_stale: int = 0
+    num_too_long: int = 0
     initial_accuracy: float | None = None
     seconds: float = 0.0
     outstanding: list[tuple[Problem, int]] = field(default_factory=list)

@@ -83,12 +83,12 @@ class ZeroBackend:
 
     def _plain_move(self) -> float:
         """As `move`, without ZeRO: DeepSpeed does not look at the gradient here, so it is looked at first."""
-        self._engine.allreduce_gradients()
+        self._engine.buffered_allreduce_fallback()
         squares = [p.grad.float().square().sum() for p in self._engine.module.parameters() if p.grad is not None]
         norm = float(torch.stack(squares).sum().sqrt())
         if norm != norm or norm == float("inf"):
             raise RunFailed(_non_finite("gradient"))
-        self._engine.enable_backward_allreduce = False
+        self._engine.enable_backward_allreduce = False  # done above: a second time would divide again
         self._engine.step()
         self._engine.enable_backward_allreduce = True
         return norm
@@ -167,12 +167,9 @@ class ZeroBackend:
         if self.stage in (1, 2):
             self._optimizer.update_lp_params()
         elif self.stage == 3:
-            self._optimizer._partition_all_parameters()
+            self._optimizer._partition_all_parameters()  # small tensors that stay whole would keep their old values
             for group in range(len(self._optimizer.fp16_groups)):
                 self._optimizer._reassign_or_swap_out_partitioned_parameters(group)
-            persistent = self._optimizer.persistent_parameters
-            if len(persistent) > 0:  # small tensors that stay whole would keep their old values
-                persistent[0].all_gather(persistent)
 
     def close(self) -> None:
         """Leaves the group and frees the engine."""

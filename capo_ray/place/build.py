@@ -45,18 +45,22 @@ def build_rollout_pool(config: TrainConfig) -> RolloutPool:
 
 
 def build_critic_pool(config: TrainConfig, run_dir: Path) -> CriticPool:
-    """Critic workers, not started."""
-    spec = EngineSpec(
-        model_path=critic_path(config),
-        dtype=config.critic.dtype,
-        max_model_len=config.critic.max_model_len,
-        seed=config.run.seed,
-        weight_transport="none",
-        **_engine_share(config.critic),
+    """Critic workers, not started; only `critic.backend=vllm` has an engine."""
+    spec = (
+        None
+        if config.critic.backend != "vllm"
+        else EngineSpec(
+            model_path=critic_path(config),
+            dtype=config.critic.dtype,
+            max_model_len=config.critic.max_model_len,
+            seed=config.run.seed,
+            weight_transport="none",
+            **_engine_share(config.critic),
+        )
     )
     credit: Any = config.credit
     arguments = (spec, config.critic, getattr(credit, "vote", "majority"), getattr(credit, "quorum", 1))
-    store = str(run_dir / CRITIQUES_FILE)
+    store = config.critic.store or str(run_dir / CRITIQUES_FILE)
     return CriticPool(
         config, lambda _: _spawn(CriticWorker, config.critic, max_concurrency=1000).remote(*arguments, store)
     )

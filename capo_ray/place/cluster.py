@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: joined where there is one, else started for this run alone, on loopback."""
+"""The Ray cluster of a run: joined where there is one, else started for this run alone; a token guards its ports."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def connect(config: TrainConfig) -> str:
                 address="local",
                 num_cpus=max(cores, int(-(-demand.num_cpus // 1))),
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",  # nobody else needs to reach it, so nobody else can
                 object_store_memory=config.cluster.object_store_mib * MIB,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

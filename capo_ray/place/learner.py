@@ -24,6 +24,7 @@ class LearnerActors:
         self._config, self._build_spec = config, build_spec
         self._ranks = [spawn(rank) for rank in range(config.learner.num_ranks)]
         self._num_publishes = 0
+        self.pids: list[int] = []
         self.version = 0
 
     async def start(self, canary_ids: Sequence[int]) -> None:
@@ -31,7 +32,7 @@ class LearnerActors:
         deadline_s = self._config.learner.deadline_s
         meeting = await await_ref(self._ranks[0].rendezvous.remote(), deadline_s, "learner rank 0 (rendezvous)")
         tolerance = self._config.weights.canary_tolerance
-        await self._all("start", lambda rank: (self._build_spec(rank, meeting), canary_ids, tolerance))
+        self.pids = await self._all("start", lambda rank: (self._build_spec(rank, meeting), canary_ids, tolerance))
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; the report of rank 0 (figures are already summed over ranks)."""

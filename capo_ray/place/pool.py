@@ -13,12 +13,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
@@ -36,9 +36,12 @@ async def await_ref(ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
     """The value behind a reference; `PartTimeout` names `what` after `deadline_s`, `PartLost` when its actor died."""
     try:
         return await asyncio.wait_for(asyncio.wrap_future(ref.future()), deadline_s)
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if cause is not error:
+            cause.add_note(str(error))  # where in the actor it was raised
+        raise cause from None
     except TimeoutError as error:
-        if isinstance(error, PartTimeout):
-            raise
         ray.cancel(ref, force=False)
         raise PartTimeout(f"{what} did not answer within {deadline_s:.0f} s") from error
     except (RayActorError, ActorUnavailableError) as error:
@@ -51,7 +54,8 @@ class _Worker:
     handle: ActorHandle
     ready: bool = False
     in_flight: int = 0
-    started: float = 0.0
+    pid: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class WorkerPool:
@@ -68,6 +72,7 @@ class WorkerPool:
         max_restarts: int = 20,
     ) -> None:
         self.role = role
+        self.on_ready: Callable[[], None] = lambda: None
         self.num_restarts = 0
         self.num_resent = 0
         self._spawn, self._prepare = spawn, prepare
@@ -84,7 +89,7 @@ class WorkerPool:
     async def start(self) -> None:
         """Returns once every worker is ready; a worker that cannot start is a `RunFailed` with its cause."""
         for index in range(self._num_workers):
-            self._workers[index] = _Worker(index, self._spawn(index), started=time.monotonic())
+            self._workers[index] = _Worker(index, self._spawn(index))
         try:
             await asyncio.gather(*(self._make_ready(worker) for worker in self._workers.values()))
         except (PartTimeout, PartLost) as error:
@@ -127,9 +132,21 @@ class WorkerPool:
     def num_ready(self) -> int:
         return sum(worker.ready for worker in self._workers.values())
 
+    def pids(self) -> list[int]:
+        """The process ids of the ready workers."""
+        return [worker.pid for worker in self._workers.values() if worker.ready]
+
     def stats(self) -> dict[str, float]:
-        """Queue depth, ready workers, restarts and calls sent again."""
-        return {
+        """Queue depth, ready workers, restarts, calls sent again, and the parts' own figures as of their last ping.
+
+        Names that end in `_total` are summed over workers, others averaged.
+        """
+        own: dict[str, list[float]] = {}
+        for worker in self._workers.values():
+            for name, value in worker.figures.items():
+                own.setdefault(name if "/" in name else f"{self.role}/{name}", []).append(value)
+        merged = {n: sum(v) if n.endswith("_total") else sum(v) / len(v) for n, v in own.items()}
+        return merged | {
             f"{self.role}/calls_in_flight": float(sum(w.in_flight for w in self._workers.values())),
             f"{self.role}/workers_ready": float(self.num_ready),
             f"{self.role}/restarts": float(self.num_restarts),
@@ -163,11 +180,13 @@ class WorkerPool:
                 raise PartTimeout(f"no {self.role} worker was ready for {method} within {deadline_s:.0f} s") from error
 
     async def _make_ready(self, worker: _Worker) -> None:
-        await await_ref(worker.handle.start.remote(), self._start_deadline_s, self._name(worker, "start"))
+        start: Any = worker.handle.start.remote()
+        worker.pid = await await_ref(start, self._start_deadline_s, self._name(worker, "start"))
         if self._prepare is not None:
             await self._prepare(worker.handle)
         worker.ready = True
         self._changed.set()
+        self.on_ready()
 
     def _replace(self, worker: _Worker, cause: Exception) -> None:
         """Put a new actor in a lost worker's place; nothing if that has been done already."""
@@ -187,7 +206,7 @@ class WorkerPool:
         if self._num_broken > MAX_BROKEN:
             self._fail(f"{self.role} workers broke {self._num_broken} times, the last with: {_one_line(cause)}")
             return
-        fresh = _Worker(worker.index, self._spawn(worker.index), started=now)
+        fresh = _Worker(worker.index, self._spawn(worker.index))
         self._workers[worker.index] = fresh
         self._keep(self._bring_up(fresh))
 
@@ -212,7 +231,8 @@ class WorkerPool:
 
         async def check(worker: _Worker) -> None:
             try:
-                await await_ref(worker.handle.ping.remote(), PING_DEADLINE_S, self._name(worker, "ping"))
+                ping: Any = worker.handle.ping.remote()
+                worker.figures = await await_ref(ping, PING_DEADLINE_S, self._name(worker, "ping"))
             except (PartLost, PartTimeout, RuntimeError) as error:
                 self._replace(worker, error)
 
@@ -222,6 +242,4 @@ class WorkerPool:
 
 
 def _one_line(error: Exception) -> str:
-    """The cause of an actor's exception without Ray's traceback around it."""
-    cause = getattr(error, "cause", None) or error
-    return " ".join(str(cause).split())[:400]
+    return " ".join(str(error).split())[:400]

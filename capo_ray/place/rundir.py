@@ -19,8 +19,11 @@ CONFIG_FILE = "config.yaml"
 LATEST = "latest"
 
 
-def open_new(config: TrainConfig) -> Path:
-    """The path of a new run directory, with the resolved configuration in it; `runs/latest` then points to it."""
+def open_new(config: TrainConfig) -> tuple[Path, TrainConfig]:
+    """A new run directory and the configuration as resolved, which stands in it; `latest` then points to it.
+
+    The resolved `run.name` names the run in its ledger from then on, whatever becomes of the directory's name.
+    """
     base = Path(config.run.dir).expanduser().resolve()
     name = config.run.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.credit.method}"
     path = base / name
@@ -33,9 +36,10 @@ def open_new(config: TrainConfig) -> Path:
         ) from error
     except OSError as error:
         raise RunFailed(f"expected to make the run directory {path}, got: {error.strerror}; set run.dir") from error
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     (path / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     point_latest(path)
-    return path
+    return path, config
 
 
 def open_existing(resume: str) -> Path:

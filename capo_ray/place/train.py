@@ -6,17 +6,16 @@ open the run -> join or start Ray -> start all parts side by side -> restore -> 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from capo_ray.checkpoint import CheckpointStore
+from capo_ray.checkpoint import CheckpointStore, write_state
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
@@ -40,14 +39,20 @@ from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed
 
 CURVE_FILE = "learning_curve.png"
+WORKERS_FILE = "workers.json"
 
 
 def run(config: TrainConfig) -> int:
     """0 after a run that ended as asked; raises `RunFailed` (with `run_dir`) or `KeyboardInterrupt` otherwise."""
-    run_dir = rundir.open_existing(config.resume) if config.resume else rundir.open_new(config)
+    if config.resume:
+        run_dir = rundir.open_existing(config.resume)
+    else:
+        run_dir, config = rundir.open_new(config)
     try:
         with RunLock(run_dir):
             return asyncio.run(_run(config, run_dir))
+    except asyncio.CancelledError:
+        raise SystemExit(int(signal.SIGTERM)) from None
     except BaseException as error:
         error.run_dir = run_dir  # type: ignore[attr-defined]
         raise
@@ -62,12 +67,18 @@ class _Actors:
     critic: CriticPool | None
     learner: LearnerActors
 
-    async def start(self, canary: tuple[int, ...]) -> None:
-        """Start all side by side: the slowest decides."""
-        starts = [self.rollout.pool.start(), self.verifier.pool.start(), self.learner.start(canary)]
-        if self.critic is not None:
-            starts.append(self.critic.pool.start())
-        await asyncio.gather(*starts)
+    async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
+        """Start all side by side: the slowest decides. From then on `workers.json` names their processes."""
+        pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
+
+        def note() -> None:
+            roles = {pool.role: pool.pids() for pool in pools}
+            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles, "learner": self.learner.pids})
+
+        for pool in pools:
+            pool.on_ready = note
+        await asyncio.gather(self.learner.start(canary), *(pool.start() for pool in pools))
+        note()
 
     def stats(self) -> dict[str, float]:
         figures = {**self.rollout.pool.stats(), **self.verifier.pool.stats()}
@@ -84,9 +95,10 @@ class _Actors:
 async def _run(config: TrainConfig, run_dir: Path) -> int:
     started = time.monotonic()
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
-    with screen, _stop_on_sigterm():
+    with screen:
         screen.update(phase="starting Ray")
         address = await asyncio.to_thread(cluster.connect, config)
+        _end_on_sigterm()
         screen.update(phase=f"starting workers on {address}")
         tokenizer = HfTokenizer(build.policy_path(config))
         problems = build_problems(config.data, config.run.seed)
@@ -97,11 +109,11 @@ async def _run(config: TrainConfig, run_dir: Path) -> int:
             build.build_critic_pool(config, run_dir) if "critiques" in config.credit.needs else None,
             build.build_learner(config),
         )
-        ledger = SqliteLedger(run_dir / LEDGER_FILE, run_dir.name)
+        ledger = SqliteLedger(run_dir / LEDGER_FILE, config.run.name)
         checkpoints = CheckpointStore(run_dir / "checkpoints", config.run.keep_checkpoints)
         ending = "run_ended"
         try:
-            await actors.start(build.canary_ids(tokenizer, prompts, config.model.max_model_len))
+            await actors.start(build.canary_ids(tokenizer, prompts, config.model.max_model_len), run_dir)
             state = await _restore(config, checkpoints, actors, ledger, problems)
             resume_from = state.version if config.resume else None
             tracker = build_trackers(config.tracking, run_dir, config.model_dump(mode="json"), resume_from=resume_from)
@@ -178,6 +190,7 @@ def _summarise(
         "trajectories": state.num_trajectories,
         "trained": state.num_trained,
         "stale": state.num_stale,
+        "too_long": state.num_too_long,
         "critiques": outcome.critic.num_critiques,
         "critic": outcome.critic.summary(),
         "ledger": ledger,
@@ -213,13 +226,8 @@ def _rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
     return [*rows, ("learning curve", str(run_dir / CURVE_FILE)), ("run", str(run_dir))]
 
 
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM (a stopped job, a drained pod) end the run like Ctrl-C."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+def _end_on_sigterm() -> None:
+    """Let SIGTERM (a stopped job, a drained pod) end the run like Ctrl-C; Ray's own handler would just exit."""
+    task = asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -49,35 +49,35 @@ class RolloutWorker:
 
 
 class CriticWorker:
-    """A vLLM engine that holds the critic, and the judge that speaks to it."""
+    """A judge, and the vLLM engine that holds its critic where its backend is one."""
 
-    def __init__(self, spec: EngineSpec, config: CriticConfig, vote: str, quorum: int, store_path: str | None) -> None:
-        from capo_ray.engines import VllmEngine
-
-        self._engine = VllmEngine(spec)
+    def __init__(self, spec: EngineSpec | None, config: CriticConfig, vote: str, quorum: int, store_path: str) -> None:
         self._spec, self._config, self._vote, self._quorum = spec, config, vote, quorum
         self._store_path = store_path
 
     async def start(self) -> int:
-        """Load the model; the process id."""
-        from capo_ray.critics import CritiqueStore, Judge
-        from capo_ray.engines import HfTokenizer
+        """Load the model, if any; the process id."""
+        from capo_ray.critics import CritiqueStore, build_judge
+        from capo_ray.engines import HfTokenizer, VllmEngine
 
-        await asyncio.to_thread(self._engine.start)
-        self._judge = Judge(
-            self._engine,
-            HfTokenizer(self._spec.model_path),
+        self._engine = VllmEngine(self._spec) if self._spec is not None else None
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.start)
+        self._judge = build_judge(
             self._config,
             vote=self._vote,
             quorum=self._quorum,
-            model_revision=self._spec.model_path,
-            store=CritiqueStore(self._store_path) if self._store_path else None,
+            store=CritiqueStore(self._store_path),
+            engine=self._engine,
+            tokenizer=HfTokenizer(self._spec.model_path) if self._spec is not None else None,
+            model_revision=self._spec.model_path if self._spec is not None else self._config.backend,
         )
         return os.getpid()
 
     async def ping(self) -> dict[str, float]:
-        """The figures of the engine and the judge; raises if the engine is broken."""
-        self._engine.ping()
+        """The figures of the judge; raises if the engine is broken."""
+        if self._engine is not None:
+            self._engine.ping()
         return self._judge.stats()
 
     async def critique(

@@ -174,6 +174,8 @@ class Lane(threading.Thread):
             try:
                 if self._process is None:
                     self._start_child()
+                    if self._stopping.is_set():  # stop() may have come before there was a process to kill
+                        break
                 assert self._pipe is not None
                 deadline = time.monotonic() + START_DEADLINE_S
                 while self._checker is None:

@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 class WeightsRefused(RuntimeError):
-    """Weights that are not what their manifest or the model says; whoever raised it serves nothing until good ones come."""
+    """Weights that are not what their manifest or the model says; serve nothing until good ones arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def read_manifest(text: str) -> Manifest:
             canary=_read_canary(data["canary"]),
         )
         claimed = data["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise WeightsRefused(f"weights manifest cannot be read ({error!r}); publish the version again") from error
     if claimed != manifest.fingerprint:
         raise WeightsRefused("weights manifest does not match its own fingerprint; publish the version again")

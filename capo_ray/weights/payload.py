@@ -50,7 +50,7 @@ def build_handle(named_tensors: Mapping[str, torch.Tensor], version: int, canary
         if size:
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             torch.from_numpy(target).copy_(flat.view(torch.uint8))
-        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, size, zlib.crc32(target)))
+        entries.append(TensorEntry(name, dtype, tuple(tensor.shape), offset, size, zlib.crc32(target.data)))
     manifest = Manifest(version, at, tuple(entries), canary)
     return WeightsHandle(version=version, manifest=manifest.to_json(), payload=payload)
 
@@ -78,7 +78,7 @@ def iterate_tensors(manifest: Manifest | str, payload: object) -> Iterator[tuple
         )
     for entry in manifest.tensors:
         piece = _piece(entry, array)
-        if zlib.crc32(piece) != entry.crc32:
+        if zlib.crc32(piece.data) != entry.crc32:
             raise WeightsRefused(
                 f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
             )

@@ -1,0 +1,139 @@
+"""A small learner group for tests: its batches, its spec, and as a script two real ranks that train together.
+
+`python -m tests.learner_group PORT MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.learners import Learner, LearnerSpec
+from capo_ray.packing import build_batch
+from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
+
+VOCAB = 64
+Weights = dict[str, torch.Tensor]
+
+
+def make_samples(seed: int, n: int = 12) -> list[Sample]:
+    rng = random.Random(seed)
+    samples = []
+    for i in range(n):
+        response = rng.randint(3, 30)
+        prompt = rng.randint(2, 10)
+        samples.append(
+            Sample(
+                key=TrajectoryKey("p", i // 4, i % 4),
+                token_ids=tuple(rng.randrange(3, VOCAB) for _ in range(prompt + response)),
+                sampler_logprobs=tuple(-4.2 + 0.1 * rng.gauss(0, 1) for _ in range(response)),
+                advantages=tuple(rng.gauss(0, 1) for _ in range(response)),
+                versions=(VersionRun(0, response),),
+            )
+        )
+    return samples
+
+
+def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096) -> Batch:
+    return build_batch(make_samples(seed), num_ranks=num_ranks, microbatch_tokens=budget, aggregation="sequence_mean")
+
+
+def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
+    learner = LearnerConfig(zero_stage=stage, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)  # type: ignore[arg-type]
+    spec = LearnerSpec(
+        model_path=str(model),
+        dtype="float32",
+        learner=learner,
+        loss=LossConfig(kl_coef=0.05),
+        temperature=0.9,
+        total_updates=10,
+        device="cpu",
+    )
+    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> dict[str, float]:
+    """The metrics of the second of two updates."""
+    learner.update(make_batch(1, num_ranks=num_ranks, budget=budget).column(rank))
+    return learner.update(make_batch(2, num_ranks=num_ranks, budget=budget).column(rank)).metrics
+
+
+def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
+    """Trains with each ZeRO stage in turn; rank 0 leaves the weights and metrics of each, also those after a resume."""
+    from safetensors.torch import save_file
+
+    for stage in range(4):
+        spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port + stage}")
+        learner = Learner(spec)
+        metrics = train(learner, world, rank, budget=200)
+        weights = learner.named_tensors()
+        learner.save(str(out / f"checkpoint{stage}"))
+        column = make_batch(3, num_ranks=world).column(rank)
+        learner.update(column)
+        after = learner.named_tensors()
+        learner.update(column)  # straight before the load: nothing that was kept whole may stay behind
+        learner.load(str(out / f"checkpoint{stage}"))
+        learner.update(column)
+        again = learner.named_tensors()
+        learner.close()
+        assert (weights is None) == (rank != 0)
+        if weights is not None and after is not None and again is not None:
+            save_file(weights, out / f"trained{stage}.safetensors")
+            save_file(after, out / f"after{stage}.safetensors")
+            save_file(again, out / f"again{stage}.safetensors")
+            (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
+
+
+def free_ports() -> int:
+    """A port p such that p to p+3 were free a moment ago."""
+    for _ in range(50):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        try:
+            for offset in range(1, 4):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        return port
+    raise RuntimeError("no free ports")
+
+
+def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, float]]:
+    learner = Learner(spec)
+    try:
+        metrics = train(learner, 1, 0, budget)
+        weights = learner.named_tensors()
+    finally:
+        learner.close()
+    assert weights is not None
+    return weights, metrics
+
+
+def run_two_ranks(port: int, model: str, out: Path) -> int:
+    """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(run_two_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

@@ -1,0 +1,338 @@
+"""Extraction, the house rules, and the fast path against math-verify."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_ray.answers import (
+    MAX_ANSWER_CHARS,
+    choice_letter,
+    exact_equal,
+    extract_answer,
+    fast_equal,
+    library_equal,
+    normalise,
+    reference_answer,
+    refusal,
+    slow_equal,
+)
+from capo_ray.answers.library import prepare
+from capo_ray.answers.witness import value_of
+
+SHARED = Path(os.environ.get("CAPO_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> Iterator[None]:
+    import logging
+
+    prepare(slow_equal)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"so \boxed{5}", "5"),
+        (r"\boxed{4}, no: \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{5} and then \boxed{unfinished", "5"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\fbox{3}", "3"),
+        (r"\boxed 9", "9"),
+        (r"\boxed{}", None),
+        ("2+2 = 4\n#### 1,234", "1,234"),
+        (r"#### 4" "\n" r"\boxed{5}", "5"),
+        ("The answer is 42.", "42"),
+        (r"The final answer is $\frac{1}{2}$ meters.", r"$\frac{1}{2}$"),
+        ("**Answer:** 7", "7"),
+        ("the answer is 3. No, the answer is 4 dollars.", "4"),
+        ("She makes 26\nA: 26", "26"),
+        ("The answer is 2.5", "2.5"),
+        ("42", "42"),
+        ("I do not know.", None),
+        ("", None),
+        ("the sum of 3 and 4, both prime, is odd", None),
+        (r"<think>\boxed{1}</think> \boxed{2}", "2"),
+        (r"<think>\boxed{1}</think> hm, well", None),
+    ],
+)
+def test_the_answer_is_found_in_the_documented_order(response: str, answer: str | None) -> None:
+    assert extract_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", "{", "answer is ", "#### ", "A:", "$", " ", "\\", r"\boxed{1}", "\n", "answer "]
+)
+def test_extraction_from_a_megabyte_stays_quick(piece: str) -> None:
+    start = time.perf_counter()
+    extract_answer(piece * (1_000_000 // len(piece)))
+    assert time.perf_counter() - start < 1.0
+
+
+@given(st.text(alphabet="\\{}boxed#$ aA:.0123456789\nf\ud800", max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_extraction_and_comparison_take_any_text(text: str) -> None:
+    answer = extract_answer(text)
+    assert answer is None or answer.strip()
+    assert fast_equal("5", text) in (True, False, None)
+    choice_letter(text)
+    refusal(normalise(text))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (r"\{1,2\}", "(1,2)", False),
+        ("(1,2)", r"\{1,2\}", False),
+        (r"\left\{1,2\right\}", "[1, 2]", False),
+        (r"50\%", "0.5", True),
+        ("0.5", "50%", True),
+        ("50", r"50\%", True),
+        (r"12.5\%", r"\frac{1}{8}", True),
+        (r"50\%", "5", False),
+        ("east", "seat", False),
+        (r"\text{East}", "east", True),
+        (r"\text{(C)}", "C", True),
+        ("12 3", "15", False),
+        ("12 345", "12345", True),
+        ("5.", "5", True),
+        (r"10,\!080", "10080", True),
+        (r"5\,000", "5000", True),
+        (r"1 1/2", "1.5", True),
+        ("1/0", "1/0", True),
+        ("5", "x" * (MAX_ANSWER_CHARS + 1), False),
+        ("5", "", False),
+    ],
+)
+def test_house_rules_stand_above_the_library(a: str, b: str, same: bool) -> None:
+    assert slow_equal(a, b) is same
+    assert fast_equal(a, b) in (same, None)
+
+
+def test_the_library_alone_errs_where_the_house_rules_say_so() -> None:
+    assert library_equal("(1,2)", r"\{1,2\}")
+    assert not library_equal(r"50\%", "0.5")
+    assert library_equal("east", "seat")
+    assert library_equal("12 3", "15")
+
+
+def _spellings() -> st.SearchStrategy[str]:
+    integers = st.one_of(st.integers(-20, 20), st.integers(-(10**7), 10**7))
+    small = st.integers(1, 12)
+    return st.one_of(
+        integers.map(str),
+        integers.map(lambda n: f"{n:,}"),
+        integers.map(lambda n: f"{n}.0"),
+        integers.map(lambda n: f"{n / 100}"),
+        integers.map(lambda n: f"{n}\\%"),
+        integers.map(lambda n: f"x={n}"),
+        integers.map(lambda n: f"{n}\\text{{ cm}}^2"),
+        integers.map(lambda n: f"{n}^\\circ"),
+        integers.map(lambda n: f"00{abs(n)}"),
+        st.tuples(small, small).map(lambda p: f"{p[0]}/{p[1]}"),
+        st.tuples(small, small).map(lambda p: f"-\\dfrac{{{p[0]}}}{{{p[1]}}}"),
+        st.tuples(small, small).map(lambda p: f"{p[0] / p[1]:.6f}"),
+        st.tuples(small, small).map(lambda p: f"{p[0] / p[1]:.8f}"),
+        st.tuples(small, small).map(lambda p: f"{p[0]}\\frac{{{min(p)}}}{{{max(p) + 1}}}"),
+        st.floats(-3, 3).map(lambda x: f"{x:.7f}"),
+    )
+
+
+@given(_spellings(), _spellings())
+@settings(max_examples=150, deadline=None)
+def test_the_fast_path_never_disagrees_with_the_slow_one(a: str, b: str) -> None:
+    fast = fast_equal(a, b)
+    if fast is not None:
+        assert fast is slow_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("1/3", "0.333333"), ("1/3", "0.33333"), ("2.5", "2.4999999"), ("0.5000005", "0.5000004"), ("0.1", "1/10")],
+)
+def test_near_the_librarys_rounding_the_fast_path_is_silent_or_right(a: str, b: str) -> None:
+    assert fast_equal(a, b) in (None, slow_equal(a, b))
+
+
+def _lists() -> st.SearchStrategy[str]:
+    entries = st.lists(st.sampled_from(["1", "2", "-1", "0.5", "1/2", "2.0", "10"]), min_size=1, max_size=4)
+    brackets = st.sampled_from([("(", ")"), ("[", "]"), ("(", "]"), ("\\{", "\\}"), ("", "")])
+    return st.tuples(brackets, entries).map(lambda p: p[0][0] + ",".join(p[1]) + p[0][1])
+
+
+@given(_lists(), _lists())
+@settings(max_examples=100, deadline=None)
+def test_the_fast_path_agrees_on_lists_of_numbers_too(a: str, b: str) -> None:
+    fast = fast_equal(a, b)
+    if fast is not None:
+        assert fast is slow_equal(a, b)
+
+
+@given(_spellings(), st.sampled_from([2, 4, 5, 100]))
+@settings(max_examples=60, deadline=None)
+def test_equal_values_in_other_spellings_agree_on_both_paths(a: str, factor: int) -> None:
+    from capo_ray.answers.numbers import read_number
+
+    number = read_number(normalise(a))
+    if number is None:
+        return
+    value = number.value * (factor / 100 if number.percent else 1)
+    for b in (
+        f"{value}",
+        f"\\frac{{{value.numerator * factor}}}{{{value.denominator * factor}}}" if hasattr(value, "numerator") else "1",
+    ):
+        fast = fast_equal(a, b)
+        assert fast is None or fast is slow_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("x+1", "x+2"), (r"3\sqrt{13}", r"2\sqrt{13}"),
+     ("(1,2)", "(1,3)"), ("3+2i", "3-2i"), ("5", "2x"), ("[0,1]", "[0,2]"),
+     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"), ("y=2x", "y=3x"), ("1,2", "3"),
+     (r"\frac{\pi}{2}", "1.57"), ("x+1", "1+x"), ("(1,2)", "1,2"), ("2,1", "1,2"), (r"2\sqrt{2}", r"\sqrt{8}"),
+     (r"x\in[1,2]", "[1,2]"), (r"(0,9)\cup(9,36)", "(0,36)"), ("ab", "ba"), (r"2\pi", "6.283185"), ("x=5", "y=5")],
+)  # fmt: skip
+def test_the_numeric_witness_changes_no_verdict_of_the_library(a: str, b: str) -> None:
+    assert library_equal(a, b) == library_equal(a, b, shortcut=False)
+
+
+def _formulas() -> st.SearchStrategy[str]:
+    atoms = st.sampled_from(["1", "2", "7", "2.5", "x", "y", "n", "e", "i", "m", "t", "\\pi", "3x", "\\sqrt2", "x^2"])
+
+    def grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        two = st.tuples(inner, inner)
+        forms = ("{}+{}", "{}-{}", "\\frac{{{}}}{{{}}}", "({})({})", "{}\\cdot {}", "({},{})", "{} {}")
+        return st.one_of(*(two.map(lambda p, form=form: form.format(*p)) for form in forms), inner.map("2({})".format))
+
+    return st.recursive(atoms, grow, max_leaves=5)
+
+
+@given(_formulas(), _formulas(), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_formulas_told_apart_by_value_are_unequal_to_the_library(a: str, b: str, near: bool) -> None:
+    b = f"{a}+{b}" if near else b
+    if fast_equal(a, b) is False:
+        assert not library_equal(normalise(a), normalise(b), shortcut=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1/2x",
+        "f(x)",
+        "2\\frac{1}{3}",
+        "x2",
+        "5m",
+        "ab",
+        "x^10",
+        "3!",
+        "1,2",
+        "\\sin x",
+        "2--1",
+        "(" * 9 + "1" + ")" * 9,
+    ],
+)
+def test_formulas_that_can_be_read_in_two_ways_have_no_value(text: str) -> None:
+    assert value_of(text) is None
+
+
+def test_a_simple_formula_has_the_value_that_anyone_would_give_it() -> None:
+    assert value_of(r"-\frac{3\sqrt{16}}{2}+2(1+1)^2") == pytest.approx(2)
+    assert value_of("6+9i") == pytest.approx(6 + 9j)
+    assert value_of(r"11\sqrt2") == pytest.approx(15.5563, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("(b)", "B"),
+        (r"\text{(C)}", "C"),
+        ("D. Paris", "D"),
+        ("**A**", "A"),
+        ("Paris", None),
+        ("", None),
+        ("12", None),
+    ],
+)
+def test_choice_letters_are_read_in_their_usual_forms(text: str, letter: str | None) -> None:
+    assert choice_letter(text) == letter
+
+
+def test_exact_equality_looks_at_text_alone() -> None:
+    assert exact_equal("a  b", " a b ")
+    assert not exact_equal("0.5", "1/2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9^{9^{9^{9}}}",
+        "2^{999999999}",
+        "10^8!" + "!",
+        "(10^8)!",
+        "99999999!",
+        "(" * 40 + "x" + ")" * 40,
+        "(x+y)^{900}",
+        r"\int_0^1 x dx",
+        "e^{e^{e^{13}}}",
+        "10^8!",
+        "(9!)!",
+        r"\Gamma(10^9)",
+        r"\binom{1000000000}{5}",
+        ",".join(map(str, range(40))),
+    ],
+)
+def test_answers_too_costly_to_look_at_are_refused_with_a_reason(text: str) -> None:
+    assert refusal(normalise(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2^{10}",
+        "2^{2007}",
+        "5!",
+        "x^{2^{n}}",
+        r"\frac{1}{1+\sqrt{2}}",
+        "(x+1)^{10}",
+        r"\lfloor x\rfloor",
+        "10^{10^{3}}",
+        "e^{e^{x}}",
+        "e^{e}",
+        r"\binom{52}{5}",
+        "2^{5!}",
+        "1,2,3,4,5,6",
+    ],
+)
+def test_ordinary_answers_are_not_refused(text: str) -> None:
+    assert refusal(normalise(text)) is None
+
+
+def test_an_unfinished_calculation_is_looked_at_when_the_reference_is_one() -> None:
+    assert refusal(r"\sum_{k=1}^{n}k", r"\sum_{j=1}^{n}j") is None
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="GSM8K and MATH-500 are not there; set CAPO_RAY_SHARED to their folder")
+@pytest.mark.parametrize("name", ["gsm8k", "math500"])
+def test_gold_answers_equal_themselves_in_a_box_by_every_path(name: str) -> None:
+    rows = [json.loads(line) for line in (SHARED / name / "test.jsonl").read_text().splitlines()]
+    golds = [reference_answer(row["answer"]) for row in rows]
+    assert len(golds) == {"gsm8k": 1319, "math500": 500}[name]
+    for gold in golds:
+        boxed = extract_answer(f"So \\boxed{{{gold}}}.")
+        assert boxed is not None
+        assert fast_equal(gold, boxed) is True
+    for gold in sorted(set(golds))[:: 3 if name == "math500" else 8]:  # no exception: the library alone agrees on all
+        assert library_equal(normalise(gold), normalise(gold)), gold

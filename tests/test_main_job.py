@@ -1,0 +1,188 @@
+"""The main job on real parts: Ray actors, vLLM engines, DeepSpeed, math-verify. Few runs, each asked many things."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(420)]
+
+SMALL = (
+    "run.eval_problems=24",
+    "run.eval_every=0",
+    "run.transcripts_every=1",
+    "learner.groups_per_batch=4",
+    "learner.num_epochs=2",
+    "rollout.group_size=4",
+    "tracking.tensorboard=false",
+)
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
+def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A `capo-ray train` process whose run directory is `run_dir`."""
+    words = [sys.executable, "-m", "capo_ray", "train", *overrides]
+    if not any(word.startswith("resume=") for word in overrides):
+        words += [*SMALL, f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
+    log = (run_dir.parent / f"{run_dir.name}.log").open("a")
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+
+def finish(process: subprocess.Popen[str], run_dir: Path, deadline_s: float = 300) -> int:
+    """The exit code of a run; a run past its deadline is killed and fails the test with its log."""
+    try:
+        return process.wait(deadline_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"the run was not over after {deadline_s} s:\n{log_of(run_dir)}")
+
+
+def log_of(run_dir: Path) -> str:
+    return (run_dir.parent / f"{run_dir.name}.log").read_text()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], run_dir: Path, what: str) -> None:
+    ends = time.monotonic() + 240
+    while not condition():
+        if process.poll() is not None or time.monotonic() > ends:
+            process.kill()
+            pytest.fail(f"{what} did not happen:\n{log_of(run_dir)}")
+        time.sleep(0.2)
+
+
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def updates_of(run_dir: Path) -> int:
+    return max((int(row["update"]) for row in rows_of(run_dir)), default=0)
+
+
+def ledger_of(run_dir: Path) -> dict[str, Any]:
+    words = [sys.executable, "-m", "capo_ray", "ledger", str(run_dir), "--json"]
+    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of CAPO over two learner ranks, its canaries held to 1e-4."""
+    run_dir = tmp_path_factory.mktemp("runs") / "clean"
+    process = start(
+        run_dir,
+        "run.num_updates=4",
+        "run.checkpoint_every=2",
+        "learner.num_ranks=2",
+        "learner.num_cpus=0.5",
+        "learner.lr=1e-3",
+        "weights.canary_tolerance=1e-4",
+    )
+    assert finish(process, run_dir) == 0, log_of(run_dir)
+    yield run_dir
+
+
+def test_the_summary_says_what_was_done(clean: Path) -> None:
+    summary = json.loads((clean / "summary.json").read_text())
+    assert summary["updates"] == 4
+    assert summary["trained"] == 4 * 4 * 4
+    assert summary["critiques"] > 0 and 0 < summary["critic"]["precision"] <= 1
+    assert 0 <= summary["initial_accuracy"] <= 1 and 0 <= summary["final_accuracy"] <= 1
+    assert summary["config"]["learner"]["num_ranks"] == 2
+    assert (clean / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ledger_of_a_run_balances(clean: Path) -> None:
+    ledger = ledger_of(clean)
+    assert ledger["balanced"] is True
+    assert ledger["counts"]["trained"] == 64
+    assert ledger["trained_twice"] == 0
+
+
+def test_engine_and_learner_agree_after_every_publish(clean: Path) -> None:
+    # Each publish carried a canary of 160 tokens, longer than a cache block, which the engine scored to 1e-4 while it
+    # went on generating; a worker that disagrees is refused and the run fails.
+    rows = [row for row in rows_of(clean) if "loss/total" in row]
+    assert len(rows) == 4
+    assert all(row["rollout/restarts"] == 0 for row in rows)
+    assert rows[-1]["loss/kl_last_pass_nats"] > 0
+
+
+def test_no_trained_token_is_older_than_the_bound(clean: Path) -> None:
+    ages = [row["stream/age_max"] for row in rows_of(clean) if "stream/age_max" in row]
+    assert len(ages) == 4 and max(ages) <= 1
+
+
+def test_sampler_and_learner_logprobs_agree_on_fresh_tokens(clean: Path) -> None:
+    first = next(row for row in rows_of(clean) if "loss/mismatch_max_nats" in row)
+    assert first["stream/age_max"] == 0
+    assert first["loss/mismatch_max_nats"] < 1e-4
+
+
+def test_transcripts_show_credit_token_by_token(clean: Path) -> None:
+    lines = [json.loads(line) for line in (clean / "transcripts.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 * 4
+    assert all("".join(line["tokens"]).startswith(line["response"]) for line in lines)
+    assert any(a != 0 for line in lines for a in line["credit"])
+
+
+def test_export_gives_a_model_that_transformers_reads(clean: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "capo_ray", "export", str(clean), "--output", str(tmp_path / "policy")]
+    subprocess.run(words, check=True, timeout=120)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert model.config.vocab_size >= len(AutoTokenizer.from_pretrained(tmp_path / "policy"))
+
+
+def test_killed_workers_are_replaced_and_the_run_ends_well(tmp_path: Path) -> None:
+    run_dir = tmp_path / "chaos"
+    process = start(run_dir, "run.num_updates=10", "credit.vote=intersection")
+    wait_for(lambda: updates_of(run_dir) >= 1, process, run_dir, "the first update")
+    workers = json.loads((run_dir / "workers.json").read_text())
+    for role in ("rollout", "critic"):
+        os.kill(workers[role][0], signal.SIGKILL)
+    assert finish(process, run_dir) == 0, log_of(run_dir)
+    ledger, summary = ledger_of(run_dir), json.loads((run_dir / "summary.json").read_text())
+    assert summary["restarts"]["rollout/restarts"] >= 1 and summary["restarts"]["critic/restarts"] >= 1
+    assert ledger["balanced"] is True
+    assert ledger["counts"]["trained"] == 10 * 4 * 4
+    assert not any(is_alive(pid) for role in ("rollout", "critic", "verifier", "learner") for pid in workers[role])
+
+
+def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    process = start(run_dir, "run.num_updates=8", "run.checkpoint_every=2")
+    wait_for(lambda: updates_of(run_dir) >= 3, process, run_dir, "the third update")
+    process.kill()
+    process.wait(30)
+    again = start(run_dir, f"resume={run_dir}")
+    assert finish(again, run_dir) == 0, log_of(run_dir)
+    ledger = ledger_of(run_dir)
+    assert ledger["balanced"] is True and ledger["trained_twice"] == 0
+    assert ledger["counts"]["trained"] == 8 * 4 * 4
+    assert sorted(int(r["update"]) for r in rows_of(run_dir) if "loss/total" in r) == list(range(1, 9))
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_the_ledger_whole(tmp_path: Path) -> None:
+    run_dir = tmp_path / "interrupted"
+    process = start(run_dir, "run.num_updates=1000", "credit=grpo")
+    wait_for(lambda: updates_of(run_dir) >= 1, process, run_dir, "the first update")
+    workers = json.loads((run_dir / "workers.json").read_text())
+    process.send_signal(signal.SIGINT)
+    assert finish(process, run_dir, 60) == 130
+    assert "interrupted (Ctrl-C)" in log_of(run_dir)
+    assert ledger_of(run_dir)["balanced"] is True
+    assert not any(is_alive(pid) for role in ("rollout", "verifier", "learner") for pid in workers[role])

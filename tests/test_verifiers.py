@@ -1,0 +1,279 @@
+"""The pool: verdicts, killing, replacing, limits, and that it never leaves its children behind."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.hostile_verifier import run_attack
+from capo_ray.config.sections import VerifierConfig
+from capo_ray.protocols import PartLost
+from capo_ray.types import Verdict
+from capo_ray.verifiers import VerifierPool
+
+HANG = "hang"
+
+
+def hang_or_crash(answer: str, response: str) -> object:
+    """A custom verifier that does what it is told; lives at module level so that children can import it."""
+    if response == HANG:
+        time.sleep(60)
+    if response == "crash":
+        os._exit(3)
+    if response == "raise":
+        raise KeyError("no such thing")
+    if response == "memory":
+        return len("x" * (4 << 30)) > 0
+    if response == "print":
+        print("noise on standard output")
+    return {"none": None, "text": "right", "half": 0.5}.get(response, response == answer)
+
+
+def judge(pool: VerifierPool, answer: str, *responses: str) -> tuple[Verdict, ...]:
+    return asyncio.run(pool.verify(answer, responses))
+
+
+@pytest.fixture(scope="module")
+def math_pool() -> Iterator[VerifierPool]:
+    with VerifierPool(VerifierConfig(timeout_s=1.5)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def custom_pool() -> Iterator[VerifierPool]:
+    config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=0.5, num_processes=2)
+    with VerifierPool(config) as pool:
+        judge(pool, "warm", "warm")
+        yield pool
+
+
+def test_verdicts_come_in_order_and_say_what_was_read(math_pool: VerifierPool) -> None:
+    verdicts = judge(math_pool, r"\frac{x}{2}", r"\boxed{0.5x}", "no idea", r"\boxed{x/3}", r"\boxed{9^{9^{9^9}}}")
+    assert [v.reward for v in verdicts] == [1, 0, 0, None]
+    assert [v.extracted for v in verdicts] == ["0.5x", None, "x/3", "9^{9^{9^9}}"]
+    assert verdicts[1].reason == "no answer"
+    assert verdicts[3].reason.startswith("refused")
+
+
+def test_plain_numbers_never_wait_for_a_child() -> None:
+    with VerifierPool(VerifierConfig()) as pool:
+        start = time.perf_counter()
+        assert [v.reward for v in judge(pool, "12", r"\boxed{12}", "#### 12.0", r"\boxed{13}")] == [1, 1, 0]
+        assert time.perf_counter() - start < 0.3
+        assert pool.stats()["verifier/checks"] == 0
+
+
+def test_a_repeated_answer_is_checked_once(math_pool: VerifierPool) -> None:
+    before = math_pool.stats()["verifier/checks"]
+    assert [v.reward for v in judge(math_pool, "x+7", *[r"\boxed{7+x}"] * 6)] == [1] * 6
+    judge(math_pool, "x+7", r"so \boxed{7 + x}")
+    assert math_pool.stats()["verifier/checks"] == before + 1
+
+
+def test_a_hang_is_an_invalid_verdict_and_its_neighbours_are_judged(custom_pool: VerifierPool) -> None:
+    start = time.perf_counter()
+    verdicts = judge(custom_pool, "yes", "yes", HANG, "no", "yes")
+    assert [v.reward for v in verdicts] == [1, None, 0, 1]
+    assert verdicts[1].reason.startswith("timeout")
+    assert time.perf_counter() - start < 5
+    assert custom_pool.stats()["verifier/timeouts"] == 1
+
+
+def test_other_groups_do_not_wait_for_a_hang(custom_pool: VerifierPool) -> None:
+    async def both() -> float:
+        hanging = asyncio.ensure_future(custom_pool.verify("a", [HANG]))
+        await asyncio.sleep(0.05)
+        start = time.perf_counter()
+        assert (await custom_pool.verify("b", ["b", "c"]))[0].reward == 1
+        elapsed = time.perf_counter() - start
+        assert (await hanging)[0].reward is None
+        return elapsed
+
+    assert asyncio.run(both()) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [("crash", "crash"), ("raise", "crash: KeyError"), ("memory", "crash: out of memory"), ("none", "undecided"),
+     ("text", "crash: expected True"), ("half", "crash: expected True")],
+)  # fmt: skip
+def test_what_a_custom_verifier_does_wrong_is_invalid(custom_pool: VerifierPool, response: str, reason: str) -> None:
+    bad, good = judge(custom_pool, "fine", response, "fine")
+    assert bad.reward is None
+    assert bad.reason.startswith(reason)
+    assert good.reward == 1
+
+
+def test_prints_of_a_custom_verifier_do_not_break_the_conversation(custom_pool: VerifierPool) -> None:
+    assert [v.reward for v in judge(custom_pool, "print", "print", "x")] == [1, 0]
+
+
+def test_a_megabyte_and_lone_surrogates_go_through(custom_pool: VerifierPool) -> None:
+    big = "é" * 1_000_000
+    assert [v.reward for v in judge(custom_pool, big, big, "\ud800")] == [1, 0]
+
+
+def test_a_killed_child_is_replaced(custom_pool: VerifierPool) -> None:
+    for lane in custom_pool._lanes:
+        assert lane._process is not None
+        lane._process.kill()
+    verdicts = judge(custom_pool, "again", "again", "again?")
+    assert {v.reward for v in verdicts} <= {1, 0, None}
+    assert [v.reward for v in judge(custom_pool, "more", "more", "less")] == [1, 0]
+
+
+def test_worn_out_checkers_are_replaced() -> None:
+    config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", checks_per_process=3)
+    with VerifierPool(config) as pool:
+        for index in range(12):
+            assert judge(pool, str(index), str(index))[0].reward == 1
+        assert pool.stats()["verifier/checker_starts"] >= 4
+        assert pool.stats()["verifier/process_starts"] == 1
+
+
+def test_the_deadline_of_a_group_leaves_late_pairs_invalid() -> None:
+    config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=30, deadline_s=0.3)
+    with VerifierPool(config) as pool:
+        start = time.perf_counter()
+        (verdict,) = judge(pool, "a", HANG)
+        assert verdict.reward is None and "deadline" in verdict.reason
+        assert time.perf_counter() - start < 2
+
+
+def test_a_child_that_cannot_start_is_a_lost_part_with_its_cause() -> None:
+    with VerifierPool(VerifierConfig(kind="custom", path="tests.no_such_module:check")) as pool:  # noqa: SIM117
+        with pytest.raises(PartLost, match="no_such_module"):
+            judge(pool, "a", "b")
+
+
+def test_a_closed_pool_refuses_and_leaves_no_process() -> None:
+    pool = VerifierPool(VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash"))
+    assert judge(pool, "a", "a")[0].reward == 1
+    pids = [lane._pid for lane in pool._lanes] + [lane._process.pid for lane in pool._lanes if lane._process]
+    pool.close()
+    pool.close()
+    with pytest.raises(PartLost):
+        judge(pool, "a", "a")
+    _assert_gone(pids)
+
+
+def test_children_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import asyncio, time\n"
+        "from capo_ray.config.sections import VerifierConfig\n"
+        "from capo_ray.verifiers import VerifierPool\n"
+        "pool = VerifierPool(VerifierConfig(kind='custom', path='tests.test_verifiers:hang_or_crash'))\n"
+        "asyncio.run(pool.verify('a', ['a']))\n"
+        "print(*[lane._pid for lane in pool._lanes], *[lane._process.pid for lane in pool._lanes], flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    root = str(Path(__file__).resolve().parents[1])
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(timeout=10)
+    parent.stdout.close()
+    _assert_gone(pids)
+
+
+def _assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"processes {pids} outlive their pool"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_pool_serves_loops_in_several_threads(math_pool: VerifierPool) -> None:
+    found: list[int | None] = []
+
+    def work(index: int) -> None:
+        found.extend(v.reward for v in judge(math_pool, f"x+{index}", f"\\boxed{{{index}+x}}", r"\boxed{x-1}"))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found, key=str) == [0] * 4 + [1] * 4
+
+
+def test_choice_and_exact_need_no_children() -> None:
+    with VerifierPool(VerifierConfig(kind="choice")) as pool:
+        assert [v.reward for v in judge(pool, "B", r"\boxed{(b)}", "Answer: C. Rome", "hm, hard to say")] == [1, 0, 0]
+        assert judge(pool, "Paris", r"\boxed{B}")[0].reward is None
+        assert not pool._lanes
+    with VerifierPool(VerifierConfig(kind="exact")) as pool:
+        assert [v.reward for v in judge(pool, "1/2", r"\boxed{1/2}", r"\boxed{0.5}")] == [1, 0]
+
+
+def test_a_custom_verifier_needs_a_path_and_others_take_none() -> None:
+    with pytest.raises(ValueError, match=r"package\.module:function"):
+        VerifierConfig(kind="custom")
+    with pytest.raises(ValueError, match="only read with"):
+        VerifierConfig(path="a:b")
+
+
+def test_hostile_answers_are_judged_and_touch_nothing() -> None:
+    report = run_attack(count=25, seed=1, processes=1, timeout_s=0.3)
+    assert report["failures"] == []
+
+
+def test_a_verifier_that_opens_and_evaluates_is_seen_by_the_audit() -> None:
+    report = run_attack(count=3, seed=1, processes=1, timeout_s=1.0, broken=True)
+    assert any("audit events" in failure for failure in report["failures"])
+
+
+def _run_cli(monkeypatch: pytest.MonkeyPatch, text: str, *words: str) -> tuple[int, list[dict[str, object]], str]:
+    import argparse
+
+    from capo_ray.cli import verify
+
+    parser = argparse.ArgumentParser()
+    verify.configure(parser)
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+    out, err = io.StringIO(), io.StringIO()
+    for name, stream in (("stdin", stdin), ("stdout", out), ("stderr", err)):
+        monkeypatch.setattr(sys, name, stream)
+    code = verify.run(parser.parse_args(["--input", "-", *words]))
+    return code, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
+
+
+def test_the_command_keeps_order_and_names_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        json.dumps({"answer": "50\\%", "response": r"\boxed{0.5}"}),
+        "not json",
+        "",
+        json.dumps({"answer": "5"}),
+        json.dumps({"answer": "5", "response": "who knows"}),
+        json.dumps({"answer": "5", "response": "The answer is 5."}),
+    ]
+    code, rows, errors = _run_cli(monkeypatch, "\n".join(lines))
+    assert code == 1
+    assert [row["reward"] for row in rows] == [1, None, None, 0, 1]
+    assert "line 2" in errors and "line 4: expected a string in 'response'" in errors
+    assert set(rows[0]) == {"reward", "reason", "extracted"}
+
+
+def test_the_command_judges_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, rows, _ = _run_cli(monkeypatch, json.dumps({"answer": "C", "response": "Answer: (C)"}), "--kind", "choice")
+    assert (code, [row["reward"] for row in rows]) == (0, [1])

@@ -24,6 +24,7 @@ from capo_ray.answers import (
     refusal,
     slow_equal,
 )
+from capo_ray.answers.compare import decide
 from capo_ray.answers.library import prepare
 from capo_ray.answers.witness import value_of
 
@@ -104,6 +105,7 @@ def test_extraction_and_comparison_take_any_text(text: str) -> None:
         (r"\text{East}", "east", True),
         (r"\text{(C)}", "C", True),
         ("12 3", "15", False),
+        ("5", "2(3)", False),
         ("12 345", "12345", True),
         ("5.", "5", True),
         (r"10,\!080", "10080", True),
@@ -124,6 +126,7 @@ def test_the_library_alone_errs_where_the_house_rules_say_so() -> None:
     assert not library_equal(r"50\%", "0.5")
     assert library_equal("east", "seat")
     assert library_equal("12 3", "15")
+    assert library_equal("2(3)", "5")
 
 
 def _spellings() -> st.SearchStrategy[str]:
@@ -219,10 +222,10 @@ def _formulas() -> st.SearchStrategy[str]:
 
 
 @given(_formulas(), _formulas(), st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_formulas_told_apart_by_value_are_unequal_to_the_library(a: str, b: str, near: bool) -> None:
     b = f"{a}+{b}" if near else b
-    if fast_equal(a, b) is False:
+    if fast_equal(a, b) is False and decide(normalise(a), normalise(b)) is None:  # no house rule spoke
         assert not library_equal(normalise(a), normalise(b), shortcut=False)
 
 
@@ -248,7 +251,8 @@ def test_formulas_that_can_be_read_in_two_ways_have_no_value(text: str) -> None:
 
 
 def test_a_simple_formula_has_the_value_that_anyone_would_give_it() -> None:
-    assert value_of(r"-\frac{3\sqrt{16}}{2}+2(1+1)^2") == pytest.approx(2)
+    assert value_of(r"-\frac{3\sqrt{2}}{2}+2^3") == pytest.approx(8 - 2.12132, abs=1e-4)
+    assert value_of("(1)(1)") is None  # math-verify reads 2
     assert value_of("6+9i") == pytest.approx(6 + 9j)
     assert value_of(r"11\sqrt2") == pytest.approx(15.5563, abs=1e-4)
 

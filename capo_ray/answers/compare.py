@@ -6,7 +6,7 @@ r"""Whether two answers are the same, as far as text alone can tell.
     - words are compared as words: math-verify reads `east` and `seat` as the same product of letters
     - braces against parentheses, `\{1,2\}` against `(1,2)`: a set is not a tuple or interval, so never equal
       (math-verify calls them equal); a bare list `1,2` has no order and may stand for either
-    - digits with a space between, `12 3`, are no number (math-verify adds them up)
+    - digits side by side, `12 3` or `2(3)`, are no number (math-verify adds them up)
 `50\%` equals `0.5` (its value; math-verify says no) and also `50` (the unit left out; math-verify says yes).
 """
 
@@ -28,7 +28,7 @@ _SPACE_AROUND = re.compile(r" ?([=+\-*/^_{}()\[\]|<>]) ?")
 _SPACE_COMMA = re.compile(r" ?,( ?)(?![0-9]{3}(?![0-9]))")
 _SPACED_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
-_APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+")
+_APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+|-?(?:[0-9.]+|\([0-9.]+\))(?:\([0-9.]+\))+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
 _SPECIAL_WORD = re.compile("inf|percent|pct|and|or", re.IGNORECASE)
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z' -]*)\)?")

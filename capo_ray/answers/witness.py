@@ -1,8 +1,9 @@
 r"""Numeric values of simple formulas, read without any library: in microseconds enough to see that two answers differ.
 
-Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}`, parentheses and products without
-a sign. A formula with anything else, or that could be read in two ways (`1/2x`, `f(x)`, `2\frac{1}{3}`, `x2`, letters
-that math-verify takes for units), has no value here. Only differences are concluded from values, never equality.
+Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}` and products without a sign. A
+formula with parentheses (math-verify reads `2(\frac{1}{1})` as 3), with anything else, or one that could be read in two
+ways (`1/2x`, `2\frac{1}{3}`, `x2`, letters that math-verify takes for units), has no value here. Only differences are
+concluded from values, never equality.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LETTERS = {"x": 1.3718, "y": 0.7345, "z": 2.1937, "k": 1.9231, "n": 0.6173, "p":
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|[a-zA-Z]|\\(?:pi|frac|sqrt|cdot|times)(?![a-zA-Z])|[-+*^(){} ]")
 _AMBIGUOUS = re.compile(
-    r"(?<![a-zA-Z\\])[a-zA-Z] ?\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
+    r"\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
     r"|[0-9] ?\\frac|[0-9] +[0-9]|\^[0-9]{2}|[-+*^] ?[-+*^]|\^\("
     r"|\\frac(?!\{)|\\sqrt(?![{0-9])|\\sqrt[0-9]{2}"
 )
@@ -62,6 +63,11 @@ def apart(x: complex, y: complex) -> bool:
     return abs(x - y) > GAP * (1 + max(abs(x), abs(y)))
 
 
+def _near_fraction(value: complex) -> bool:
+    """Whether a value may be a fraction with a small denominator."""
+    return value.imag == 0 and any(abs(value.real * k - round(value.real * k)) < 1e-6 for k in range(1, 61))
+
+
 class _Reader:
     """Recursive descent over the tokens; every method returns the value of what it read."""
 
@@ -86,7 +92,12 @@ class _Reader:
         while not self.at_end() and (token := self._tokens[self._place]) not in ("+", "-", ")", "}"):
             if token in ("*", "\\cdot", "\\times"):
                 self._place += 1
-            value *= self._power(depth)
+                value *= self._power(depth)
+                continue
+            factor = self._power(depth)
+            if _near_fraction(factor):  # math-verify takes such products for mixed numbers and adds
+                raise _Unreadable
+            value *= factor
         return value
 
     def _power(self, depth: int) -> complex:

@@ -1,0 +1,77 @@
+"""The main job over seeds: initial and final held-out accuracy of each credit method, and what it cost.
+
+    make bench NAME=main_job ARGS="--seeds 5 --methods capo grpo"
+
+Arms are interleaved seed by seed; the same seed sees the same problems. Raw summaries go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "main_job.json"
+KEPT = ("initial_accuracy", "final_accuracy", "updates", "trajectories", "trained", "critiques", "critic", "wall_s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=["capo", "grpo"])
+    parser.add_argument("overrides", nargs="*", help="overrides for every run")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.seeds):
+            for method in args.methods:
+                rows.append(run_one(Path(folder), method, seed, args.overrides))
+                show(rows[-1])
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps({"cores": os.cpu_count(), "runs": rows}, indent=1) + "\n")
+    for method in args.methods:
+        summarise(method, [row for row in rows if row["method"] == method])
+    worse = [row for row in rows if row["final_accuracy"] < row["initial_accuracy"]]
+    return 1 if worse else 0
+
+
+def run_one(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """The kept figures of one run, with its curve of (update, held-out accuracy)."""
+    name = f"{method}-{seed}"
+    words = [f"credit={method}", f"run.seed={seed}", f"run.dir={folder}", f"run.name={name}", *overrides]
+    done = subprocess.run(
+        [sys.executable, "-m", "capo_ray", "train", *words], capture_output=True, text=True, timeout=900
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
+    summary = json.loads((folder / name / "summary.json").read_text())
+    metrics = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    curve = [(row["update"], row["eval/accuracy_frac"]) for row in metrics if "eval/accuracy_frac" in row]
+    stages = {
+        key: statistics.fmean(row[key] for row in metrics if key in row)
+        for key in ("time/rollout_s", "time/evidence_s", "time/update_s", "time/publish_s", "time/wait_for_batch_s")
+    }
+    return {"method": method, "seed": seed, "curve": curve, "stages": stages, **{key: summary[key] for key in KEPT}}
+
+
+def show(row: dict[str, Any]) -> None:
+    curve = " ".join(f"{accuracy:.2f}" for _, accuracy in row["curve"])
+    print(f"{row['method']:<6} seed {row['seed']}: {curve}   {row['wall_s']:.0f} s", flush=True)
+
+
+def summarise(method: str, rows: list[dict[str, Any]]) -> None:
+    first, last = ([row[key] for row in rows] for key in ("initial_accuracy", "final_accuracy"))
+    print(
+        f"{method}: {statistics.fmean(first):.3f} -> {statistics.fmean(last):.3f} "
+        f"(lowest final {min(last):.3f}, median {statistics.median(row['wall_s'] for row in rows):.0f} s)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

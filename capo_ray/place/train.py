@@ -6,21 +6,21 @@ open the run -> join or start Ray -> start all parts side by side -> restore -> 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import signal
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from capo_ray.checkpoint import CheckpointStore, write_state
+from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
 from capo_ray.flow.state import LEARNER_DIR, RunState, read_checkpoint
-from capo_ray.ledger import LEDGER_FILE, RunLock, SqliteLedger
+from capo_ray.ledger import LEDGER_FILE, RunLock, SqliteLedger, read_balance
 from capo_ray.metrics import (
     METRICS_FILE,
     SUMMARY_FILE,
@@ -32,14 +32,13 @@ from capo_ray.metrics import (
     write_summary,
 )
 from capo_ray.place import build, cluster, rundir
-from capo_ray.place.learner import LearnerActors
-from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
+from capo_ray.place.actors import Actors
+from capo_ray.place.report import CURVE_FILE, closing_rows, summarise
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed
 
-CURVE_FILE = "learning_curve.png"
-WORKERS_FILE = "workers.json"
+MAX_ROWS_SHOWN = 10
 
 
 def run(config: TrainConfig) -> int:
@@ -60,100 +59,91 @@ def run(config: TrainConfig) -> int:
         ray.shutdown()
 
 
-@dataclass
-class _Actors:
-    rollout: RolloutPool
-    verifier: VerifierTier
-    critic: CriticPool | None
-    learner: LearnerActors
-
-    async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
-        """Start all side by side: the slowest decides. From then on `workers.json` names their processes."""
-        pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
-
-        def note() -> None:
-            roles = {pool.role: pool.pids() for pool in pools}
-            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles, "learner": self.learner.pids})
-
-        for pool in pools:
-            pool.on_ready = note
-        await asyncio.gather(self.learner.start(canary), *(pool.start() for pool in pools))
-        note()
-
-    def stats(self) -> dict[str, float]:
-        figures = {**self.rollout.pool.stats(), **self.verifier.pool.stats()}
-        return figures | self.critic.stats() if self.critic is not None else figures
-
-    def close(self) -> None:
-        self.rollout.pool.close()
-        self.verifier.pool.close()
-        self.learner.close()
-        if self.critic is not None:
-            self.critic.pool.close()
-
-
 async def _run(config: TrainConfig, run_dir: Path) -> int:
     started = time.monotonic()
+    tokenizer = HfTokenizer(build.policy_path(config))
+    problems = build_problems(config.data, config.run.seed)
+    _report_bad_rows(problems)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
     with screen:
         screen.update(phase="starting Ray")
         address = await asyncio.to_thread(cluster.connect, config)
         _end_on_sigterm()
         screen.update(phase=f"starting workers on {address}")
-        tokenizer = HfTokenizer(build.policy_path(config))
-        problems = build_problems(config.data, config.run.seed)
-        prompts = [problem.prompt for problem in problems.held_out(16)]
-        actors = _Actors(
-            build.build_rollout_pool(config),
-            build.build_verifier_tier(config),
-            build.build_critic_pool(config, run_dir) if "critiques" in config.credit.needs else None,
-            build.build_learner(config),
-        )
-        ledger = SqliteLedger(run_dir / LEDGER_FILE, config.run.name)
-        checkpoints = CheckpointStore(run_dir / "checkpoints", config.run.keep_checkpoints)
-        ending = "run_ended"
-        try:
+        with contextlib.closing(Actors.build(config, run_dir)) as actors:
+            prompts = [problem.prompt for problem in problems.held_out(16)]
             await actors.start(build.canary_ids(tokenizer, prompts, config.model.max_model_len), run_dir)
-            state = await _restore(config, checkpoints, actors, ledger, problems)
-            resume_from = state.version if config.resume else None
-            tracker = build_trackers(config.tracking, run_dir, config.model_dump(mode="json"), resume_from=resume_from)
-            try:
-                parts = Parts(
-                    config=config,
-                    tokenizer=tokenizer,
-                    problems=problems,
-                    engine=actors.rollout,
-                    verifier=actors.verifier,
-                    judge=actors.critic,
-                    learner=actors.learner,
-                    ledger=ledger,
-                    checkpoints=checkpoints,
-                    tracker=tracker,
-                    transcripts=TranscriptWriter(run_dir / TRANSCRIPTS_FILE, resume_from),
-                    progress=screen,
-                    step_truth=true_wrong_steps if config.data.kind == "chains" else None,
-                    part_stats=actors.stats,
-                )
-                outcome = await Pipeline(parts, state).run()
-            finally:
-                tracker.close()
-        except BaseException as error:
-            ending = "interrupted" if isinstance(error, KeyboardInterrupt | asyncio.CancelledError) else "run_failed"
-            raise
-        finally:
-            ledger.close_open(ending)
-            balance = ledger.balance()
-            ledger.close()
-            actors.close()
-    summary = _summarise(config, outcome, balance.to_dict(), time.monotonic() - started, actors)
-    write_summary(run_dir / SUMMARY_FILE, summary)
-    plot_learning_curve(run_dir / METRICS_FILE, run_dir / CURVE_FILE, title=f"credit={config.credit.method}")
-    screen.final_table(_rows(summary, run_dir))
+            with _open_ledger(config, run_dir) as ledger:
+                outcome = await _train(config, run_dir, actors, ledger, screen, tokenizer, problems)
+            restarts = actors.restarts()
+        screen.update(phase="summary")
+        balance = read_balance(run_dir / LEDGER_FILE).to_dict()
+        summary = summarise(config, outcome, balance, time.monotonic() - started, restarts)
+        write_summary(run_dir / SUMMARY_FILE, summary)
+        plot_learning_curve(run_dir / METRICS_FILE, run_dir / CURVE_FILE, title=f"credit={config.credit.method}")
+    screen.final_table(closing_rows(summary, run_dir))
     return 0
 
 
+async def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    actors: Actors,
+    ledger: SqliteLedger,
+    screen: Screen,
+    tokenizer: HfTokenizer,
+    problems: ProblemSet,
+) -> RunOutcome:
+    """The outcome of the pipeline over started actors, from the newest checkpoint when resuming."""
+    checkpoints = CheckpointStore(run_dir / "checkpoints", config.run.keep_checkpoints)
+    state = await _restore(config, checkpoints, actors, ledger, problems)
+    resume_from = state.version if config.resume else None
+    tracker = build_trackers(config.tracking, run_dir, config.model_dump(mode="json"), resume_from=resume_from)
+    with contextlib.closing(tracker):
+        parts = Parts(
+            config=config,
+            tokenizer=tokenizer,
+            problems=problems,
+            engine=actors.rollout,
+            verifier=actors.verifier,
+            judge=actors.critic,
+            learner=actors.learner,
+            ledger=ledger,
+            checkpoints=checkpoints,
+            tracker=tracker,
+            transcripts=TranscriptWriter(run_dir / TRANSCRIPTS_FILE, resume_from),
+            progress=screen,
+            step_truth=true_wrong_steps if config.data.kind == "chains" else None,
+            part_stats=actors.stats,
+        )
+        return await Pipeline(parts, state).run()
+
+
+@contextlib.contextmanager
+def _open_ledger(config: TrainConfig, run_dir: Path) -> Iterator[SqliteLedger]:
+    """The run's ledger; at the end, however it comes, what is still open is dropped with the reason."""
+    ledger = SqliteLedger(run_dir / LEDGER_FILE, config.run.name)
+    ending = "run_ended"
+    try:
+        yield ledger
+    except BaseException as error:
+        ending = "interrupted" if isinstance(error, KeyboardInterrupt | asyncio.CancelledError) else "run_failed"
+        raise
+    finally:
+        ledger.close_open(ending)
+        ledger.close()
+
+
+def _report_bad_rows(problems: ProblemSet) -> None:
+    """Name the rows that were passed over, on standard error."""
+    for row in problems.bad_rows[:MAX_ROWS_SHOWN]:
+        print(f"passed over {row}", file=sys.stderr)
+    if len(problems.bad_rows) > MAX_ROWS_SHOWN:
+        print(f"passed over {len(problems.bad_rows) - MAX_ROWS_SHOWN} more bad rows", file=sys.stderr)
+
+
 async def _restore(
-    config: TrainConfig, checkpoints: CheckpointStore, actors: _Actors, ledger: SqliteLedger, problems: ProblemSet
+    config: TrainConfig, checkpoints: CheckpointStore, actors: Actors, ledger: SqliteLedger, problems: ProblemSet
 ) -> RunState:
     """The state to go on from: of the newest whole checkpoint when resuming, else a new one; engines then agree."""
     latest = checkpoints.latest() if config.resume else None
@@ -176,54 +166,6 @@ async def _restore(
     state.next_group = max(state.next_group, ledger.next_group())
     await actors.rollout.load_weights(await actors.learner.publishable())
     return state
-
-
-def _summarise(
-    config: TrainConfig, outcome: RunOutcome, ledger: dict[str, object], wall_s: float, actors: _Actors
-) -> dict[str, Any]:
-    state = outcome.state
-    return {
-        "initial_accuracy": outcome.initial_accuracy,
-        "final_accuracy": outcome.final_accuracy,
-        "accuracy_is": "greedy" if config.run.eval_temperature == 0 else f"sampled at {config.run.eval_temperature:g}",
-        "updates": state.version,
-        "trajectories": state.num_trajectories,
-        "trained": state.num_trained,
-        "stale": state.num_stale,
-        "too_long": state.num_too_long,
-        "critiques": outcome.critic.num_critiques,
-        "critic": outcome.critic.summary(),
-        "ledger": ledger,
-        "restarts": {name: value for name, value in actors.stats().items() if name.endswith("/restarts")},
-        "stopped_early": outcome.stopped_early,
-        "wall_s": round(wall_s + state.seconds, 1),
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
-    """The closing table."""
-
-    def show(value: float | None) -> str:
-        return "unknown" if value is None else f"{value:.3f}"
-
-    critic = summary["critic"]
-    rows = [
-        ("held-out accuracy", f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"),
-        ("accuracy is", summary["accuracy_is"]),
-        ("updates", str(summary["updates"])),
-        ("trajectories", f"{summary['trajectories']} ({summary['trained']} trained)"),
-        ("wall time", f"{summary['wall_s']:.0f} s"),
-    ]
-    if summary["critiques"]:
-        rows += [
-            ("critiques", f"{summary['critiques']} ({critic['num_valid']} valid)"),
-            ("critic step precision / recall", f"{show(critic['precision'])} / {show(critic['recall'])}"),
-            ("after the vote", f"{show(critic['voted_precision'])} / {show(critic['voted_recall'])}"),
-        ]
-    if summary["stopped_early"]:
-        rows.append(("stopped early", summary["stopped_early"]))
-    return [*rows, ("learning curve", str(run_dir / CURVE_FILE)), ("run", str(run_dir))]
 
 
 def _end_on_sigterm() -> None:

@@ -1,0 +1,66 @@
+"""The actors of one run: made together, started side by side, ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from capo_ray.checkpoint import write_state
+from capo_ray.config import TrainConfig
+from capo_ray.place import build
+from capo_ray.place.learner import LearnerActors
+from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
+
+WORKERS_FILE = "workers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """All tiers of a run; `critic` is None where the credit rule reads no critiques."""
+
+    rollout: RolloutPool
+    verifier: VerifierTier
+    critic: CriticPool | None
+    learner: LearnerActors
+
+    @classmethod
+    def build(cls, config: TrainConfig, run_dir: Path) -> Actors:
+        """The actors that a configuration asks for, not started."""
+        return cls(
+            build.build_rollout_pool(config),
+            build.build_verifier_tier(config),
+            build.build_critic_pool(config, run_dir) if "critiques" in config.credit.needs else None,
+            build.build_learner(config),
+        )
+
+    async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
+        """Start all side by side: the slowest decides. From then on `workers.json` names their processes."""
+        pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
+
+        def note() -> None:
+            roles = {pool.role: pool.pids() for pool in pools}
+            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles, "learner": self.learner.pids})
+
+        for pool in pools:
+            pool.on_ready = note
+        await asyncio.gather(self.learner.start(canary), *(pool.start() for pool in pools))
+        note()
+
+    def stats(self) -> dict[str, float]:
+        """The figures of all pools, names as in metrics."""
+        figures = {**self.rollout.pool.stats(), **self.verifier.pool.stats()}
+        return figures | self.critic.stats() if self.critic is not None else figures
+
+    def restarts(self) -> dict[str, float]:
+        """How often the workers of each role were replaced."""
+        return {name: value for name, value in self.stats().items() if name.endswith("/restarts")}
+
+    def close(self) -> None:
+        """Kill every actor; called once."""
+        self.rollout.pool.close()
+        self.verifier.pool.close()
+        self.learner.close()
+        if self.critic is not None:
+            self.critic.pool.close()

@@ -1,0 +1,60 @@
+"""What a run says of itself at its end: the summary for programs, the closing table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from capo_ray.config import TrainConfig
+from capo_ray.flow import RunOutcome
+
+CURVE_FILE = "learning_curve.png"
+
+
+def summarise(
+    config: TrainConfig, outcome: RunOutcome, ledger: dict[str, object], wall_s: float, restarts: dict[str, float]
+) -> dict[str, Any]:
+    """What `summary.json` holds; `wall_s` counts earlier sessions of a resumed run too."""
+    state = outcome.state
+    return {
+        "initial_accuracy": outcome.initial_accuracy,
+        "final_accuracy": outcome.final_accuracy,
+        "accuracy_is": "greedy" if config.run.eval_temperature == 0 else f"sampled at {config.run.eval_temperature:g}",
+        "updates": state.version,
+        "trajectories": state.num_trajectories,
+        "trained": state.num_trained,
+        "stale": state.num_stale,
+        "too_long": state.num_too_long,
+        "critiques": outcome.critic.num_critiques,
+        "critic": outcome.critic.summary(),
+        "ledger": ledger,
+        "restarts": restarts,
+        "stopped_early": outcome.stopped_early,
+        "wall_s": round(wall_s + state.seconds, 1),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def closing_rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]]:
+    """The closing table."""
+
+    def show(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.3f}"
+
+    critic = summary["critic"]
+    rows = [
+        ("held-out accuracy", f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"),
+        ("accuracy is", summary["accuracy_is"]),
+        ("updates", str(summary["updates"])),
+        ("trajectories", f"{summary['trajectories']} ({summary['trained']} trained)"),
+        ("wall time", f"{summary['wall_s']:.0f} s"),
+    ]
+    if summary["critiques"]:
+        rows += [
+            ("critiques", f"{summary['critiques']} ({critic['num_valid']} valid)"),
+            ("critic step precision / recall", f"{show(critic['precision'])} / {show(critic['recall'])}"),
+            ("after the vote", f"{show(critic['voted_precision'])} / {show(critic['voted_recall'])}"),
+        ]
+    if summary["stopped_early"]:
+        rows.append(("stopped early", summary["stopped_early"]))
+    return [*rows, ("learning curve", str(run_dir / CURVE_FILE)), ("run", str(run_dir))]

@@ -22,8 +22,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN python -m venv /opt/venv
 
 COPY constraints.txt ./
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-RUN pip install --extra-index-url "$TORCH_INDEX_URL" -c constraints.txt torch \
+# An index with CPU builds of torch (PyTorch publishes one); without it pip takes a much larger CUDA build.
+ARG TORCH_INDEX_URL=
+RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt torch \
     && pip install --no-deps -r constraints.txt
 
 COPY pyproject.toml README.md LICENSE ./

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import socket
+import threading
 from dataclasses import dataclass
 
 import ray
@@ -14,6 +17,7 @@ from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.protocols import RunFailed
 
 MIB = 1 << 20
+REACH_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,42 @@ def demand_of(config: TrainConfig) -> Demand:
     return Demand(sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows))
 
 
+async def join(config: TrainConfig) -> str:
+    """As `connect`, within `cluster.start_deadline_s`; past it `RunFailed`, and the thread that waits is left behind.
+
+    A daemon thread, since Ray's own connecting cannot be cancelled and must not keep a failed program alive.
+    """
+    loop = asyncio.get_running_loop()
+    joined: asyncio.Future[str] = loop.create_future()
+
+    def settle(result: str | BaseException) -> None:
+        if not joined.done():
+            joined.set_exception(result) if isinstance(result, BaseException) else joined.set_result(result)
+
+    def call() -> None:
+        try:
+            result: str | BaseException = connect(config)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, whatever it is
+            result = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=call, name="connect to Ray", daemon=True).start()
+    try:
+        return await asyncio.wait_for(joined, config.cluster.start_deadline_s)
+    except TimeoutError as error:
+        raise RunFailed(
+            f"expected Ray at {_address(config) or 'a cluster of its own'} to answer within cluster.start_deadline_s="
+            f"{config.cluster.start_deadline_s:g}, got nothing; check the address and the token"
+        ) from error
+
+
 def connect(config: TrainConfig) -> str:
     """The address of the cluster that this process now belongs to; raises `RunFailed` where it cannot serve the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    address = _address(config)
+    _check_reachable(address)
     demand = demand_of(config)
     try:
         if address:
@@ -61,6 +96,23 @@ def connect(config: TrainConfig) -> str:
         ) from error
     _check_capacity(demand)
     return str(ray.get_runtime_context().gcs_address)
+
+
+def _address(config: TrainConfig) -> str:
+    return config.cluster.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def _check_reachable(address: str) -> None:
+    """Somebody listens at `host:port`: Ray itself would retry a wrong address for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and `local`: Ray looks for itself
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise RunFailed(
+            f"expected Ray at {address}, but nothing answers there ({error}); check cluster.address and RAY_ADDRESS"
+        ) from error
 
 
 def _check_capacity(demand: Demand) -> None:

@@ -67,7 +67,7 @@ async def _run(config: TrainConfig, run_dir: Path) -> int:
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
     with screen:
         screen.update(phase="starting Ray")
-        address = await asyncio.to_thread(cluster.connect, config)
+        address = await cluster.join(config)
         _end_on_sigterm()
         screen.update(phase=f"starting workers on {address}")
         with contextlib.closing(Actors.build(config, run_dir)) as actors:

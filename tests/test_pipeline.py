@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config import TrainConfig
-from capo_ray.flow import Parts, Pipeline, RunOutcome
+from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.state import RunState, read_checkpoint
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed
 from capo_ray.types import Critique, Problem, Provenance, Verdict
@@ -187,3 +187,16 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     assert balance.balanced and again.ledger.trained_twice() == 0  # type: ignore[attr-defined]
     assert balance.counts["trained"] == 20 * 3 * 4
     assert balance.reasons["rolled_back"] == 3 * 3 * 4
+
+
+def test_a_problem_fits_only_if_its_scored_answer_does_too(tmp_path: Path) -> None:
+    problem = Problem(id="p", prompt="x" * 400, answer="7" * 20)
+    sizes = {"model": {"max_model_len": 512}, "rollout": {"group_size": 4, "max_response_tokens": 96}}
+    assert GroupWay(fake_parts(tmp_path / "grpo", make_config("grpo", **sizes))).fits(problem)
+    assert not GroupWay(fake_parts(tmp_path / "mig", make_config("mig", **sizes))).fits(problem)
+
+
+def test_methods_on_answer_logprobs_train_without_a_judge(tmp_path: Path) -> None:
+    parts = fake_parts(tmp_path, make_config("mig"), judge=None)
+    assert run(parts).state.version == 12
+    assert len(parts.learner.batches) == 12  # type: ignore[attr-defined]

@@ -140,11 +140,6 @@ def test_missing_and_empty_data_files_are_refused(model: Path, tmp_path: Path) -
     assert "data.path: expected the file" in sentence(config_with(model, "data=gsm8k"))
 
 
-def test_a_missing_compiler_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "install g++" in sentence(config_with(model))
-
-
 def test_too_little_memory_is_refused_with_the_largest_role(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "available_bytes", lambda: 2 << 30)
     text = sentence(config_with(model))

@@ -1,4 +1,4 @@
-"""What is looked at before a run starts, so that it does not fail minutes later: files, memory, cores, compiler.
+"""What is looked at before a run starts, so that it does not fail minutes later: files, memory, cores.
 
 Invariant: every check raises `RunFailed` with one sentence (expected, got, what to do) and changes nothing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import psutil
@@ -32,7 +31,6 @@ def check_train(config: TrainConfig) -> None:
     check_lengths(config)
     check_gpus(config)
     if own_cluster(config):
-        check_compiler()
         check_memory(config)
 
 
@@ -122,15 +120,6 @@ def check_lengths(config: TrainConfig) -> None:
         raise RunFailed(
             f"rollout.max_response_tokens must be < model.max_model_len, which holds the prompt too "
             f"(got {config.rollout.max_response_tokens} >= {config.model.max_model_len})"
-        )
-
-
-def check_compiler() -> None:
-    """There is a C++ compiler, with which DeepSpeed builds its CPU communication once."""
-    wanted = os.environ.get("CXX") or "g++"
-    if shutil.which(wanted) is None:
-        raise RunFailed(
-            f"expected a C++ compiler ({wanted}) for DeepSpeed, found none; install g++ (apt-get install g++)"
         )
 
 

@@ -33,6 +33,7 @@ class HfTokenizer:
         self.hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             self.path, use_fast=True, trust_remote_code=False, local_files_only=local
         )
+        self.hf.model_max_length = 10**9  # lengths are the caller's affair: no warning into somebody's progress page
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None:
             raise TokenizerRefused(f"{self.path} has no fast tokenizer (tokenizer.json); convert it with transformers")

@@ -11,10 +11,15 @@ from capo_ray.flow.parts import Parts
 from capo_ray.types import Judged, Problem
 
 
+def answer_tokens(parts: Parts, problem: Problem) -> tuple[list[int], list[int]]:
+    """The token ids of the answer cue and of the reference answer."""
+    cue = parts.tokenizer.encode(getattr(parts.config.credit, "answer_cue", ""))
+    return cue, parts.tokenizer.encode_data(problem.answer)
+
+
 async def score_answers(parts: Parts, problem: Problem, members: Sequence[Judged]) -> list[tuple[float, ...]]:
     """For each member the K+1 mean logprobs of the reference answer after 0..K of its steps."""
-    cue = parts.tokenizer.encode(getattr(parts.config.credit, "answer_cue", ""))
-    answer = parts.tokenizer.encode_data(problem.answer)
+    cue, answer = answer_tokens(parts, problem)
     sequences, starts, counts = [], [], []
     for member in members:
         prompt, response = member.trajectory.prompt_ids, member.trajectory.response.token_ids

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capo_ray.credit import assign_credit
-from capo_ray.flow.evidence import score_answers
+from capo_ray.flow.evidence import answer_tokens, score_answers
 from capo_ray.flow.parts import Parts
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
@@ -99,9 +99,12 @@ class GroupWay:
         )
 
     def fits(self, problem: Problem) -> bool:
-        """Whether the prompt leaves room for a whole response in `model.max_model_len` tokens."""
+        """Whether `model.max_model_len` holds prompt, response and, where it is scored, the reference answer."""
         config = self._parts.config
-        return len(self.encode_prompt(problem)) + config.rollout.max_response_tokens <= config.model.max_model_len
+        num_tokens = len(self.encode_prompt(problem)) + config.rollout.max_response_tokens
+        if "answer_logprobs" in self._needs:
+            num_tokens += sum(map(len, answer_tokens(self._parts, problem)))
+        return num_tokens <= config.model.max_model_len
 
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
         """The credited group of one problem; `progress` is the share of the run that is done (for schedules)."""

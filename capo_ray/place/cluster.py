@@ -58,6 +58,7 @@ async def join(config: TrainConfig) -> str:
             result = error
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result)
+        threading.Event().wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
 
     threading.Thread(target=call, name="connect to Ray", daemon=True).start()
     try:

@@ -146,7 +146,7 @@ class Stepper:
             job = self._jobs.get(output.request_id)
             if job is not None and output.finished:
                 del self._jobs[output.request_id]
-                finished.append((job, job.pending.pop(output.request_id), output))  # type: ignore[arg-type]
+                finished.append((job, job.pending.pop(output.request_id), output))
         if not outputs and spent < 1e-3:
             # Nothing ran: a grammar is still compiling. Leave it the core.
             with self._wake:

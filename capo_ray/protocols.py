@@ -7,6 +7,7 @@ waited for, or `PartLost` when whoever stood behind it is gone, and never waits 
     Judge          k votes on each response of a group     critics.Judge, place.CriticPool
     Verifier       verdicts on final answers               verifiers.VerifierPool, place.VerifierTier
     LearnerGroup   batches in, versions out                place.LearnerActors over learners.Learner
+    RewardModel    token rewards of a second model         place.RewardModelActors over learners.RewardLearner
     Ledger         every trajectory, every move            ledger.SqliteLedger
     Tracker        numbers out                             metrics.*
 """
@@ -17,7 +18,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from capo_ray.types import Batch, Completion, Critique, Problem, Span, TrajectoryKey, UpdateReport, Verdict
+from capo_ray.types import (
+    Batch,
+    Completion,
+    Critique,
+    Group,
+    Problem,
+    Span,
+    Trajectory,
+    TrajectoryKey,
+    UpdateReport,
+    Verdict,
+)
 
 
 class PartTimeout(TimeoutError):
@@ -43,6 +55,7 @@ class Sampling:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     regex: str | None = None
+    entropies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,22 @@ class LearnerGroup(Protocol):
 
     async def export(self, path: str) -> None:
         """Write the policy as a Hugging Face model directory (safetensors, config, tokenizer)."""
+
+
+class RewardModel(Protocol):
+    """A second model, trained beside the policy, that gives every token of a response a reward."""
+
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+        """[T] rewards of each response under the present weights."""
+
+    async def update(self, groups: Sequence[Group]) -> UpdateReport:
+        """The report of one update on judged groups; metrics are named `reward_model/…`."""
+
+    async def save(self, path: str) -> None:
+        """As `LearnerGroup.save`."""
+
+    async def load(self, path: str) -> int:
+        """As `LearnerGroup.load`."""
 
 
 class Ledger(Protocol):

@@ -55,6 +55,7 @@ class Completion:
 
     `logprobs[T]` are at the sampling temperature; `char_ends[T]` is the length of `text` once token t is decoded
     (non-decreasing; a token that completes no character repeats the value before it; special tokens add none).
+    `entropies[T]` in nats, of the distribution each token was drawn from; empty unless asked for.
     """
 
     token_ids: tuple[int, ...]
@@ -63,6 +64,7 @@ class Completion:
     text: str
     versions: tuple[VersionRun, ...]
     finish: Finish
+    entropies: tuple[float, ...] = ()
 
     @property
     def min_version(self) -> int:
@@ -164,6 +166,10 @@ class GroupCredit:
     step_weights: tuple[tuple[float, ...], ...]  # [G][K]: how wrong each step is held to be, 0..1
     valid_critiques: tuple[int, ...]  # [G]
     included: tuple[bool, ...]  # [G]: False where the verdict was invalid
+    entropy_weights: tuple[
+        tuple[float, ...], ...
+    ] = ()  # [G][T]: where the policy's entropy is to be kept up; (): nowhere
+    imitation_weights: tuple[tuple[float, ...], ...] = ()  # [G][T]: tokens to imitate beside the policy gradient
 
     @property
     def has_signal(self) -> bool:
@@ -173,13 +179,18 @@ class GroupCredit:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All the learner ever knows of a response: tokens [L], and for its last T tokens logprobs and advantages."""
+    """All the learner ever knows of a response: tokens [L], and for its last T tokens logprobs and advantages.
+
+    `entropy_weights` and `imitation_weights` are [T], or empty for none: factors of -H_t and of -log pi_t in the loss.
+    """
 
     key: TrajectoryKey
     token_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     versions: tuple[VersionRun, ...]
+    entropy_weights: tuple[float, ...] = ()
+    imitation_weights: tuple[float, ...] = ()
 
     @property
     def num_response_tokens(self) -> int:

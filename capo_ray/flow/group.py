@@ -34,6 +34,7 @@ from capo_ray.types import (
 
 GROUP_FAILURES = (PartTimeout, PartLost, SpanError)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
+Row = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,18 @@ class CreditedGroup:
     @property
     def samples(self) -> tuple[Sample, ...]:
         """What the learner may see: the members that count."""
+        credit, nothing = self.credit, [()] * len(self.group.members)
+        rows = zip(
+            self.group.members,
+            credit.advantages,
+            credit.entropy_weights or nothing,
+            credit.imitation_weights or nothing,
+            credit.included,
+            strict=True,
+        )
         return tuple(
-            _to_sample(member.trajectory, advantages)
-            for member, advantages, included in zip(
-                self.group.members, self.credit.advantages, self.credit.included, strict=True
-            )
+            _to_sample(member.trajectory, advantages, entropy_weights, imitation_weights)
+            for member, advantages, entropy_weights, imitation_weights, included in rows
             if included
         )
 
@@ -69,7 +77,7 @@ class CreditedGroup:
         return tuple(m.verdict.reward for m in self.group.members if m.verdict.reward is not None)
 
 
-def _to_sample(trajectory: Trajectory, advantages: tuple[float, ...]) -> Sample:
+def _to_sample(trajectory: Trajectory, advantages: Row, entropy_weights: Row, imitation_weights: Row) -> Sample:
     response = trajectory.response
     return Sample(
         key=trajectory.key,
@@ -77,6 +85,8 @@ def _to_sample(trajectory: Trajectory, advantages: tuple[float, ...]) -> Sample:
         sampler_logprobs=response.logprobs,
         advantages=advantages,
         versions=response.versions,
+        entropy_weights=entropy_weights,
+        imitation_weights=imitation_weights,
     )
 
 

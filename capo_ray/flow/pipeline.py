@@ -15,17 +15,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
-from capo_ray.credit import scale_batch
 from capo_ray.flow.budgets import Budgets
 from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState, save_checkpoint
-from capo_ray.packing import build_batch
+from capo_ray.flow.training import Training
 from capo_ray.protocols import PartTimeout, RunFailed
 from capo_ray.types import Problem, UpdateReport
 
@@ -65,6 +64,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         config = self.parts.config
         self.way = GroupWay(self.parts)
+        self.training = Training(self.parts)
         self.num_slots = config.learner.groups_per_batch * (config.stream.max_age + 1)
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
@@ -203,26 +203,13 @@ class Pipeline:
                     future.cancel()
 
     async def _train(self, taken: Sequence[Taken[CreditedGroup]], waited_s: float) -> None:
-        parts, config, state = self.parts, self.parts.config, self.state
-        credits = scale_batch([t.item.credit for t in taken], config.credit)
-        groups = [replace(t.item, credit=credit) for t, credit in zip(taken, credits, strict=True)]
-        samples = [sample for group in groups for sample in group.samples]
-        batch = build_batch(
-            samples,
-            num_ranks=config.learner.num_ranks,
-            microbatch_tokens=config.learner.microbatch_tokens,
-            aggregation=config.loss.aggregation,
-            max_response_tokens=config.rollout.max_response_tokens,
-        )
-        parts.progress.update(phase="update", queues=self._queues())
-        report = await parts.learner.update(batch)
+        self.parts.progress.update(phase="update", queues=self._queues())
+        groups, report = await self.training.update([t.item for t in taken])
         self._settle(groups, report)
-        started = time.monotonic()
-        parts.progress.update(phase="publish")
-        await parts.engine.load_weights(await parts.learner.publishable())
-        publish_s = time.monotonic() - started
+        self.parts.progress.update(phase="publish")
+        publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
-        figures = update_figures(groups, report.metrics, state.version - 1)
+        figures = update_figures(groups, report.metrics, self.state.version - 1)
         figures |= {
             "time/update_s": report.seconds,
             "time/publish_s": publish_s,
@@ -230,7 +217,7 @@ class Pipeline:
             "queue/in_flight_groups": float(len(self._flights)),
             "queue/finished_groups": float(self.buffer.num_finished),
         }
-        figures |= {name: float(value) for name, value in parts.part_stats().items()}
+        figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
         await self._after_update(groups, figures)
 
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:

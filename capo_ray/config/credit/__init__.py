@@ -1,0 +1,115 @@
+"""The credit methods' configs. Each names the evidence it needs; the pipeline gathers exactly that."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from capo_ray.config.base import Section
+from capo_ray.config.credit.base import CreditBase, Needs, Segmenter, Vote
+from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
+from capo_ray.config.credit.likelihood import AcpoConfig, MigConfig
+from capo_ray.config.credit.outcome import (
+    CispoConfig,
+    DapoConfig,
+    DrGrpoConfig,
+    GrpoConfig,
+    GspoConfig,
+    ReinforcePpConfig,
+    RlooConfig,
+)
+from capo_ray.config.credit.values import IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
+
+__all__ = [
+    "CREDIT_METHODS",
+    "OFFLINE_ONLY",
+    "AcpoConfig",
+    "CapoConfig",
+    "CreditBase",
+    "CreditConfig",
+    "DapoConfig",
+    "GenormConfig",
+    "IstarConfig",
+    "MigConfig",
+    "Needs",
+    "PrimeConfig",
+    "PureConfig",
+    "QrmConfig",
+    "Segmenter",
+    "VinePpoConfig",
+    "Vote",
+    "refuse_offline_only",
+    "refuse_other_loss",
+]
+
+_CLASSES: tuple[type[CreditBase], ...] = (
+    CapoConfig,
+    GrpoConfig,
+    DrGrpoConfig,
+    RlooConfig,
+    ReinforcePpConfig,
+    DapoConfig,
+    GspoConfig,
+    CispoConfig,
+    GenormConfig,
+    AcpoConfig,
+    MigConfig,
+    PureConfig,
+    VinePpoConfig,
+    PrimeConfig,
+    IstarConfig,
+    QrmConfig,
+)
+CREDIT_METHODS: dict[str, type[CreditBase]] = {c.model_fields["method"].default: c for c in _CLASSES}
+
+OFFLINE_ONLY: dict[str, str] = {
+    "vineppo": "Monte-Carlo values of every prefix",
+    "prime": "token rewards of a second model that is trained beside the policy",
+    "istar": "token rewards of a second model that is trained beside the policy",
+    "qrm": "token rewards of a trained reward model",
+}
+"""Methods whose evidence no part of a training run gathers: their math is there for `capo-ray credit` alone."""
+
+
+def refuse_offline_only(config: Any) -> Any:
+    """`config`, unless its method exists offline only."""
+    if config.method in OFFLINE_ONLY:
+        raise ValueError(
+            f"credit={config.method} reads {OFFLINE_ONLY[config.method]}, which a training run does not gather; "
+            f"use it offline (capo-ray credit {config.method} --input groups.jsonl) or choose another method"
+        )
+    return config
+
+
+def refuse_other_loss(config: CreditBase, loss: Section) -> None:
+    """Raise where the loss section would make the method another one (`credit=gspo` with loss.ratio=token)."""
+    for key, wanted in config.required_loss.items():
+        got = getattr(loss, key)
+        if got != wanted:
+            raise ValueError(
+                f"credit.method={config.method} needs loss.{key}={wanted} (got {got}); write credit={config.method}, "
+                f"which sets it"
+            )
+
+
+CreditConfig = Annotated[
+    CapoConfig
+    | GrpoConfig
+    | DrGrpoConfig
+    | RlooConfig
+    | ReinforcePpConfig
+    | DapoConfig
+    | GspoConfig
+    | CispoConfig
+    | GenormConfig
+    | AcpoConfig
+    | MigConfig
+    | PureConfig
+    | VinePpoConfig
+    | PrimeConfig
+    | IstarConfig
+    | QrmConfig,
+    Field(discriminator="method"),
+    AfterValidator(refuse_offline_only),
+]

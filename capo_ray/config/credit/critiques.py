@@ -1,0 +1,72 @@
+"""Methods that read the critics' critiques."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from capo_ray.config.credit.base import CreditBase, Vote
+
+
+class CapoConfig(CreditBase):
+    """CAPO (2508.02298): the critics' vote on each step is taken off the outcome reward of its tokens."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"critiques"})
+    source: ClassVar[str] = "2508.02298"
+    method: Literal["capo"] = "capo"
+    vote: Vote = "majority"
+    """How the valid critiques of a response become one weight per step."""
+    quorum: int = Field(1, ge=1)
+    """Valid critiques that a response needs; below it, it gets outcome-only credit."""
+    w_whole: float = Field(2.0, gt=0)
+    """Reward of every token of a right answer (W_whole of eq. 1)."""
+    w_process: float = Field(1.0, ge=0)
+    """Penalty of every token of a wrong step (W_process of eq. 1)."""
+    w_format: float = Field(0.0, ge=0)
+    """Reward of every token of a response in the asked-for format (our reading of the paper's "format reward")."""
+    normalisation: Literal["pooled", "separate", "leave_one_out"] = "pooled"
+    """How token rewards become advantages: pooled is eq. 2; the others are ours."""
+    weighting: Literal["token", "trajectory"] = "token"
+    """Whether each token or each response counts the same in the group's mean and deviation (token: eq. 2)."""
+    ramp_frac: float = Field(0.0, ge=0, le=1)
+    """Share of the run over which W_process grows linearly from 0 to its value; 0: constant from the start."""
+    keep_outcome_sign: bool = False
+    """Set to 0 what would lower a token of a right answer or raise a token of a wrong one."""
+
+    @model_validator(mode="after")
+    def _refuse_combinations(self) -> CapoConfig:
+        if self.vote == "greedy" and self.quorum > 1:
+            raise ValueError(f"vote=greedy reads one critique, so quorum must be 1 (got {self.quorum})")
+        return self
+
+
+class GenormConfig(CreditBase):
+    """GRPO-GenORM (baseline of 2508.02298): the critics' overall verdict beside the rule's, one number a response."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"critiques", "overall"})
+    source: ClassVar[str] = "2508.02298"
+    vote: ClassVar[str] = "average"
+    """Read by the critic tier: an average is never decided early, and every overall verdict counts here."""
+    quorum: ClassVar[int] = 1
+    method: Literal["grpo_genorm"] = "grpo_genorm"
+    alpha: float = Field(1.0, gt=0)
+    """Scale of the critics' verdict inside the sigmoid (our choice)."""
+    beta: float = Field(2.0, ge=0)
+    """Weight of the rule's reward (our choice: 2 makes that part -1 or 1)."""
+
+
+class PureConfig(CreditBase):
+    """PURE (2504.15275): a response is worth its worst step (min-form), here judged by critics."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"critiques"})
+    source: ClassVar[str] = "2504.15275"
+    method: Literal["pure"] = "pure"
+    vote: Vote = "average"
+    """How the valid critiques of a response become one weight per step."""
+    quorum: int = Field(1, ge=1)
+    """Valid critiques that a response needs; below it, it gets outcome-only credit."""
+    temperature: float = Field(0.1, gt=0)
+    """Of the soft minimum; towards 0 it becomes the minimum."""
+    w_process: float = Field(1.0, ge=0)
+    """Weight of the process return beside the outcome (our choice)."""

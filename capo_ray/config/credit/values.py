@@ -1,0 +1,43 @@
+"""Methods that read values or rewards from elsewhere: Monte-Carlo rollouts, a second model."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from capo_ray.config.credit.base import CreditBase
+
+
+class VinePpoConfig(CreditBase):
+    """VinePPO (2410.01679): a step's advantage is the change of the Monte-Carlo value across it."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"step_values"})
+    source: ClassVar[str] = "2410.01679"
+    method: Literal["vineppo"] = "vineppo"
+
+
+class PrimeConfig(CreditBase):
+    """PRIME (2502.01456): implicit token rewards summed to the end, each part with its leave-one-out baseline."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
+    source: ClassVar[str] = "2502.01456"
+    method: Literal["prime"] = "prime"
+
+
+class IstarConfig(CreditBase):
+    """iStar (2509.19199): implicit step rewards beside the episode's, each with its own group advantage."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
+    source: ClassVar[str] = "2509.19199"
+    method: Literal["istar"] = "istar"
+    w_step: float = Field(1.0, ge=0)
+    """Weight of the step advantage."""
+
+
+class QrmConfig(CreditBase):
+    """Q-RM (2505.23363): the token rewards of a discriminative reward model, scaled but not centred."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
+    source: ClassVar[str] = "2505.23363"
+    method: Literal["qrm"] = "qrm"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun

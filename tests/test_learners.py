@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner
 from capo_ray.learners.microbatch import to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy

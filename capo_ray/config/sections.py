@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from capo_ray.config.base import Section
+from capo_ray.config.curriculum import CurriculumConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -79,6 +80,7 @@ class DataConfig(Section):
     """Unreadable rows above which the run ends; each is reported with file and line."""
     chain_steps: Positive = 6
     """kind=chains: operations per problem."""
+    curriculum: CurriculumConfig = CurriculumConfig()
 
 
 class RolloutConfig(Section):

@@ -1,4 +1,4 @@
-"""LICA's adaptive entropy term (2007.02529): the less entropy is left, the larger its bonus. All tensors are flat [N]."""
+"""LICA's adaptive entropy term (2007.02529): the less entropy is left, the larger its bonus. All tensors are [N]."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ def likelihood_ratios(
 ) -> torch.Tensor:
     """pi / behaviour of each token [N]; with ratio=sequence their geometric mean over the response.
 
-    sequence is in its token form s * pi_t / sg(pi_t) (GSPO-token of 2507.18071), equal to the plain one where a response
-    has one advantage, and the one that brings each token's advantage to its own logprob.
+    sequence is in its token form s * pi_t / sg(pi_t) (GSPO-token of 2507.18071), equal to the plain one where a
+    response has one advantage, and the one that brings each token's advantage to its own logprob.
     """
     log_ratio = policy_logprobs - behaviour_logprobs
     if ratio == "sequence":

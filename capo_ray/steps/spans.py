@@ -11,6 +11,7 @@ from capo_ray.steps.entropy import keep_decisions
 from capo_ray.steps.segmenters import SEGMENTERS
 from capo_ray.types import Completion, Span
 
+DEFAULT_CUTS = EntropyCuts()
 ENTROPY = "entropy"  # the one segmenter that reads more than the text
 
 
@@ -22,7 +23,7 @@ def split_steps(
     response: Completion,
     segmenter: str = "blank_line",
     entropies: Sequence[float] = (),
-    cuts: EntropyCuts = EntropyCuts(),
+    cuts: EntropyCuts = DEFAULT_CUTS,
 ) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 

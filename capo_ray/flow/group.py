@@ -167,6 +167,12 @@ class GroupWay:
             entropies=self._parts.config.credit.reads_entropies,
         )
         completions = await self._parts.engine.generate(prompt_ids, sampling)
+        for completion in completions:
+            if sampling.entropies and len(completion.entropies) != len(completion.token_ids):
+                raise RuntimeError(
+                    f"the engine was asked for the entropies of {len(completion.token_ids)} tokens, got "
+                    f"{len(completion.entropies)}"
+                )
         return [
             Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), prompt_ids, completion)
             for sample, completion in enumerate(completions)

@@ -292,3 +292,29 @@ def test_controller_curriculum_and_stage_go_on_after_a_resume(tmp_path: Path) ->
     assert [row["entropy/coefficient"] for row in rows] == pytest.approx([0.05 - n * 0.003 for n in range(8, 12)])
     assert rows[0]["entropy/target_nats"] == pytest.approx(0.2)
     assert rows[-1]["curriculum/repeated_frac"] > 0
+
+
+def test_equal_prefixes_of_siblings_are_scored_once_and_every_score_comes_home(tmp_path: Path) -> None:
+    class Counting(FakeEngine):
+        async def score(
+            self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+        ) -> tuple[tuple[float, ...], ...]:
+            asked.extend(tuple(ids) for ids in token_ids)
+            assert all(self.text(ids[start:]) == "7" for ids, start in zip(token_ids, starts, strict=True))
+            return await super().score(token_ids, starts)
+
+        def text(self, ids: Sequence[int]) -> str:
+            return "".join(map(chr, ids))
+
+    asked: list[tuple[int, ...]] = []
+    parts = fake_parts(tmp_path, make_config("mig"), engine=Counting(), judge=None)
+    problem = Problem("p7", "digit 7", "7")
+    group = asyncio.run(GroupWay(parts).walk(0, problem, 0, 0.0)).group
+    assert len(asked) == len(set(asked)) <= 4, "the prompt, the first step, and two answers at most"
+    for member in group.members:
+        prompt, response = member.trajectory.prompt_ids, member.trajectory.response.token_ids
+        lengths = [
+            len(prompt) + end - (response[end - 1] == 0 if end else 0) for end in (0, *(e for _, e in member.steps))
+        ]
+        # the fake scores a sequence by its length: prompt, steps, cue of 7 tokens, answer
+        assert member.evidence.answer_logprobs == tuple(-1.0 / (n + len("\\boxed{") + 1) for n in lengths)

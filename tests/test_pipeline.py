@@ -318,3 +318,15 @@ def test_equal_prefixes_of_siblings_are_scored_once_and_every_score_comes_home(t
         ]
         # the fake scores a sequence by its length: prompt, steps, cue of 7 tokens, answer
         assert member.evidence.answer_logprobs == tuple(-1.0 / (n + len("\\boxed{") + 1) for n in lengths)
+
+
+def test_a_run_resumed_with_more_updates_begins_its_second_stage_anew(tmp_path: Path) -> None:
+    first = fake_parts(tmp_path, make_config("acpo", stream={"max_age": 0}), judge=None)
+    state = run(first).state
+    assert first.learner.references == [6]  # type: ignore[attr-defined]
+    longer = make_config("acpo", stream={"max_age": 0}, run={"num_updates": 40})
+    again = fake_parts(tmp_path / "again", longer, judge=None, learner=first.learner)
+    again.engine.version = state.version  # type: ignore[attr-defined]
+    run(again, state)
+    assert first.learner.references == [6, 20]  # type: ignore[attr-defined]
+    assert first.learner.kl_scales == [0.0] * 6 + [1.0] * 6 + [0.0] * 8 + [1.0] * 20  # type: ignore[attr-defined]

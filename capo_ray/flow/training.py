@@ -49,10 +49,13 @@ class Training:
         """Measure KL from the present policy from now on, once, where the credit method begins its second stage."""
         config, state = self._parts.config, self._state
         begins = config.credit.reference_from
-        if begins is None or progress < begins or state.reference_version is not None or not config.loss.kl_coef:
+        if begins is None or not config.loss.kl_coef:
             return
-        await self._parts.learner.refresh_reference()
-        state.reference_version = state.version
+        if progress < begins:  # also of a run that was resumed with more updates, in its first stage once more
+            state.reference_version = None
+        elif state.reference_version is None:
+            await self._parts.learner.refresh_reference()
+            state.reference_version = state.version
 
     async def publish(self) -> float:
         """The seconds until all engines hold the learner's weights."""

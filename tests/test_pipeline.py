@@ -330,3 +330,17 @@ def test_a_run_resumed_with_more_updates_begins_its_second_stage_anew(tmp_path: 
     run(again, state)
     assert first.learner.references == [6, 20]  # type: ignore[attr-defined]
     assert first.learner.kl_scales == [0.0] * 6 + [1.0] * 6 + [0.0] * 8 + [1.0] * 20  # type: ignore[attr-defined]
+
+
+def test_acpo_cuts_where_the_engines_entropies_say_not_where_samples_surprise(tmp_path: Path) -> None:
+    class Deciding(FakeEngine):
+        """Sure of everything but the answer, though every token had the same logprob."""
+
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            done = await super().generate(prompt_ids, sampling)
+            return tuple(replace(each, entropies=(0.0,) * 7 + (2.0, 0.0)) for each in done)
+
+    parts = fake_parts(tmp_path, make_config("acpo", credit={"cut_min_tokens": 1}), engine=Deciding(), judge=None)
+    group = asyncio.run(GroupWay(parts).walk(0, Problem("p7", "digit 7", "7"), 0, 0.0)).group
+    assert {member.steps for member in group.members} == {((0, 7), (7, 9))}
+    assert group.members[0].evidence.entropies[7] == 2.0

@@ -42,9 +42,9 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
         for outcome, gain, row in zip(outcomes, gains, spread, strict=True)
     ]
     credit = r.to_group_credit(group, advantages, rewards)
-    gates = [config.w_sft * (w * outcome * gain > 0) for w, outcome, gain in zip(weights, outcomes, gains, strict=True)]
-    if not any(gates):
+    if not config.w_sft:
         return credit
+    gates = [config.w_sft * (w * outcome * gain > 0) for w, outcome, gain in zip(weights, outcomes, gains, strict=True)]
     return replace(credit, imitation_weights=tuple(map(tuple, r.spread_over_responses(group, gates))))
 
 

@@ -68,7 +68,7 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
         wanted = f"{len(response.token_ids)} numbers (or logprobs), which credit.segmenter=entropy reads"
         _refuse(f"{where}.entropies", wanted, None)
     try:
-        steps = split_steps(response, config.segmenter, entropies)
+        steps = split_steps(response, config.segmenter, entropies, config.entropy_cuts)
     except SpanError as error:
         raise FieldError(f"{where}.tokens: {error}") from None
     reward = _read_reward(item, where)

@@ -150,8 +150,11 @@ class GroupWay:
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
         verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
-        segmenter = self._parts.config.credit.segmenter
-        return [Judged(t, v, split_steps(t.response, segmenter)) for t, v in zip(trajectories, verdicts, strict=True)]
+        credit = self._parts.config.credit
+        return [
+            Judged(t, v, split_steps(t.response, credit.segmenter, t.response.entropies, credit.entropy_cuts))
+            for t, v in zip(trajectories, verdicts, strict=True)
+        ]
 
     async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:
         rollout = self._parts.config.rollout
@@ -161,8 +164,15 @@ class GroupWay:
             top_p=rollout.top_p,
             max_tokens=rollout.max_response_tokens,
             n=rollout.group_size,
+            entropies=self._parts.config.credit.reads_entropies,
         )
         completions = await self._parts.engine.generate(prompt_ids, sampling)
+        for completion in completions:
+            if sampling.entropies and len(completion.entropies) != len(completion.token_ids):
+                raise RuntimeError(
+                    f"the engine was asked for the entropies of {len(completion.token_ids)} tokens, got "
+                    f"{len(completion.entropies)}"
+                )
         return [
             Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), prompt_ids, completion)
             for sample, completion in enumerate(completions)
@@ -173,7 +183,8 @@ class GroupWay:
         valid = [m for m in members if m.verdict.valid]
         critiques, answers = await asyncio.gather(self._critique(problem, valid), self._score(problem, valid))
         evidence = {
-            id(m): Evidence(critiques=c, answer_logprobs=a) for m, c, a in zip(valid, critiques, answers, strict=True)
+            id(m): Evidence(critiques=c, answer_logprobs=a, entropies=m.trajectory.response.entropies)
+            for m, c, a in zip(valid, critiques, answers, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 

@@ -132,6 +132,7 @@ class Evidence:
     step_values: tuple[float, ...] = ()  # [K+1]: Monte-Carlo value of each prefix
     token_rewards: tuple[float, ...] = ()  # [T]: implicit or token-level rewards of a second model
     entropies: tuple[float, ...] = ()  # [T]: sampler entropy of each response token
+    num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,8 @@ def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float], vers
         "stream/age_max": float(max(age for age, _ in ages)),
         "stream/age_mean": sum(age * n for age, n in ages) / num_tokens,
     }
+    if value_tokens := sum(m.evidence.num_value_tokens for m in members):
+        figures["rollout/value_tokens_mean"] = value_tokens / len(members)
     if shares:
         figures["critic/agreement_frac"] = _mean(shares)
     for stage in groups[0].stage_s:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from capo_ray.config.credit import VinePpoConfig
 from capo_ray.credit import assign_credit
 from capo_ray.flow.evidence import answer_tokens, score_answers
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
 from capo_ray.steps import SpanError, split_steps
@@ -181,10 +183,18 @@ class GroupWay:
     async def _gather_evidence(self, problem: Problem, members: Sequence[Judged]) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
-        critiques, answers = await asyncio.gather(self._critique(problem, valid), self._score(problem, valid))
+        critiques, answers, values = await asyncio.gather(
+            self._critique(problem, valid), self._score(problem, valid), self._value(problem, valid)
+        )
         evidence = {
-            id(m): Evidence(critiques=c, answer_logprobs=a, entropies=m.trajectory.response.entropies)
-            for m, c, a in zip(valid, critiques, answers, strict=True)
+            id(m): Evidence(
+                critiques=c,
+                answer_logprobs=a,
+                step_values=v.values,
+                num_value_tokens=v.num_tokens,
+                entropies=m.trajectory.response.entropies,
+            )
+            for m, c, a, v in zip(valid, critiques, answers, values, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
@@ -205,6 +215,14 @@ class GroupWay:
         if "answer_logprobs" not in self._needs or not members:
             return [()] * len(members)
         return await score_answers(self._parts, problem, members)
+
+    async def _value(self, problem: Problem, members: Sequence[Judged]) -> Sequence[StepValues]:
+        """The Monte-Carlo values of each member's prefixes, none where the credit rule reads none."""
+        if "step_values" not in self._needs or not members:
+            return [StepValues((), 0)] * len(members)
+        credit = self._parts.config.credit
+        assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
+        return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
 
 
 def accuracy(verdicts: Sequence[Verdict]) -> float:

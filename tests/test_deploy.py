@@ -114,6 +114,15 @@ def test_the_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for
         assert present == asked[group["groupName"]], group["groupName"]
 
 
+def test_each_role_of_the_rayjob_is_fenced_to_the_group_of_its_name() -> None:
+    spec = manifest()["spec"]
+    config = compose_train(shlex.split(spec["entrypoint"])[3:])
+    parts = {"rollout": config.engine, "critic": config.critic, "learner": config.learner}
+    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+        announced = json.loads(json.loads(group["rayStartParams"]["resources"]))  # quoted once more for the shell
+        assert list(announced) == [parts[group["groupName"]].node_resource]
+
+
 def lock() -> dict[str, str]:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from capo_ray.cli import sft
+from capo_ray.cli.sft_eval import max_tokens_of
 from capo_ray.config.sft import SftConfig, SftModelConfig
 from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe, sha256
 from capo_ray.learners.supervised import (
@@ -24,6 +26,8 @@ from capo_ray.learners.supervised import (
     train_supervised,
 )
 from capo_ray.problems import asset_path
+from capo_ray.problems.chains import demonstrate, draw_chain, response_text
+from capo_ray.problems.chains_lessons import critic_completion
 from capo_ray.problems.chains_tokenizer import build_tokenizer
 from capo_ray.protocols import RunFailed
 
@@ -207,3 +211,14 @@ def test_the_shipped_policy_and_critic_are_as_good_as_their_recipes_say():
         model, tokenizer = load_model(str(asset_path("laptop", role)))
         figures = measure(written.model_copy(update={"eval_policy": "laptop"}), model, tokenizer)
         assert figures == pytest.approx(recipe["evaluation"], abs=0.05)
+
+
+@pytest.mark.parametrize("num_operations", [2, 6, 31])
+def test_the_closing_evaluation_waits_for_the_longest_whole_answer(num_operations: int):
+    chain = draw_chain(random.Random(0), num_operations, "train")
+    shown = demonstrate(chain, random.Random(0), 1.0)
+    limit = max_tokens_of(config(eval_steps=num_operations))
+    wrong = (*(f"{k}+{k}=" for k in range(10)),) * 4  # steps none of which is right
+    texts = {"policy": response_text(shown), "critic": critic_completion(chain, wrong[: num_operations + 1])}
+    for role, text in texts.items():
+        assert len(build_tokenizer(role).encode(text)) < limit

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+TOKENS_PER_STEP = 10
+"""Enough for a step of the policy (6), and for what a critic writes of one (3 and, when it is wrong, 3 more)."""
+
+
 def held_out_chains(config: SftConfig) -> list[ChainProblem]:
     """The problems of the closing evaluation."""
     return [make_problem(0, index, config.eval_steps, "held_out") for index in range(config.eval_problems)]
+
+
+def max_tokens_of(config: SftConfig) -> int:
+    """The longest completion that the closing evaluation waits for."""
+    return max(128, TOKENS_PER_STEP * (config.eval_steps + 2))
 
 
 def complete(
@@ -25,6 +34,7 @@ def complete(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],
     *,
+    max_tokens: int,
     temperature: float,
     top_p: float = 1.0,
     seed: int = 0,
@@ -32,17 +42,23 @@ def complete(
     """One completion text per prompt."""
     ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     completions = sample_completions(
-        model, ids, eos_id=tokenizer.eos_token_id, max_tokens=128, temperature=temperature, top_p=top_p, seed=seed
+        model,
+        ids,
+        eos_id=tokenizer.eos_token_id,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
     )
     return [str(tokenizer.decode(completion)) for completion in completions]
 
 
 def policy_figures(config: SftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Accuracy of answers (greedy, sampled at temperature 1) and of sampled steps."""
-    problems = held_out_chains(config)
+    problems, limit = held_out_chains(config), max_tokens_of(config)
     prompts = [f"{problem.prompt}\n" for problem in problems]
-    sampled = complete(model, tokenizer, prompts, temperature=1.0)
-    greedy = complete(model, tokenizer, prompts, temperature=0.0)
+    sampled = complete(model, tokenizer, prompts, max_tokens=limit, temperature=1.0)
+    greedy = complete(model, tokenizer, prompts, max_tokens=limit, temperature=0.0)
     steps = [split_steps(text) for text in sampled]
     num_wrong = sum(len(true_wrong_steps(p, s)) for p, s in zip(problems, steps, strict=True))
     return {
@@ -57,11 +73,11 @@ def critic_figures(config: SftConfig, model: PreTrainedModel, tokenizer: PreTrai
     from capo_ray.problems.chains_lessons import read_incorrect_steps
 
     policy, policy_tokenizer = load_model(str(asset_path(config.eval_policy, "policy")))
-    problems = held_out_chains(config)
-    texts = complete(policy, policy_tokenizer, [f"{p.prompt}\n" for p in problems], temperature=1.0)
+    problems, limit = held_out_chains(config), max_tokens_of(config)
+    texts = complete(policy, policy_tokenizer, [f"{p.prompt}\n" for p in problems], max_tokens=limit, temperature=1.0)
     steps = [split_steps(text) for text in texts]
     prompts = [critic_prompt(p.prompt, s) for p, s in zip(problems, steps, strict=True)]
-    replies = complete(model, tokenizer, prompts, temperature=0.7, top_p=0.9)
+    replies = complete(model, tokenizer, prompts, max_tokens=limit, temperature=0.7, top_p=0.9)
     hits = flagged = wrong = invalid = exact = 0
     for problem, shown, reply in zip(problems, steps, replies, strict=True):
         truth, told = true_wrong_steps(problem, shown), read_incorrect_steps(reply, len(shown))

@@ -81,6 +81,7 @@ RULES: tuple[Rule, ...] = (
             "critic.model",
             "critic.dtype",
             "critic.num_gpus",
+            "critic.placement",
             "critic.tensor_parallel",
             "critic.max_num_seqs",
             "critic.max_model_len",

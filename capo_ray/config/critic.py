@@ -94,6 +94,10 @@ class CriticConfig(Section):
     num_workers: Positive = 1
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
+    placement: Literal["anywhere", "same_node", "colocated"] = "anywhere"
+    """Each worker on any node, on the node of a rollout worker, or on that worker's own GPU (shares of one)."""
     tensor_parallel: Positive = 1
     max_num_seqs: Positive = 128
     kv_cache_gib: float = Field(0.5, gt=0)

@@ -102,6 +102,8 @@ class EngineConfig(Section):
     num_cpus: float = Field(0.5, ge=0)
     """Ray CPUs of each worker."""
     num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
     tensor_parallel: Positive = 1
     max_num_seqs: Positive = 128
     kv_cache_gib: float = Field(0.5, gt=0)
@@ -196,6 +198,8 @@ class LearnerConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
     num_threads: Positive = 1
     deadline_s: float = Field(600.0, gt=0)
     """For one update or publish."""

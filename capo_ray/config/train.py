@@ -37,9 +37,34 @@ class TrainConfig(Section):
                 f"(got rollout.top_p={self.rollout.top_p}); add loss.behaviour=recompute"
             )
         refuse_other_loss(self.credit, self.loss)
+        self._refuse_placements()
         quorum = getattr(self.credit, "quorum", 0)
         if getattr(self.credit, "vote", "") == "greedy" and quorum > 1:
             raise ValueError(f"credit.vote=greedy asks for one critique, so credit.quorum must be 1 (got {quorum})")
         if quorum > self.critic.num_votes:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {quorum} > {self.critic.num_votes})")
         return self
+
+    def _refuse_placements(self) -> None:
+        """Raise where critics cannot stand where `critic.placement` puts them."""
+        engine, critic = self.engine, self.critic
+        if critic.placement == "anywhere":
+            return
+        if critic.node_resource:
+            raise ValueError(
+                f"critic.placement={critic.placement} puts critics beside rollout workers, so critic.node_resource "
+                f"must be empty (got {critic.node_resource!r}); engine.node_resource names the nodes of both"
+            )
+        neighbours = -(-critic.num_workers // engine.num_workers)
+        gpus = engine.num_gpus + neighbours * critic.num_gpus
+        if critic.placement == "colocated" and gpus > 1:
+            raise ValueError(
+                f"critic.placement=colocated shares one GPU, so engine.num_gpus + {neighbours} x critic.num_gpus must "
+                f"be <= 1 (got {gpus:g}); give each a share, as engine.num_gpus=0.5 critic.num_gpus=0.5"
+            )
+        memory = engine.gpu_memory_frac + neighbours * critic.gpu_memory_frac
+        if critic.placement == "colocated" and gpus > 0 and memory > 1:
+            raise ValueError(
+                f"critic.placement=colocated shares one GPU's memory, so engine.gpu_memory_frac + {neighbours} x "
+                f"critic.gpu_memory_frac must be <= 1 (got {memory:g})"
+            )

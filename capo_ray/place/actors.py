@@ -11,6 +11,7 @@ from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
 from capo_ray.place import build
 from capo_ray.place.learner import LearnerActors
+from capo_ray.place.placement import Neighbourhoods, check_fences
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 
 WORKERS_FILE = "workers.json"
@@ -24,15 +25,18 @@ class Actors:
     verifier: VerifierTier
     critic: CriticPool | None
     learner: LearnerActors
+    places: Neighbourhoods
 
     @classmethod
     def build(cls, config: TrainConfig, run_dir: Path) -> Actors:
         """The actors that a configuration asks for, not started."""
+        places = Neighbourhoods(config)
         return cls(
-            build.build_rollout_pool(config),
+            build.build_rollout_pool(config, places),
             build.build_verifier_tier(config),
-            build.build_critic_pool(config, run_dir) if "critiques" in config.credit.needs else None,
+            build.build_critic_pool(config, run_dir, places) if "critiques" in config.credit.needs else None,
             build.build_learner(config),
+            places,
         )
 
     async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
@@ -45,6 +49,8 @@ class Actors:
 
         for pool in pools:
             pool.on_ready = note
+        check_fences(self.places.config)
+        await self.places.reserve()
         await asyncio.gather(self.learner.start(canary), *(pool.start() for pool in pools))
         note()
 
@@ -64,3 +70,4 @@ class Actors:
         self.learner.close()
         if self.critic is not None:
             self.critic.pool.close()
+        self.places.close()

@@ -12,6 +12,7 @@ from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.engines import EngineSpec, HfTokenizer
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.place.learner import LearnerActors
+from capo_ray.place.placement import Neighbourhoods, ask_of
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 from capo_ray.place.workers import CriticWorker, LearnerRank, RolloutWorker, VerifierWorker
 from capo_ray.problems import asset_path
@@ -31,7 +32,7 @@ def critic_path(config: TrainConfig) -> str:
     return str(asset_path(config.critic.model, "critic"))
 
 
-def build_rollout_pool(config: TrainConfig) -> RolloutPool:
+def build_rollout_pool(config: TrainConfig, places: Neighbourhoods) -> RolloutPool:
     """Rollout workers, not started."""
     spec = EngineSpec(
         model_path=policy_path(config),
@@ -41,10 +42,12 @@ def build_rollout_pool(config: TrainConfig) -> RolloutPool:
         weight_transport=config.weights.transport,
         **_engine_share(config.engine),
     )
-    return RolloutPool(config, lambda _: _spawn(RolloutWorker, config.engine, max_concurrency=1000).remote(spec))
+    return RolloutPool(
+        config, lambda index: _spawn(RolloutWorker, places.rollout(index), max_concurrency=1000).remote(spec)
+    )
 
 
-def build_critic_pool(config: TrainConfig, run_dir: Path) -> CriticPool:
+def build_critic_pool(config: TrainConfig, run_dir: Path, places: Neighbourhoods) -> CriticPool:
     """Critic workers, not started; only `critic.backend=vllm` has an engine."""
     spec = (
         None
@@ -62,7 +65,8 @@ def build_critic_pool(config: TrainConfig, run_dir: Path) -> CriticPool:
     arguments = (spec, config.critic, getattr(credit, "vote", "majority"), getattr(credit, "quorum", 1))
     store = config.critic.store or str(run_dir / CRITIQUES_FILE)
     return CriticPool(
-        config, lambda _: _spawn(CriticWorker, config.critic, max_concurrency=1000).remote(*arguments, store)
+        config,
+        lambda index: _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, store),
     )
 
 
@@ -90,7 +94,7 @@ def build_learner(config: TrainConfig) -> LearnerActors:
         )
 
     threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
-    actor = _spawn(LearnerRank, config.learner, runtime_env={"env_vars": threads})
+    actor = _spawn(LearnerRank, ask_of(config.learner), runtime_env={"env_vars": threads})
     return LearnerActors(config, lambda rank: actor.remote(rank), build_spec)
 
 
@@ -108,5 +112,5 @@ def _engine_share(part: EngineConfig | CriticConfig) -> dict[str, Any]:
     return {name: getattr(part, name) for name in names}
 
 
-def _spawn(actor: type, part: Any, **options: Any) -> Any:
-    return ray.remote(actor).options(num_cpus=part.num_cpus, num_gpus=part.num_gpus, **options)
+def _spawn(actor: type, place: dict[str, Any], **options: Any) -> Any:
+    return ray.remote(actor).options(**place, **options)

@@ -133,7 +133,7 @@ class Bench:
         config = self.setting.config.model_copy(update={"early_stop": early_stop})
         judge = Judge(
             engine or self.engine, self.engine.tokenizer, config,
-            vote=VOTE, quorum=1, model_revision=self.setting.model, store=store,
+            vote=VOTE, quorum=1, model_revision=self.setting.name, store=store,
         )  # fmt: skip
         before, started = self.engine.stats(), time.perf_counter()
         said = list(await asyncio.gather(*(judge.critique(p, r, k) for p, r in work or self.setting.work)))

@@ -90,7 +90,7 @@ class CriticConfig(Section):
     canary_min_recall: float = Field(0.5, ge=0, le=1)
     """Recall or precision on the canaries below which `critic/canary_alarm` is 1."""
     max_verifier_gap: float = Field(0.5, ge=0, le=1)
-    """`critic/verifier_gap_alarm` is 1 where critics and verifier differ on more than this share of an update's responses."""
+    """Share of responses on which critics and verifier may differ; above it `critic/verifier_gap_alarm` is 1."""
     num_workers: Positive = 1
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)

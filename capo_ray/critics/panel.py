@@ -1,7 +1,7 @@
 """The way of a group through a critic: each distinct response once, each vote once, and no vote too many.
 
     responses -> distinct ones -> store -> source (k votes, one prefill) -> parse -> decided? stop : next vote
-                                                   deadline of the group: what is not in is invalid
+                                  deadline of the response, deadline of the group: what is not in is invalid
 
 Invariant: every response gets an answer within the group's deadline; a vote that failed is invalid and says why. Early
 stop is exact: it never changes what the vote makes of a step (`votes.is_decided`).
@@ -137,7 +137,10 @@ class Panel:
             return
         missing, started = hearing.num_votes - hearing.num_in, time.monotonic()
         try:
-            async with contextlib.aclosing(self._source.votes(asking, missing, len(hearing.held))) as replies:
+            async with (
+                asyncio.timeout(self._config.critique_deadline_s or None),
+                contextlib.aclosing(self._source.votes(asking, missing, len(hearing.held))) as replies,
+            ):
                 async for reply in replies:
                     hearing.fresh.append(self._read(asking, reply, time.monotonic() - started))
                     if self._is_over(hearing):
@@ -146,6 +149,8 @@ class Panel:
                     hearing.failure = "not answered"
         except PartTimeout as error:
             hearing.failure = f"deadline: {error}"
+        except TimeoutError:
+            hearing.failure = "deadline of the response"
         except ValueError as error:
             hearing.failure = f"not asked: {error}"
 
@@ -202,6 +207,11 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
         task.cancel()
     if pending:
         await asyncio.wait(pending, timeout=GRACE_S)
+
+
+def was_not_answered(critique: Critique) -> bool:
+    """Whether the critic said nothing in time (and not: nothing readable, or was not asked)."""
+    return not critique.valid and not critique.text and critique.reason.startswith((FAILED, "deadline", "not answered"))
 
 
 def _failed(critique: Critique) -> bool:

@@ -92,9 +92,8 @@ def test_the_first_wave_is_the_least_that_decides_a_clean_response(
     num_steps: int, remaining: int, quorum: int, vote: str, cast: list[frozenset[int]]
 ) -> None:
     count = first_wave(cast, remaining, num_steps, vote, quorum)
-    decided = [
-        is_decided(cast + [frozenset()] * n, remaining - n, num_steps, vote, quorum) for n in range(remaining + 1)
-    ]
+    clean = [cast + [frozenset()] * n for n in range(remaining + 1)]
+    decided = [is_decided(flags, remaining - n, num_steps, vote, quorum) for n, flags in enumerate(clean)]
     assert decided[count] and 1 <= count <= remaining
     assert not any(decided[1:count])
 

@@ -2,7 +2,7 @@ r"""B5: what k votes on a response cost, against k independent calls that share 
 
     python benchmarks/votes.py [--repeats 5] [--k 4 8] [--settings laptop long] [--block-tokens 32]
 
-One real vLLM engine and the real critic tier (`critics.Judge`) in every arm. The arms differ in how the engine is asked:
+One real vLLM engine and the real critic tier (`critics.Judge`) in every arm; what differs is how the engine is asked:
     shared       as the tier does it: k requests of one prompt, whose prefill they share through the prefix cache
     independent  each vote reads its whole prompt anew (no prefix cache), all in flight together
     one_by_one   the same, one call at a time, as a loop over an API would
@@ -11,8 +11,8 @@ and, beside them, at the largest k:
     early_stop   `shared` that ends a response as soon as its vote cannot change
     duplicates   `shared` when every second response repeats the one before it
 Settings:
-    laptop   the shipped critic on chains of six operations with planted errors: prompts of some 55 tokens, verdicts of some 28
-    long     a random model of 4 layers x 256, prompts of 1,000 tokens, answers of 24: the cost of a larger critic's prompts
+    laptop   the shipped critic on chains of six operations with planted errors: prompts of 62 tokens, verdicts of 30
+    long     a random model of 6 layers x 384, prompts of 1,010 tokens, answers of up to 24: long against the verdict
 A vote's seed depends on its request and index alone, so all arms must say the same: the benchmark fails unless every
 critique text is equal. The prefix cache is emptied before every arm. Arms are interleaved in each repeat; medians.
 """
@@ -106,7 +106,7 @@ def laptop(groups: int) -> Setting:
 
 def long(folder: Path) -> Setting:
     """A random model over characters; one group of four responses, of whose 1,000 tokens siblings share some 400."""
-    write_tiny_model(folder / "model", hidden=256, layers=4, heads=4, head_dim=64, max_positions=2048)
+    write_tiny_model(folder / "model", hidden=384, layers=6, heads=6, head_dim=64, max_positions=2048)
     rubric = folder / "rubric.txt"
     rubric.write_text("Judge the steps of a solution.\n" + "Read the rules. " * 16 + "\n{question}\n{steps}\n")
     rng = random.Random(7)
@@ -153,7 +153,7 @@ class Bench:
             must_equal(texts(said), texts(alone), f"{self.setting.name}: shared and independent, k={k}")
             must_equal(texts(said), texts(single), f"{self.setting.name}: shared and one by one, k={k}")
             checksum += texts_hash(said)
-        store = CritiqueStore(folder / f"{len(self.rows['shared@%d' % k])}.sqlite")
+        store = CritiqueStore(folder / f"{len(self.rows[f'shared@{k}'])}.sqlite")
         first = await self.arm("store_first", k, store=store)
         second = await self.arm("store", k, store=store)
         must_equal(texts(said), texts(first), f"{self.setting.name}: shared and stored")
@@ -246,7 +246,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--settings", nargs="+", choices=("laptop", "long"), default=["laptop", "long"])
-    parser.add_argument("--groups", type=int, default=4, help="of the laptop setting")
+    parser.add_argument("--groups", type=int, default=2, help="of the laptop setting")
     parser.add_argument("--block-tokens", type=int, default=runtime.CPU_BLOCK_TOKENS, help="of the CPU's prefix cache")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()

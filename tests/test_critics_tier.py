@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import build_judge
 from capo_ray.place.tiers import CriticPool
+from capo_ray.place.workers import CriticWorker
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed
 from capo_ray.types import Critique, Problem, Provenance
 
@@ -165,6 +168,26 @@ def test_a_defect_in_a_worker_is_not_taken_for_lateness() -> None:
     tier, _ = make_tier(raising(RunFailed("critic workers died 21 times")))
     with pytest.raises(RunFailed, match="died 21 times"):
         ask(tier)
+
+
+def test_a_worker_tells_its_queue_its_engines_seconds_and_what_the_prefix_cache_saved() -> None:
+    class Busy:
+        def ping(self) -> int:
+            return 0
+
+        def stats(self) -> dict[str, float]:
+            return {"running": 3.0, "waiting": 5.0, "busy_s": 7.0, "cached_prompt_tokens": 640.0, "swap_ms": 0.0}
+
+    config = CriticConfig(backend="calculator")
+    worker = CriticWorker(None, config, "majority", 1, "")
+    worker._engine, worker._judge = Busy(), build_judge(config, vote="majority", quorum=1)  # type: ignore[assignment]
+    figures = asyncio.run(worker.ping())
+    assert figures == {
+        "critic/requests_running": 3.0,
+        "critic/requests_waiting": 5.0,
+        "critic/engine_busy_s_total": 7.0,
+        "critic/prefix_hit_tokens_total": 640.0,
+    }
 
 
 def test_a_cancelled_group_cancels_its_tries() -> None:

@@ -1,7 +1,7 @@
 """The judge: k votes, one prefill, exact early stop, deadlines, duplicates, the store."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -18,10 +18,14 @@ FIRST = "Judgement: No\n<incorrect_steps>0</incorrect_steps>"
 
 
 def make_judge(
-    engine: ScriptedEngine, vote: str = "majority", store: CritiqueStore | None = None, **knobs: object
+    engine: ScriptedEngine,
+    vote: str = "majority",
+    store: CritiqueStore | None = None,
+    quorum: int = 1,
+    **knobs: object,
 ) -> Judge:
     config = CriticConfig(**{"max_model_len": 20_000, "rubric": "compact", **knobs})  # type: ignore[arg-type]
-    return Judge(engine, LetterTokenizer(), config, vote=vote, quorum=1, model_revision="m@1", store=store)
+    return Judge(engine, LetterTokenizer(), config, vote=vote, quorum=quorum, model_revision="m@1", store=store)
 
 
 def ask(judge: Judge, *responses: Sequence[str], k: int = 4) -> tuple[tuple[Critique, ...], ...]:
@@ -76,6 +80,17 @@ def test_at_the_deadline_what_is_in_counts_and_the_rest_is_invalid() -> None:
     assert [v.flagged for v in votes] == [frozenset({0}), None]
     assert votes[1].reason == "deadline"
     assert engine.closed == 1
+
+
+def test_a_response_has_a_deadline_of_its_own_beside_the_groups() -> None:
+    slow, quick = ("slow", "8*2=6"), ("quick", "8*2=6")
+    engine = ScriptedEngine(
+        lambda p, s: [(0.0, FIRST), (0.0, FIRST), (60.0 if "slow" in p else 0.2, CLEAN), (0.0, FIRST)]
+    )
+    votes = ask(make_judge(engine, early_stop=False, critique_deadline_s=0.4), slow, quick)
+    assert [sum(v.valid for v in row) for row in votes] == [3, 4]
+    assert votes[0][3].reason == "deadline of the response"
+    assert engine.closed == 2
 
 
 def test_a_prompt_that_does_not_fit_abstains_and_costs_nothing() -> None:
@@ -149,6 +164,40 @@ def test_an_aborted_answer_abstains_and_is_not_stored(tmp_path) -> None:  # type
     assert len(store) == 0
 
 
+def by_seed(texts: Sequence[str]) -> Callable[[str, Sampling], Sequence[tuple[float, str]]]:
+    """Answers that depend on the seed alone: whichever call asks for vote i, it is texts[i]."""
+    first: list[int] = []
+
+    def answers(prompt: str, sampling: Sampling) -> Sequence[tuple[float, str]]:
+        first.append(sampling.seed or 0)
+        at = first[-1] - first[0]
+        return [(0.0, text) for text in texts[at : at + sampling.n]]
+
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("vote", "quorum", "texts", "asked"),
+    [
+        ("majority", 1, [CLEAN] * 4, [3]),  # one of four cannot make a majority
+        ("majority", 1, [CLEAN, CLEAN, FIRST, CLEAN], [3, 1]),
+        ("majority", 1, [CLEAN, "?", "?", CLEAN], [3, 1]),
+        ("intersection", 1, [CLEAN] * 4, [1]),  # nobody can be unanimous any more
+        ("intersection", 1, [FIRST] * 4, [1, 3]),
+        ("intersection", 2, [CLEAN] * 4, [2]),
+        ("union", 1, [CLEAN] * 4, [4]),
+        ("average", 1, [CLEAN] * 4, [4]),
+    ],
+)
+def test_first_come_the_votes_that_decide_a_clean_response_and_then_the_rest(
+    vote: str, quorum: int, texts: list[str], asked: list[int]
+) -> None:
+    engine = ScriptedEngine(by_seed(texts))
+    (votes,) = ask(make_judge(engine, vote=vote, quorum=quorum), STEPS)
+    assert [s.n for s in engine.samplings] == asked
+    assert sorted(v.text for v in votes) == sorted(texts[: sum(asked)])
+
+
 @pytest.mark.parametrize("vote", ["intersection", "majority", "union", "average"])
 def test_early_stop_never_changes_what_the_vote_makes_of_a_step(vote: str) -> None:
     import random
@@ -165,7 +214,7 @@ def test_early_stop_never_changes_what_the_vote_makes_of_a_step(vote: str) -> No
         ]
         weights = []
         for early_stop in (True, False):
-            engine = ScriptedEngine(lambda p, s, texts=texts: [(0.0, t) for t in texts])  # type: ignore[misc]
+            engine = ScriptedEngine(by_seed(texts))
             (votes,) = ask(make_judge(engine, vote=vote, early_stop=early_stop), STEPS)
             weights.append(step_weights([v.flagged for v in votes if v.flagged is not None], 2, vote))
         assert weights[0] == weights[1]

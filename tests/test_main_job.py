@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from capo_ray.ledger import LEDGER_FILE
+from tests.test_critics_figures import OF_THE_TIER, PROMISED
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(420)]
 
@@ -131,6 +135,12 @@ def test_sampler_and_learner_logprobs_agree_on_fresh_tokens(clean: Path) -> None
     assert first["loss/mismatch_max_nats"] < 1e-4
 
 
+def test_every_update_logs_what_the_critics_said_and_cost(clean: Path) -> None:
+    for row in rows_of(clean):
+        if "loss/total" in row:
+            assert row.keys() >= PROMISED | OF_THE_TIER, sorted((PROMISED | OF_THE_TIER) - row.keys())
+
+
 def test_transcripts_show_credit_token_by_token(clean: Path) -> None:
     lines = [json.loads(line) for line in (clean / "transcripts.jsonl").read_text().splitlines()]
     assert len(lines) == 4 * 4
@@ -160,6 +170,45 @@ def test_killed_workers_are_replaced_and_the_run_ends_well(tmp_path: Path) -> No
     assert ledger["balanced"] is True
     assert ledger["counts"]["trained"] == 10 * 4 * 4
     assert not any(is_alive(pid) for role in ("rollout", "critic", "verifier", "learner") for pid in workers[role])
+
+
+def kill_critics(run_dir: Path, process: subprocess.Popen[str], every_s: float) -> int:
+    """How many critic workers were killed, one `every_s` after another was ready, until the run was over."""
+    killed: set[int] = set()
+    ends = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < ends:
+        workers = json.loads((run_dir / "workers.json").read_text())
+        fresh = [pid for pid in workers["critic"] if pid not in killed and is_alive(pid)]
+        time.sleep(every_s if fresh else 0.2)
+        for pid in fresh:
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+    return len(killed)
+
+
+def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_path: Path) -> None:
+    # On-policy and at a learning rate of next to nothing, so that both runs train the first 32 problems and no others.
+    run_dir = tmp_path / "critics"
+    settled = ("stream.max_age=0", "learner.lr=1e-7", "rollout.group_size=8", "credit.quorum=3")
+    process = start(run_dir, "run.num_updates=8", *settled)
+    wait_for(lambda: updates_of(run_dir) >= 1, process, run_dir, "the first update")
+    num_killed = kill_critics(run_dir, process, every_s=1.5)
+    assert finish(process, run_dir) == 0, log_of(run_dir)
+    calm = tmp_path / "calm"
+    assert finish(start(calm, "run.num_updates=8", *settled), calm) == 0, log_of(calm)
+    assert num_killed >= 3
+    assert problems_of(run_dir, "trained") == problems_of(calm, "trained")
+    assert len(problems_of(calm, "trained")) == 32
+    assert ledger_of(run_dir)["balanced"] is True and ledger_of(run_dir)["trained_twice"] == 0
+    last = [row for row in rows_of(run_dir) if "loss/total" in row][-1]
+    assert last["critic/restarts"] >= 3 and last["critic/calls_resent"] >= 1
+    assert last["critic/lost_groups_total"] == 0 and last["critic/outcome_only_frac"] == 0.0
+
+
+def problems_of(run_dir: Path, state: str) -> set[str]:
+    """The problems with a trajectory in a state of the ledger."""
+    with sqlite3.connect(f"file:{run_dir / LEDGER_FILE}?mode=ro", uri=True) as db:
+        return {row[0] for row in db.execute("SELECT DISTINCT problem FROM trajectories WHERE state = ?", (state,))}
 
 
 def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> None:

@@ -34,9 +34,18 @@ def make_actor() -> Any:
         async def ping(self) -> dict[str, float]:
             return {"pings": 1.0}
 
+        cancelled = 0
+
         async def work(self, seconds: float) -> int:
-            await asyncio.sleep(seconds)
+            try:
+                await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
             return os.getpid()
+
+        async def num_cancelled(self) -> int:
+            return self.cancelled
 
         async def fail(self, message: str) -> None:
             raise ZeroDivisionError(message)
@@ -81,6 +90,27 @@ def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(PartTimeout, match=r"sleepy worker 0 \(work\) did not answer within 1 s"):
             await pool.call("work", 30.0, deadline_s=1)
+
+    with_pool(test, num_workers=1)
+
+
+def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
+    async def test(pool: WorkerPool) -> None:
+        used: set[int] = set()
+        asked = [await pool.call("work", 0.0, deadline_s=10, used=used) for _ in range(2)]
+        assert len(set(asked)) == 2 and used == {0, 1}
+        assert await pool.call("work", 0.0, deadline_s=10, used=used) in asked, "better the same one than none"
+
+    with_pool(test)
+
+
+def test_cancelling_a_call_cancels_it_on_the_worker() -> None:
+    async def test(pool: WorkerPool) -> None:
+        call = asyncio.ensure_future(pool.call("work", 5.0, deadline_s=10))
+        await asyncio.sleep(0.5)
+        call.cancel()
+        await asyncio.sleep(0.5)
+        assert await pool.call("num_cancelled", deadline_s=10) == 1
 
     with_pool(test, num_workers=1)
 

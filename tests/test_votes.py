@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_ray.votes import VOTES, is_decided, step_weights
+from capo_ray.votes import VOTES, first_wave, is_decided, step_weights
 
 
 def votes(*flags: set[int]) -> list[frozenset[int]]:
@@ -78,6 +78,24 @@ def test_a_vote_is_decided_exactly_when_no_completion_differs(
                 )
             )
     assert is_decided(cast, remaining, num_steps, vote, quorum) == (len(outcomes) == 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_steps=st.integers(1, 3),
+    remaining=st.integers(1, 8),
+    quorum=st.integers(1, 9),
+    vote=st.sampled_from(sorted(VOTES)),
+    cast=st.lists(st.sampled_from([frozenset({0}), frozenset[int]()]), max_size=4),
+)
+def test_the_first_wave_is_the_least_that_decides_a_clean_response(
+    num_steps: int, remaining: int, quorum: int, vote: str, cast: list[frozenset[int]]
+) -> None:
+    count = first_wave(cast, remaining, num_steps, vote, quorum)
+    clean = [cast + [frozenset()] * n for n in range(remaining + 1)]
+    decided = [is_decided(flags, remaining - n, num_steps, vote, quorum) for n, flags in enumerate(clean)]
+    assert decided[count] and 1 <= count <= remaining
+    assert not any(decided[1:count])
 
 
 def test_two_of_four_decide_a_majority_once_nobody_can_fall_below_half() -> None:

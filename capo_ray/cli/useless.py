@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
 from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.credit.indifferent import SKIPPABLE
 
 READS_CRITICS = frozenset({"critiques", "overall"})
 """Kinds of evidence that the critic tier makes."""
@@ -71,6 +72,21 @@ RULES: tuple[Rule, ...] = (
         ("critic.endpoint.",),
         lambda c: c.critic.backend != "endpoint",
         "unless critic.backend=endpoint; remove it or choose that backend",
+    ),
+    (
+        ("critic.skip",),
+        lambda c: c.critic.skip != "none" and c.credit.method not in SKIPPABLE,
+        "with this credit method, whose advantages critiques can change in every group; remove it",
+    ),
+    (
+        ("critic.critique_deadline_s",),
+        lambda c: c.critic.backend == "calculator" or 0 < c.critic.deadline_s <= c.critic.critique_deadline_s,
+        "unless it is shorter than critic.deadline_s and the critic is a model; lower it or remove it",
+    ),
+    (
+        ("critic.hedge_after_s",),
+        lambda c: c.critic.num_workers == 1 or c.critic.max_retries == 0,
+        "unless critic.num_workers>1 and critic.max_retries>0: a second copy goes to another worker",
     ),
     (
         ("critic.calculator_modulus",),

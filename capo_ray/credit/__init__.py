@@ -9,8 +9,17 @@ zeros; a group whose rewards are all equal gets zeros, never NaN.
 
 from capo_ray.credit.audit import audit
 from capo_ray.credit.capabilities import capability_matrix
+from capo_ray.credit.indifferent import critiques_matter
 from capo_ray.credit.reinforce_pp import scale_batch
 from capo_ray.credit.rows import EvidenceError
 from capo_ray.credit.table import CREDIT_RULES, assign_credit
 
-__all__ = ["CREDIT_RULES", "EvidenceError", "assign_credit", "audit", "capability_matrix", "scale_batch"]
+__all__ = [
+    "CREDIT_RULES",
+    "EvidenceError",
+    "assign_credit",
+    "audit",
+    "capability_matrix",
+    "critiques_matter",
+    "scale_batch",
+]

@@ -27,7 +27,7 @@ class CalculatorSource:
         self._modulus = modulus
         self.sampling: dict[str, object] = {"modulus": modulus}
 
-    async def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+    async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
         """The same reply each time."""
         text = calculate(asking.steps, self._modulus)
         for _ in range(num_votes):

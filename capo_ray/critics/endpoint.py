@@ -109,7 +109,7 @@ class EndpointSource:
             "critic/breaker_opened_total": float(self._breaker.times_opened),
         }
 
-    async def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+    async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
         """The replies as each request ends; closing this cancels the others. A failed request is a failed reply."""
         body, missing, complete = self._body(asking), num_votes, True
         size = self._endpoint.votes_per_request or num_votes

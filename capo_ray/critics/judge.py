@@ -42,7 +42,7 @@ class EngineSource:
             "chat": config.chat_template,
         }
 
-    async def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+    async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
         """The replies as each ends; closing this aborts the others. Raises `ValueError` on a prompt too long."""
         prompt = build_critic_prompt(
             self._tokenizer,
@@ -52,7 +52,7 @@ class EngineSource:
             steps=asking.steps,
             chat=self._config.chat_template,
         )
-        sampling = self._to_sampling(asking, len(prompt), num_votes, num_held)
+        sampling = self._to_sampling(asking, len(prompt), num_votes, _seed(asking.key, num_held) + num_fresh)
         stream = cast("AsyncGenerator[Completion, None]", self._engine.stream(prompt, sampling))
         async with _closing(stream) as completions:
             async for completion in completions:
@@ -65,7 +65,7 @@ class EngineSource:
                     failure="aborted" if completion.finish == "aborted" else "",
                 )
 
-    def _to_sampling(self, asking: Asking, prompt_tokens: int, num_votes: int, num_held: int) -> Sampling:
+    def _to_sampling(self, asking: Asking, prompt_tokens: int, num_votes: int, seed: int) -> Sampling:
         config = self._config
         room = config.max_model_len - prompt_tokens
         if room < min(MIN_ANSWER_TOKENS, config.max_tokens):
@@ -78,8 +78,7 @@ class EngineSource:
             top_p=self._top_p,
             max_tokens=min(config.max_tokens, room),
             n=num_votes,
-            # Votes already held were drawn under another seed, so that none is drawn twice.
-            seed=_seed(asking.key, num_held) if self._temperature > 0 else None,
+            seed=seed if self._temperature > 0 else None,
             regex=verdict_regex(len(asking.steps), self._rubric.name) if config.constrain else None,
         )
 
@@ -103,8 +102,11 @@ class Judge(Panel):
 
 
 def _seed(key: str, num_held: int) -> int:
-    """A seed (31 bits) fixed by the request and the number of its votes already held."""
-    return int.from_bytes(hashlib.sha256(f"{key}/{num_held}".encode()).digest()[:4], "big") >> 1
+    """The seed (30 bits) of a request's first vote; those after it count up, whichever call asks for them.
+
+    Votes already held were drawn under another seed, so that none is drawn twice.
+    """
+    return int.from_bytes(hashlib.sha256(f"{key}/{num_held}".encode()).digest()[:4], "big") >> 2
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,8 @@
 """The way of a group through a critic: each distinct response once, each vote once, and no vote too many.
 
     responses -> distinct ones -> store -> source (k votes, one prefill) -> parse -> decided? stop : next vote
-                                                   deadline of the group: what is not in is invalid
+                                          first those that decide a clean response, then the rest
+                                  deadline of the response, deadline of the group: what is not in is invalid
 
 Invariant: every response gets an answer within the group's deadline; a vote that failed is invalid and says why. Early
 stop is exact: it never changes what the vote makes of a step (`votes.is_decided`).
@@ -24,7 +25,7 @@ from capo_ray.critics.tally import Tally
 from capo_ray.prompts import load_rubric
 from capo_ray.protocols import JudgeRequest, PartTimeout
 from capo_ray.types import Critique, Problem, Provenance
-from capo_ray.votes import is_decided
+from capo_ray.votes import first_wave, is_decided
 
 FAILED = "failed: "
 GRACE_S = 5.0
@@ -60,8 +61,11 @@ class VoteSource(Protocol):
     model: str
     sampling: dict[str, object]
 
-    def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
-        """Replies beside the `num_held` already held; raises `ValueError` on a response that cannot be asked about."""
+    def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
+        """Replies beside the `num_held` from a store and the `num_fresh` that this source gave before.
+
+        Raises `ValueError` on a response that cannot be asked about.
+        """
 
 
 @dataclass
@@ -135,19 +139,35 @@ class Panel:
             hearing.held = self._store.read(asking.key, hearing.num_votes)
         if self._is_over(hearing):
             return
-        missing, started = hearing.num_votes - hearing.num_in, time.monotonic()
         try:
-            async with contextlib.aclosing(self._source.votes(asking, missing, len(hearing.held))) as replies:
-                async for reply in replies:
-                    hearing.fresh.append(self._read(asking, reply, time.monotonic() - started))
-                    if self._is_over(hearing):
-                        break
-                else:
-                    hearing.failure = "not answered"
+            async with asyncio.timeout(self._config.critique_deadline_s or None):
+                if await self._gather(hearing, self._first_wave(hearing)) and not self._is_over(hearing):
+                    await self._gather(hearing, hearing.num_votes - hearing.num_in)
         except PartTimeout as error:
             hearing.failure = f"deadline: {error}"
+        except TimeoutError:
+            hearing.failure = "deadline of the response"
         except ValueError as error:
             hearing.failure = f"not asked: {error}"
+
+    async def _gather(self, hearing: _Hearing, num_votes: int) -> bool:
+        """Whether as many votes came in, or as decided it."""
+        started, wanted = time.monotonic(), hearing.num_in + num_votes
+        votes = self._source.votes(hearing.asking, num_votes, len(hearing.held), len(hearing.fresh))
+        async with contextlib.aclosing(votes) as replies:
+            async for reply in replies:
+                hearing.fresh.append(self._read(hearing.asking, reply, time.monotonic() - started))
+                if self._is_over(hearing):
+                    return True
+        if hearing.num_in < wanted:
+            hearing.failure = "not answered"
+        return hearing.num_in >= wanted
+
+    def _first_wave(self, hearing: _Hearing) -> int:
+        remaining = hearing.num_votes - hearing.num_in
+        if not self._config.early_stop:
+            return remaining
+        return first_wave(hearing.flagged, remaining, len(hearing.asking.steps), self._vote, self._quorum)
 
     def _is_over(self, hearing: _Hearing) -> bool:
         remaining = hearing.num_votes - hearing.num_in
@@ -202,6 +222,11 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
         task.cancel()
     if pending:
         await asyncio.wait(pending, timeout=GRACE_S)
+
+
+def was_not_answered(critique: Critique) -> bool:
+    """Whether the critic said nothing in time (and not: nothing readable, or was not asked)."""
+    return not critique.valid and not critique.text and critique.reason.startswith((FAILED, "deadline", "not answered"))
 
 
 def _failed(critique: Critique) -> bool:

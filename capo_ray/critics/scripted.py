@@ -45,10 +45,10 @@ class ScriptedSource:
             "precision": precision, "recall": recall, "wrong_frac": wrong_frac, "invalid": invalid_frac, "seed": seed,
         }  # fmt: skip
 
-    async def votes(self, asking: Asking, num_votes: int, num_held: int) -> AsyncGenerator[Reply, None]:
+    async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
         """The replies, the quickest first."""
         wrong = set(self._truth(asking.problem, asking.steps))
-        drawn = [self._draw(asking, wrong, num_held + i) for i in range(num_votes)]
+        drawn = [self._draw(asking, wrong, num_held + num_fresh + i) for i in range(num_votes)]
         waited = 0.0
         for seconds, text in sorted(drawn, key=lambda d: d[0]):
             if seconds > waited:

@@ -59,6 +59,9 @@ def prepare_environment(spec: EngineSpec) -> None:
 
 
 CPU_BATCH_TOKENS = 4096
+CPU_BLOCK_TOKENS = 32
+"""The smallest that vLLM's CPU attention takes. Only whole blocks are shared between requests with the same prefix, and
+with its default of 128 the k votes on a short prompt share nothing."""
 
 
 def build_engine(spec: EngineSpec) -> LLMEngine:
@@ -92,6 +95,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         args["gpu_memory_utilization"] = spec.gpu_memory_frac
     else:
         args["enforce_eager"] = spec.enforce_eager is not False
+        args["block_size"] = CPU_BLOCK_TOKENS
         args["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
         # vLLM cannot take back what a seeded request sampled at the end of a partial prefill, on the CPU: it crashes.
         args["enable_chunked_prefill"] = False

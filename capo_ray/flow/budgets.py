@@ -62,10 +62,15 @@ class Budgets:
             self.exhausted.set()
 
     def judged(self, group: CreditedGroup, quorum: int) -> None:
-        """A group was critiqued; too many of the recent ones without quorum end the run: they teach outcomes only."""
+        """A group was critiqued; too many of the recent ones without quorum end the run: they teach outcomes only.
+
+        A group of which no critic was asked (`critic.skip`) is not one of them.
+        """
+        if not any(member.evidence.critiques for member in group.group.members):
+            return
         valid = [n for n, included in zip(group.credit.valid_critiques, group.credit.included, strict=True) if included]
         self._outcome_only.append(any(n < quorum for n in valid))
-        share = sum(self._outcome_only) / len(self._outcome_only)
+        share = self.outcome_only_frac
         if len(self._outcome_only) < MIN_JUDGED or share <= self._max_outcome_only or self.exhausted.is_set():
             return
         reasons = Counter(c.reason for m in group.group.members for c in m.evidence.critiques if not c.valid)
@@ -76,6 +81,15 @@ class Budgets:
             f"critic.max_tokens with `capo-ray critique`"
         )
         self.exhausted.set()
+
+    @property
+    def outcome_only_frac(self) -> float:
+        """The share of recent judged groups with a response below the quorum; 0.0 before the first."""
+        return sum(self._outcome_only) / len(self._outcome_only) if self._outcome_only else 0.0
+
+    def figures(self) -> dict[str, float]:
+        """What a run watches, names as in metrics; nothing before the first judged group."""
+        return {"critic/outcome_only_frac": self.outcome_only_frac} if self._outcome_only else {}
 
     def raise_if_failed(self) -> None:
         """Raise `RunFailed` where a budget of failures or creditless groups is over."""

@@ -18,6 +18,8 @@ FLAGGED = 0.5
 class CriticScore:
     """Counts of the critic's work over a run; precision and recall where the truth of each step is known."""
 
+    num_responses: int = 0
+    num_skipped: int = 0
     num_critiques: int = 0
     num_valid: int = 0
     num_cached: int = 0
@@ -33,7 +35,9 @@ class CriticScore:
         """Add the critiques of one group."""
         for member, weights in zip(group.group.members, group.credit.step_weights, strict=True):
             critiques = member.evidence.critiques
+            self.num_responses += member.verdict.valid
             if not critiques:
+                self.num_skipped += member.verdict.valid
                 continue
             self.num_critiques += len(critiques)
             self.num_valid += sum(c.valid for c in critiques)
@@ -52,6 +56,10 @@ class CriticScore:
                     self.single_hits += len(critique.flagged & wrong)
                     self.single_false += len(critique.flagged - wrong)
                     self.single_missed += len(wrong - critique.flagged)
+
+    def figures(self) -> dict[str, float]:
+        """The share of responses that no critic was asked about, over the run; nothing where no critic ever was."""
+        return {"critic/skipped_frac": self.num_skipped / self.num_responses} if self.num_critiques else {}
 
     def summary(self) -> dict[str, float | int | None]:
         """The counts, and step precision and recall of single critiques and of the vote (None: truth unknown)."""
@@ -92,27 +100,25 @@ def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float], vers
         )
     ]
     num_tokens = sum(n for _, n in ages)
-    shares = [share for group in groups for share in agreement(group)]
     figures = {
-        "rollout/reward_mean": _mean(rewards),
-        "rollout/response_tokens_mean": _mean([m.num_tokens for m in members]),
-        "rollout/steps_mean": _mean([len(m.steps) for m in members]),
-        "rollout/truncated_frac": _mean([m.trajectory.response.finish == "length" for m in members]),
-        "verifier/invalid_frac": _mean([not m.verdict.valid for m in members]),
+        "rollout/reward_mean": mean(rewards),
+        "rollout/response_tokens_mean": mean([m.num_tokens for m in members]),
+        "rollout/steps_mean": mean([len(m.steps) for m in members]),
+        "rollout/truncated_frac": mean([m.trajectory.response.finish == "length" for m in members]),
+        "verifier/invalid_frac": mean([not m.verdict.valid for m in members]),
         "stream/age_max": float(max(age for age, _ in ages)),
         "stream/age_mean": sum(age * n for age, n in ages) / num_tokens,
     }
     if value_tokens := sum(m.evidence.num_value_tokens for m in members):
         figures["rollout/value_tokens_mean"] = value_tokens / len(members)
-    if shares:
-        figures["critic/agreement_frac"] = _mean(shares)
-    for stage in groups[0].stage_s:
-        figures[f"time/{stage}_s"] = _mean([g.stage_s[stage] for g in groups])
+    for stage in sorted({stage for g in groups for stage in g.stage_s}):
+        figures[f"time/{stage}_s"] = mean([g.stage_s[stage] for g in groups if stage in g.stage_s])
     audits = [audit(g.group, g.credit) for g in groups]
     for name in sorted({name for a in audits for name in a}):
-        figures[name] = _mean([a[name] for a in audits if name in a])
+        figures[name] = mean([a[name] for a in audits if name in a])
     return figures | loss
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The mean; nan of nothing."""
     return sum(values) / len(values) if values else float("nan")

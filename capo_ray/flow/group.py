@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capo_ray.config.credit import VinePpoConfig
-from capo_ray.credit import assign_credit
+from capo_ray.credit import assign_credit, critiques_matter
 from capo_ray.flow.evidence import answer_tokens, score_answers
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.values import StepValues, estimate_step_values
@@ -41,11 +41,16 @@ Row = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class CreditedGroup:
-    """A group at the end of its way, with the seconds that each stage took."""
+    """A group at the end of its way, with the seconds that each stage took.
+
+    `ended_at` is on the monotonic clock. The stage `critique` lies inside `evidence` and is there where critics were
+    asked.
+    """
 
     group: Group
     credit: GroupCredit
     stage_s: dict[str, float]
+    ended_at: float
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -120,7 +125,8 @@ class GroupWay:
 
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
         """The credited group of one problem; `progress` is the share of the run that is done (for schedules)."""
-        ledger, stage_s = self._parts.ledger, {}
+        ledger = self._parts.ledger
+        stage_s: dict[str, float] = {}
         started = time.monotonic()
 
         def mark(stage: str) -> None:
@@ -136,7 +142,7 @@ class GroupWay:
             members = await self._verify(problem, trajectories)
             ledger.record(keys, "verified")
             mark("verify")
-            members = await self._gather_evidence(problem, members)
+            members = await self._gather_evidence(problem, members, progress, stage_s)
         except GROUP_FAILURES as error:
             ledger.record(keys, "dropped", reason=f"{type(error).__name__}: {error}")
             raise
@@ -147,7 +153,7 @@ class GroupWay:
         credit = assign_credit(group, self._parts.config.credit, progress)
         ledger.record(keys, "credited")
         mark("credit")
-        return CreditedGroup(group, credit, stage_s)
+        return CreditedGroup(group, credit, stage_s, ended_at=started)
 
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
@@ -180,11 +186,15 @@ class GroupWay:
             for sample, completion in enumerate(completions)
         ]
 
-    async def _gather_evidence(self, problem: Problem, members: Sequence[Judged]) -> list[Judged]:
+    async def _gather_evidence(
+        self, problem: Problem, members: Sequence[Judged], progress: float, stage_s: dict[str, float]
+    ) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
         critiques, answers, values = await asyncio.gather(
-            self._critique(problem, valid), self._score(problem, valid), self._value(problem, valid)
+            self._critique(problem, valid, progress, stage_s),
+            self._score(problem, valid),
+            self._value(problem, valid),
         )
         evidence = {
             id(m): Evidence(
@@ -198,17 +208,24 @@ class GroupWay:
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
-    async def _critique(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[Critique, ...]]:
-        """The critiques of each member, none where the credit rule reads none."""
+    async def _critique(
+        self, problem: Problem, members: Sequence[Judged], progress: float, stage_s: dict[str, float]
+    ) -> Sequence[tuple[Critique, ...]]:
+        """The critiques of each member, none where the credit rule reads none or `critic.skip` leaves the group out."""
+        config = self._parts.config
         if "critiques" not in self._needs or not members:
             return [()] * len(members)
-        judge = self._parts.judge
+        if config.critic.skip == "no_gradient" and not critiques_matter(members, config.credit, progress):
+            return [()] * len(members)
+        started, judge = time.monotonic(), self._parts.judge
         assert judge is not None, "the credit rule reads critiques, so the run has a judge"
         requests = [
             JudgeRequest(step_texts(m.trajectory.response.text, m.trajectory.response.char_ends, m.steps))
             for m in members
         ]
-        return await judge.critique(problem, requests, self._parts.config.critic.num_votes)
+        critiques = await judge.critique(problem, requests, config.critic.num_votes)
+        stage_s["critique"] = time.monotonic() - started
+        return critiques
 
     async def _score(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
         """The answer logprobs of each member, none where the credit rule reads none."""

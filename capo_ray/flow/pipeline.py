@@ -22,6 +22,7 @@ from capo_ray.flow.budgets import Budgets
 from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
+from capo_ray.flow.judging import judge_figures
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState, save_checkpoint
 from capo_ray.flow.training import Training
@@ -224,6 +225,10 @@ class Pipeline:
         }
         figures |= self.parts.problems.train.figures()
         figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
+        # Their own names stand before a worker's of the same name, which are as old as its last ping.
+        step_s = waited_s + report.seconds + publish_s
+        figures |= judge_figures(groups, self.parts.config, waited_s=waited_s, step_s=step_s)
+        figures |= self.critic.figures() | self.budgets.figures()
         await self._after_update(groups, figures)
 
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:

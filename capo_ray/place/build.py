@@ -18,7 +18,7 @@ from capo_ray.place.workers import CriticWorker, LearnerRank, RolloutWorker, Ver
 from capo_ray.problems import asset_path
 
 CANARY_TOKENS = 160
-"""Longer than a prefix-cache block (128 tokens on the CPU), so that a stale block shows."""
+"""Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows."""
 CRITIQUES_FILE = "critiques.sqlite"
 
 

@@ -96,15 +96,24 @@ class WorkerPool:
             raise RunFailed(f"the {self.role} worker could not start: {error}") from error
         self._keep(self._supervise())
 
-    async def call(self, method: str, *args: Any, deadline_s: float) -> Any:
-        """The result of `method` on some ready worker; lost calls are sent again while time is left."""
+    async def call(self, method: str, *args: Any, deadline_s: float, used: set[int] | None = None) -> Any:
+        """The result of `method` on some ready worker; lost calls are sent again while time is left.
+
+        Workers in `used` (indices) are asked only where no other is ready; those asked are added to it. Cancelling the
+        call cancels it on the worker.
+        """
         ends = time.monotonic() + deadline_s
         while True:
-            worker = await self._pick(ends, method, deadline_s)
+            worker = await self._pick(ends, method, deadline_s, used or set())
             worker.in_flight += 1
+            if used is not None:
+                used.add(worker.index)
             try:
                 ref = getattr(worker.handle, method).remote(*args)
                 return await await_ref(ref, max(0.01, ends - time.monotonic()), self._name(worker, method))
+            except asyncio.CancelledError:
+                ray.cancel(ref, force=False)
+                raise
             except PartLost as error:
                 self._replace(worker, error)
                 self.num_resent += 1
@@ -166,13 +175,13 @@ class WorkerPool:
     def _name(self, worker: _Worker, method: str) -> str:
         return f"{self.role} worker {worker.index} ({method})"
 
-    async def _pick(self, ends: float, method: str, deadline_s: float) -> _Worker:
+    async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> _Worker:
         while True:
             if self._failure is not None:
                 raise self._failure
             ready = [worker for worker in self._workers.values() if worker.ready]
             if ready:
-                return min(ready, key=lambda worker: worker.in_flight)
+                return min(ready, key=lambda worker: (worker.index in used, worker.in_flight))
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), max(0.01, ends - time.monotonic()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,11 +11,16 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
+from capo_ray.critics.panel import was_not_answered
+from capo_ray.critics.retries import Breaker, RetryBudget
 from capo_ray.place.pool import WorkerPool, await_ref
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
 
 Spawn = Callable[[int], ActorHandle]
+Critiques = tuple[tuple[Critique, ...], ...]
+TRY_SHARE = 1.25
+"""A worker's time for a group, in tier deadlines; what is left of two of them is for another worker."""
 
 
 class RolloutPool:
@@ -70,12 +76,17 @@ class RolloutPool:
 
 
 class CriticPool:
-    """Critic workers (`Judge`). A tier that is lost or late gives invalid critiques, which abstain."""
+    """Critic workers (`Judge`). A tier that is lost or late gives invalid critiques, which abstain.
+
+    call -> breaker -> a worker --late--> another one, out of a budget of retries --late--> invalid critiques
+                          \\--slow (hedge_after_s)--> a second one beside it, out of the same budget
+    """
 
     def __init__(self, config: TrainConfig, spawn: Spawn) -> None:
         self._critic = config.critic
-        self.counts: Counter[str] = Counter()
-        self.busy_s = 0.0
+        self._budget = RetryBudget()
+        self._breaker = Breaker(config.critic.breaker_failures, config.critic.breaker_open_s)
+        self.counts = Counter({"lost_groups": 0, "retried_groups": 0, "hedged_groups": 0, "unsent_groups": 0})
         self.pool = WorkerPool(
             "critic", spawn, config.critic.num_workers, start_deadline_s=config.engine.start_deadline_s
         )
@@ -84,22 +95,66 @@ class CriticPool:
         self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
     ) -> tuple[tuple[Critique, ...], ...]:
         """As `Judge.critique`, on the least loaded worker; within twice the tier's deadline."""
-        started = time.monotonic()
+        if not self._breaker.allows():
+            self.counts["unsent_groups"] += 1
+            return self._lose(len(responses), f"no worker judged {self._critic.breaker_failures} groups in a row")
         try:
-            # The worker's own deadline cuts single critiques; this one covers a worker that died on the way.
-            return await self.pool.call(
-                "critique", problem, tuple(responses), num_votes, deadline_s=2 * self._critic.deadline_s
-            )
+            answer = await self._ask(problem, tuple(responses), num_votes)
         except (PartTimeout, PartLost) as error:
+            self._breaker.failed()
             self.counts["lost_groups"] += 1
-            lost = Critique(None, None, "", f"critic lost: {error}", Provenance(self._critic.model, "", 0))
-            return tuple((lost,) for _ in responses)
-        finally:
-            self.busy_s += time.monotonic() - started
+            return self._lose(len(responses), str(error))
+        except BaseException:
+            self._breaker.abandoned()
+            raise
+        self._breaker.succeeded()
+        return answer
 
     def stats(self) -> dict[str, float]:
-        """The pool's figures, and the groups that came back without a judgement."""
-        return {**self.pool.stats(), "critic/lost_groups": float(self.counts["lost_groups"])}
+        """The pool's figures, and how often a group was sent again, sent twice, not sent, or not judged at all."""
+        own = {f"critic/{name}_total": float(count) for name, count in self.counts.items()}
+        return {**self.pool.stats(), **own, "critic/breaker_opened_total": float(self._breaker.times_opened)}
+
+    async def _ask(self, *arguments: Any) -> Critiques:
+        """The first answer of any worker; raises the last failure when tries, budget or time are over."""
+        ends = time.monotonic() + 2 * self._critic.deadline_s
+        retries, used = self._critic.max_retries, set[int]()
+        hedge_s = self._critic.hedge_after_s or None
+        tries = {asyncio.ensure_future(self._try(ends, used, arguments))}
+        self._budget.earn()
+        try:
+            while True:
+                done, tries = await asyncio.wait(tries, timeout=hedge_s, return_when=asyncio.FIRST_COMPLETED)
+                good = [task.result() for task in done if not isinstance(task.exception(), PartTimeout | PartLost)]
+                if good:
+                    return good[0]
+                hedge_s = None if not done else hedge_s
+                if retries and self._budget.spend():
+                    retries -= 1
+                    self.counts["retried_groups" if done else "hedged_groups"] += 1
+                    tries.add(asyncio.ensure_future(self._try(ends, used, arguments)))
+                elif not tries:
+                    return done.pop().result()
+        finally:
+            for task in tries:
+                task.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+
+    async def _try(self, ends: float, used: set[int], arguments: tuple[Any, ...]) -> Critiques:
+        """One worker's answer; `PartTimeout` where it is late or holds no vote at all."""
+        # The worker cuts at its own deadline; the margin is for one that hangs.
+        left_s = max(0.01, ends - time.monotonic())
+        answer: Critiques = await self.pool.call(
+            "critique", *arguments, deadline_s=min(left_s, TRY_SHARE * self._critic.deadline_s), used=used
+        )
+        critiques = [critique for votes in answer for critique in votes]
+        if critiques and all(was_not_answered(critique) for critique in critiques):
+            raise PartTimeout(f"no vote on any response ({critiques[0].reason})")
+        return answer
+
+    def _lose(self, num_responses: int, reason: str) -> Critiques:
+        lost = Critique(None, None, "", f"critic lost: {reason}", Provenance(self._critic.model, "", 0))
+        return tuple((lost,) for _ in range(num_responses))
 
 
 class VerifierTier:

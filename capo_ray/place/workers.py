@@ -75,10 +75,17 @@ class CriticWorker:
         return os.getpid()
 
     async def ping(self) -> dict[str, float]:
-        """The figures of the judge; raises if the engine is broken."""
-        if self._engine is not None:
-            self._engine.ping()
-        return self._judge.stats()
+        """The figures of the judge and of its engine's queue; raises if the engine is broken."""
+        if self._engine is None:
+            return self._judge.stats()
+        self._engine.ping()
+        engine = self._engine.stats()
+        return self._judge.stats() | {
+            "critic/requests_running": engine["running"],
+            "critic/requests_waiting": engine["waiting"],
+            "critic/engine_busy_s_total": engine["busy_s"],
+            "critic/prefix_hit_tokens_total": engine["cached_prompt_tokens"],
+        }
 
     async def critique(
         self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int

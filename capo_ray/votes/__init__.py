@@ -7,7 +7,7 @@
 With no valid critique every weight is 0: the response keeps its outcome alone (2508.02298, eq. 1; abstention is ours).
 """
 
-from capo_ray.votes.stopping import is_decided
+from capo_ray.votes.stopping import first_wave, is_decided
 from capo_ray.votes.weights import VOTES, count_flags, step_weights
 
-__all__ = ["VOTES", "count_flags", "is_decided", "step_weights"]
+__all__ = ["VOTES", "count_flags", "first_wave", "is_decided", "step_weights"]

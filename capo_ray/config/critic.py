@@ -1,0 +1,107 @@
+"""The critic tier's section of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capo_ray.config.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class EndpointConfig(Section):
+    """backend=endpoint: any OpenAI-compatible chat API. The key itself is never part of a config."""
+
+    base_url: str = ""
+    """Such as `https://host/v1`; `/chat/completions` is added."""
+    model: str = ""
+    """The model's name there."""
+    key_file: str = ""
+    """File that holds the API key (a mounted secret)."""
+    key_env: str = ""
+    """Environment variable that holds the API key, where there is no file."""
+    request_deadline_s: float = Field(60.0, gt=0)
+    """For one try of one request."""
+    max_retries: int = Field(3, ge=0)
+    """Tries beside the first, per vote; those of a group share the group's deadline."""
+    retry_wait_s: float = Field(0.5, ge=0)
+    """Wait before the first retry; doubles with each, with jitter."""
+    hedge_after_s: float = Field(0.0, ge=0)
+    """Send a second copy of a request that has not answered after this long; 0: never."""
+    max_in_flight: Positive = 32
+    """Requests under way at once."""
+    breaker_failures: Positive = 8
+    """Failures in a row after which nothing is sent for `breaker_open_s`."""
+    breaker_open_s: float = Field(15.0, ge=0)
+    votes_per_request: int = Field(0, ge=0)
+    """Votes in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
+
+
+class CriticConfig(Section):
+    """The LLM that judges steps."""
+
+    backend: Literal["vllm", "calculator", "endpoint"] = "vllm"
+    """`vllm`: in-cluster workers; `calculator`: checks arithmetic, no model; `endpoint`: an API."""
+    endpoint: EndpointConfig = EndpointConfig()
+    model: str = "laptop"
+    """Model directory or hub name; `laptop`: the small critic shipped with the package."""
+    rubric: str = "compact"
+    """`paper`, `every_step`, `compact` (the laptop critic's own) or the path of a template."""
+    show_solution: bool = True
+    """Show the reference solution where the problem has one."""
+    num_votes: Positive = 4
+    """Critiques per response (k)."""
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: Positive = 64
+    max_model_len: Positive = 512
+    deadline_s: float = Field(120.0, gt=0)
+    """For all critiques of a group."""
+    critique_deadline_s: float = Field(0.0, ge=0)
+    """For the votes on one response: those not in by then are invalid; 0: only the group's deadline."""
+    max_retries: int = Field(1, ge=0, le=3)
+    """Other workers that a group is sent to when the first did not judge it in time. What a dead worker had is always
+    sent again."""
+    hedge_after_s: float = Field(0.0, ge=0)
+    """Send a group to a second worker too when the first has not answered after this long; 0: never."""
+    breaker_failures: Positive = 8
+    """Groups in a row that no worker judged after which none is sent for `breaker_open_s` (they keep their outcome)."""
+    breaker_open_s: float = Field(30.0, ge=0)
+    early_stop: bool = True
+    """Ask first for the votes that decide a response in which they find nothing; stop once the vote cannot change."""
+    skip: Literal["none", "no_gradient"] = "none"
+    """no_gradient: a group whose advantages no critique can change is not judged."""
+    constrain: bool = False
+    """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM and its endpoints)."""
+    chat_template: bool = True
+    """Ask as a user turn of the critic's chat template, where rubric and tokenizer have one."""
+    store: str = ""
+    """SQLite file of critiques already paid for; empty: `critiques.sqlite` in the run directory."""
+    with_calculator: bool = False
+    """Let the calculator cast one more vote on each response in which it finds arithmetic."""
+    calculator_modulus: int = Field(0, ge=0)
+    """Check arithmetic modulo this (10 for data=chains); 0: ordinary arithmetic."""
+    canary_every: int = Field(0, ge=0)
+    """Groups per worker between judgements of solutions whose wrong steps are known; 0: never."""
+    canary_path: str = ""
+    """JSONL of such solutions (`question`, `steps`, `wrong_steps`); empty: those shipped for the rubric."""
+    canary_min_recall: float = Field(0.5, ge=0, le=1)
+    """Recall or precision on the canaries below which `critic/canary_alarm` is 1."""
+    max_verifier_gap: float = Field(0.5, ge=0, le=1)
+    """Share of responses on which critics and verifier may differ; above it `critic/verifier_gap_alarm` is 1."""
+    num_workers: Positive = 1
+    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
+    placement: Literal["anywhere", "same_node", "colocated"] = "anywhere"
+    """Each worker on any node, on the node of a rollout worker, or on that worker's own GPU (shares of one)."""
+    tensor_parallel: Positive = 1
+    max_num_seqs: Positive = 128
+    kv_cache_gib: float = Field(0.5, gt=0)
+    gpu_memory_frac: float = Field(0.85, gt=0, le=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
+    """Share of recent groups that may fall back to outcome-only credit before the run ends."""

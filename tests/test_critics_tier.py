@@ -1,0 +1,204 @@
+"""The critic workers behind one door: late ones, lost ones, a tier that is down. The workers are fakes, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import build_judge
+from capo_ray.place.tiers import CriticPool
+from capo_ray.place.workers import CriticWorker
+from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed
+from capo_ray.types import Critique, Problem, Provenance
+
+PROBLEM, REQUESTS = Problem("p", "1+1", "2"), [JudgeRequest(("a",)), JudgeRequest(("b",))]
+Answer = tuple[tuple[Critique, ...], ...]
+Worker = Callable[[], Coroutine[Any, Any, Answer]]
+
+
+def critique(text: str, reason: str = "") -> Critique:
+    return Critique(frozenset({0}) if text else None, None, text, reason, Provenance("m", "", 0))
+
+
+def answer(text: str) -> Answer:
+    return tuple((critique(text),) for _ in REQUESTS)
+
+
+def lateness(seconds: float, then: Answer) -> Worker:
+    async def work() -> Answer:
+        await asyncio.sleep(seconds)
+        return then
+
+    return work
+
+
+def raising(error: Exception) -> Worker:
+    async def work() -> Answer:
+        raise error
+
+    return work
+
+
+class FakeWorkers:
+    """A `WorkerPool` whose call number i is answered by worker i; counts what is cancelled."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self.workers = list(workers)
+        self.used: list[set[int]] = []
+        self.cancelled = 0
+
+    async def call(self, method: str, *arguments: Any, deadline_s: float, used: set[int]) -> Answer:
+        index = len(self.used)
+        self.used.append(set(used))
+        used.add(index)
+        try:
+            return await asyncio.wait_for(self.workers[min(index, len(self.workers) - 1)](), deadline_s)
+        except TimeoutError as error:
+            raise PartTimeout(f"critic worker {index} did not answer within {deadline_s} s") from error
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def make_tier(*workers: Worker, **critic: object) -> tuple[CriticPool, FakeWorkers]:
+    config = TrainConfig.model_validate({"critic": {"deadline_s": 0.2, "num_workers": 2, **critic}})
+    tier = CriticPool(config, lambda _: pytest.fail("no actor is started here"))
+    fakes = FakeWorkers(*workers)
+    tier.pool = fakes  # type: ignore[assignment]
+    return tier, fakes
+
+
+def ask(tier: CriticPool, times: int = 1) -> Answer:
+    async def go() -> Answer:
+        for _ in range(times):
+            last = await tier.critique(PROBLEM, REQUESTS, 4)
+        return last
+
+    return asyncio.run(asyncio.wait_for(go(), 10))
+
+
+def counts(tier: CriticPool) -> dict[str, float]:
+    return {name.removeprefix("critic/").removesuffix("_total"): n for name, n in tier.stats().items() if n}
+
+
+def test_a_group_that_comes_late_is_sent_to_another_worker() -> None:
+    tier, workers = make_tier(lateness(60, answer("slow")), lateness(0, answer("quick")))
+    assert ask(tier) == answer("quick")
+    assert workers.used == [set(), {0}], "the second try keeps away from the first worker"
+    assert counts(tier) == {"retried_groups": 1}
+
+
+def test_a_group_without_a_single_vote_is_sent_again_and_one_with_unreadable_votes_is_not() -> None:
+    silent = tuple((critique("", "deadline"), critique("", "failed: aborted")) for _ in REQUESTS)
+    tier, _ = make_tier(lateness(0, silent), lateness(0, answer("quick")))
+    assert ask(tier) == answer("quick")
+    hm = Critique(None, None, "hm", "no verdict", Provenance("m", "", 1))
+    unreadable = tuple((critique("", "deadline"), hm) for _ in REQUESTS)
+    tier, workers = make_tier(lateness(0, unreadable), lateness(0, answer("quick")))
+    assert ask(tier) == unreadable and len(workers.used) == 1
+    too_long = tuple((critique("", "not asked: the prompt is too long"),) for _ in REQUESTS)
+    tier, workers = make_tier(lateness(0, too_long), lateness(0, answer("quick")))
+    assert ask(tier) == too_long and len(workers.used) == 1
+
+
+def test_a_slow_worker_is_hedged_and_the_slower_answer_is_cancelled() -> None:
+    tier, workers = make_tier(
+        lateness(60, answer("slow")), lateness(0, answer("quick")), deadline_s=30.0, hedge_after_s=0.05
+    )
+    assert ask(tier) == answer("quick")
+    assert workers.cancelled == 1
+    assert counts(tier) == {"hedged_groups": 1}
+
+
+def test_without_retries_a_late_group_keeps_its_outcome_alone() -> None:
+    tier, _ = make_tier(lateness(60, answer("slow")), max_retries=0)
+    lost = ask(tier)
+    assert [votes[0].flagged for votes in lost] == [None, None]
+    assert "did not answer within" in lost[0][0].reason
+    assert counts(tier) == {"lost_groups": 1}
+
+
+def test_two_deadlines_bound_a_group_however_many_tries_it_has() -> None:
+    tier, workers = make_tier(lateness(60, answer("slow")), max_retries=3)
+
+    async def timed() -> float:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        await tier.critique(PROBLEM, REQUESTS, 4)
+        return clock() - started
+
+    assert asyncio.run(timed()) < 2 * 0.2 + 0.2
+    assert 2 <= len(workers.used) <= 4
+
+
+def test_retries_are_spent_out_of_a_budget() -> None:
+    tier, workers = make_tier(raising(PartTimeout("late")), breaker_failures=1000, max_retries=1)
+    ask(tier, times=50)
+    # ten at once, and a fifth of the groups beyond
+    assert counts(tier)["retried_groups"] == len(workers.used) - 50
+    assert 10 <= counts(tier)["retried_groups"] <= 10 + 0.2 * 50
+
+
+def test_a_tier_that_is_down_is_asked_no_more_for_a_while_and_then_once() -> None:
+    tier, workers = make_tier(raising(PartLost("gone")), breaker_failures=3, breaker_open_s=0.3, max_retries=0)
+
+    async def go() -> None:
+        for _ in range(5):
+            lost = await tier.critique(PROBLEM, REQUESTS, 4)
+        assert len(workers.used) == 3
+        assert lost[0][0].reason == "critic lost: no worker judged 3 groups in a row"
+        await asyncio.sleep(0.35)
+        workers.workers = [lateness(0, answer("back"))]
+        assert await tier.critique(PROBLEM, REQUESTS, 4) == answer("back")
+        assert await tier.critique(PROBLEM, REQUESTS, 4) == answer("back")
+
+    asyncio.run(go())
+    assert counts(tier) == {"lost_groups": 3, "unsent_groups": 2, "breaker_opened": 1}
+
+
+def test_a_defect_in_a_worker_is_not_taken_for_lateness() -> None:
+    tier, _ = make_tier(raising(RunFailed("critic workers died 21 times")))
+    with pytest.raises(RunFailed, match="died 21 times"):
+        ask(tier)
+
+
+def test_a_worker_tells_its_queue_its_engines_seconds_and_what_the_prefix_cache_saved() -> None:
+    class Busy:
+        def ping(self) -> int:
+            return 0
+
+        def stats(self) -> dict[str, float]:
+            return {"running": 3.0, "waiting": 5.0, "busy_s": 7.0, "cached_prompt_tokens": 640.0, "swap_ms": 0.0}
+
+    config = CriticConfig(backend="calculator")
+    worker = CriticWorker(None, config, "majority", 1, "")
+    worker._engine, worker._judge = Busy(), build_judge(config, vote="majority", quorum=1)  # type: ignore[assignment]
+    figures = asyncio.run(worker.ping())
+    assert figures == {
+        "critic/requests_running": 3.0,
+        "critic/requests_waiting": 5.0,
+        "critic/engine_busy_s_total": 7.0,
+        "critic/prefix_hit_tokens_total": 640.0,
+    }
+
+
+def test_a_cancelled_group_cancels_its_tries() -> None:
+    tier, workers = make_tier(lateness(60, answer("slow")), deadline_s=30.0, breaker_failures=1)
+
+    async def go() -> None:
+        task = asyncio.create_task(tier.critique(PROBLEM, REQUESTS, 4))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(go())
+    assert workers.cancelled == 1 and counts(tier) == {}

@@ -27,6 +27,7 @@ _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+_SIGN = re.compile("[-+]")
 _MIXED = re.compile(r"([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
 
@@ -82,19 +83,19 @@ def same_entries(a: str, b: str) -> bool | None:
 
     An entry whose value is in the other list nowhere near decides: equal lists have a counterpart for each.
     """
-    first, second = _entries(a), _entries(b)
+    first, second = entries_of(a), entries_of(b)
     if first is None or second is None:
         return None
-    values, others = ([_entry_value(part) for part in side[1]] for side in (first, second))
-    if None not in values and None not in others and (_has_loner(values, others) or _has_loner(others, values)):
+    values, others = entry_values(first[1]), entry_values(second[1])
+    if None not in values and None not in others and (has_loner(values, others) or has_loner(others, values)):
         return False
-    if first[0] != second[0] or len(values) != len(others) or len(values) == 1:
+    if first[0] != second[0] or len(first[1]) != len(second[1]) or len(first[1]) == 1:
         return None
     pairs = [(read_number(x), read_number(y)) for x, y in zip(first[1], second[1], strict=True)]
     return True if all(x and y and _bare(x) and _bare(y) and same_number(x, y) for x, y in pairs) else None
 
 
-def _entries(text: str) -> tuple[str, list[str]] | None:
+def entries_of(text: str) -> tuple[str, list[str]] | None:
     """The kind of brackets and the entries of a list; None where a comma may be part of a number."""
     kind = ""
     for opening, closing in (("(", ")"), ("[", "]"), ("\\{", "\\}")):  # half-open intervals may be empty: not here
@@ -104,7 +105,21 @@ def _entries(text: str) -> tuple[str, list[str]] | None:
     return None if _THOUSANDS.search(text) else (kind, re.split(r",\s*", text))
 
 
-def _entry_value(text: str) -> complex | None:
+def entry_values(entries: Sequence[str]) -> list[complex | None]:
+    r"""The values of a list's entries, `1\pm x` standing for two of them."""
+    values: list[complex | None] = []
+    for entry in entries:
+        base, both, change = entry.partition("\\pm")
+        centre, width = (entry_value(base.strip()) if base.strip() else 0j), entry_value(change.strip())
+        if not both or centre is None or width is None or _SIGN.search(change):
+            values.append(None if both else entry_value(entry))
+        else:
+            values += [centre - width, centre + width]
+    return values
+
+
+def entry_value(text: str) -> complex | None:
+    """The value of one number or simple formula; None for a percentage, an assignment and anything else."""
     number = read_number(text)
     if number is None:
         return value_of(text)
@@ -115,7 +130,7 @@ def _bare(number: Number) -> bool:
     return not number.percent and not number.assigned
 
 
-def _has_loner(values: Sequence[complex | None], others: Sequence[complex | None]) -> bool:
+def has_loner(values: Sequence[complex | None], others: Sequence[complex | None]) -> bool:
     """Whether some value is near none of the others."""
     return any(all(x is not None and y is not None and apart(x, y) for y in others) for x in values)
 

@@ -1,9 +1,9 @@
 r"""Numeric values of simple formulas, read without any library: in microseconds enough to see that two answers differ.
 
-Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}` and products without a sign. A
-formula with parentheses (math-verify reads `2(\frac{1}{1})` as 3), with anything else, or one that could be read in two
-ways (`1/2x`, `2\frac{1}{3}`, `x2`, letters that math-verify takes for units), has no value here. Only differences are
-concluded from values, never equality.
+Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}`, parentheses and products without
+a sign. A formula with anything else, or one that could be read in two ways (`1/2x`, `2\frac{1}{3}`, `x2`, `f(x)`,
+letters that math-verify takes for units; `2(\frac{1}{1})`, which it reads as 3), has no value here. Only differences
+are concluded from values, never equality.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LETTERS = {"x": 1.3718, "y": 0.7345, "z": 2.1937, "k": 1.9231, "n": 0.6173, "p":
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|[a-zA-Z]|\\(?:pi|frac|sqrt|cdot|times)(?![a-zA-Z])|[-+*^(){} ]")
 _AMBIGUOUS = re.compile(
-    r"\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
+    r"[a-zA-Z}] ?\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
     r"|[0-9] ?\\frac|[0-9] +[0-9]|\^[0-9]{2}|[-+*^] ?[-+*^]|\^\("
     r"|\\frac(?!\{)|\\sqrt(?![{0-9])|\\sqrt[0-9]{2}"
 )

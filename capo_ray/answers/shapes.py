@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from capo_ray.answers.numbers import entries_of, entry_value, entry_values, has_loner
+from capo_ray.answers.numbers import THOUSANDS, entry_value, has_loner, read_list
 from capo_ray.answers.witness import GAP, apart, value_of
 
 INFINITE = 1e300
@@ -28,6 +28,10 @@ _MEMBER = re.compile(r"[a-z] ?\\in ?(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 _INTERVAL = re.compile(r"([(\[])([^,()\[\]<>=|]{1,40}),([^,()\[\]<>=|]{1,40})([)\]])")
 _INFINITY = re.compile(r" ?([-+]?) ?\\infty ?")
+# outside ASCII the reader knows Greek letters and signs; the ranges here hold none of them
+_NO_FORMULA = re.compile("[#?@~`\x01-\x08\x0e-\x1f\x7f\u0100-\u036f\u0400-\u1fff\u3000-\U0010ffff]")
+_READ_ALONE = re.compile(r"\\[tmbo(\[]|\$|answer", re.IGNORECASE)  # text, units, boxes, other ends of a formula
+_ESCAPED = re.compile(r"\\[{}\\]")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LETTER = re.compile("[a-zA-Z]")
 _TERM = re.compile(r"([-+]?)([0-9]{1,6}(?:\.[0-9]{1,6})?)?([xyzabkmnpqrtuvw])?")
@@ -57,6 +61,8 @@ class Equation:
 
 def differ(a: str, b: str) -> bool:
     """Whether reference `a` and answer `b`, both normalised, are of kinds or hold values that are never equal."""
+    if _is_unreadable(a) != _is_unreadable(b):
+        return True
     first, second = _read(a), _read(b)
     if first is None or second is None:
         return False
@@ -68,6 +74,17 @@ def differ(a: str, b: str) -> bool:
             return False
         return _unlike(first.right, second)
     return _unlike(first, second.right if isinstance(second, Equation) else second)
+
+
+def _is_unreadable(text: str) -> bool:
+    """Whether math-verify's reader stops at some character or brace, and there is no part that it reads alone."""
+    wrong = _NO_FORMULA.search(text) or (("{" in text or "}" in text) and not _closes(text))
+    return bool(wrong) and not _READ_ALONE.search(text) and text.count("=") < 2
+
+
+def _closes(text: str) -> bool:
+    bare = _ESCAPED.sub("", text)
+    return bare.count("{") == bare.count("}")
 
 
 def is_word(text: str) -> bool:
@@ -139,14 +156,10 @@ def _plain(text: str) -> Shape | None:
         return Shape("scalar", (value,), constant=not _LETTER.search(_COMMAND.sub("", text)))
     if (found := _points(text)) is not None:
         return found
-    split = entries_of(text)
-    if split is None:
+    found_list = read_list(text)
+    if found_list is None or not any(apart(x, found_list.values[0]) for x in found_list.values):
         return None
-    values = entry_values(split[1])
-    known = tuple(value for value in values if value is not None)
-    if len(known) < len(values) or len(known) < 2 or not any(apart(x, known[0]) for x in known):
-        return None
-    return Shape("list", known)
+    return Shape("list", found_list.values)
 
 
 def _equation(left: str, right: str) -> Equation | None:
@@ -193,25 +206,26 @@ def _matrix(text: str) -> Shape | None:
 
 def _points(text: str) -> Shape | None:
     """A union of intervals with constant ends, each low < high; None where that is not certain."""
+    if not text.startswith(("(", "[")):
+        return None
     parts = text.split("\\cup", MAX_INTERVALS)
     spans = [_span(part.strip()) for part in parts] if len(parts) < MAX_INTERVALS else [None]
     if None in spans:
         return None
     merged: list[Span] = []
     for span in sorted(span for span in spans if span is not None):
-        if merged and (joined := _joined(merged[-1], span)) is None:
+        joined = _joined(merged[-1], span, "." not in text) if merged else [span]
+        if joined is None:
             return None
-        if merged and joined:
-            merged[-1:] = joined
-        else:
-            merged.append(span)
+        merged[-1:] = joined
     return Shape("points", spans=tuple(merged))
 
 
-def _joined(first: Span, second: Span) -> list[Span] | None:
+def _joined(first: Span, second: Span, exact: bool) -> list[Span] | None:
     """Two intervals of which `first` begins no later, as one where they overlap; None where they touch or nearly."""
     if not all(apart(x, y) for x in first[:2] for y in second[:2]):
-        touching = first[1] == second[0] and first[3] and second[2]  # the point between them is in neither
+        # the point between them is in neither; sympy loses it where an end is a float
+        touching = exact and first[1] == second[0] and first[3] and second[2]
         return [first, second] if touching else None
     if first[1] < second[0]:
         return [first, second]
@@ -221,15 +235,15 @@ def _joined(first: Span, second: Span) -> list[Span] | None:
 
 def _span(text: str) -> Span | None:
     match = _INTERVAL.fullmatch(text)
-    if match is None or entries_of(f"{match.group(2)},{match.group(3)}") is None:
+    if match is None or THOUSANDS.search(text):
         return None
     opening, low, high, closing = match.groups()
-    ends = (_end(low), _end(high))
-    if ends[0] is None or ends[1] is None or ends[0] >= ends[1] or not apart(*ends):
+    start, end = _end(low), _end(high)
+    if start is None or end is None or start >= end or not apart(start, end):
         return None
-    if (ends[0] == -INFINITE and opening == "[") or (ends[1] == INFINITE and closing == "]"):
+    if (start == -INFINITE and opening == "[") or (end == INFINITE and closing == "]"):
         return None
-    return (ends[0], ends[1], opening == "(", closing == ")")
+    return (start, end, opening == "(", closing == ")")
 
 
 def _end(text: str) -> float | None:

@@ -239,7 +239,7 @@ def test_hostile_answers_are_judged_and_touch_nothing() -> None:
 
 
 def test_a_verifier_that_opens_and_evaluates_is_seen_by_the_audit() -> None:
-    report = run_attack(count=3, seed=1, processes=1, timeout_s=1.0, broken=True)
+    report = run_attack(count=3, seed=1, processes=1, timeout_s=1.0, control="audit")
     assert any("audit events" in failure for failure in report["failures"])
 
 

@@ -20,6 +20,7 @@ MAX_SYMBOLS = 40
 MAX_DIGITS = 60
 MAX_FUNCTIONS = 4
 MAX_ROOTS = 6
+MAX_BARS = 4
 
 _UNFINISHED = re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-zA-Z])")
 _SYMBOL = re.compile(r"\\(?:text|textbf|mbox|mathrm)\{[^{}\\]*\}|\\[a-zA-Z]+|[0-9.]+|[^\s{}\\]")
@@ -31,6 +32,7 @@ _POWER = re.compile(r"(?:[a-df-zA-Z)\]}]|\\[a-zA-Z]+)\^[{(]*([0-9]+)")
 _LARGE_FACTORIAL = re.compile(
     rf"!!|[0-9]{{{MAX_COUNT_DIGITS + 1}}}!|\^(?:[0-9]+|\{{[^{{}}]*\}})!|[\^!].*[)}}\]]!|[0-9]{{3}}[)\]}}]!"
 )
+_MATRIX_POWER = re.compile(r"matrix\}\^")
 _COUNTING = re.compile(r"\\(?:d?binom|Gamma|zeta)(?![a-zA-Z])")
 _LARGE_COUNT = re.compile(rf"[0-9]{{{MAX_COUNT_DIGITS + 1}}}|\^")
 _RELATION = re.compile(r"[=<>]|\\(?:[lg]eq?|[lg]eqslant|neq?)(?![a-zA-Z])")
@@ -54,6 +56,8 @@ def refusal(text: str, reference: str = "") -> str | None:
         return why
     if "!" in text and _LARGE_FACTORIAL.search(text):
         return "a factorial too large to write out"
+    if (count := text.count("|")) > max(MAX_BARS, 2 * reference.count("|")):
+        return f"{count} bars"
     if "\\" in text:
         return _refused_commands(text, reference)
     return None
@@ -68,6 +72,8 @@ def _refused_power(text: str, reference: str) -> str | None:
         return "a power too large to expand"
     if highest > max(MAX_SOLVED_POWER, known) and _RELATION.search(text) and _RELATION.search(reference):
         return "an equation too high to solve"
+    if _MATRIX_POWER.search(text) and not _MATRIX_POWER.search(reference):
+        return "a power of a matrix"
     return None
 
 
@@ -76,6 +82,8 @@ def _refused_commands(text: str, reference: str) -> str | None:
         return "a count too large to write out"
     if (count := len(_FUNCTION.findall(text))) > max(MAX_FUNCTIONS, 2 * len(_FUNCTION.findall(reference))):
         return f"{count} functions"
+    if count and _RELATION.search(text) and _RELATION.search(reference) and not _FUNCTION.search(reference):
+        return "an equation of functions"
     if (count := text.count("\\sqrt")) > max(MAX_ROOTS, 2 * reference.count("\\sqrt")):
         return f"{count} roots"
     return None

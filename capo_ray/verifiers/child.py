@@ -153,7 +153,7 @@ def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -
             audit.budget = MAX_EVENTS_TOLD
             reply = judge(check, answer, response)
             audit.budget = 0
-            reply["cpu"] = _cpu_s()
+            reply["cpu"], reply["mib"] = _cpu_s(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             if index == len(pairs) - 1:
                 reply["last"] = worn_out
             write_blocking(replies, reply)

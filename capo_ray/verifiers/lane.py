@@ -60,7 +60,7 @@ class Lane(threading.Thread):
         self._stopping = threading.Event()
         self.counts: Counter[str] = Counter()
         self.audited: list[str] = []
-        self.busy_s = self.slowest_s = 0.0
+        self.busy_s = self.slowest_s = self.cpu_s = self.peak_mib = 0.0
 
     def run(self) -> None:
         try:
@@ -117,7 +117,9 @@ class Lane(threading.Thread):
                     self._end(batch.pop(0), Outcome(None, CRASHED, lasting=False), "crashes")
                     return
                 self._end(batch.pop(0), self._outcome(reply))
+                self.cpu_s += reply["cpu"] - self._cpu_s
                 self._cpu_s = reply["cpu"]
+                self.peak_mib = max(self.peak_mib, reply["mib"])
                 if reply.get("last"):
                     self._close_checker()
         except PipeTimeout:
@@ -149,7 +151,8 @@ class Lane(threading.Thread):
     def _give_up(self, job: Job) -> None:
         """Kill the checker that holds a pair whose time here is up; pass the pair on, or end it as invalid."""
         start = time.monotonic()
-        used_s = cpu_seconds(self._pid) - self._cpu_s
+        used_s = min(cpu_seconds(self._pid) - self._cpu_s, self._limit.wall_s)
+        self.cpu_s += used_s
         self._kill_checker(wait=True)
         self._close_checker()
         job.spent_s += time.monotonic() - start

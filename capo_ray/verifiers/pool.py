@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ class VerifierPool:
         self._settings: dict[str, Any] = {}
         self._lanes: list[Lane] = []
         self._slow_lane: Lane | None = None
+        self._slowest_read_s = 0.0  # of extraction, fast path and refusal together
         self._lock = threading.Lock()
         self._closed = False
         self._known: OrderedDict[Key, Outcome] = OrderedDict()
@@ -113,7 +115,9 @@ class VerifierPool:
         reference = answers.reference_answer(answer) if self._config.kind != "custom" else answer
         settled: list[tuple[str | None, Outcome | Job]] = []
         for response in responses:
+            begun = time.perf_counter()
             settled.append(self._settle(reference, response))
+            self._slowest_read_s = max(self._slowest_read_s, time.perf_counter() - begun)
             if len(response) > LONG_RESPONSE_CHARS:
                 await asyncio.sleep(0)  # a megabyte of text must not hold up the loop's other guests
         jobs = {id(item): item for _, item in settled if isinstance(item, Job)}
@@ -139,10 +143,14 @@ class VerifierPool:
             "verifier/suspects": float(counts["suspects"]),
             "verifier/crashes": float(counts["crashes"]),
             "verifier/refused": float(counts["refused"]),
+            "verifier/lanes": float(len(lanes)),
             "verifier/process_starts": float(counts["starts"]),
             "verifier/checker_starts": float(counts["checkers"]),
             "verifier/audit_events": float(sum(n for name, n in counts.items() if name.startswith("audit_"))),
             "verifier/slowest_check_s": max((lane.slowest_s for lane in lanes), default=0.0),
+            "verifier/slowest_read_s": self._slowest_read_s,
+            "verifier/peak_mib": max((lane.peak_mib for lane in lanes), default=0.0),
+            "verifier/cpu_s": sum(lane.cpu_s for lane in lanes),
             "verifier/busy_s": sum(lane.busy_s for lane in lanes),
             "verifier/queue_depth": float(self._jobs.qsize() + self._suspects.qsize()),
         }

@@ -3,9 +3,10 @@ r"""R8 and R9: the verifier under hostile answers: no crash or hang, each within
     python benchmarks/hostile_verifier.py [--count 10000] [--seed 0] [--processes 2] [--control audit|limit]
 
 Every answer differs from the reference, so a reward of 1 is a failure too. What is timed is a pair's wall time in the
-hands of checkers: from hand-over (or the verdict before it in the same batch) to its verdict, or until the killed
-checker is gone, both lanes added up; waiting in a queue is not counted. What the parent does with it before (finding
-the answer, fast path, refusal) is timed on its own. A checker's address space is limited to 512 MiB by the kernel.
+hands of checkers: from hand-over (or the verdict before it in the same batch) to its verdict, a time-out included,
+both lanes added up; waiting in a queue is not counted. What the parent does with it before (finding
+the answer, fast path, refusal) is timed on its own, in processor time. A checker's address space is limited to 512 MiB
+by the kernel.
 
 Negative controls, which must be caught: `audit`, a comparison that evaluates and opens what it is given; `limit`, a
 build without the limit and without refusals.
@@ -25,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from capo_ray import answers
@@ -176,20 +178,32 @@ async def _attack(pool: VerifierPool, count: int, seed: int, at_once: int) -> Co
     return reasons
 
 
+class TimedPool(VerifierPool):
+    """A pool that keeps the longest processor time of what the parent does with one response."""
+
+    slowest_read_s = 0.0
+
+    def _settle(self, reference: str, response: str) -> Any:
+        start = time.thread_time()
+        settled = super()._settle(reference, response)
+        self.slowest_read_s = max(self.slowest_read_s, time.thread_time() - start)
+        return settled
+
+
 def run_attack(count: int, seed: int, processes: int, timeout_s: float, control: str = "") -> dict[str, object]:
     """The report of one attack; `failures` is empty when every goal holds."""
     Path(MARKER).unlink(missing_ok=True)
     custom = {"kind": "custom", "path": f"{__name__ if __name__ != '__main__' else 'hostile_verifier'}:leaky"}
     kind = custom if control == "audit" else {"kind": "math"}
     config = VerifierConfig.model_validate(
-        {**kind, "num_processes": processes, "timeout_s": 30 if control == "limit" else timeout_s, "deadline_s": 3600}
+        {**kind, "num_processes": processes, "timeout_s": 3 if control == "limit" else timeout_s, "deadline_s": 3600}
     )
     start = time.monotonic()
     refusal = (lambda *_: None) if control == "limit" else answers.refusal
-    with patch.object(answers, "refusal", refusal), VerifierPool(config) as pool:
+    with patch.object(answers, "refusal", refusal), TimedPool(config) as pool:
         reasons = asyncio.run(_attack(pool, count, seed, at_once=4 * processes))
         sane = asyncio.run(pool.verify("x+1", [r"\boxed{1+x}", r"\boxed{x+2}"]))
-        stats = pool.stats()
+        stats = {**pool.stats(), "verifier/slowest_read_s": pool.slowest_read_s}
         audited = sorted({what for lane in pool._lanes for what in lane.audited})
     failures = _failures(stats, reasons, count, audited)
     if control != "audit" and [v.reward for v in sane] != [1, 0]:

@@ -22,7 +22,8 @@ class Job:
     answer: str
     response: str
     future: Future[Outcome] = field(default_factory=Future)
-    spent_s: float = 0.0  # wall time in the hands of checkers, from hand-over to reply, or until the killed one is gone
+    spent_s: float = 0.0  # wall time in the hands of checkers, from hand-over to the reply or the end of its time
+    cpu_s: float = 0.0  # processor time of the checks that were broken off
 
 
 @dataclass(frozen=True, slots=True)

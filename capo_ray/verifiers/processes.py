@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from contextlib import suppress
-
-GONE_DEADLINE_S = 1.0
 
 
 def open_pid(pid: int) -> int:
@@ -21,17 +18,13 @@ def close_pid(handle: int) -> None:
         os.close(handle)
 
 
-def kill(handle: int, wait: bool = False) -> None:
-    """Kill the process of a handle; with `wait`, return when it is gone."""
+def kill(handle: int) -> None:
+    """Kill the process of a handle."""
     with suppress(OSError):  # gone already: what was wanted
         if hasattr(signal, "pidfd_send_signal"):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         else:
             os.kill(handle, signal.SIGKILL)
-    if wait and hasattr(os, "pidfd_open"):
-        gone = select.poll()
-        gone.register(handle, select.POLLIN)
-        gone.poll(GONE_DEADLINE_S * 1000)
 
 
 def cpu_seconds(pid: int) -> float:

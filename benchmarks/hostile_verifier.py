@@ -21,10 +21,12 @@ import os
 import platform
 import random
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -178,6 +180,27 @@ async def _attack(pool: VerifierPool, count: int, seed: int, at_once: int) -> Co
     return reasons
 
 
+LATENESS = """
+import sys, threading, time
+asked, latest = threading.Event(), 0.0
+threading.Thread(target=lambda: (sys.stdin.read(), asked.set()), daemon=True).start()
+while not asked.is_set():
+    start = time.monotonic()
+    time.sleep(0.01)
+    latest = max(latest, time.monotonic() - start - 0.01)
+print(latest)
+"""
+
+
+@contextmanager
+def lateness() -> Iterator[list[float]]:
+    """How late this machine woke a process that only sleeps, at worst: no limit in wall time holds closer than that."""
+    found: list[float] = []
+    with subprocess.Popen([sys.executable, "-c", LATENESS], stdin=-1, stdout=-1, text=True) as process:
+        yield found
+        found.append(float(process.communicate()[0]))
+
+
 class TimedPool(VerifierPool):
     """A pool that keeps the longest processor time of what the parent does with one response."""
 
@@ -200,7 +223,7 @@ def run_attack(count: int, seed: int, processes: int, timeout_s: float, control:
     )
     start = time.monotonic()
     refusal = (lambda *_: None) if control == "limit" else answers.refusal
-    with patch.object(answers, "refusal", refusal), TimedPool(config) as pool:
+    with lateness() as late, patch.object(answers, "refusal", refusal), TimedPool(config) as pool:
         reasons = asyncio.run(_attack(pool, count, seed, at_once=4 * processes))
         sane = asyncio.run(pool.verify("x+1", [r"\boxed{1+x}", r"\boxed{x+2}"]))
         stats = {**pool.stats(), "verifier/slowest_read_s": pool.slowest_read_s}
@@ -217,6 +240,8 @@ def run_attack(count: int, seed: int, processes: int, timeout_s: float, control:
         "timeout_s": config.timeout_s,
         "memory_mib": config.memory_mib,
         "slowest_check_s": round(stats["verifier/slowest_check_s"], 3),
+        "num_over_1_s": stats["verifier/late"],
+        "machine_woke_late_s": round(late[0], 3),
         "slowest_read_s": round(stats["verifier/slowest_read_s"], 3),
         "peak_mib": stats["verifier/peak_mib"],
         "reasons": dict(reasons.most_common()),

@@ -147,6 +147,7 @@ class Lane(threading.Thread):
         finally:
             job.spent_s += time.monotonic() - start
             self.slowest_s = max(self.slowest_s, job.spent_s)
+            self.counts["late"] += job.spent_s > self._settings["timeout_s"]
 
     def _give_up(self, job: Job) -> None:
         """Kill the checker that holds a pair whose time here is up; pass the pair on, or end it as invalid."""

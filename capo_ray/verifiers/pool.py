@@ -137,6 +137,7 @@ class VerifierPool:
             "verifier/invalid_frac": counts["invalid"] / pairs,
             "verifier/checks": float(counts["checks"]),
             "verifier/timeouts": float(counts["timeouts"]),
+            "verifier/late": float(counts["late"]),
             "verifier/suspects": float(counts["suspects"]),
             "verifier/crashes": float(counts["crashes"]),
             "verifier/refused": float(counts["refused"]),

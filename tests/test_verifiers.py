@@ -133,6 +133,14 @@ def test_a_killed_child_is_replaced(custom_pool: VerifierPool) -> None:
     assert [v.reward for v in judge(custom_pool, "more", "more", "less")] == [1, 0]
 
 
+def test_a_batch_that_a_killed_checker_never_read_is_not_read_by_the_next() -> None:
+    with VerifierPool(VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=0.5)) as pool:
+        assert judge(pool, "warm", "warm")[0].reward == 1
+        os.kill(pool._lanes[0]._pid, signal.SIGSTOP)
+        assert judge(pool, "unread", "never")[0].reason.startswith("timeout")
+        assert [v.reward for v in judge(pool, "b", "b", "c")] == [1, 0]
+
+
 def test_worn_out_checkers_are_replaced() -> None:
     config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", checks_per_process=3)
     with VerifierPool(config) as pool:

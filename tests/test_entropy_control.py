@@ -108,6 +108,16 @@ def test_aer_stays_in_bounds_moves_towards_the_target_and_helps_hard_questions_m
     assert (again.coefficient, again.target_nats) == (control.coefficient, control.target_nats), "restored"
 
 
+def test_aer_does_not_wind_up_where_the_credit_gives_no_token_a_share() -> None:
+    control = EntropyControl(LossConfig(entropy_control="aer", entropy_rate=0.1), EntropyState(0.01, 1.0))
+    control.weigh([credited(1, 0, shares=((0.0, 0.0),) * 2)])
+    control.observe(0.1)
+    assert control.coefficient == 0.01
+    control.weigh([credited(1, 0, shares=((0.0, 0.0), (0.0, 1.0)))])
+    control.observe(0.1)
+    assert control.coefficient == pytest.approx(0.01 + 0.1 * (0.4 - 0.1))
+
+
 def test_an_entropy_that_is_no_number_steers_nothing() -> None:
     control = EntropyControl(LossConfig(entropy_control="aer", entropy_coef=0.02), EntropyState())
     control.observe(float("nan"))

@@ -140,6 +140,9 @@ class LearnerGroup(Protocol):
     async def update(self, batch: Batch) -> UpdateReport:
         """The report of one batch trained; raises `RunFailed` on a non-finite loss or weight, which is not kept."""
 
+    async def refresh_reference(self) -> None:
+        """From now on KL is measured from the present weights, which checkpoints then keep."""
+
     async def publishable(self) -> WeightsHandle:
         """The present weights, gathered and fingerprinted."""
 

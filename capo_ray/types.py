@@ -132,6 +132,7 @@ class Evidence:
     step_values: tuple[float, ...] = ()  # [K+1]: Monte-Carlo value of each prefix
     token_rewards: tuple[float, ...] = ()  # [T]: implicit or token-level rewards of a second model
     entropies: tuple[float, ...] = ()  # [T]: sampler entropy of each response token
+    num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,8 @@ class GroupCredit:
     step_weights: tuple[tuple[float, ...], ...]  # [G][K]: how wrong each step is held to be, 0..1
     valid_critiques: tuple[int, ...]  # [G]
     included: tuple[bool, ...]  # [G]: False where the verdict was invalid
-    entropy_weights: tuple[
-        tuple[float, ...], ...
-    ] = ()  # [G][T]: where the policy's entropy is to be kept up; (): nowhere
+    # [G][T]: share of the entropy bonus that loss.entropy_control gives to each token; (): 1 everywhere
+    entropy_weights: tuple[tuple[float, ...], ...] = ()
     imitation_weights: tuple[tuple[float, ...], ...] = ()  # [G][T]: tokens to imitate beside the policy gradient
 
     @property
@@ -213,12 +213,14 @@ class WeightedSample:
 class Batch:
     """One update's samples, laid out as grid[microbatch][rank]; every rank has the same number of microbatches.
 
-    A cell may be empty; its rank then runs a forward pass of weight zero so that collectives stay matched.
+    A cell may be empty; its rank then runs a forward pass of weight zero so that collectives stay matched. `kl_scale`
+    multiplies loss.kl_coef in this update.
     """
 
     grid: tuple[tuple[tuple[WeightedSample, ...], ...], ...]
     num_loss_tokens: int
     num_samples: int
+    kl_scale: float = 1.0
 
     def column(self, rank: int) -> tuple[tuple[WeightedSample, ...], ...]:
         """The microbatches of one rank."""

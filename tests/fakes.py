@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from capo_ray.types import (
     Critique,
     Problem,
     Provenance,
+    Sample,
     TrajectoryKey,
     UpdateReport,
     Verdict,
@@ -63,9 +65,15 @@ class FakeProblems:
         self.cursor = 0
         self.train = self
 
-    def next_problem(self) -> Problem:
+    def next_problem(self, progress: float = 0.0) -> Problem:
         self.cursor += 1
         return self._problem(self.cursor - 1)
+
+    def observe(self, problem: Problem, rewards: Sequence[int]) -> None:
+        """Learn nothing."""
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
     def _problem(self, i: int) -> Problem:
         return Problem(id=f"p{i}", prompt=f"digit {i}", answer=str(i % 10))
@@ -96,7 +104,10 @@ class FakeEngine:
         answer = chr(list(prompt_ids)[-2])
         wrong = str((int(answer) + 1) % 10)
         picks = [answer if self.rng.random() < self.skill else wrong for _ in range(sampling.n)]
-        return tuple(completion(f"think\n\n{pick}", version) for pick in picks)
+        done = [completion(f"think\n\n{pick}", version) for pick in picks]
+        if sampling.entropies:
+            done = [replace(each, entropies=(0.5,) * len(each.token_ids)) for each in done]
+        return tuple(done)
 
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         return tuple((-1.0 / len(ids),) * (len(ids) - start) for ids, start in zip(token_ids, starts, strict=True))
@@ -136,6 +147,10 @@ class FakeLearner:
     def __init__(self) -> None:
         self.version = 0
         self.batches: list[list[TrajectoryKey]] = []
+        self.samples: list[Sample] = []
+        self.kl_scales: list[float] = []
+        self.references: list[int] = []
+        self.entropy_nats = 1.0
         self.ages: list[int] = []
 
     async def update(self, batch: Batch) -> UpdateReport:
@@ -144,7 +159,12 @@ class FakeLearner:
         self.ages += [self.version - s.min_version for s in samples]
         await asyncio.sleep(0.001)
         self.version += 1
-        return UpdateReport(self.version, {"loss/policy": 0.0}, 0.001)
+        self.samples += samples
+        self.kl_scales.append(batch.kl_scale)
+        return UpdateReport(self.version, {"loss/policy": 0.0, "loss/entropy_nats": self.entropy_nats}, 0.001)
+
+    async def refresh_reference(self) -> None:
+        self.references.append(self.version)
 
     async def publishable(self) -> WeightsHandle:
         return WeightsHandle(self.version, "", None)

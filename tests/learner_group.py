@@ -16,12 +16,14 @@ from pathlib import Path
 
 import torch
 
-from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
 
 VOCAB = 64
+REINS = ("clip", "kl")
 Weights = dict[str, torch.Tensor]
 
 
@@ -38,6 +40,8 @@ def make_samples(seed: int, n: int = 12) -> list[Sample]:
                 sampler_logprobs=tuple(-4.2 + 0.1 * rng.gauss(0, 1) for _ in range(response)),
                 advantages=tuple(rng.gauss(0, 1) for _ in range(response)),
                 versions=(VersionRun(0, response),),
+                entropy_weights=tuple(0.02 * rng.random() for _ in range(response)) if i % 3 == 0 else (),
+                imitation_weights=(0.1,) * response if i % 4 == 1 else (),
             )
         )
     return samples
@@ -59,6 +63,20 @@ def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSp
         device="cpu",
     )
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def rein_spec(model: str | Path, kind: str, **changes: object) -> LearnerSpec:
+    """A spec whose loss reins in a tenth of the tokens by their covariance, and has LICA's entropy term."""
+    loss = LossConfig(
+        kl_coef=0.0,
+        entropy_control="lica",
+        entropy_coef=0.01,
+        covariance=kind,  # type: ignore[arg-type]
+        covariance_frac=0.1,
+        covariance_low=0.01,
+        covariance_high=0.3,
+    )
+    return make_spec(model, 0, loss=loss, **changes)
 
 
 def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> dict[str, float]:
@@ -84,6 +102,8 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
         learner.load(str(out / f"checkpoint{stage}"))
         learner.update(column)
         again = learner.named_tensors()
+        learner.refresh_reference()
+        metrics["kl_after_refresh"] = learner.update(column).metrics["loss/kl_nats"]
         learner.close()
         assert (weights is None) == (rank != 0)
         if weights is not None and after is not None and again is not None:
@@ -91,16 +111,25 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
             save_file(after, out / f"after{stage}.safetensors")
             save_file(again, out / f"again{stage}.safetensors")
             (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
+    for offset, kind in enumerate(REINS, start=4):
+        meeting = f"tcp://127.0.0.1:{port + offset}"
+        learner = Learner(rein_spec(model, kind, rank=rank, world_size=world, init_method=meeting))
+        metrics = train(learner, world, rank, budget=200)
+        weights = learner.named_tensors()
+        learner.close()
+        if weights is not None:
+            save_file(weights, out / f"trained_{kind}.safetensors")
+            (out / f"metrics_{kind}.json").write_text(json.dumps(metrics))
 
 
 def free_ports() -> int:
-    """A port p such that p to p+3 were free a moment ago."""
+    """A port p such that p to p+5 were free a moment ago."""
     for _ in range(50):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
         try:
-            for offset in range(1, 4):
+            for offset in range(1, 6):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port + offset))
         except OSError:

@@ -106,6 +106,16 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("cluster.address=auto", "cluster.num_cpus=4"),
         ("critic.endpoint.base_url=http://x/v1",),
         ("critic.backend=calculator", "critic.model=org/judge"),
+        ("loss.entropy_coef=0.1",),
+        ("loss.entropy_control=lica", "loss.entropy_coef=0.1", "loss.entropy_rate=0.1"),
+        ("loss.covariance_frac=0.1",),
+        ("loss.covariance=kl", "loss.covariance_low=0.1"),
+        ("loss.covariance=clip", "loss.covariance_kl_coef=0.1"),
+        ("data.curriculum.low=0.2",),
+        ("data.curriculum.kind=pass_rate", "data.curriculum.late_low=0.2"),
+        ("credit=acpo", "credit.segmenter=newline", "credit.cut_window=3"),
+        ("credit=acpo", "credit.stage2_from=1", "loss.kl_coef=0.1"),
+        ("credit=acpo", "loss.entropy_control=none", "credit.entropy_frac=0.1"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
@@ -117,7 +127,7 @@ def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:
 
 
 def test_the_rules_of_useless_keys_name_keys_that_exist() -> None:
-    keys = set(train_keys("capo"))
+    keys = {key for method in CREDIT_METHODS for key in train_keys(method)}
     for names, _, _ in RULES:
         for name in names:
             assert name in keys or any(key.startswith(name) for key in keys if name.endswith(".")), name

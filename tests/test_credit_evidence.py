@@ -5,10 +5,11 @@ import math
 import pytest
 
 from capo_ray.config import CREDIT_METHODS
-from capo_ray.credit import EvidenceError, assign_credit
+from capo_ray.credit import EvidenceError, assign_credit, audit
 from capo_ray.credit.acpo import factors_of
 from capo_ray.credit.mig import watermark_gains
 from capo_ray.credit.pure import returns_to_go
+from capo_ray.flow import CreditedGroup
 from tests.credit_groups import Member, group
 
 
@@ -27,6 +28,41 @@ def test_mig_gives_the_gain_to_the_reasoning_alone() -> None:
     )
     credit = assign_credit(made, config("mig", w_gain=0.5))
     assert credit.advantages == (pytest.approx((1.5, 1.5, 1.0)), pytest.approx((-1.5, -1.0, -1.0)))
+
+
+def test_mig_imitates_what_is_right_and_gained_and_nothing_else() -> None:
+    made = group(
+        Member(1, [2, 1], answer_logprobs=[-3, -1, -1]),  # right, gain 2
+        Member(1, [2], answer_logprobs=[-1, -2]),  # right, no gain
+        Member(0, [1, 1], answer_logprobs=[-3, -2, -1]),  # wrong, gain 2
+        Member(None, [1, 1]),
+    )
+    credit = assign_credit(made, config("mig", w_sft=0.3))
+    assert credit.imitation_weights == ((0.3, 0.3, 0.3), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    assert audit(made, credit)["credit/imitated_frac"] == pytest.approx(1 / 3)
+    assert assign_credit(made, config("mig", w_sft=0.0)).imitation_weights == ()
+    wrong = group(Member(0, [1], answer_logprobs=[-3, -1]), Member(0, [1], answer_logprobs=[-3, -2]))
+    assert audit(wrong, assign_credit(wrong, config("mig")))["credit/imitated_frac"] == 0.0
+
+
+def test_acpo_keeps_up_entropy_on_its_weightiest_steps_in_the_first_stage_alone() -> None:
+    made = group(
+        Member(1, [2, 1, 1, 1], answer_logprobs=[-5, -4, -4, -1, -1]),  # gains 1, 0, 3, 0
+        Member(0, [1, 2], answer_logprobs=[-3, -1, -1]),
+        Member(None, [2]),
+    )
+    credit = assign_credit(made, config("acpo", entropy_frac=0.5))
+    assert credit.entropy_weights == ((1, 1, 0, 1, 0), (1, 0, 0), (1, 1))
+    assert CreditedGroup(made, credit, {}).samples[1].entropy_weights == (1, 0, 0), "an invalid member is no sample"
+    late = assign_credit(made, config("acpo", entropy_frac=0.5), progress=0.5)
+    assert not any(any(row) for row in late.entropy_weights)
+
+
+def test_acpo_has_no_kl_in_its_first_stage_and_measures_it_from_that_stages_end() -> None:
+    acpo = config("acpo", stage2_from=0.25)
+    assert [acpo.kl_scale(p) for p in (0.0, 0.24, 0.25, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+    assert acpo.reference_from == 0.25
+    assert config("grpo").reference_from is None and config("grpo").kl_scale(0.0) == 1.0
 
 
 def test_acpo_factors_have_mean_one_over_the_tokens() -> None:

@@ -51,6 +51,18 @@ class World:
             logits = self.model(torch.tensor([list(ids)])).logits[0, start - 1 : -1].float() / temperature
         return torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[start:])[:, None])[:, 0].tolist()
 
+    def entropies(self, ids: Sequence[int], start: int, temperature: float = 1.0, top_p: float = 1.0) -> list[float]:
+        """Hugging Face's entropies of the distributions that ids[start:] were drawn from, present weights."""
+        import torch
+
+        self.model.load_state_dict(self.versions[self.engine.version], strict=False)
+        with torch.no_grad():
+            logits = self.model(torch.tensor([list(ids)])).logits[0, start - 1 : -1].float() / temperature
+        probs = torch.softmax(logits, -1).sort(-1, descending=True).values
+        probs = torch.where(probs.cumsum(-1) - probs < top_p, probs, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+        return torch.special.entr(probs).sum(-1).tolist()
+
     def handle(self, state: State, version: int, error: float = 0.0) -> WeightsHandle:
         """The state as a learner publishes it; `error` is put on the canary's logprobs."""
         ids = self.engine.tokenizer.encode(LONG)
@@ -106,6 +118,25 @@ def test_logprobs_of_sampled_tokens_equal_those_of_the_model(world: World, tempe
     for each in done:
         check(world, "3+4=", each, temperature)
         assert each.finish == ("stop" if each.token_ids[-1] == world.engine.tokenizer.eos_id else "length")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropies_are_those_of_the_distributions_that_were_sampled_from(world: World, temperature: float) -> None:
+    done = world.generate("3+4=", Sampling(temperature=temperature, max_tokens=40, n=2, entropies=True))
+    prompt = world.engine.tokenizer.encode("3+4=")
+    for each in done:
+        check(world, "3+4=", each, temperature)
+        assert close_to(each.entropies, world.entropies([*prompt, *each.token_ids], len(prompt), temperature))
+    assert max(done[0].entropies) > 0.5, "the model is not sure of everything"
+    (plain,) = world.generate("3+4=", Sampling(max_tokens=4))
+    assert plain.entropies == ()
+
+
+def test_entropies_of_a_nucleus_are_those_of_the_nucleus(world: World) -> None:
+    (done,) = world.generate("3+4=", Sampling(top_p=0.5, max_tokens=30, entropies=True))
+    prompt = world.engine.tokenizer.encode("3+4=")
+    expected = world.entropies([*prompt, *done.token_ids], len(prompt), top_p=0.5)
+    assert close_to(done.entropies, expected)
 
 
 def test_greedy_samples_the_argmax_with_logprobs_at_temperature_one(world: World) -> None:

@@ -14,14 +14,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner
-from capo_ray.learners.microbatch import to_inputs, to_microbatch
+from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.packing import build_batch
 from capo_ray.protocols import RunFailed
-from tests.learner_group import VOCAB, Weights, free_ports, make_batch, make_samples, make_spec, train, trained
+from capo_ray.types import Sample, WeightedSample
+from tests.learner_group import (
+    REINS,
+    VOCAB,
+    Weights,
+    free_ports,
+    make_batch,
+    make_samples,
+    make_spec,
+    rein_spec,
+    train,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +122,21 @@ def test_an_empty_cell_is_one_token_of_weight_zero() -> None:
     assert cell.inputs.targets.shape == cell.sequences.shape == (1,)
 
 
+def test_a_cell_without_weights_carries_none_and_one_with_some_fills_up_with_zeros() -> None:
+    plain = [dataclasses.replace(s, entropy_weights=(), imitation_weights=()) for s in make_samples(1, 2)]
+    weighted = dataclasses.replace(plain[0], entropy_weights=(0.1,) * plain[0].num_response_tokens)
+
+    def cell(samples: list[Sample]) -> Microbatch:
+        weights = [WeightedSample(s, (0.1,) * s.num_response_tokens) for s in samples]
+        return to_microbatch(weights, torch.device("cpu"))
+
+    assert cell(plain).entropy_weights is None and cell(plain).imitation_weights is None
+    mixed = cell([weighted, plain[1]]).entropy_weights
+    assert mixed is not None
+    first, second = weighted.num_response_tokens, plain[1].num_response_tokens
+    assert mixed.tolist() == pytest.approx([0.1] * first + [0.0] * second)
+
+
 def test_spans_that_start_before_the_first_predictable_token_are_refused() -> None:
     with pytest.raises(ValueError, match="start at 1"):
         to_inputs([[1, 2, 3]], [0], torch.device("cpu"))
@@ -152,6 +180,27 @@ def test_two_ranks_make_the_update_of_one(
     for name in ("learner/grad_norm", "loss/total", "loss/entropy_nats", "loss/kl_nats", "loss/mismatch_kl_nats"):
         assert metrics[name] == pytest.approx(baseline[1][name], rel=1e-5, abs=1e-8), name
     assert metrics["learner/loss_tokens"] == baseline[1]["learner/loss_tokens"]
+    assert metrics["loss/kl_nats"] > 0.01 and metrics["kl_after_refresh"] == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("kind", REINS)
+def test_covariance_control_reins_in_the_same_tokens_however_a_batch_is_cut(
+    model: Path, two_ranks: Path, kind: str
+) -> None:
+    from safetensors.torch import load_file
+
+    weights, metrics = trained(rein_spec(model, kind))
+    cut, cut_metrics = trained(rein_spec(model, kind), budget=60)
+    both = json.loads((two_ranks / f"metrics_{kind}.json").read_text())
+    start = start_weights(model)
+    assert_same_update(cut, weights, start)
+    assert_same_update(load_file(two_ranks / f"trained_{kind}.safetensors"), weights, start)
+    assert metrics["loss/reined_frac"] == cut_metrics["loss/reined_frac"] == both["loss/reined_frac"]
+    # kl takes the exact share, clip draws it: 0.1 of some 200 tokens
+    assert metrics["loss/reined_frac"] == pytest.approx(0.1, abs=0.005 if kind == "kl" else 0.06)
+    other = trained(dataclasses.replace(rein_spec(model, kind), loss=LossConfig(kl_coef=0.0)))[0]
+    assert any(not torch.equal(weights[k], other[k]) for k in weights)
 
 
 @pytest.mark.real
@@ -195,6 +244,35 @@ def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
     assert again.version == report.version == 3
     assert again.metrics == report.metrics
     assert again.metrics["loss/kl_nats"] > 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_refreshed_reference_is_the_policy_of_that_moment_also_after_a_resume(
+    model: Path, tmp_path: Path, stage: int
+) -> None:
+    column = make_batch(3).column(0)
+    learner = Learner(make_spec(model, stage))
+    try:
+        learner.save(str(tmp_path / "before"))
+        train(learner, 1, 0)
+        assert "loss/kl_nats" not in learner.update(column, kl_scale=0.0).metrics
+        learner.refresh_reference()
+        learner.save(str(tmp_path / "after"))
+        kept = learner.update(column).metrics
+        assert kept["loss/kl_nats"] == pytest.approx(0.0, abs=1e-7) and kept["loss/kl_last_pass_nats"] > 0
+        later = learner.update(column).metrics
+    finally:
+        learner.close()
+    fresh = Learner(make_spec(model, stage))
+    try:
+        assert fresh.load(str(tmp_path / "after")) == 3
+        assert fresh.update(column).metrics == kept
+        assert fresh.update(column).metrics == later
+        fresh.load(str(tmp_path / "before"))
+        assert fresh.update(column).metrics["loss/kl_nats"] == pytest.approx(0.0, abs=1e-7), "the first model again"
+    finally:
+        fresh.close()
 
 
 @pytest.mark.real

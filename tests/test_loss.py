@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.loss import (
+    adaptive_entropy_weights,
     correction_weights,
+    covariance_band,
+    covariance_penalties,
     covariances,
-    detached_by_covariance,
     mismatch_figures,
-    penalised_by_covariance,
     policy_loss,
     token_logprobs,
 )
@@ -123,21 +124,78 @@ def test_the_credit_of_one_token_reaches_exactly_that_tokens_logprob(ratio: str)
     assert difference.tolist() == [False, False, True, False, False, False]
 
 
-def test_entropy_bonus_is_subtracted_and_tokens_of_weight_zero_are_not_counted() -> None:
-    entropies = torch.tensor([1.0, 2.0, 9.0])
-    weights = torch.tensor([0.5, 0.5, 0.0])
+@pytest.mark.parametrize("kind", ["entropy_weights", "imitation_weights"])
+def test_the_weight_of_one_token_reaches_exactly_that_tokens_gradient(kind: str) -> None:
+    torch.manual_seed(0)
+    logits, weights = torch.randn(6, 5), torch.rand(6) + 0.1
+
+    def gradient(extra: torch.Tensor) -> torch.Tensor:
+        table = logits.clone().requires_grad_()
+        policy, entropies = token_logprobs(table, torch.arange(6) % 5)
+        loss, _ = policy_loss(
+            policy,
+            policy.detach(),
+            torch.zeros(6),
+            weights,
+            torch.tensor([0, 0, 0, 1, 1, 1]),
+            entropies=entropies,
+            **{kind: extra},  # type: ignore[arg-type]
+        )
+        (grad,) = torch.autograd.grad(loss, table)
+        return grad
+
+    plain = torch.full((6,), 0.1)
+    changed = plain.clone()
+    changed[2] += 1.0
+    rows = (gradient(changed) - gradient(plain)).abs().sum(dim=1).gt(1e-6)
+    assert rows.tolist() == [False, False, True, False, False, False]
+
+
+def test_entropy_and_imitation_by_hand() -> None:
+    policy = torch.tensor([-1.0, -2.0, -9.0]).requires_grad_()
     loss, figures = policy_loss(
+        policy,
+        policy.detach(),
         torch.zeros(3),
-        torch.zeros(3),
-        torch.zeros(3),
-        weights,
+        torch.tensor([0.5, 0.25, 0.0]),
         one_sequence(3),
-        entropies=entropies,
-        entropy_coef=0.1,
+        entropies=torch.tensor([1.0, 2.0, 9.0]),
+        entropy_weights=torch.tensor([0.1, 0.2, 5.0]),
+        imitation_weights=torch.tensor([0.0, 0.4, 5.0]),
     )
-    assert loss.item() == pytest.approx(-0.15)
+    # -(.5 x .1 x 1 + .25 x .2 x 2) for entropy, -(.25 x .4 x -2) for imitation; the last token has no weight
+    assert loss.item() == pytest.approx(-0.15 + 0.2)
     assert figures.sums["entropy"].item() == pytest.approx(3.0)
     assert figures.sums["tokens"].item() == 2
+    loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([0.0, -0.1, 0.0])
+
+
+def test_licas_bonus_grows_as_the_entropy_of_the_response_falls() -> None:
+    entropies = torch.tensor([1.0, 3.0, 0.0, 0.5]).requires_grad_()
+    weights = adaptive_entropy_weights(torch.full((4,), 0.1), entropies, torch.tensor([0, 0, 1, 1]))
+    assert weights.tolist() == pytest.approx([0.05, 0.05, 0.4, 0.4])  # means 2 and 1/4
+    assert not weights.requires_grad
+    still = adaptive_entropy_weights(torch.full((2,), 0.1), torch.zeros(2), one_sequence(2))
+    assert still.tolist() == pytest.approx([100.0, 100.0]), "bounded where no choice is left"
+
+
+def test_frozen_tokens_keep_their_surrogate_but_lose_its_gradient_alone() -> None:
+    policy = logs(1.1, 1.1).requires_grad_()
+    loss, _ = policy_loss(
+        policy,
+        torch.zeros(2),
+        torch.tensor([1.0, 1.0]),
+        torch.tensor([0.5, 0.5]),
+        one_sequence(2),
+        frozen=torch.tensor([True, False]),
+        imitation_weights=torch.tensor([0.2, 0.0]),
+    )
+    assert loss.item() == pytest.approx(-1.1 - 0.5 * 0.2 * LN(1.1))
+    loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == pytest.approx([-0.1, -0.55])
 
 
 @settings(max_examples=20, deadline=None)
@@ -197,13 +255,14 @@ def test_corrections_for_engine_and_learner_disagreement_by_hand() -> None:
     assert figures.maxima["mismatch"].item() == pytest.approx(LN(4))
 
 
-def test_covariance_controls_touch_only_tokens_in_their_band() -> None:
-    logprobs = torch.tensor([-1.0, -2.0, -3.0]).requires_grad_()
+def test_covariance_controls_by_hand() -> None:
+    logprobs = torch.tensor([-1.0, -2.0, -3.0])
     cov = covariances(logprobs, torch.tensor([1.0, 0.0, -1.0]), mean_logprob=-2.0, mean_advantage=0.0)
     assert cov.tolist() == [1.0, 0.0, 1.0]
-    kept = torch.tensor([False, False, True])
-    detached_by_covariance(logprobs, cov, 0.5, 5.0, kept).sum().backward()
-    assert logprobs.grad is not None
-    assert logprobs.grad.tolist() == [0.0, 1.0, 1.0]
-    penalty = penalised_by_covariance(logprobs, torch.tensor([-1.5, -1.5, -1.5]), cov, threshold=0.5)
-    assert penalty.tolist() == [0.5, 0.0, 1.5]
+    assert covariance_band(torch.tensor([0.5, 1.0, 4.9, 5.0]), 0.5, 5.0).tolist() == [False, True, True, False]
+    policy = logprobs.clone().requires_grad_()
+    penalties = covariance_penalties(policy, torch.full((3,), -1.5), torch.tensor([True, False, True]), coef=2.0)
+    assert penalties.tolist() == [1.0, 0.0, 3.0]
+    penalties.sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == [2.0, 0.0, -2.0]

@@ -235,3 +235,34 @@ def test_ctrl_c_ends_all_processes_and_leaves_the_ledger_whole(tmp_path: Path) -
     assert "interrupted (Ctrl-C)" in log_of(run_dir)
     assert ledger_of(run_dir)["balanced"] is True
     assert not any(is_alive(pid) for role in ("rollout", "verifier", "learner") for pid in workers[role])
+
+
+def test_acpo_comes_to_its_second_stage_and_a_resume_keeps_the_policy_that_kl_is_measured_from(tmp_path: Path) -> None:
+    run_dir = tmp_path / "acpo"
+    process = start(
+        run_dir,
+        "credit=acpo",
+        "run.num_updates=8",
+        "run.checkpoint_every=1",
+        "credit.stage2_from=0.375",
+        "loss.entropy_coef=0.01",
+        "loss.entropy_target_frac=2",
+        "loss.covariance=kl",
+        "learner.num_ranks=2",
+        "learner.num_cpus=0.5",
+        "stream.max_age=0",
+    )
+    wait_for(lambda: updates_of(run_dir) >= 5, process, run_dir, "the fifth update")
+    process.kill()
+    process.wait(30)
+    again = start(run_dir, f"resume={run_dir}")
+    assert finish(again, run_dir) == 0, log_of(run_dir)
+    rows = [row for row in rows_of(run_dir) if "loss/total" in row]
+    kl = [row.get("loss/kl_nats") for row in rows]
+    assert kl[:3] == [None] * 3 and kl[3] == pytest.approx(0.0, abs=1e-6), "the fourth update is measured from itself"
+    assert all(0 < value < 0.1 for value in kl[4:]), "still from the end of stage 1, not from the first policy"
+    coefficients = [row["entropy/coefficient"] for row in rows]
+    assert coefficients == sorted(coefficients) and coefficients[0] == 0.01 < coefficients[-1]
+    assert [row["entropy/weighted_frac"] > 0 for row in rows] == [True] * 3 + [False] * 5
+    assert rows[0]["loss/mismatch_max_nats"] < 1e-4 and rows[0]["loss/reined_frac"] > 0
+    assert max(row["curriculum/repeated_frac"] for row in rows) > 0

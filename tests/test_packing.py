@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,14 @@ sample_lists = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_s
     lambda sizes: [make_sample(i, p, t) for i, (p, t) in enumerate(sizes)]
 )
 layouts = st.tuples(st.integers(1, 4), st.integers(1, 200))
+
+
+@pytest.mark.parametrize("kind", ["entropy_weights", "imitation_weights"])
+def test_weights_beside_the_advantages_are_all_or_none(kind: str) -> None:
+    sample = make_sample(0, 2, 3)
+    assert pack([replace(sample, **{kind: (0.1, 0.0, 0.2)})]).num_samples == 1
+    with pytest.raises(ValueError, match=rf"one of {kind} per response token, or none at all \(got 2 for 3 tokens\)"):
+        pack([replace(sample, **{kind: (0.1, 0.2)})])
 
 
 @settings(max_examples=60, deadline=None)

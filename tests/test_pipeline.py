@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.state import RunState, read_checkpoint
-from capo_ray.protocols import JudgeRequest, PartLost, RunFailed
-from capo_ray.types import Critique, Problem, Provenance, Verdict
-from tests.fakes import FakeEngine, FakeJudge, FakeVerifier, fake_parts
+from capo_ray.problems import Curriculum
+from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
+from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
+from tests.fakes import FakeEngine, FakeJudge, FakeProblems, FakeVerifier, fake_parts
 
 Critiques = tuple[tuple[Critique, ...], ...]
 
@@ -200,3 +202,145 @@ def test_methods_on_answer_logprobs_train_without_a_judge(tmp_path: Path) -> Non
     parts = fake_parts(tmp_path, make_config("mig"), judge=None)
     assert run(parts).state.version == 12
     assert len(parts.learner.batches) == 12  # type: ignore[attr-defined]
+
+
+def test_acpo_switches_stages_once_with_entropies_behind_its_steps(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, object]] = {
+        "loss": {"entropy_control": "aer", "entropy_coef": 0.01, "entropy_rate": 0.0, "entropy_pass_rate": 0.0},
+        "stream": {"max_age": 0},
+    }
+    parts = fake_parts(tmp_path, make_config("acpo", **sections), judge=None)
+    run(parts)
+    learner = parts.learner
+    assert learner.kl_scales == [0.0] * 6 + [1.0] * 6  # type: ignore[attr-defined]
+    assert learner.references == [6]  # type: ignore[attr-defined]
+    samples = [learner.samples[i : i + 12] for i in range(0, 144, 12)]  # type: ignore[attr-defined]
+    assert all(0.01 in s.entropy_weights for update in samples[:6] for s in update)
+    assert not any(any(s.entropy_weights) for update in samples[6:] for s in update)
+
+
+def test_the_reference_is_not_refreshed_where_kl_does_not_count(tmp_path: Path) -> None:
+    parts = fake_parts(tmp_path, make_config("acpo", loss={"kl_coef": 0.0}), judge=None)
+    run(parts)
+    assert parts.learner.references == []  # type: ignore[attr-defined]
+
+
+def test_entropies_are_asked_for_only_where_they_are_read(tmp_path: Path) -> None:
+    class Listening(FakeEngine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            asked.add(sampling.entropies)
+            return await super().generate(prompt_ids, sampling)
+
+    for method, expected in (("acpo", {True, False}), ("mig", {False})):  # evaluation never asks
+        asked: set[bool] = set()
+        run(fake_parts(tmp_path / method, make_config(method), judge=None, engine=Listening()))
+        assert asked == expected, method
+
+
+def test_an_engine_that_gives_no_entropies_where_steps_are_cut_by_them_ends_the_run(tmp_path: Path) -> None:
+    class Silent(FakeEngine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            return await super().generate(prompt_ids, replace(sampling, entropies=False))
+
+    with pytest.raises(RuntimeError, match="entropies of 9 tokens, got 0"):
+        run(fake_parts(tmp_path, make_config("acpo"), judge=None, engine=Silent()))
+
+
+def test_controller_curriculum_and_stage_go_on_after_a_resume(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, object]] = {
+        "run": {"num_updates": 12, "checkpoint_every": 4},
+        "loss": {"entropy_control": "aer", "entropy_rate": 0.01, "entropy_coef": 0.05},
+        "stream": {"max_age": 0},
+        "data": {"curriculum": {"kind": "pass_rate", "late_from": 0.5}},
+    }
+
+    def build(folder: Path, updates: int) -> Parts:
+        config = make_config("acpo", **{**sections, "run": {**sections["run"], "num_updates": updates}})
+        problems = Curriculum(FakeProblems(), config.data.curriculum, seed=3)
+        problems.held_out, problems.train = FakeProblems().held_out, problems  # type: ignore[attr-defined]
+        parts = fake_parts(folder, config, judge=None, problems=problems)
+        parts.learner.entropy_nats = 0.5  # type: ignore[attr-defined]
+        return parts
+
+    parts = build(tmp_path, 12)
+
+    async def killed() -> None:
+        pipeline = Pipeline(parts, RunState())
+        task = asyncio.ensure_future(pipeline.run())
+        while pipeline.state.version < 9:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(killed())
+    latest = parts.checkpoints.latest()
+    assert latest is not None
+    state, cursor = read_checkpoint(latest)
+    # H = H_0 = 0.5, target 0.2: eight updates of 0.01 (0.2 - 0.5) from 0.05
+    assert state.version == 8 and state.reference_version == 6
+    assert state.entropy.initial_nats == 0.5 and state.entropy.coefficient == pytest.approx(0.05 - 8 * 0.003)
+    again = build(tmp_path / "again", 12)
+    asyncio.run(again.learner.load(str(latest / "learner")))
+    again.problems.train.restore(cursor)
+    assert again.problems.train.state() == cursor
+    again.engine.version = state.version  # type: ignore[attr-defined]
+    state.next_group = 10_000
+    run(again, state)
+    assert state.entropy.coefficient == pytest.approx(0.05 - 12 * 0.003)
+    assert again.learner.references == [], "the reference was refreshed before the kill"  # type: ignore[attr-defined]
+    rows = [row for _, row in again.tracker.rows if "entropy/coefficient" in row]  # type: ignore[attr-defined]
+    assert [row["entropy/coefficient"] for row in rows] == pytest.approx([0.05 - n * 0.003 for n in range(8, 12)])
+    assert rows[0]["entropy/target_nats"] == pytest.approx(0.2)
+    assert rows[-1]["curriculum/repeated_frac"] > 0
+
+
+def test_equal_prefixes_of_siblings_are_scored_once_and_every_score_comes_home(tmp_path: Path) -> None:
+    class Counting(FakeEngine):
+        async def score(
+            self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+        ) -> tuple[tuple[float, ...], ...]:
+            asked.extend(tuple(ids) for ids in token_ids)
+            assert all(self.text(ids[start:]) == "7" for ids, start in zip(token_ids, starts, strict=True))
+            return await super().score(token_ids, starts)
+
+        def text(self, ids: Sequence[int]) -> str:
+            return "".join(map(chr, ids))
+
+    asked: list[tuple[int, ...]] = []
+    parts = fake_parts(tmp_path, make_config("mig"), engine=Counting(), judge=None)
+    problem = Problem("p7", "digit 7", "7")
+    group = asyncio.run(GroupWay(parts).walk(0, problem, 0, 0.0)).group
+    assert len(asked) == len(set(asked)) <= 4, "the prompt, the first step, and two answers at most"
+    for member in group.members:
+        prompt, response = member.trajectory.prompt_ids, member.trajectory.response.token_ids
+        lengths = [
+            len(prompt) + end - (response[end - 1] == 0 if end else 0) for end in (0, *(e for _, e in member.steps))
+        ]
+        # the fake scores a sequence by its length: prompt, steps, cue of 7 tokens, answer
+        assert member.evidence.answer_logprobs == tuple(-1.0 / (n + len("\\boxed{") + 1) for n in lengths)
+
+
+def test_a_run_resumed_with_more_updates_begins_its_second_stage_anew(tmp_path: Path) -> None:
+    first = fake_parts(tmp_path, make_config("acpo", stream={"max_age": 0}), judge=None)
+    state = run(first).state
+    assert first.learner.references == [6]  # type: ignore[attr-defined]
+    longer = make_config("acpo", stream={"max_age": 0}, run={"num_updates": 40})
+    again = fake_parts(tmp_path / "again", longer, judge=None, learner=first.learner)
+    again.engine.version = state.version  # type: ignore[attr-defined]
+    run(again, state)
+    assert first.learner.references == [6, 20]  # type: ignore[attr-defined]
+    assert first.learner.kl_scales == [0.0] * 6 + [1.0] * 6 + [0.0] * 8 + [1.0] * 20  # type: ignore[attr-defined]
+
+
+def test_acpo_cuts_where_the_engines_entropies_say_not_where_samples_surprise(tmp_path: Path) -> None:
+    class Deciding(FakeEngine):
+        """Sure of everything but the answer, though every token had the same logprob."""
+
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            done = await super().generate(prompt_ids, sampling)
+            return tuple(replace(each, entropies=(0.0,) * 7 + (2.0, 0.0)) for each in done)
+
+    parts = fake_parts(tmp_path, make_config("acpo", credit={"cut_min_tokens": 1}), engine=Deciding(), judge=None)
+    group = asyncio.run(GroupWay(parts).walk(0, Problem("p7", "digit 7", "7"), 0, 0.0)).group
+    assert {member.steps for member in group.members} == {((0, 7), (7, 9))}
+    assert group.members[0].evidence.entropies[7] == 2.0

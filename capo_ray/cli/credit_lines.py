@@ -68,14 +68,17 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
         wanted = f"{len(response.token_ids)} numbers (or logprobs), which credit.segmenter=entropy reads"
         _refuse(f"{where}.entropies", wanted, None)
     try:
-        steps = split_steps(response, config.segmenter, entropies)
+        steps = split_steps(response, config.segmenter, entropies, config.entropy_cuts)
     except SpanError as error:
         raise FieldError(f"{where}.tokens: {error}") from None
     reward = _read_reward(item, where)
+    series = {name: _read_series(item, name, response, steps, where, config, reward is not None) for name in SERIES}
     evidence = Evidence(
         critiques=_read_critiques(item, len(steps), where, config, rubric, wanted=reward is not None),
         entropies=entropies,
-        **{name: _read_series(item, name, response, steps, where, config, reward is not None) for name in SERIES},
+        answer_logprobs=series["answer_logprobs"],
+        step_values=series["step_values"],
+        token_rewards=series["token_rewards"],
     )
     verdict = Verdict(reward, "given" if reward is not None else "invalid", _read_extracted(item, where, config))
     return Judged(Trajectory(TrajectoryKey(name, 0, index), (), response), verdict, steps, evidence)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
+from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.credit.indifferent import SKIPPABLE
 
 READS_CRITICS = frozenset({"critiques", "overall"})
@@ -116,6 +117,56 @@ RULES: tuple[Rule, ...] = (
         ("loss.correction_low", "loss.correction_high"),
         lambda c: c.loss.correction == "none",
         "with loss.correction=none; remove it or choose a correction",
+    ),
+    (
+        ("loss.entropy_coef",),
+        lambda c: c.loss.entropy_control == "none",
+        "with loss.entropy_control=none; add loss.entropy_control=fixed, lica or aer",
+    ),
+    (
+        ("loss.entropy_target_frac", "loss.entropy_rate", "loss.entropy_max_coef", "loss.entropy_pass_rate"),
+        lambda c: c.loss.entropy_control != "aer",
+        "unless loss.entropy_control=aer, which alone is steered; remove it or choose that control",
+    ),
+    (
+        ("credit.entropy_frac",),
+        lambda c: c.loss.entropy_control == "none",
+        "with loss.entropy_control=none, which gives no bonus to share out; remove it or choose a control",
+    ),
+    (
+        ("loss.covariance_frac",),
+        lambda c: c.loss.covariance == "none",
+        "with loss.covariance=none; add loss.covariance=clip or kl",
+    ),
+    (
+        ("loss.covariance_low", "loss.covariance_high"),
+        lambda c: c.loss.covariance != "clip",
+        "unless loss.covariance=clip; remove it or choose that control",
+    ),
+    (
+        ("loss.covariance_kl_coef",),
+        lambda c: c.loss.covariance != "kl",
+        "unless loss.covariance=kl; remove it or choose that control",
+    ),
+    (
+        ("loss.kl_coef", "credit.kappa"),
+        lambda c: c.credit.reference_from == 1,
+        "with credit.stage2_from=1, which never comes to a second stage; remove it or lower credit.stage2_from",
+    ),
+    (
+        ("credit.cut_top_frac", "credit.cut_window", "credit.cut_min_tokens", "credit.cut_max_steps"),
+        lambda c: c.credit.segmenter != "entropy",
+        "unless credit.segmenter=entropy; remove it or choose that segmenter",
+    ),
+    (
+        tuple(f"data.curriculum.{name}" for name in CurriculumConfig.model_fields if name != "kind"),
+        lambda c: c.data.curriculum.kind == "none",
+        "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate",
+    ),
+    (
+        ("data.curriculum.late_low", "data.curriculum.late_high"),
+        lambda c: c.data.curriculum.late_from == 1,
+        "with data.curriculum.late_from=1, which never comes to the late band; lower it, or remove this",
     ),
     (
         ("learner.min_lr_frac",),

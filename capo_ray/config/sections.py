@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from capo_ray.config.base import Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.critic import EndpointConfig as EndpointConfig
+from capo_ray.config.curriculum import CurriculumConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -81,6 +82,7 @@ class DataConfig(Section):
     """Unreadable rows above which the run ends; each is reported with file and line."""
     chain_steps: Positive = 6
     """kind=chains: operations per problem."""
+    curriculum: CurriculumConfig = CurriculumConfig()
 
 
 class RolloutConfig(Section):
@@ -139,40 +141,6 @@ class VerifierConfig(Section):
             raise ValueError(f"verifier.kind=custom needs verifier.path=package.module:function (got {self.path!r})")
         if self.kind != "custom" and self.path:
             raise ValueError(f"verifier.path is only read with verifier.kind=custom (got verifier.kind={self.kind})")
-        return self
-
-
-class LossConfig(Section):
-    """The policy loss; the same for every credit method unless its preset says otherwise."""
-
-    ratio: Literal["token", "sequence", "cispo"] = "token"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
-    kl_coef: float = Field(0.01, ge=0)
-    """Weight of KL(policy || frozen reference), estimator k3."""
-    aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
-    """sequence_mean: (1/n) sum_i (1/L_i) sum_t; token_mean: one mean over all tokens; constant_length: Dr.GRPO's."""
-    entropy_coef: float = 0.0
-    behaviour: Literal["sampler", "recompute"] = "sampler"
-    """Denominator of the ratio: the engine's logprobs, or the learner's own before a batch (needed with top_p < 1)."""
-    correction: Literal["none", "truncate", "mask", "geometric_mask"] = "none"
-    """For tokens on which engine and learner disagree, rho = learner / sampler: truncate weighs by min(rho, high), mask
-    by rho inside [low, high] and 0 outside, geometric_mask drops responses whose mean rho is outside."""
-    correction_low: float = Field(0.5, ge=0)
-    correction_high: float = Field(2.0, gt=0)
-
-    @model_validator(mode="after")
-    def _refuse_combinations(self) -> LossConfig:
-        if self.correction != "none" and self.behaviour != "recompute":
-            raise ValueError(
-                f"loss.correction={self.correction} weighs learner against sampler, which the ratio already does with "
-                f"loss.behaviour=sampler; add loss.behaviour=recompute"
-            )
-        if self.correction_low > self.correction_high:
-            raise ValueError(
-                f"loss.correction_low must be <= loss.correction_high "
-                f"(got {self.correction_low} > {self.correction_high})"
-            )
         return self
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from capo_ray.config import sections as s
 from capo_ray.config.base import Section
 from capo_ray.config.credit import CapoConfig, CreditConfig, refuse_other_loss
+from capo_ray.config.loss import LossConfig
 
 
 class TrainConfig(Section):
@@ -20,7 +21,7 @@ class TrainConfig(Section):
     engine: s.EngineConfig = s.EngineConfig()
     critic: s.CriticConfig = s.CriticConfig()
     verifier: s.VerifierConfig = s.VerifierConfig()
-    loss: s.LossConfig = s.LossConfig()
+    loss: LossConfig = LossConfig()
     learner: s.LearnerConfig = s.LearnerConfig()
     stream: s.StreamConfig = s.StreamConfig()
     weights: s.WeightsConfig = s.WeightsConfig()

@@ -32,6 +32,9 @@ def audit(group: Group, credit: GroupCredit) -> dict[str, float]:
     ]
     figures.update(_token_figures(tokens))
     figures.update(_correlations(rows))
+    if credit.imitation_weights:
+        imitated = [any(row) for row, ok in zip(credit.imitation_weights, credit.included, strict=True) if ok]
+        figures["credit/imitated_frac"] = sum(imitated) / len(imitated)
     logprobs = [lp for member, _, _ in rows for lp in member.trajectory.response.logprobs]
     # The mean surprisal of sampled tokens is the entropy of the sampler, estimated from its own samples.
     figures["credit/sampler_entropy_nats"] = -math.fsum(logprobs) / len(logprobs)

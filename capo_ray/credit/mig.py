@@ -2,15 +2,18 @@
 
     h_0 = l_0;  g_k = max(0, l_k - h_(k-1));  h_k = max(h_(k-1), l_k)      l_k: mean logprob of the answer after k steps
     A_t = z(outcome) + w_gain z(sum_k g_k) [t in a reasoning step]
+    - w_sft log pi is added to the loss of every token of a response that is right and has sum_k g_k > 0
 
-Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain. The paper's SFT
-term on own right answers with gain is not part of credit and not here.
+Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain and w_sft. The
+SFT term stands on the rollout's own tokens beside the policy gradient, weighed as these are; a group without credit is
+not trained, and so not imitated either.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from capo_ray.config.credit import MigConfig
 from capo_ray.credit import rows as r
@@ -38,7 +41,11 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
         [outcome + config.w_gain * gain * x for x in row]
         for outcome, gain, row in zip(outcomes, gains, spread, strict=True)
     ]
-    return r.to_group_credit(group, advantages, rewards)
+    credit = r.to_group_credit(group, advantages, rewards)
+    if not config.w_sft:
+        return credit
+    gates = [config.w_sft * (w * outcome * gain > 0) for w, outcome, gain in zip(weights, outcomes, gains, strict=True)]
+    return replace(credit, imitation_weights=tuple(map(tuple, r.spread_over_responses(group, gates))))
 
 
 def watermark_gains(scores: Sequence[float]) -> list[float]:

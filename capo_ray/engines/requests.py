@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.tokenizer import HfTokenizer
@@ -12,10 +14,17 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
 
+TOP_LOGPROBS = 64
+"""Most tokens of a distribution that are read for its entropy, where the vocabulary is larger than this twice over."""
 _FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "repetition": "stop"}
 
 
-def sampling_params(sampling: Sampling, index: int, max_tokens: int) -> SamplingParams:
+def entropy_logprobs(vocab_size: int) -> int:
+    """How many of a position's logprobs its entropy is made from: all of a small vocabulary, else the largest."""
+    return vocab_size if vocab_size <= 2 * TOP_LOGPROBS else TOP_LOGPROBS
+
+
+def sampling_params(sampling: Sampling, index: int, max_tokens: int, vocab_size: int) -> SamplingParams:
     """vLLM's parameters of sample `index`; temperature 0 is greedy, its logprobs are at temperature 1."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -26,7 +35,7 @@ def sampling_params(sampling: Sampling, index: int, max_tokens: int) -> Sampling
         max_tokens=max_tokens,
         seed=None if sampling.seed is None else sampling.seed + index,
         stop_token_ids=list(sampling.stop_token_ids),
-        logprobs=0,
+        logprobs=entropy_logprobs(vocab_size) if sampling.entropies else 0,
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -53,12 +62,17 @@ def score_params(*, read_cache: bool = False) -> SamplingParams:
     return params
 
 
-def completion(output: RequestOutput, tokenizer: HfTokenizer) -> Completion:
+def completion(output: RequestOutput, tokenizer: HfTokenizer, *, entropies: bool = False) -> Completion:
     """The completion in a finished request's output; every token knows the version it was sampled under."""
     sample = output.outputs[0]
     token_ids = tuple(sample.token_ids)
     logprobs: Any = sample.logprobs
-    values = tuple(logprobs.logprobs) if token_ids else ()
+    # Of each position the sampled token comes first, then the largest in order where they were asked for.
+    values = tuple(logprobs.logprobs[start] for start in logprobs.start_indices) if token_ids else ()
+    heights: tuple[float, ...] = ()
+    if entropies and token_ids:
+        bounds = zip(logprobs.start_indices, logprobs.end_indices, strict=True)
+        heights = tuple(entropy(logprobs.logprobs[start + 1 : end]) for start, end in bounds)
     spans = sample.weight_versions or []
     runs = tuple(VersionRun(int(span.version), span.end) for span in spans)
     if len(values) != len(token_ids) or (runs[-1].end if runs else 0) != len(token_ids):
@@ -66,7 +80,19 @@ def completion(output: RequestOutput, tokenizer: HfTokenizer) -> Completion:
             f"vLLM returned {len(token_ids)} tokens, {len(values)} logprobs and versions up to {runs}; expected as many"
         )
     text, char_ends = tokenizer.decode_pieces(token_ids)
-    return Completion(token_ids, values, char_ends, text, runs, _FINISH[sample.finish_reason or "abort"])
+    return Completion(token_ids, values, char_ends, text, runs, _FINISH[sample.finish_reason or "abort"], heights)
+
+
+def entropy(logprobs: Sequence[float]) -> float:
+    """The entropy in nats of a distribution from its largest logprobs, what they leave counting as one lump.
+
+    Exact where they are all there are. With a rest of mass R over m more tokens it is too low, by at most R ln(m): that
+    much if the rest is even, nothing if it is a single token. A nucleus leaves nothing, so there it is exact again.
+    """
+    listed = math.fsum(-math.exp(x) * x for x in logprobs if x > -math.inf)
+    rest = 1.0 - math.fsum(map(math.exp, logprobs))
+    # fp32 probabilities do not sum to 1 to the last digit; that is no mass.
+    return listed - rest * math.log(rest) if rest > 1e-6 else listed
 
 
 def scored(output: RequestOutput, start: int) -> tuple[float, ...]:

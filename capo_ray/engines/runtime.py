@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         "enable_prefix_caching": True,
         # The sampled token's logprob under the distribution it was sampled from: temperature, nucleus and grammar in.
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": 2 * TOP_LOGPROBS,
         # A token sampled ahead of its own scheduling could not be told to which version it belongs.
         "async_scheduling": False,
         # The canary goes first, whatever waits.

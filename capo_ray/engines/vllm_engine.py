@@ -51,6 +51,7 @@ class VllmEngine:
         self.tokenizer = HfTokenizer(self.spec.model_path)
         self._stepper.start(self.spec.start_deadline_s)
         config = self._stepper.engine.model_config
+        self._vocab_size = config.get_vocab_size()
         self._tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
@@ -96,7 +97,7 @@ class VllmEngine:
         found: dict[int, Completion] = {}
         async with aclosing(self._answers(requests)) as answers:
             async for index, output in answers:
-                found[index] = self._complete(output)
+                found[index] = self._complete(output, sampling)
         return tuple(found[i] for i in range(sampling.n))
 
     async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
@@ -104,7 +105,7 @@ class VllmEngine:
         requests = self._sample_requests(prompt_ids, sampling)
         async with aclosing(self._answers(requests)) as answers:
             async for _, output in answers:
-                yield self._complete(output)
+                yield self._complete(output, sampling)
 
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1.
@@ -186,10 +187,10 @@ class VllmEngine:
                 f"(got {len(prompt_ids)} tokens, n={sampling.n}, max_tokens={sampling.max_tokens})"
             )
         limit = min(sampling.max_tokens, room)
-        return [(prompt_ids, sampling_params(sampling, i, limit)) for i in range(sampling.n)]
+        return [(prompt_ids, sampling_params(sampling, i, limit, self._vocab_size)) for i in range(sampling.n)]
 
-    def _complete(self, output: RequestOutput) -> Completion:
-        done = completion(output, self.tokenizer)
+    def _complete(self, output: RequestOutput, sampling: Sampling) -> Completion:
+        done = completion(output, self.tokenizer, entropies=sampling.entropies)
         self._totals["generated_tokens"] += len(done.token_ids)
         return done
 

@@ -18,19 +18,24 @@ def answer_tokens(parts: Parts, problem: Problem) -> tuple[list[int], list[int]]
 
 
 async def score_answers(parts: Parts, problem: Problem, members: Sequence[Judged]) -> list[tuple[float, ...]]:
-    """For each member the K+1 mean logprobs of the reference answer after 0..K of its steps."""
+    """For each member the K+1 mean logprobs of the reference answer after 0..K of its steps.
+
+    Equal prefixes of siblings (the bare prompt is one) are scored once. What different prefixes share is computed again
+    but for whole blocks in the engine's prefix cache: vLLM has no pass over a tree of prefixes.
+    """
     cue, answer = answer_tokens(parts, problem)
-    sequences, starts, counts = [], [], []
-    for member in members:
-        prompt, response = member.trajectory.prompt_ids, member.trajectory.response.token_ids
-        ends = [0, *(end for _, end in member.steps)]
-        for end in ends:
-            body = [token for token in response[:end] if token != parts.tokenizer.eos_id]
-            sequences.append([*prompt, *body, *cue, *answer])
-            starts.append(len(prompt) + len(body) + len(cue))
-        counts.append(len(ends))
-    scores = iter(await parts.engine.score(sequences, starts))
-    return [tuple(_mean(next(scores)) for _ in range(count)) for count in counts]
+    tail, eos = [*cue, *answer], parts.tokenizer.eos_id
+    sequences = [
+        [
+            (*member.trajectory.prompt_ids, *(t for t in member.trajectory.response.token_ids[:end] if t != eos), *tail)
+            for end in (0, *(end for _, end in member.steps))
+        ]
+        for member in members
+    ]
+    unique = list(dict.fromkeys(sequence for row in sequences for sequence in row))
+    scores = await parts.engine.score(unique, [len(sequence) - len(answer) for sequence in unique])
+    means = {sequence: _mean(score) for sequence, score in zip(unique, scores, strict=True)}
+    return [tuple(means[sequence] for sequence in row) for row in sequences]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -109,6 +109,8 @@ def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float], vers
         "stream/age_max": float(max(age for age, _ in ages)),
         "stream/age_mean": sum(age * n for age, n in ages) / num_tokens,
     }
+    if value_tokens := sum(m.evidence.num_value_tokens for m in members):
+        figures["rollout/value_tokens_mean"] = value_tokens / len(members)
     for stage in sorted({stage for g in groups for stage in g.stage_s}):
         figures[f"time/{stage}_s"] = mean([g.stage_s[stage] for g in groups if stage in g.stage_s])
     audits = [audit(g.group, g.credit) for g in groups]

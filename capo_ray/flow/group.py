@@ -13,9 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from capo_ray.config.credit import VinePpoConfig
 from capo_ray.credit import assign_credit, critiques_matter
 from capo_ray.flow.evidence import answer_tokens, score_answers
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
 from capo_ray.steps import SpanError, split_steps
@@ -156,8 +158,11 @@ class GroupWay:
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
         verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
-        segmenter = self._parts.config.credit.segmenter
-        return [Judged(t, v, split_steps(t.response, segmenter)) for t, v in zip(trajectories, verdicts, strict=True)]
+        credit = self._parts.config.credit
+        return [
+            Judged(t, v, split_steps(t.response, credit.segmenter, t.response.entropies, credit.entropy_cuts))
+            for t, v in zip(trajectories, verdicts, strict=True)
+        ]
 
     async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:
         rollout = self._parts.config.rollout
@@ -167,8 +172,15 @@ class GroupWay:
             top_p=rollout.top_p,
             max_tokens=rollout.max_response_tokens,
             n=rollout.group_size,
+            entropies=self._parts.config.credit.reads_entropies,
         )
         completions = await self._parts.engine.generate(prompt_ids, sampling)
+        for completion in completions:
+            if sampling.entropies and len(completion.entropies) != len(completion.token_ids):
+                raise RuntimeError(
+                    f"the engine was asked for the entropies of {len(completion.token_ids)} tokens, got "
+                    f"{len(completion.entropies)}"
+                )
         return [
             Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), prompt_ids, completion)
             for sample, completion in enumerate(completions)
@@ -179,11 +191,20 @@ class GroupWay:
     ) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
-        critiques, answers = await asyncio.gather(
-            self._critique(problem, valid, progress, stage_s), self._score(problem, valid)
+        critiques, answers, values = await asyncio.gather(
+            self._critique(problem, valid, progress, stage_s),
+            self._score(problem, valid),
+            self._value(problem, valid),
         )
         evidence = {
-            id(m): Evidence(critiques=c, answer_logprobs=a) for m, c, a in zip(valid, critiques, answers, strict=True)
+            id(m): Evidence(
+                critiques=c,
+                answer_logprobs=a,
+                step_values=v.values,
+                num_value_tokens=v.num_tokens,
+                entropies=m.trajectory.response.entropies,
+            )
+            for m, c, a, v in zip(valid, critiques, answers, values, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
@@ -211,6 +232,14 @@ class GroupWay:
         if "answer_logprobs" not in self._needs or not members:
             return [()] * len(members)
         return await score_answers(self._parts, problem, members)
+
+    async def _value(self, problem: Problem, members: Sequence[Judged]) -> Sequence[StepValues]:
+        """The Monte-Carlo values of each member's prefixes, none where the credit rule reads none."""
+        if "step_values" not in self._needs or not members:
+            return [StepValues((), 0)] * len(members)
+        credit = self._parts.config.credit
+        assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
+        return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
 
 
 def accuracy(verdicts: Sequence[Verdict]) -> float:

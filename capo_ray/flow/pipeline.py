@@ -65,7 +65,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         config = self.parts.config
         self.way = GroupWay(self.parts)
-        self.training = Training(self.parts)
+        self.training = Training(self.parts, self.state)
         self.num_slots = config.learner.groups_per_batch * (config.stream.max_age + 1)
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
@@ -120,7 +120,7 @@ class Pipeline:
         """The next problem whose prompt fits; those that do not are counted and passed over."""
         model = self.parts.config.model
         for _ in range(MAX_TOO_LONG):
-            problem = self.parts.problems.train.next_problem()
+            problem = self.parts.problems.train.next_problem(self._progress)
             if self.way.fits(problem):
                 return problem
             self.state.num_too_long += 1
@@ -131,14 +131,14 @@ class Pipeline:
         )
 
     async def _walk(self, ticket: Ticket, group_id: int, flight: _Flight) -> None:
-        progress = self.state.version / self.parts.config.run.num_updates
         try:
-            group = await self.way.walk(group_id, flight.problem, flight.attempt, progress)
+            group = await self.way.walk(group_id, flight.problem, flight.attempt, self._progress)
         except GROUP_FAILURES as error:
             self._fail(ticket, group_id, flight, error)
             return
         self.critic.count(group, self.parts.step_truth)
         self.state.count(group)
+        self.parts.problems.train.observe(flight.problem, group.rewards)
         if "critiques" in self.parts.config.credit.needs:
             self.budgets.judged(group, getattr(self.parts.config.credit, "quorum", 1))
         if group.credit.has_signal:
@@ -148,6 +148,11 @@ class Pipeline:
         self.parts.ledger.record(group.keys, "dropped", reason="no_credit")
         self._end(ticket, group_id)
         self.budgets.creditless(group)
+
+    @property
+    def _progress(self) -> float:
+        """The share of the run that is done."""
+        return self.state.version / self.parts.config.run.num_updates
 
     def _end(self, ticket: Ticket, group_id: int) -> None:
         self._flights.pop(group_id, None)
@@ -218,6 +223,7 @@ class Pipeline:
             "queue/in_flight_groups": float(len(self._flights)),
             "queue/finished_groups": float(self.buffer.num_finished),
         }
+        figures |= self.parts.problems.train.figures()
         figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
         # Their own names stand before a worker's of the same name, which are as old as its last ping.
         step_s = waited_s + report.seconds + publish_s

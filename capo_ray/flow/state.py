@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.checkpoint import read_state, write_state
+from capo_ray.flow.entropy_control import EntropyState
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.parts import Parts
 from capo_ray.types import Problem
@@ -21,7 +22,8 @@ POLICY_DIR = "policy"
 class RunState:
     """Counters of a run. `seconds` are those of earlier sessions.
 
-    `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint.
+    `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint; `reference_version` is
+    that of the policy which KL is measured from, None as long as it is the first one.
     """
 
     version: int = 0
@@ -32,6 +34,8 @@ class RunState:
     num_too_long: int = 0
     initial_accuracy: float | None = None
     seconds: float = 0.0
+    reference_version: int | None = None
+    entropy: EntropyState = field(default_factory=EntropyState)
     outstanding: list[tuple[Problem, int]] = field(default_factory=list)
 
     def count(self, group: CreditedGroup) -> None:
@@ -62,4 +66,5 @@ def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
     payload = read_state(directory / STATE_FILE)
     problems = payload.pop("problems")
     payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
+    payload["entropy"] = EntropyState(**payload["entropy"])
     return RunState(**payload), problems

@@ -1,6 +1,6 @@
 """One batch of credited groups into one update, and the new weights to the engines.
 
-groups -> batch-wide scale of the credit -> Sample -> Batch -> learner -> weights -> engines
+groups -> batch-wide scale of the credit -> entropy control -> Sample -> Batch -> learner -> weights -> engines
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from capo_ray.credit import scale_batch
+from capo_ray.flow.entropy_control import EntropyControl
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
 from capo_ray.types import UpdateReport
 
@@ -19,14 +21,18 @@ from capo_ray.types import UpdateReport
 class Training:
     """What stands between the slot buffer and the learner."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, state: RunState) -> None:
+        self._parts, self._state = parts, state
+        self._entropy = EntropyControl(parts.config.loss, state.entropy)
 
     async def update(self, groups: Sequence[CreditedGroup]) -> tuple[list[CreditedGroup], UpdateReport]:
         """The groups as they were trained, and the learner's report of their batch."""
         config = self._parts.config
+        progress = self._state.version / config.run.num_updates
+        await self._refresh_reference(progress)
         credits = scale_batch([group.credit for group in groups], config.credit)
         trained = [replace(group, credit=credit) for group, credit in zip(groups, credits, strict=True)]
+        trained = self._entropy.weigh(trained)
         batch = build_batch(
             [sample for group in trained for sample in group.samples],
             num_ranks=config.learner.num_ranks,
@@ -34,7 +40,22 @@ class Training:
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
         )
-        return trained, await self._parts.learner.update(batch)
+        report = await self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress)))
+        figures = self._entropy.figures(trained)
+        self._entropy.observe(report.metrics["loss/entropy_nats"])
+        return trained, replace(report, metrics={**report.metrics, **figures})
+
+    async def _refresh_reference(self, progress: float) -> None:
+        """Measure KL from the present policy from now on, once, where the credit method begins its second stage."""
+        config, state = self._parts.config, self._state
+        begins = config.credit.reference_from
+        if begins is None or not config.loss.kl_coef:
+            return
+        if progress < begins:  # also of a run that was resumed with more updates, in its first stage once more
+            state.reference_version = None
+        elif state.reference_version is None:
+            await self._parts.learner.refresh_reference()
+            state.reference_version = state.version
 
     async def publish(self) -> float:
         """The seconds until all engines hold the learner's weights."""

@@ -1,6 +1,6 @@
 """One rank of the learner group: passes over a batch, one optimizer move each.
 
-    cells -> reference logprobs (if kl_coef) -> num_epochs x { forward, loss, backward per cell; check; move }
+    cells -> reference logprobs (if KL counts) -> num_epochs x { forward, loss, backward per cell; check; move }
 
 Invariants: all ranks call every method in the same order; nothing non-finite moves the weights; the gradient is that of
 sum_t w_t * loss_t over the whole batch, however it was cut.
@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,32 @@ import torch
 from capo_ray.learners import shards
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import export_model, load_policy
+from capo_ray.learners.reference import Reference
+from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.learners.tally import Tally
 from capo_ray.learners.zero import ZeroBackend
-from capo_ray.loss import Figures, correction_weights, mismatch_figures, policy_loss
+from capo_ray.loss import (
+    Figures,
+    adaptive_entropy_weights,
+    correction_weights,
+    covariance_penalties,
+    mismatch_figures,
+    policy_loss,
+)
 from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport, WeightedSample
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A microbatch with what is known of its tokens before the first pass; tensors are [N] or None."""
+
+    tokens: Microbatch
+    reference: torch.Tensor | None
+    reined: torch.Tensor | None
+    kl_coef: float
 
 
 class Learner:
@@ -44,9 +64,7 @@ class Learner:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         policy = load_policy(spec.model_path, spec.dtype, gradient_checkpointing=config.gradient_checkpointing)
         self._model_config = policy.model.config
-        self._reference = None
-        if spec.loss.kl_coef > 0:  # always the model that the run began with, also after a resume
-            self._reference = load_policy(spec.model_path, spec.dtype).requires_grad_(False).eval().to(device)
+        self._reference = Reference(spec.model_path, spec.dtype, device) if spec.loss.kl_coef > 0 else None
         self._backend = ZeroBackend(
             policy,
             stage=config.zero_stage,
@@ -61,39 +79,49 @@ class Learner:
             deadline_s=config.deadline_s,
         )
 
-    def update(self, column: tuple[tuple[WeightedSample, ...], ...]) -> UpdateReport:
-        """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's."""
+    def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float = 1.0) -> UpdateReport:
+        """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's.
+
+        `kl_scale` (see `Batch`) multiplies loss.kl_coef.
+        """
         if not column:
             raise ValueError("an update needs at least one microbatch (got 0)")
         started = time.perf_counter()
-        cells = [to_microbatch(cell, self._backend.device) for cell in column]
-        references = [self._reference_logprobs(cell) for cell in cells]
+        cells = self._prepare(column, self.spec.loss.kl_coef * kl_scale)
         starts: list[torch.Tensor] = []  # the learner's own logprobs before the first move
         tally = Tally()
         for _ in range(self.spec.learner.num_epochs):
-            self._pass(cells, references, starts, tally)
+            self._pass(cells, starts, tally)
         self.version += 1
         return UpdateReport(self.version, tally.metrics(), time.perf_counter() - started)
 
-    def _pass(
-        self,
-        cells: Sequence[Microbatch],
-        references: Sequence[torch.Tensor | None],
-        starts: list[torch.Tensor],
-        tally: Tally,
-    ) -> None:
+    def _prepare(self, column: Sequence[Sequence[WeightedSample]], kl_coef: float) -> list[_Cell]:
+        """The cells of a column, each with what the loss needs to know beforehand."""
+        spec = self.spec
+        microbatches = [to_microbatch(cell, self._backend.device) for cell in column]
+        reins = reined_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
+        cells = []
+        for tokens, reined in zip(microbatches, reins, strict=True):
+            reference = None
+            if self._reference is not None and kl_coef > 0:
+                reference = self._reference.logprobs(tokens, spec.temperature)
+            cells.append(_Cell(tokens, reference, reined, kl_coef))
+        return cells
+
+    def _pass(self, cells: Sequence[_Cell], starts: list[torch.Tensor], tally: Tally) -> None:
         """One pass over the batch and one move; the first pass fills `starts`."""
         first = not starts
         figures: list[Figures] = []
         for index, cell in enumerate(cells):
-            logprobs, entropies = self._backend.forward(cell.inputs, self.spec.temperature)
+            tokens = cell.tokens
+            logprobs, entropies = self._backend.forward(tokens.inputs, self.spec.temperature)
             if first:
                 starts.append(logprobs.detach())
-                figures.append(mismatch_figures(starts[index], cell.sampler_logprobs, cell.weights))
-            loss, seen = self._loss(cell, logprobs, entropies, references[index], starts[index])
+                figures.append(mismatch_figures(starts[index], tokens.sampler_logprobs, tokens.weights))
+            loss, seen = self._loss(cell, logprobs, entropies, starts[index])
             self._backend.backward(loss)
             figures.append(seen)
-        padded = sum(cell.padded_tokens for cell in cells)
+        padded = sum(cell.tokens.padded_tokens for cell in cells)
         figures.append(Figures(sums={"padded_tokens": torch.tensor(float(padded), device=self._backend.device)}))
         combined = tally.combine(figures, self._backend)
         if not math.isfinite(combined["loss"]):  # the same sum on every rank: all of them stop here
@@ -107,47 +135,56 @@ class Learner:
         tally.add_pass(combined, lr=rate, grad_norm=norm, microbatches=len(cells))
 
     def _loss(
-        self,
-        cell: Microbatch,
-        logprobs: torch.Tensor,
-        entropies: torch.Tensor,
-        reference: torch.Tensor | None,
-        start: torch.Tensor,
+        self, cell: _Cell, logprobs: torch.Tensor, entropies: torch.Tensor, start: torch.Tensor
     ) -> tuple[torch.Tensor, Figures]:
         """The loss of one cell and its figures."""
-        config = self.spec.loss
-        corrections = None
+        config, tokens, reined = self.spec.loss, cell.tokens, cell.reined
+        behaviour = start if config.behaviour == "recompute" else tokens.sampler_logprobs
+        corrections = penalties = None
         if config.correction != "none":
             corrections = correction_weights(
                 start,
-                cell.sampler_logprobs,
-                cell.sequences,
+                tokens.sampler_logprobs,
+                tokens.sequences,
                 kind=config.correction,
                 low=config.correction_low,
                 high=config.correction_high,
             )
-        return policy_loss(
+        entropy_weights = tokens.entropy_weights
+        if entropy_weights is not None and config.entropy_control == "lica":
+            entropy_weights = adaptive_entropy_weights(entropy_weights, entropies, tokens.sequences)
+        if reined is not None and config.covariance == "kl":
+            penalties = covariance_penalties(logprobs, behaviour, reined, config.covariance_kl_coef)
+        loss, figures = policy_loss(
             logprobs,
-            start if config.behaviour == "recompute" else cell.sampler_logprobs,
-            cell.advantages,
-            cell.weights,
-            cell.sequences,
+            behaviour,
+            tokens.advantages,
+            tokens.weights,
+            tokens.sequences,
             ratio=config.ratio,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
-            reference_logprobs=reference,
-            kl_coef=config.kl_coef,
-            entropies=entropies,
-            entropy_coef=config.entropy_coef,
             corrections=corrections,
+            frozen=reined if config.covariance == "clip" else None,
+            reference_logprobs=cell.reference,
+            kl_coef=cell.kl_coef,
+            entropies=entropies,
+            entropy_weights=entropy_weights,
+            imitation_weights=tokens.imitation_weights,
+            penalties=penalties,
         )
+        if reined is not None:
+            figures.sums["reined"] = (reined & (tokens.weights != 0)).sum()
+        return loss, figures
 
-    @torch.no_grad()
-    def _reference_logprobs(self, cell: Microbatch) -> torch.Tensor | None:
-        """The frozen reference's logprobs [N] of a cell, at the sampling temperature."""
+    def refresh_reference(self) -> None:
+        """Makes the present weights those from which KL is measured; checkpoints keep them."""
         if self._reference is None:
-            return None
-        return self._reference(cell.inputs, self.spec.temperature)[0]
+            raise RunFailed(
+                "a reference can be refreshed only where KL counts (got loss.kl_coef=0); set loss.kl_coef, or keep "
+                "the credit method in its first stage"
+            )
+        self._reference.refresh(self._backend, self.version)
 
     def _rate(self) -> float:
         """The learning rate of the next move."""
@@ -203,6 +240,8 @@ class Learner:
             "dtype": self.spec.dtype,
         }
         shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
+        if self._reference is not None:
+            self._reference.save(Path(path), self.spec.rank)
         self._backend.barrier()
 
     def load(self, path: str) -> int:
@@ -220,6 +259,8 @@ class Learner:
                     f"export it and start from the exported model"
                 )
         self._backend.load_shard(tensors)
+        if self._reference is not None:
+            self._reference.load(Path(path))
         self.version, self._moves = facts["version"], facts["moves"]
         self._backend.barrier()
         return self.version

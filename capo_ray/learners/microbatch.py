@@ -24,7 +24,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """A cell ready for the loss; all but `inputs` are [N]. An empty cell is one token of weight 0."""
+    """A cell ready for the loss; all but `inputs` are [N]. An empty cell is one token of weight 0.
+
+    `entropy_weights` and `imitation_weights` are None where no sample of the cell has any: they then cost nothing.
+    """
 
     inputs: Inputs
     sampler_logprobs: torch.Tensor
@@ -32,6 +35,8 @@ class Microbatch:
     weights: torch.Tensor
     sequences: torch.Tensor  # number of each token's sample within the cell
     padded_tokens: int
+    entropy_weights: torch.Tensor | None = None
+    imitation_weights: torch.Tensor | None = None
 
 
 def to_inputs(token_ids: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device) -> Inputs:
@@ -67,6 +72,11 @@ def to_microbatch(cell: Sequence[WeightedSample], device: torch.device) -> Micro
     def flat(rows: Sequence[Sequence[float]]) -> torch.Tensor:
         return torch.tensor([value for row in rows for value in row], dtype=torch.float32, device=device)
 
+    def optional(rows: Sequence[Sequence[float]]) -> torch.Tensor | None:
+        if not any(any(row) for row in rows):
+            return None
+        return flat([row or (0.0,) * s.num_response_tokens for row, s in zip(rows, samples, strict=True)])
+
     return Microbatch(
         inputs=inputs,
         sampler_logprobs=flat([s.sampler_logprobs for s in samples]),
@@ -74,4 +84,6 @@ def to_microbatch(cell: Sequence[WeightedSample], device: torch.device) -> Micro
         weights=flat([w.loss_weights for w in cell]),
         sequences=torch.tensor([i for i, s in enumerate(samples) for _ in s.advantages], device=device),
         padded_tokens=inputs.input_ids.numel(),
+        entropy_weights=optional([s.entropy_weights for s in samples]),
+        imitation_weights=optional([s.imitation_weights for s in samples]),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capo_ray.config.sections import LearnerConfig, LossConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class ZeroBackend:
         self.stage = stage
         self._deepspeed = deepspeed
         self._world_size = world_size
-        self._rank = rank
+        self.rank = rank
         numel = sum(p.numel() for p in module.parameters())
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
         self._adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)
@@ -116,10 +116,19 @@ class ZeroBackend:
                     self._copy(names, params, weights)
             else:
                 self._copy(names, params, weights)
-        return weights if self._rank == 0 else None
+        return weights if self.rank == 0 else None
+
+    @torch.no_grad()
+    def copy_weights(self, target: nn.Module) -> None:
+        """Writes all weights into `target`, a whole module of the same names, on every rank."""
+        places = dict(target.named_parameters())
+        for names, params in _portions(self._engine.module):
+            with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
+                for name, param in zip(names, params, strict=True):
+                    places[name].copy_(param)
 
     def _copy(self, names: list[str], params: list[nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
-        if self._rank == 0:
+        if self.rank == 0:
             for name, param in zip(names, params, strict=True):
                 weights[name] = param.detach().to("cpu", copy=True).contiguous()
 

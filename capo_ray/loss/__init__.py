@@ -6,18 +6,20 @@ N tokens, S sequences, V vocabulary.
     logits [N, V] --token_logprobs--> policy_logprobs [N] --policy_loss--> sum_t w_t * loss_t
 """
 
-from capo_ray.loss.covariance import covariances, detached_by_covariance, penalised_by_covariance
+from capo_ray.loss.covariance import covariance_band, covariance_penalties, covariances
+from capo_ray.loss.entropy import adaptive_entropy_weights
 from capo_ray.loss.logprobs import token_logprobs
 from capo_ray.loss.mismatch import correction_weights, mismatch_figures
 from capo_ray.loss.policy import Figures, policy_loss
 
 __all__ = [
     "Figures",
+    "adaptive_entropy_weights",
     "correction_weights",
+    "covariance_band",
+    "covariance_penalties",
     "covariances",
-    "detached_by_covariance",
     "mismatch_figures",
-    "penalised_by_covariance",
     "policy_loss",
     "token_logprobs",
 ]

@@ -1,6 +1,6 @@
 """Clip-cov and KL-cov (2505.22617): rein in the few tokens whose updates make the entropy collapse.
 
-cov_t = (log pi_t - mean log pi)(A_t - mean A): the tokens that are already likely and are pushed further. The means are
+cov_t = (log pi - mean log pi)(A_t - mean A): the tokens that are already likely and are pushed further. The means are
 those of the whole batch, passed in, so that microbatches do not change them. N tokens, all tensors flat [N].
 """
 
@@ -16,23 +16,17 @@ def covariances(
     return (logprobs.detach() - mean_logprob) * (advantages - mean_advantage)
 
 
-def detached_by_covariance(
-    policy_logprobs: torch.Tensor, covariance: torch.Tensor, low: float, high: float, keep: torch.Tensor
+def covariance_band(covariance: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Clip-cov: the tokens [N] (bool) with low < cov < high, among which the paper draws those to freeze at random."""
+    return (covariance > low) & (covariance < high)
+
+
+def covariance_penalties(
+    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, reined: torch.Tensor, coef: float
 ) -> torch.Tensor:
-    """Clip-cov: `policy_logprobs` [N] without gradient where low < cov < high and `keep` [N] (bool) is False.
+    """KL-cov: coef * |log pi - log pi_behaviour| [N] of the `reined` (bool) tokens, 0 elsewhere.
 
-    The paper draws the clipped tokens at random among those in the band; the caller draws, so the choice can be seeded.
+    The paper takes those of the largest covariance and drops PPO's clip; here the clip stays (our choice).
     """
-    clipped = (covariance > low) & (covariance < high) & ~keep
-    return torch.where(clipped, policy_logprobs.detach(), policy_logprobs)
-
-
-def penalised_by_covariance(
-    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, covariance: torch.Tensor, threshold: float
-) -> torch.Tensor:
-    """KL-cov: the penalty |log pi - log pi_behaviour| [N] of the tokens with cov >= threshold, 0 elsewhere.
-
-    The paper takes the top share of a batch; the threshold is that share's smallest covariance.
-    """
-    penalty = (policy_logprobs - behaviour_logprobs).abs()
-    return torch.where(covariance >= threshold, penalty, torch.zeros_like(penalty))
+    penalty = coef * (policy_logprobs - behaviour_logprobs).abs()
+    return torch.where(reined, penalty, torch.zeros_like(penalty))

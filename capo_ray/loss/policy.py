@@ -1,4 +1,4 @@
-"""The clipped policy-gradient loss in its token, sequence and CISPO forms, with k3 KL and entropy terms.
+"""The clipped policy-gradient loss in its token, sequence and CISPO forms, and the terms that may stand beside it.
 
 Invariant: the loss is sum_t weights_t * loss_t; nothing here divides by a count, so microbatches add up.
 """
@@ -31,43 +31,39 @@ def policy_loss(
     ratio: Ratio = "token",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    corrections: torch.Tensor | None = None,
+    frozen: torch.Tensor | None = None,
     reference_logprobs: torch.Tensor | None = None,
     kl_coef: float = 0.0,
     entropies: torch.Tensor | None = None,
-    entropy_coef: float = 0.0,
-    corrections: torch.Tensor | None = None,
+    entropy_weights: torch.Tensor | None = None,
+    imitation_weights: torch.Tensor | None = None,
+    penalties: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Figures]:
-    """(sum_t w_t [c_t * surrogate_t + kl_coef * k3_t - entropy_coef * H_t], figures); all arguments are [N].
+    """(sum_t w_t [c_t * surrogate_t + kl_coef * k3_t - e_t * H_t - m_t * log pi_t + penalty_t], figures); all are [N].
 
-    `sequences` numbers each token's response 0..S-1; `corrections` c_t come from `mismatch.correction_weights`.
-    Tokens of weight 0 (those of an empty cell) are not counted in the figures.
-    token: PPO's min(rho A, clip(rho) A), as in 2508.02298. sequence: the geometric-mean ratio of the response, in its
-    token form s * pi_t / sg(pi_t) (GSPO-token of 2507.18071), equal to the plain one where a response has one
-    advantage, and the one that brings each token's advantage to its own logprob. cispo: sg(clip(rho)) A log pi
-    (2506.13585).
+    `sequences` numbers each token's response 0..S-1; `corrections` c_t come from `mismatch.correction_weights`, and the
+    tokens that are `frozen` (bool) have a surrogate without gradient. `entropy_weights` e_t and `imitation_weights`
+    m_t: see `Sample`. Tokens of weight 0 (those of an empty cell) are not counted in the figures.
     """
-    log_ratio = policy_logprobs - behaviour_logprobs
-    if ratio == "sequence":
-        means = sequence_means(log_ratio.detach(), sequences)
-        ratios = torch.exp(means + policy_logprobs - policy_logprobs.detach())
-    else:
-        ratios = torch.exp(log_ratio)
-    clipped_ratios = torch.clamp(ratios, 1.0 - clip_low, 1.0 + clip_high)
-    if ratio == "cispo":
-        surrogate = -clipped_ratios.detach() * advantages * policy_logprobs
-    else:
-        surrogate = -torch.minimum(ratios * advantages, clipped_ratios * advantages)
+    acting = policy_logprobs if frozen is None else torch.where(frozen, policy_logprobs.detach(), policy_logprobs)
+    ratios = likelihood_ratios(acting, behaviour_logprobs, sequences, ratio)
+    surrogate = surrogate_loss(acting, ratios, advantages, ratio, clip_low, clip_high)
     per_token = surrogate if corrections is None else corrections * surrogate
-    sums: dict[str, torch.Tensor] = {}
     counted = (weights != 0).to(policy_logprobs.dtype)
+    sums: dict[str, torch.Tensor] = {}
     if reference_logprobs is not None:
         k3 = k3_divergence(policy_logprobs, reference_logprobs)
         per_token = per_token + kl_coef * k3
         sums["kl"] = (k3 * counted).sum()
     if entropies is not None:
-        if entropy_coef:
-            per_token = per_token - entropy_coef * entropies
         sums["entropy"] = (entropies * counted).sum()
+        if entropy_weights is not None:
+            per_token = per_token - entropy_weights * entropies
+    if imitation_weights is not None:
+        per_token = per_token - imitation_weights * policy_logprobs
+    if penalties is not None:
+        per_token = per_token + penalties
     loss = (weights * per_token).sum()
     clipped = torch.where(advantages > 0, ratios > 1.0 + clip_high, (advantages < 0) & (ratios < 1.0 - clip_low))
     sums |= {
@@ -79,6 +75,36 @@ def policy_loss(
     }
     maxima = {"ratio": (ratios * counted).amax()}
     return loss, Figures(_detached(sums), _detached(maxima))
+
+
+def likelihood_ratios(
+    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, sequences: torch.Tensor, ratio: Ratio
+) -> torch.Tensor:
+    """pi / behaviour of each token [N]; with ratio=sequence their geometric mean over the response.
+
+    sequence is in its token form s * pi_t / sg(pi_t) (GSPO-token of 2507.18071), equal to the plain one where a
+    response has one advantage, and the one that brings each token's advantage to its own logprob.
+    """
+    log_ratio = policy_logprobs - behaviour_logprobs
+    if ratio == "sequence":
+        means = sequence_means(log_ratio.detach(), sequences)
+        return torch.exp(means + policy_logprobs - policy_logprobs.detach())
+    return torch.exp(log_ratio)
+
+
+def surrogate_loss(
+    policy_logprobs: torch.Tensor,
+    ratios: torch.Tensor,
+    advantages: torch.Tensor,
+    ratio: Ratio,
+    clip_low: float,
+    clip_high: float,
+) -> torch.Tensor:
+    """-min(rho A, clip(rho) A) [N], PPO's as in 2508.02298; cispo: -sg(clip(rho)) A log pi (2506.13585)."""
+    clipped = torch.clamp(ratios, 1.0 - clip_low, 1.0 + clip_high)
+    if ratio == "cispo":
+        return -clipped.detach() * advantages * policy_logprobs
+    return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
 def k3_divergence(policy_logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:

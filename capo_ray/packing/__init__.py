@@ -83,6 +83,12 @@ def padded_tokens(cell: Sequence[WeightedSample]) -> int:
 def _require_aligned(sample: Sample) -> None:
     """Raises ValueError unless the sample has a prompt, a response, and one number of each kind per response token."""
     length = sample.num_response_tokens
+    for name in ("entropy_weights", "imitation_weights"):
+        if len(getattr(sample, name)) not in (0, length):
+            raise ValueError(
+                f"sample {sample.key} needs one of {name} per response token, or none at all "
+                f"(got {len(getattr(sample, name))} for {length} tokens)"
+            )
     if length == 0 or len(sample.sampler_logprobs) != length or len(sample.token_ids) <= length:
         raise ValueError(
             f"sample {sample.key} needs a prompt token and one advantage and one sampler logprob per response token "

@@ -36,9 +36,13 @@ class LearnerActors:
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; the report of rank 0 (figures are already summed over ranks)."""
-        reports = await self._all("update", lambda rank: (batch.column(rank),))
+        reports = await self._all("update", lambda rank: (batch.column(rank), batch.kl_scale))
         self.version = reports[0].version
         return reports[0]
+
+    async def refresh_reference(self) -> None:
+        """As `LearnerGroup.refresh_reference`."""
+        await self._all("refresh_reference", lambda _: ())
 
     async def publishable(self) -> WeightsHandle:
         """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here."""

@@ -139,9 +139,13 @@ class LearnerRank:
         self._canary_ids, self._canary_tolerance = tuple(canary_ids), canary_tolerance
         return os.getpid()
 
-    def update(self, column: Any) -> Any:
+    def update(self, column: Any, kl_scale: float) -> Any:
         """The report of one batch."""
-        return self._learner.update(column)
+        return self._learner.update(column, kl_scale)
+
+    def refresh_reference(self) -> None:
+        """As `LearnerGroup.refresh_reference`."""
+        self._learner.refresh_reference()
 
     def publish(self, with_canary: bool) -> tuple[int, WeightsHandle | None]:
         """The version, and the weights as every engine can load them (rank 0; nothing elsewhere)."""

@@ -8,6 +8,15 @@ is in `held_out`.
 
 from capo_ray.problems.assets import asset_path
 from capo_ray.problems.chains import ChainProblem, true_wrong_steps
+from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.sources import ProblemSet, ProblemSource, build_problems
 
-__all__ = ["ChainProblem", "ProblemSet", "ProblemSource", "asset_path", "build_problems", "true_wrong_steps"]
+__all__ = [
+    "ChainProblem",
+    "Curriculum",
+    "ProblemSet",
+    "ProblemSource",
+    "asset_path",
+    "build_problems",
+    "true_wrong_steps",
+]

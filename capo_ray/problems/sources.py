@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems.chains import make_problem
+from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.rows import BadRow, RowReport, read_rows, text_of
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
@@ -24,23 +25,39 @@ _CALCULATOR_MARKS = re.compile(r"<<[^<>]*>>")
 class ProblemSource(Protocol):
     """An endless stream of training problems."""
 
-    def next_problem(self) -> Problem:
-        """The problem at the cursor, which moves on by one."""
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        """The problem that comes next at this share of the run."""
 
-    def state(self) -> dict[str, int]:
+    def observe(self, problem: Problem, rewards: Sequence[int]) -> None:
+        """Learn how a group fared on a problem of this source; `rewards` are the valid ones."""
+
+    def figures(self) -> dict[str, float]:
+        """The source's metrics."""
+
+    def state(self) -> dict[str, Any]:
         """The cursor, fit for JSON."""
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a cursor; raises RunFailed on one that belongs to other data."""
 
 
-class ChainSource:
+class PlainSource:
+    """What sources share that draw by their cursor alone."""
+
+    def observe(self, problem: Problem, rewards: Sequence[int]) -> None:
+        """Nothing to learn from."""
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+class ChainSource(PlainSource):
     """Chains drawn by (seed, index); they never run out, so the epoch stays 0."""
 
     def __init__(self, num_operations: int, seed: int) -> None:
         self._num_operations, self._seed, self._index = num_operations, seed, 0
 
-    def next_problem(self) -> Problem:
+    def next_problem(self, progress: float = 0.0) -> Problem:
         problem = make_problem(self._seed, self._index, self._num_operations)
         self._index += 1
         return problem
@@ -52,7 +69,7 @@ class ChainSource:
         self._seed, self._index = int(state["seed"]), int(state["index"])
 
 
-class RowSource:
+class RowSource(PlainSource):
     """Problems held in memory, shuffled anew each epoch by (seed, epoch)."""
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
@@ -60,7 +77,7 @@ class RowSource:
         self._epoch, self._index = 0, 0
         self._order = self._shuffled()
 
-    def next_problem(self) -> Problem:
+    def next_problem(self, progress: float = 0.0) -> Problem:
         problem = self._problems[self._order[self._index]]
         self._index += 1
         if self._index == len(self._problems):
@@ -105,7 +122,8 @@ class ProblemSet:
 def build_problems(config: DataConfig, seed: int) -> ProblemSet:
     """The problems of a run; RunFailed with a sentence on a missing file, empty data or too many bad rows."""
     if config.kind == "chains":
-        return ProblemSet(ChainSource(config.chain_steps, seed), None, chain_steps=config.chain_steps)
+        chains = ChainSource(config.chain_steps, seed)
+        return ProblemSet(_with_curriculum(chains, config, seed), None, chain_steps=config.chain_steps)
     report = RowReport(config.max_bad_rows)
     rows = _read_problems(config, config.path, config.split, report)
     if config.eval_path:
@@ -121,7 +139,11 @@ def build_problems(config: DataConfig, seed: int) -> ProblemSet:
             f"expected training problems in {config.path}, got none after {len(report.bad)} bad and "
             f"{len(held_out)} held-out rows: check data.path, data.eval_frac and the column names"
         )
-    return ProblemSet(RowSource(train, seed), held_out, tuple(report.bad))
+    return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out, tuple(report.bad))
+
+
+def _with_curriculum(source: ProblemSource, config: DataConfig, seed: int) -> ProblemSource:
+    return source if config.curriculum.kind == "none" else Curriculum(source, config.curriculum, seed)
 
 
 def _read_problems(config: DataConfig, path: str, split: str, report: RowReport) -> list[Problem]:

@@ -6,10 +6,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
+from capo_ray.config.credit.base import EntropyCuts
 from capo_ray.steps.entropy import keep_decisions
 from capo_ray.steps.segmenters import SEGMENTERS
 from capo_ray.types import Completion, Span
 
+DEFAULT_CUTS = EntropyCuts()
 ENTROPY = "entropy"  # the one segmenter that reads more than the text
 
 
@@ -18,7 +20,10 @@ class SpanError(ValueError):
 
 
 def split_steps(
-    response: Completion, segmenter: str = "blank_line", entropies: Sequence[float] = ()
+    response: Completion,
+    segmenter: str = "blank_line",
+    entropies: Sequence[float] = (),
+    cuts: EntropyCuts = DEFAULT_CUTS,
 ) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 
@@ -35,7 +40,7 @@ def split_steps(
         heights = entropies or [-logprob for logprob in response.logprobs]
         if len(heights) != ends[-1]:
             raise SpanError(f"expected one entropy for each of the {ends[-1]} tokens, got {len(heights)}")
-        ends = keep_decisions(ends, heights)
+        ends = keep_decisions(ends, heights, cuts)
     spans = tuple(pairwise([0, *ends]))
     check_spans(spans, len(response.token_ids))
     return spans

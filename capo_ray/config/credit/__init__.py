@@ -64,7 +64,6 @@ _CLASSES: tuple[type[CreditBase], ...] = (
 CREDIT_METHODS: dict[str, type[CreditBase]] = {c.model_fields["method"].default: c for c in _CLASSES}
 
 OFFLINE_ONLY: dict[str, str] = {
-    "vineppo": "Monte-Carlo values of every prefix",
     "prime": "token rewards of a second model that is trained beside the policy",
     "istar": "token rewards of a second model that is trained beside the policy",
     "qrm": "token rewards of a trained reward model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from capo_ray.config.base import Section
@@ -9,6 +10,16 @@ from capo_ray.config.base import Section
 Needs = Literal["critiques", "answer_logprobs", "step_values", "token_rewards", "entropies", "overall"]
 Vote = Literal["intersection", "majority", "union", "average", "greedy"]
 Segmenter = Literal["blank_line", "newline", "sentence", "entropy"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyCuts:
+    """Where segmenter=entropy cuts; the rule and its numbers are our own."""
+
+    top_frac: float = 0.1
+    window: int = 8
+    min_tokens: int = 4
+    max_steps: int = 32
 
 
 class CreditBase(Section):
@@ -23,3 +34,22 @@ class CreditBase(Section):
     method: str
     segmenter: Segmenter = "blank_line"
     """Where a response is cut into steps."""
+
+    @property
+    def entropy_cuts(self) -> EntropyCuts:
+        """Where segmenter=entropy cuts."""
+        return EntropyCuts()
+
+    @property
+    def reads_entropies(self) -> bool:
+        """Whether the engine is to give the entropy of each token's distribution."""
+        return "entropies" in self.needs or self.segmenter == "entropy"
+
+    @property
+    def reference_from(self) -> float | None:
+        """Share of the run at which the policy of that moment becomes the one that KL is measured from; None: never."""
+        return None
+
+    def kl_scale(self, progress: float) -> float:
+        """What multiplies loss.kl_coef at this share of the run."""
+        return 1.0

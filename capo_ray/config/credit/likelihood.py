@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase, Segmenter
+from capo_ray.config.credit.base import CreditBase, EntropyCuts, Segmenter
 
 
 class AcpoConfig(CreditBase):
@@ -17,14 +17,43 @@ class AcpoConfig(CreditBase):
     method: Literal["acpo"] = "acpo"
     segmenter: Segmenter = "entropy"
     """Where a response is cut into steps."""
+    cut_top_frac: float = Field(0.1, gt=0, le=1)
+    """segmenter=entropy: share of a response's tokens, those of the highest entropy, that count as decisions (p)."""
+    cut_window: int = Field(8, ge=1)
+    """segmenter=entropy: a delimiter is a cut where a decision follows within so many tokens (w)."""
+    cut_min_tokens: int = Field(4, ge=1)
+    """segmenter=entropy: shorter steps are joined to the one after (L_min)."""
+    cut_max_steps: int = Field(32, ge=1)
+    """segmenter=entropy: most steps of a response; the cuts before the highest entropies stay (K_max)."""
     answer_cue: str = "\\boxed{"
     """Text put before the reference answer where it is scored after each step."""
     beta: float = Field(0.5, ge=0)
     """How far a step's attribution moves its weight from 1."""
+    entropy_frac: float = Field(0.25, ge=0, le=1)
+    """Stage 1: share of a response's steps, those of the largest weight, that get the entropy bonus (q; our choice)."""
     stage2_from: float = Field(0.5, ge=0, le=1)
-    """Share of the run after which rewards are weighed by confidence; 1: at the very end only."""
+    """Share of the run after which stage 2 begins: KL to the policy of that moment, rewards weighed by confidence, no
+    entropy bonus; 1: never."""
     kappa: float = Field(0.5, ge=0, le=1)
-    """Weight of that confidence."""
+    """Stage 2: weight of that confidence."""
+
+    @property
+    def entropy_cuts(self) -> EntropyCuts:
+        """Where segmenter=entropy cuts."""
+        return EntropyCuts(self.cut_top_frac, self.cut_window, self.cut_min_tokens, self.cut_max_steps)
+
+    @property
+    def reference_from(self) -> float | None:
+        """KL is measured from the policy at the end of stage 1."""
+        return self.stage2_from
+
+    def kl_scale(self, progress: float) -> float:
+        """No KL in stage 1."""
+        return float(self.in_stage2(progress))
+
+    def in_stage2(self, progress: float) -> bool:
+        """Whether this share of the run lies in stage 2."""
+        return progress >= self.stage2_from
 
 
 class MigConfig(CreditBase):
@@ -37,3 +66,5 @@ class MigConfig(CreditBase):
     """Text put before the reference answer where it is scored after each step."""
     w_gain: float = Field(1.0, ge=0)
     """Weight of the gain's advantage beside the outcome's (our choice)."""
+    w_sft: float = Field(0.1, ge=0)
+    """Weight of -log pi on the own responses that are right and have a gain (our choice); 0: no such term."""

@@ -15,6 +15,8 @@ class VinePpoConfig(CreditBase):
     needs: ClassVar[frozenset[str]] = frozenset({"step_values"})
     source: ClassVar[str] = "2410.01679"
     method: Literal["vineppo"] = "vineppo"
+    rollouts_per_prefix: int = Field(9, ge=1)
+    """Continuations from which the value of each prefix is estimated; each costs up to a whole response."""
 
 
 class PrimeConfig(CreditBase):

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,20 @@ class Setting:
     work: Work
 
 
+class PrefixEngine(VllmEngine):
+    """An engine whose requests read the prefix cache only while `shares` is set."""
+
+    shares = True
+
+    def _sample_requests(self, prompt_ids: Sequence[int], sampling: Sampling) -> Any:
+        requests = super()._sample_requests(prompt_ids, sampling)
+        for _, params in requests:
+            params.skip_reading_prefix_cache = not self.shares
+        return requests
+
+
 class Independent:
-    """A `TextEngine` that makes n calls of one completion out of one call of n, and shares no prefix among them."""
+    """A `TextEngine` that makes n calls of one completion out of one call of n."""
 
     def __init__(self, engine: VllmEngine, *, at_once: bool) -> None:
         self._engine, self._turn = engine, asyncio.Semaphore(10_000 if at_once else 1)
@@ -77,21 +89,12 @@ class Independent:
 
     async def _call(self, prompt_ids: Sequence[int], sampling: Sampling, index: int) -> Completion:
         async with self._turn:
-            ((prompt, params),) = self._engine._sample_requests(prompt_ids, _single(sampling, index))
-            params.skip_reading_prefix_cache = True
-            async for _, output in self._engine._answers([(prompt, params)]):
-                return self._engine._complete(output)
-        raise RuntimeError("expected one completion, got none")
+            (completion,) = await self._engine.generate(prompt_ids, _single(sampling, index))
+            return completion
 
 
 def _single(sampling: Sampling, index: int) -> Sampling:
-    return Sampling(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        seed=None if sampling.seed is None else sampling.seed + index,
-        regex=sampling.regex,
-    )
+    return replace(sampling, n=1, seed=None if sampling.seed is None else sampling.seed + index)
 
 
 def laptop(groups: int) -> Setting:
@@ -120,7 +123,7 @@ def long(folder: Path) -> Setting:
 class Bench:
     """One setting on one engine."""
 
-    def __init__(self, setting: Setting, engine: VllmEngine) -> None:
+    def __init__(self, setting: Setting, engine: PrefixEngine) -> None:
         self.setting, self.engine = setting, engine
         self.rows: dict[str, list[dict[str, float]]] = {}
 
@@ -135,6 +138,7 @@ class Bench:
             engine or self.engine, self.engine.tokenizer, config,
             vote=VOTE, quorum=1, model_revision=self.setting.name, store=store,
         )  # fmt: skip
+        self.engine.shares = engine is None
         before, started = self.engine.stats(), time.perf_counter()
         said = list(await asyncio.gather(*(judge.critique(p, r, k) for p, r in work or self.setting.work)))
         seconds, after = time.perf_counter() - started, self.engine.stats()
@@ -192,7 +196,7 @@ def must_equal(one: object, other: object, what: str) -> None:
 
 def run_setting(setting: Setting, ks: Sequence[int], repeats: int, folder: Path) -> dict[str, Any]:
     """The figures of one setting."""
-    engine = VllmEngine(
+    engine = PrefixEngine(
         EngineSpec(model_path=setting.model, max_model_len=setting.config.max_model_len, weight_transport="none")
     )
     engine.start()

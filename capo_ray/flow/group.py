@@ -181,10 +181,12 @@ class GroupWay:
     async def _gather_evidence(self, problem: Problem, members: Sequence[Judged]) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
-        critiques, answers = await asyncio.gather(self._critique(problem, valid), self._score(problem, valid))
+        critiques, answers, rewards = await asyncio.gather(
+            self._critique(problem, valid), self._score(problem, valid), self._reward_tokens(valid)
+        )
         evidence = {
-            id(m): Evidence(critiques=c, answer_logprobs=a, entropies=m.trajectory.response.entropies)
-            for m, c, a in zip(valid, critiques, answers, strict=True)
+            id(m): Evidence(critiques=c, answer_logprobs=a, token_rewards=r, entropies=m.trajectory.response.entropies)
+            for m, c, a, r in zip(valid, critiques, answers, rewards, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
@@ -205,6 +207,17 @@ class GroupWay:
         if "answer_logprobs" not in self._needs or not members:
             return [()] * len(members)
         return await score_answers(self._parts, problem, members)
+
+    async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
+        """The token rewards of each member, none where the credit rule reads none.
+
+        They are those of the reward model's weights at this moment, so of weights that have not seen the group.
+        """
+        if "token_rewards" not in self._needs or not members:
+            return [()] * len(members)
+        model = self._parts.reward_model
+        assert model is not None, "the credit rule reads token rewards, so the run has a reward model"
+        return await model.token_rewards([m.trajectory for m in members])
 
 
 def accuracy(verdicts: Sequence[Verdict]) -> float:

@@ -60,7 +60,7 @@ class ZeroBackend:
         )
         self._optimizer: Any = self._engine.optimizer
 
-    def forward(self, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
         """What the module returns."""
         return self._engine(*args)
 

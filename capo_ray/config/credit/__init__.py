@@ -19,7 +19,7 @@ from capo_ray.config.credit.outcome import (
     ReinforcePpConfig,
     RlooConfig,
 )
-from capo_ray.config.credit.values import IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
+from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
 
 __all__ = [
     "CREDIT_METHODS",
@@ -29,6 +29,7 @@ __all__ = [
     "CreditBase",
     "CreditConfig",
     "DapoConfig",
+    "EtpoConfig",
     "GenormConfig",
     "IstarConfig",
     "MigConfig",
@@ -60,14 +61,12 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     PrimeConfig,
     IstarConfig,
     QrmConfig,
+    EtpoConfig,
 )
 CREDIT_METHODS: dict[str, type[CreditBase]] = {c.model_fields["method"].default: c for c in _CLASSES}
 
 OFFLINE_ONLY: dict[str, str] = {
     "vineppo": "Monte-Carlo values of every prefix",
-    "prime": "token rewards of a second model that is trained beside the policy",
-    "istar": "token rewards of a second model that is trained beside the policy",
-    "qrm": "token rewards of a trained reward model",
 }
 """Methods whose evidence no part of a training run gathers: their math is there for `capo-ray credit` alone."""
 
@@ -109,7 +108,8 @@ CreditConfig = Annotated[
     | VinePpoConfig
     | PrimeConfig
     | IstarConfig
-    | QrmConfig,
+    | QrmConfig
+    | EtpoConfig,
     Field(discriminator="method"),
     AfterValidator(refuse_offline_only),
 ]

@@ -174,7 +174,7 @@ class RewardLearner:
                 per_token = by_score[cell.places] / (lengths if self._objective.reduction == "mean" else 1)
                 slope = per_token.to(slope.dtype)[cell.tokens.sequences]
             slopes.append(slope)
-        return float(loss), slopes
+        return float(loss.detach()), slopes
 
     def _fit_values(
         self, cells: Sequence[_Cell], outputs: Sequence[torch.Tensor], known: _Labels

@@ -116,10 +116,33 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit=acpo", "credit.segmenter=newline", "credit.cut_window=3"),
         ("credit=acpo", "credit.stage2_from=1", "loss.kl_coef=0.1"),
         ("credit=acpo", "loss.entropy_control=none", "credit.entropy_frac=0.1"),
+        ("reward_model.lr=1e-3",),
+        ("credit=etpo", "reward_model.beta=0.1"),
+        ("credit=prime", "reward_model.pair_margin=1"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
     assert "has no effect" in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("credit=prime", "reward_model.lr=1e-3", "reward_model.beta=0.1"),
+        ("credit=qrm", "reward_model.pair_margin=1"),
+        ("credit=etpo", "credit.trace_decay=0"),
+    ],
+)
+def test_keys_of_the_reward_model_are_taken_where_it_reads_them(overrides: tuple[str, ...]) -> None:
+    assert compose_train(list(overrides)).credit.needs == {"token_rewards"}
+
+
+@pytest.mark.parametrize("method", ["istar", "etpo"])
+def test_rewards_against_the_samplers_logprobs_need_the_whole_distribution(method: str) -> None:
+    assert "rollout.top_p must be 1 (got 0.9)" in refusal(
+        f"credit={method}", "rollout.top_p=0.9", "loss.behaviour=recompute"
+    )
+    compose_train(["credit=prime", "rollout.top_p=0.9", "loss.behaviour=recompute"])
 
 
 def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:

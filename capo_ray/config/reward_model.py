@@ -21,7 +21,7 @@ class RewardModelConfig(Section):
     """credit=qrm: scale of the difference between a right and a wrong response."""
     pair_margin: float = Field(2.0, ge=0)
     """credit=qrm: what that scaled difference is to exceed."""
-    lr: float = Field(1e-4, ge=0)
+    lr: float = Field(3e-5, ge=0)
     """Constant over the run."""
     num_epochs: int = Field(1, ge=1)
     """Passes over each batch, one optimizer move each."""

@@ -22,11 +22,13 @@ class ScalarModel(nn.Module):
         self.trunk = trunk
         self._shift = 1 if at_token else 0
         dtype = next(trunk.parameters()).dtype
-        self.head = nn.Linear(trunk.config.hidden_size, 1, dtype=dtype)
+        # A loss of differences has no gradient by a bias but rounding, which Adam would make moves of.
+        self.head = nn.Linear(trunk.config.hidden_size, 1, bias=not at_token, dtype=dtype)
         with torch.no_grad():  # the same on every rank
             generator = torch.Generator().manual_seed(seed)
             self.head.weight.copy_(HEAD_STD * torch.randn(self.head.weight.shape, generator=generator))
-            self.head.bias.zero_()
+            if self.head.bias is not None:
+                self.head.bias.zero_()
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, ...]:
         """(values [N],) in fp32; the temperature has no part in them."""

@@ -87,7 +87,7 @@ def test_extraction_from_a_megabyte_stays_quick(piece: str) -> None:
 
 
 @given(st.text(alphabet="\\{}boxed#$ aA:.0123456789\nf\ud800", max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_extraction_and_comparison_take_any_text(text: str) -> None:
     answer = extract_answer(text)
     assert answer is None or answer.strip()
@@ -161,7 +161,7 @@ def _spellings() -> st.SearchStrategy[str]:
 
 
 @given(_spellings(), _spellings())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_fast_path_never_disagrees_with_the_slow_one(a: str, b: str) -> None:
     fast = fast_equal(a, b)
     if fast is not None:
@@ -183,7 +183,7 @@ def _lists() -> st.SearchStrategy[str]:
 
 
 @given(_lists(), _lists())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_fast_path_agrees_on_lists_of_numbers_too(a: str, b: str) -> None:
     fast = fast_equal(a, b)
     if fast is not None:
@@ -191,7 +191,7 @@ def test_the_fast_path_agrees_on_lists_of_numbers_too(a: str, b: str) -> None:
 
 
 @given(_spellings(), st.sampled_from([2, 4, 5, 100]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equal_values_in_other_spellings_agree_on_both_paths(a: str, factor: int) -> None:
     from capo_ray.answers.numbers import read_number
 
@@ -231,7 +231,7 @@ def _formulas() -> st.SearchStrategy[str]:
 
 
 @given(_formulas(), _formulas(), st.booleans())
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 def test_formulas_told_apart_by_value_are_unequal_to_the_library(a: str, b: str, near: bool) -> None:
     b = f"{a}+{b}" if near else b
     if fast_equal(a, b) is False and decide(normalise(a), normalise(b)) is None:  # no house rule spoke
@@ -264,7 +264,7 @@ def _shapes() -> st.SearchStrategy[str]:
 
 
 @given(_shapes(), _shapes(), st.booleans())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_answers_of_two_kinds_or_shapes_are_told_apart_only_where_the_library_does(a: str, b: str, swap: bool) -> None:
     b = a.replace("2", "5", 1) if swap else b
     if fast_equal(a, b) is False and decide(normalise(a), normalise(b)) is None:

@@ -11,7 +11,7 @@ Arms, interleaved in every repeat, each with warm children and empty caches:
     stream    `VerifierPool` on more pairs, so that a limit of one second is not longer than the whole arm
     hostile   the same pairs with 1% of the responses replaced by random hostile ones of the kinds of
               `hostile_verifier.py`; "sly": a tenth of them of kinds made to pass the refusals
-    bare      `pool` with 1% hostile and no refusals; "alone": nor the lane for slow pairs
+    bare      a quarter of `pool` with 1% hostile and no refusals; "alone": nor the lane for slow pairs
 A loss is 1 - pairs/s with / pairs/s without hostile ones, until the last verdict of all is there. Fails when a verdict
 differs between arms, but for the differences decided on purpose, which are listed.
 """
@@ -28,7 +28,7 @@ import random
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -45,7 +45,7 @@ from verifier_pairs import GROUP, Pairs, make_pairs
 LOSSES = {
     "hostile": "all layers (goal <= 10%)",
     "sly": "  a tenth of them sly",
-    "bare": "no refusals (in a batch)",
+    "bare": "no refusals (a short batch)",
     "alone": "  and no lane for slow pairs",
 }
 
@@ -163,12 +163,13 @@ def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float],
     row["ratio"] = row["pool_per_s"] / row["naive_per_s"]
     row["cpu_ratio"] = naive_cpu_s / len(part) / (pool.cpu_s / len(pool.verdicts))
     row |= {"checks": pool.stats["verifier/checks"], "fast_frac": pool.stats["verifier/fast_frac"], "spoilt": 0.0}
-    bad = add_hostile(groups, rng, 0.0)
+    few = groups[: len(groups) // 4]  # every bomb costs these arms its second
+    bad = add_hostile(few, rng, 0.0)
     for name, layers in (("bare", (False, True)), ("alone", (False, False))):
         run = run_pool(bad, args.processes, *layers)
-        row[f"{name}_loss"], row[f"{name}_cpu_loss"] = 1 - run.per_s() / pool.per_s(), 1 - pool.cpu_s / run.cpu_s
+        row[f"{name}_loss"], row[f"{name}_cpu_loss"] = 1 - run.per_s() / pool.per_s(), 1 - pool.cpu_s / 4 / run.cpu_s
         row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
-        row["spoilt"] += spoilt(groups, bad, pool, run)
+        row["spoilt"] += spoilt(few, bad, replace(pool, verdicts=pool.verdicts[: len(run.verdicts)]), run)
     stream = [group for i in range(args.stream // args.pairs) for group in make_pairs(args.data, args.pairs, seed + i)]
     for name, share in (("hostile", 0.0), ("sly", 0.1)):
         bad = add_hostile(stream, rng, share)

@@ -32,6 +32,7 @@ _POWER = re.compile(r"(?:[a-df-zA-Z)\]}]|\\[a-zA-Z]+)\^[{(]*([0-9]+)")
 _LARGE_FACTORIAL = re.compile(
     rf"!!|[0-9]{{{MAX_COUNT_DIGITS + 1}}}!|\^(?:[0-9]+|\{{[^{{}}]*\}})!|[\^!].*[)}}\]]!|[0-9]{{3}}[)\]}}]!"
 )
+_CODE = re.compile(r"\(['\"]|['\"][/_]|__")
 _MATRIX_POWER = re.compile(r"matrix\}\^")
 _COUNTING = re.compile(r"\\(?:d?binom|Gamma|zeta)(?![a-zA-Z])")
 _LARGE_COUNT = re.compile(rf"[0-9]{{{MAX_COUNT_DIGITS + 1}}}|\^")
@@ -45,6 +46,8 @@ def refusal(text: str, reference: str = "") -> str | None:
         return f"an unfinished calculation ({operator.group()})"
     if (count := _symbols(text)) > max(MAX_SYMBOLS, 4 * _symbols(reference)):
         return f"{count} symbols, far more than the reference"
+    if _CODE.search(text) and not _CODE.search(reference):
+        return "code"
     deepest = _nesting(text)
     if deepest > max(MAX_NESTING, _nesting(reference) + 2):
         return f"nested {deepest} deep"

@@ -103,9 +103,9 @@ def test_the_laptop_worlds_arithmetic_is_modulo_ten() -> None:
     "unit", ["1+", "(", "9", "\\frac{", "=1", "3 = 4 ", "<<", "a ", "2^", "1 x ", "**", " ", "-", "1,000", ".", "1/2 "]
 )
 def test_hostile_text_costs_bounded_time(unit: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     check_claims(unit * (20_000 // len(unit)) + "=1")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_response_with_nothing_to_check_abstains() -> None:

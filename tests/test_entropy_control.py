@@ -27,7 +27,7 @@ def credited(*rewards: int | None, shares: tuple[tuple[float, ...], ...] = ()) -
         included=tuple(reward is not None for reward in rewards),
         entropy_weights=shares,
     )
-    return CreditedGroup(made, credit, {})
+    return CreditedGroup(made, credit, {}, ended_at=0.0)
 
 
 def weights(control: EntropyControl, one: CreditedGroup) -> list[tuple[float, ...]]:

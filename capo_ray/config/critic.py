@@ -70,7 +70,7 @@ class CriticConfig(Section):
     """Groups in a row that no worker judged after which none is sent for `breaker_open_s` (they keep their outcome)."""
     breaker_open_s: float = Field(30.0, ge=0)
     early_stop: bool = True
-    """Ask first for as many votes as decide a response without a wrong step; stop once the vote cannot change."""
+    """Ask first for the votes that decide a response in which they find nothing; stop once the vote cannot change."""
     skip: Literal["none", "no_gradient"] = "none"
     """no_gradient: a group whose advantages no critique can change is not judged."""
     constrain: bool = False

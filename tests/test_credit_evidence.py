@@ -153,6 +153,13 @@ def test_qrm_scales_without_centring() -> None:
     assert assign_credit(made, config("qrm")).advantages == ((1.0, 3.0), (1.0, 3.0))
 
 
+def test_qrm_takes_the_outcome_until_its_model_is_to_be_trusted() -> None:
+    made = group(Member(1, [2], token_rewards=[1.0, 3.0]), Member(0, [2], token_rewards=[1.0, 3.0]))
+    early = assign_credit(made, config("qrm", outcome_until=0.5), progress=0.49)
+    assert early.advantages == ((1.0, 1.0), (-1.0, -1.0)) and early.token_rewards == ((1.0, 1.0), (0.0, 0.0))
+    assert assign_credit(made, config("qrm", outcome_until=0.5), progress=0.5).advantages == ((1.0, 3.0), (1.0, 3.0))
+
+
 def test_etpo_by_hand() -> None:
     made = group(
         Member(1, [2, 1], token_rewards=[0.25, 0.5, 0.75]), Member(0, [1], token_rewards=[0.5]), Member(None, [1])

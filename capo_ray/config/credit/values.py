@@ -44,6 +44,8 @@ class QrmConfig(CreditBase):
     needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2505.23363"
     method: Literal["qrm"] = "qrm"
+    outcome_until: float = Field(0.0, ge=0, le=1)
+    """Share of the run in which the group-normalised outcome is the credit and the reward model only learns (ours)."""
 
 
 class EtpoConfig(CreditBase):

@@ -139,11 +139,18 @@ def add_hostile(groups: list[Pairs], rng: random.Random, sly_share: float) -> li
 
 
 def spoilt(clean: list[Pairs], hostile: list[Pairs], first: Run, second: Run) -> int:
-    """How many verdicts differ on the pairs that two arms share, or call a hostile answer right."""
+    """How many verdicts differ on pairs that two arms share, or call a hostile answer right where the library does not.
+
+    It may be right: `x^9-3=0` equals the reference 0, since math-verify takes the right side of an equation.
+    """
     count = 0
     rows = zip(_flat(clean), _flat(hostile), first.verdicts, second.verdicts, strict=True)
     for pair, other, x, y in rows:
-        count += y == 1 if pair != other else (x is not None and y is not None and x != y)
+        if pair == other:
+            count += x is not None and y is not None and x != y
+        elif y == 1:
+            texts = [answers.normalise(text or "") for text in (other[0], answers.extract_answer(other[1]))]
+            count += not answers.library_equal(*texts)
     return count
 
 
@@ -173,10 +180,8 @@ def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float],
     stream = [group for i in range(args.stream // args.pairs) for group in make_pairs(args.data, args.pairs, seed + i)]
     for name, share in (("hostile", 0.0), ("sly", 0.1)):
         bad = add_hostile(stream, rng, share)
-        clean, run = run_pool(stream, args.processes), run_pool(bad, args.processes)
-        again = run_pool(
-            stream, args.processes
-        )  # before and after: what else the machine does must not pass for a loss
+        # clean ones before and after: what else the machine does must not pass for a loss
+        clean, run, again = (run_pool(arm, args.processes) for arm in (stream, bad, stream))
         per_s = statistics.mean((clean.per_s(), again.per_s()))
         row[f"{name}_loss"] = 1 - run.per_s() / per_s
         row[f"{name}_cpu_loss"] = 1 - statistics.mean((clean.cpu_s, again.cpu_s)) / run.cpu_s

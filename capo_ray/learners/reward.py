@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,12 @@ from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport, WeightedSample
 
 Column = Sequence[Sequence[WeightedSample]]
+
+_REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "last": lambda row: row[-1],
+}
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class RewardLearner:
         for cell, output in zip(cells, outputs, strict=True):
             rows = output.double().split(cell.lengths) if cell.lengths else ()
             for place, row in zip(cell.places, rows, strict=True):
-                scores[place] = row.sum() if self._objective.reduction == "sum" else row.mean()
+                scores[place] = _REDUCE[self._objective.reduction](row)
         return self._backend.sum_over_ranks(scores)
 
     def _fit_scores(

@@ -24,12 +24,13 @@ class Objective:
     """`head`: the log-probability of each token, or a scalar read at each token or at the prefix before it.
 
     `loss` is of (scores [n], outcomes [n], groups [n], config); None: each prefix's soft value is fitted to its backup
-    (`loss.soft_value_targets`). `pairs_only`: a batch without a right and a wrong sibling teaches nothing.
+    (`loss.soft_value_targets`), and scores serve to rank siblings alone. `pairs_only`: a batch without a right and a
+    wrong sibling teaches nothing.
     """
 
     head: Literal["logprob", "token_scalar", "prefix_scalar"]
     baseline: Literal["none", "reference", "sampler"]
-    reduction: Literal["sum", "mean"]
+    reduction: Literal["sum", "mean", "last"]
     loss: ScoreLoss | None
     pairs_only: bool = False
 
@@ -54,5 +55,5 @@ OBJECTIVES: dict[str, Objective] = {
     "prime": Objective("logprob", "reference", "sum", _prime),
     "istar": Objective("logprob", "sampler", "sum", _istar, pairs_only=True),
     "qrm": Objective("token_scalar", "none", "mean", _qrm, pairs_only=True),
-    "etpo": Objective("prefix_scalar", "none", "mean", None),
+    "etpo": Objective("prefix_scalar", "none", "last", None),
 }

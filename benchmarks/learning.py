@@ -9,8 +9,8 @@ one line of benchmarks/results/learning.jsonl, and a run that is there is not ru
 all see the same problems, and the same held-out ones, in the same order.
 
 One setting for all arms, that of the main job but for a constant learning rate and no KL term (no second model to run):
-8 problems x 8 responses an update, temperature 1, 4 passes, lr 1e-4, clip 0.2, Adam (0.9, 0.95), gradient norm 1. Groups
-without credit are left out of the batch and not replaced.
+8 problems x 8 responses an update, temperature 1, 4 passes, lr 1e-4, clip 0.2, Adam (0.9, 0.95), gradient norm 1.
+Groups without credit are left out of the batch and not replaced.
 
 Chains of 8 operations run on the two shipped checkpoints. Longer ones need their own, about 10 minutes of a core each:
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
-from capo_ray.steps import split_steps
 from capo_ray.types import Evidence, Group
 from capo_ray.votes import step_weights
 from plain_torch.learner import RewardModel
-from plain_torch.world import Actor, Critic, shuffle_flags, truth_of, with_evidence, with_flags
+from plain_torch.world import Actor, Critic, shuffle_flags, truth_of, with_answer_logprobs, with_evidence, with_flags
 
 NUM_VOTES = 4
 
@@ -90,16 +89,12 @@ def at_random(parts: Parts, groups: Sequence[Group]) -> list[Group]:
 
 
 def answer_logprobs(parts: Parts, groups: Sequence[Group]) -> list[Group]:
-    return [with_evidence(g, [Evidence(answer_logprobs=row) for row in parts.actor.score_answers(g)]) for g in groups]
+    return [with_answer_logprobs(parts.actor, g) for g in groups]
 
 
 def answer_logprobs_by_entropy(parts: Parts, groups: Sequence[Group]) -> list[Group]:
     """As `answer_logprobs`, on the segments that ACPO cuts."""
-    cut = [
-        replace(g, members=tuple(replace(m, steps=split_steps(m.trajectory.response, "entropy")) for m in g.members))
-        for g in groups
-    ]
-    return answer_logprobs(parts, cut)
+    return [with_answer_logprobs(parts.actor, g, "entropy") for g in groups]
 
 
 def implicit_rewards(parts: Parts, groups: Sequence[Group]) -> list[Group]:

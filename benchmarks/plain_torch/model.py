@@ -84,7 +84,7 @@ class Model:
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states before the last norm; `ids` [R, W] padded on the right, causal unless a mask [R,1,W,W] is given."""
+        """Hidden states before the last norm of `ids` [R, W], padded on the right; causal unless there is a mask."""
         if positions is None:
             positions = torch.arange(ids.shape[1]).expand_as(ids)
         hidden = self.embedding[ids]
@@ -101,7 +101,8 @@ class Cache:
     def __init__(self, model: Model, rows: int, width: int) -> None:
         shape = (rows, model.heads, width, model.head_dim)
         self.model, self.width = model, width
-        self.tensors = [(torch.empty(shape), torch.empty(shape)) for _ in model.layers]
+        # Zeros: what is masked still enters a product with 0, and garbage may be infinite.
+        self.tensors = [(torch.zeros(shape), torch.zeros(shape)) for _ in model.layers]
         self.lengths = torch.zeros(rows, dtype=torch.long)
 
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -155,7 +156,7 @@ class Cache:
 
 @torch.no_grad()
 def check_against_library(model: Model, tolerance: float = 1e-3) -> float:
-    """The largest difference of logits from transformers' on random tokens, cached and not; raises above `tolerance`."""
+    """The largest difference of logits from transformers', cached and not; ends the program above `tolerance`."""
     from transformers import AutoModelForCausalLM
 
     ids = torch.randint(3, model.embedding.shape[0], (3, 40), generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def mean_curve(rows: Sequence[Row], spent: str, key: str = "accuracy") -> Curve:
 
 def reach(curve: Curve, accuracy: float) -> float | None:
     """What was spent when the curve first crossed `accuracy`, or None where it never does."""
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if y1 >= accuracy:
             return x0 if y0 >= accuracy else x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0)
     return None

@@ -56,11 +56,11 @@ class Actor:
         )
         self.tokens += sum(map(len, prompts)) + sum(len(s.ids) for row in streams for s in row)
         return [
-            Group(i, problem, tuple(self._judged(problem, prompt, j, s) for j, s in enumerate(row)))
+            Group(i, problem, tuple(self.judged(problem, prompt, j, s) for j, s in enumerate(row)))
             for i, (problem, prompt, row) in enumerate(zip(problems, prompts, streams, strict=True))
         ]
 
-    def _judged(self, problem: ChainProblem, prompt: tuple[int, ...], index: int, stream: Sampled) -> Judged:
+    def judged(self, problem: ChainProblem, prompt: tuple[int, ...], index: int, stream: Sampled) -> Judged:
         text, char_ends = self.tokenizer.decode_pieces(stream.ids)
         response = Completion(
             token_ids=stream.ids,
@@ -180,6 +180,18 @@ def with_evidence(group: Group, evidence: Sequence[Evidence]) -> Group:
     """The group with this evidence, one per response."""
     members = tuple(replace(m, evidence=e) for m, e in zip(group.members, evidence, strict=True))
     return replace(group, members=members)
+
+
+def with_answer_logprobs(actor: Actor, group: Group, segmenter: str = "blank_line") -> Group:
+    """The group cut by `segmenter`, with the policy's likelihoods of the answer after each step."""
+    members = tuple(replace(m, steps=split_steps(m.trajectory.response, segmenter)) for m in group.members)
+    cut = replace(group, members=members)
+    return with_evidence(cut, [Evidence(answer_logprobs=row) for row in actor.score_answers(cut)])
+
+
+def first_votes(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups with the first `count` critiques of each response."""
+    return [with_critiques(g, [m.evidence.critiques[:count] for m in g.members]) for g in groups]
 
 
 def draw_problems(seed: int, first: int, count: int, operations: int) -> list[ChainProblem]:

@@ -68,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", default=list(MAIN_ARMS), choices=sorted(ARMS), metavar="ARM")
     parser.add_argument("--updates", type=int, default=0, help="0: as many as the length asks for")
     parser.add_argument("--eval-every", type=int, default=0)
+    parser.add_argument("--eval-problems", type=int, default=256)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--plot", action="store_true", help="draw and print what has run")
@@ -85,6 +86,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         eval_every=args.eval_every or every,
         groups=args.groups,
         group_size=args.group_size,
+        eval_problems=args.eval_problems,
     )
 
 

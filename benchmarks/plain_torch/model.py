@@ -101,8 +101,8 @@ class Cache:
     def __init__(self, model: Model, rows: int, width: int) -> None:
         shape = (rows, model.heads, width, model.head_dim)
         self.model, self.width = model, width
-        # Zeros: what is masked still enters a product with 0, and garbage may be infinite.
-        self.tensors = [(torch.zeros(shape), torch.zeros(shape)) for _ in model.layers]
+        # Values of masked positions enter a product with 0, where garbage could be infinite; keys are masked after it.
+        self.tensors = [(torch.empty(shape), torch.zeros(shape)) for _ in model.layers]
         self.lengths = torch.zeros(rows, dtype=torch.long)
 
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -126,14 +126,19 @@ class Cache:
                 x[first:end, :, :used] = x[sources, :, :used]
         self.lengths[first:end] = self.lengths[sources]
 
-    def keep_rows(self, rows: torch.Tensor) -> None:
-        """Only `rows` stay, as the first ones."""
-        used = int(self.lengths.max())
+    def keep_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The new places of `rows`, the only ones to stay: those behind the new end move into the gaps before it."""
+        used, count = int(self.lengths.max()), len(rows)
+        places, behind = rows.clone(), rows >= count
+        free = torch.ones(count, dtype=torch.bool)
+        free[rows[~behind]] = False
+        places[behind] = free.nonzero().squeeze(1)
         for pair in self.tensors:
             for x in pair:
-                x[: len(rows), :, :used] = x[rows, :, :used]
-        self.lengths[: len(rows)] = self.lengths[rows]
-        self.lengths[len(rows) :] = 0
+                x[places[behind], :, :used] = x[rows[behind], :, :used]
+        self.lengths[places[behind]] = self.lengths[rows[behind]]
+        self.lengths[count:] = 0
+        return places
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits [R, V] after one more token [R] on each of the first R rows."""

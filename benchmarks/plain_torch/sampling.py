@@ -87,8 +87,8 @@ def part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) -
     if len(parents) > int(first.sum()):
         extra = ~first
         if num_rows + int(extra.sum()) > len(cache.lengths):
-            num_rows = compact(cache, parents, first)
-            parents = torch.cumsum(first, 0) - 1
+            parents = cache.keep_rows(parents[first])[torch.cumsum(first, 0) - 1]
+            num_rows = int(first.sum())
         places = parents.clone()
         places[extra] = num_rows + torch.arange(int(extra.sum()))
         cache.copy_rows(parents[extra], num_rows)
@@ -96,20 +96,11 @@ def part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) -
     else:
         places = parents
     if len(places) < 0.75 * num_rows:
-        order = torch.argsort(places)
-        cache.keep_rows(places[order])
-        places = torch.argsort(order)
+        places = cache.keep_rows(places)
         num_rows = len(places)
     tokens = torch.zeros(num_rows, dtype=torch.long)
     tokens[places] = fed
     return places[branch], tokens
-
-
-def compact(cache: Cache, parents: torch.Tensor, first: torch.Tensor) -> int:
-    """The number of rows left once only those with streams stay."""
-    kept = parents[first]
-    cache.keep_rows(kept)
-    return len(kept)
 
 
 def collect(tokens: torch.Tensor, logprobs: torch.Tensor, eos: int, count: int) -> list[list[Sampled]]:

@@ -78,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-problems", type=int, default=256)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4, help="passes over a batch")
     parser.add_argument("--plot", action="store_true", help="draw and print what has run")
     return parser.parse_args()
 
@@ -93,6 +94,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         eval_every=args.eval_every or every,
         groups=args.groups,
         group_size=args.group_size,
+        num_epochs=args.epochs,
         eval_problems=args.eval_problems,
     )
 

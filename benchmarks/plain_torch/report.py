@@ -49,20 +49,20 @@ def reach(curve: Curve, accuracy: float) -> float | None:
     return None
 
 
-def comparisons(rows: Sequence[Row]) -> dict[tuple[int, int, int], dict[str, list[Row]]]:
-    """Runs that may be compared, by (operations, groups, group size), then by arm."""
-    found: dict[tuple[int, int, int], dict[str, list[Row]]] = {}
+def comparisons(rows: Sequence[Row]) -> dict[tuple[int, int, int, int], dict[str, list[Row]]]:
+    """Runs that may be compared, by (operations, groups, group size, passes), then by arm."""
+    found: dict[tuple[int, int, int, int], dict[str, list[Row]]] = {}
     for row in rows:
         settings = row["settings"]
-        key = (row["operations"], settings["groups"], settings["group_size"])
+        key = (row["operations"], settings["groups"], settings["group_size"], settings["num_epochs"])
         found.setdefault(key, {}).setdefault(row["arm"], []).append(row)
     return dict(sorted(found.items()))
 
 
 def show(rows: Sequence[Row]) -> None:
     """Prints one Markdown table per comparison."""
-    for (operations, groups, size), arms in comparisons(rows).items():
-        print(f"\n{operations} operations, {groups} x {size} responses an update\n")
+    for (operations, groups, size, passes), arms in comparisons(rows).items():
+        print(f"\n{operations} operations, {groups} x {size} responses an update, {passes} passes\n")
         print(table(arms))
 
 
@@ -122,15 +122,15 @@ def ratio(value: float | None, base: float | None) -> str:
 
 
 def draw(rows: Sequence[Row], docs: Path) -> None:
-    """Writes docs/images/learning-K.png: accuracy against problems seen and against total compute."""
+    """Writes docs/images/learning-K….png: accuracy against problems seen and against total compute."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     (docs / "images").mkdir(exist_ok=True)
-    for (operations, groups, size), arms in comparisons(rows).items():
-        if "grpo" not in arms or (groups, size) != (8, 8):
+    for (operations, groups, size, passes), arms in comparisons(rows).items():
+        if "grpo" not in arms:
             continue
         figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
         for arm, colour in COLOURS.items():
@@ -140,16 +140,17 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
         axes[0].set(xlabel="problems seen (8 responses each)", ylabel="held-out accuracy, sampled")
         axes[1].set(xlabel="GFLOP: sampling, training, critic, reward model")
         axes[0].legend(fontsize=7, ncols=2, loc="lower right")
-        seeds = sorted({len(r) for r in arms.values()})
+        seeds = "-".join(map(str, sorted({len(r) for r in arms.values()})))
         figure.suptitle(
-            f"Chains of {operations} operations: mean of {'-'.join(map(str, seeds))} seeds, range shaded for "
-            f"grpo and capo_majority; one of 2 CPU cores",
+            f"Chains of {operations} operations, {groups} x {size} responses, {passes} passes: mean of {seeds} seeds, "
+            f"range shaded for grpo and capo_majority; one of 2 CPU cores",
             fontsize=9,
         )
         for axis in axes:
             axis.grid(alpha=0.3)
         figure.tight_layout()
-        figure.savefig(docs / "images" / f"learning-{operations}.png", dpi=110)
+        name = f"learning-{operations}.png" if passes == 4 else f"learning-{operations}-wide.png"
+        figure.savefig(docs / "images" / name, dpi=110)
         pyplot.close(figure)
 
 

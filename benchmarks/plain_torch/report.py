@@ -67,40 +67,49 @@ def show(rows: Sequence[Row]) -> None:
 
 
 HEADER = (
-    "| arm | seeds | updates | accuracy first | last (range) | clean last | updates to GRPO's last | ratio "
-    "| GFLOP to it | ratio | CPU s to it | vote precision, recall: early | late | raised on wrong: early | late |"
+    "| arm | seeds | updates | accuracy at the end (range) | without a wrong step | updates to GRPO's last | ratio "
+    "| GFLOP, ratio | CPU s, ratio | vote precision, recall: first third | last third | raised on wrong |"
 )
 
 
 def table(arms: dict[str, list[Row]]) -> str:
-    """One line per arm; ratios are to what GRPO itself spent to first reach its final accuracy."""
-    target = statistics.fmean(final(row, "accuracy") for row in arms["grpo"]) if "grpo" in arms else None
-    base = {s: reach(mean_curve(arms["grpo"], s), target) for s in ("update", "gflop")} if target else {}
+    """One line per arm; ratios are to what GRPO itself spent to first reach its final accuracy, on the same seeds."""
     lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
     for arm in [name for name in COLOURS if name in arms] + [name for name in arms if name not in COLOURS]:
-        lines.append(f"| `{arm}` | " + " | ".join(cells(arms[arm], target, base)) + " |")
+        seeds = {row["seed"] for row in arms[arm]}
+        grpo = [row for row in arms.get("grpo", []) if row["seed"] in seeds]
+        lines.append(f"| `{arm}` | " + " | ".join(cells(arms[arm], grpo)) + " |")
     return "\n".join(lines)
 
 
-def cells(rows: Sequence[Row], target: float | None, base: dict[str, float | None]) -> list[str]:
-    """The cells of one arm."""
+def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
+    """The cells of one arm beside the runs of GRPO on its seeds."""
     finals = [final(row, "accuracy") for row in rows]
-    spent = {s: reach(mean_curve(rows, s), target) if target else None for s in ("update", "gflop", "cpu_s")}
     early, late = ([row["figures"][at] for row in rows] for at in (0, -1))
     return [
         str(len(rows)),
         str(rows[0]["curve"][-1]["update"]),
-        f"{statistics.fmean(row['curve'][0]['accuracy'] for row in rows):.2f}",
         f"{statistics.fmean(finals):.2f} ({min(finals):.2f} to {max(finals):.2f})",
         f"{statistics.fmean(final(row, 'clean') for row in rows):.2f}",
-        number(spent["update"], "never", 1),
-        ratio(spent["update"], base.get("update")),
-        number(spent["gflop"], "never", 0),
-        ratio(spent["gflop"], base.get("gflop")),
-        number(spent["cpu_s"], "never", 0),
+        *costs(rows, grpo),
         *(f"{figure(f, 'vote/precision')}, {figure(f, 'vote/recall')}" for f in (early, late)),
-        *(figure(f, "credit/positive_on_wrong_frac") for f in (early, late)),
+        ", ".join(figure(f, "credit/positive_on_wrong_frac") for f in (early, late)),
     ]
+
+
+def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
+    """Updates to GRPO's final accuracy, and what they cost in updates, GFLOP and CPU seconds as ratios to GRPO's."""
+    if not grpo:
+        return ["-"] * 4
+    target = statistics.fmean(final(row, "accuracy") for row in grpo)
+    updates = reach(mean_curve(rows, "update"), target)
+    if updates is None:
+        return ["not reached", "-", "-", "-"]
+    ratios = []
+    for spent in ("update", "gflop", "cpu_s"):
+        ours, theirs = reach(mean_curve(rows, spent), target), reach(mean_curve(grpo, spent), target)
+        ratios.append(f"{ours / theirs:.2f}" if ours is not None and theirs else "-")
+    return [f"{updates:.1f}", *ratios]
 
 
 def final(row: Row, key: str) -> float:
@@ -111,14 +120,6 @@ def final(row: Row, key: str) -> float:
 def figure(figures: Sequence[dict[str, float]], name: str) -> str:
     values = [f[name] for f in figures if name in f]
     return f"{statistics.fmean(values):.2f}" if values else "-"
-
-
-def number(value: float | None, otherwise: str, digits: int) -> str:
-    return otherwise if value is None else f"{value:.{digits}f}"
-
-
-def ratio(value: float | None, base: float | None) -> str:
-    return "-" if value is None or not base else f"{value / base:.2f}"
 
 
 def draw(rows: Sequence[Row], docs: Path) -> None:

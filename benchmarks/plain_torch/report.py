@@ -141,9 +141,10 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
         axes[0].set(xlabel="problems seen (8 responses each)", ylabel="held-out accuracy, sampled")
         axes[1].set(xlabel="GFLOP: sampling, training, critic, reward model")
         axes[0].legend(fontsize=7, ncols=2, loc="lower right")
-        seeds = "-".join(map(str, sorted({len(r) for r in arms.values()})))
+        counts = sorted({len(r) for r in arms.values()})
+        seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         figure.suptitle(
-            f"Chains of {operations} operations, {groups} x {size} responses, {passes} passes: mean of {seeds} seeds, "
+            f"Chains of {operations} operations, {groups} x {size} responses, {passes} passes: means of {seeds} seeds, "
             f"range shaded for grpo and capo_majority; one of 2 CPU cores",
             fontsize=9,
         )

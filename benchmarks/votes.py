@@ -217,9 +217,7 @@ def report(bench: Bench, ks: Sequence[int], checksum: str) -> dict[str, Any]:
     top = max(ks)
     responses = sum(len(requests) for _, requests in bench.setting.work)
     print(f"\n{bench.setting.name}: {responses} responses, critiques {checksum} in every arm and repeat")
-    print(
-        f"{'arm':<16}{'k':>3}{'seconds':>9}{'cpu s':>8}{'prompt tokens read':>20}{'sampled':>9}{'ratio':>9}{'of cpu':>9}"
-    )
+    print(f"{'arm':<16}{'k':>3}{'seconds':>9}{'cpu s':>8}{'prompt read':>13}{'sampled':>9}{'ratio':>9}{'of cpu':>9}")
     ratios: dict[str, dict[str, float]] = {}
     for arm in (f"{name}@{k}" for k in ks for name in ("shared", "independent", "one_by_one")):
         name, k = arm.split("@")
@@ -238,7 +236,7 @@ def _line(bench: Bench, arm: str, ratio: dict[str, float]) -> None:
     read, sampled = bench.median(arm, "read_tokens"), bench.median(arm, "generated_tokens")
     seconds, cpu_s = bench.median(arm), bench.median(arm, "cpu_s")
     figures = (
-        f"{seconds:>9.3f}{cpu_s:>8.3f}{read:>20.0f}{sampled:>9.0f}{ratio['seconds']:>8.2f}x{ratio['cpu_s']:>8.2f}x"
+        f"{seconds:>9.3f}{cpu_s:>8.3f}{read:>13.0f}{sampled:>9.0f}{ratio['seconds']:>8.2f}x{ratio['cpu_s']:>8.2f}x"
     )
     print(f"{name:<16}{k:>3}{figures}")
 

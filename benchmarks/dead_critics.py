@@ -1,6 +1,6 @@
 r"""Dead critic workers: a run whose critic is killed (SIGKILL) every 30 s trains the same problems as one left alone.
 
-    python benchmarks/dead_critics.py [--every 30] [--updates 24]
+    python benchmarks/dead_critics.py [--every 30] [--updates 36]
 
 The real main job: Ray actors, vLLM, DeepSpeed. On-policy (stream.max_age=0) and at a learning rate of next to nothing,
 so that which problems are trained depends on nothing but what is lost: both runs should train the first `updates` x 8
@@ -100,7 +100,7 @@ def main() -> int:
     """0 when nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=float, default=30.0, help="seconds between kills")
-    parser.add_argument("--updates", type=int, default=24)
+    parser.add_argument("--updates", type=int, default=36)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,16 +1,19 @@
 r"""B9: verified pairs per second, G=16 with 40% distinct answers, against math-verify called naively.
 
-    python benchmarks/verifier.py [--pairs 10000] [--repeats 5] [--naive 2000] [--processes 2] [--data DIR] [--hostile]
+    python benchmarks/verifier.py [--pairs 10000] [--repeats 5] [--naive 10000] [--stream 50000] [--processes 2]
 
-The pairs come from GSM8K and MATH-500 (half of the groups each); a response is the worked solution with its final
-answer replaced. Of 16 siblings some are right (some in another spelling), the others give one of a few wrong answers:
-shifted numbers, changed digits, or the answers of other problems of the same set.
-Arms, interleaved in every repeat, each in a fresh state:
-    naive     one process, `verify(parse(reference), parse(response))` on every response, time-outs off (with
-              --naive below --pairs only on a slice of them, each repeat another one, scaled by its share)
-    pool      `VerifierPool` with warm children and an empty cache, on all pairs
-    hostile   (with --hostile) the same with 1% of the responses replaced by hostile ones
-Fails when a verdict differs from the naive arm's, but for the differences decided on purpose, which are listed.
+The pairs come from GSM8K and MATH-500 (half of the groups each), other ones in every repeat; a response is the worked
+solution with its final answer replaced. Of 16 siblings some are right (some in another spelling), the others give one
+of a few wrong answers: shifted numbers, changed digits, or the answers of other problems of the same set.
+Arms, interleaved in every repeat, each with warm children and empty caches:
+    naive     one process, `verify(parse(reference), parse(response))` on every response, time-outs off
+    pool      `VerifierPool` on the same pairs
+    stream    `VerifierPool` on more pairs, so that a limit of one second is not longer than the whole arm
+    hostile   the same pairs with 1% of the responses replaced by random hostile ones of the kinds of
+              `hostile_verifier.py`; "sly": a tenth of them of kinds made to pass the refusals
+    bare      a quarter of `pool` with 1% hostile and no refusals; "alone": nor the lane for slow pairs
+A loss is 1 - pairs/s with / pairs/s without hostile ones, until the last verdict of all is there. Fails when a verdict
+differs between arms, but for the differences decided on purpose, which are listed.
 """
 
 from __future__ import annotations
@@ -22,70 +25,29 @@ import logging
 import os
 import platform
 import random
-import re
 import statistics
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
+import capo_ray.verifiers.pool as pool_module
 from capo_ray import answers
 from capo_ray.config.sections import VerifierConfig
 from capo_ray.verifiers import VerifierPool
+from capo_ray.verifiers.jobs import Job, Limit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_verifier import make_hostile
+from verifier_pairs import GROUP, Pairs, make_pairs
 
-GROUP = 16
-_MARK = re.compile(r"\$*\\boxed|\$*\\fbox|####|The answer is")
-Pairs = list[tuple[str, str]]
-
-
-def read_solutions(data: Path, name: str) -> list[tuple[str, str]]:
-    """Reference answer and worked solution (its final answer cut off) of each problem of one data set."""
-    lines = (data / name / "test.jsonl").read_text().splitlines()
-    columns = [json.loads(line)["answer"] for line in lines]
-    return [(answers.reference_answer(text), _MARK.split(text, maxsplit=1)[0].strip()) for text in columns]
-
-
-def respell(answer: str, rng: random.Random) -> str:
-    """The same answer as another sibling may write it."""
-    if answer.lstrip("-").isdigit():
-        return rng.choice((answer, f"{answer}.0", f"{int(answer):,}", f"\\${answer}", f"{answer}.00"))
-    return rng.choice(
-        (answer, answer.replace("\\frac", "\\dfrac"), answer.replace(" ", ""), f" {answer} ", answer + ".")
-    )
-
-
-def make_wrong(answer: str, others: list[str], rng: random.Random) -> str:
-    """A wrong answer of the kind that models give."""
-    if answer.lstrip("-").isdigit():
-        value = int(answer)
-        return str(rng.choice((value + rng.randint(1, 9), value * 2, value * 10, -value - 1, value / 3, f"{value}.5")))
-    digits = [i for i, char in enumerate(answer) if char.isdigit()]
-    if not digits or rng.random() < 0.4:
-        return rng.choice(others)
-    place = rng.choice(digits)
-    return answer[:place] + str((int(answer[place]) + rng.randint(1, 8)) % 10) + answer[place + 1 :]
-
-
-def make_group(solution: tuple[str, str], others: list[str], index: int, rng: random.Random) -> Pairs:
-    """16 pairs with 6 or 7 distinct answers (6.4 on average: 40%)."""
-    reference, body = solution
-    distinct = 7 if index % 5 in (1, 3) else 6
-    right = [reference, respell(reference, rng)]
-    wrong = [make_wrong(reference, others, rng) for _ in range(distinct - len(right))]
-    spread = right + wrong
-    chosen = spread + [rng.choice(spread) for _ in range(GROUP - len(spread))]
-    rng.shuffle(chosen)
-    return [(reference, f"{body}\n\nSo we get $\\boxed{{{text}}}$") for text in chosen]
-
-
-def make_pairs(data: Path, count: int, seed: int) -> list[Pairs]:
-    """Groups of pairs, alternately from both data sets."""
-    rng = random.Random(seed)
-    sets = [read_solutions(data, "gsm8k"), read_solutions(data, "math500")]
-    references = [[reference for reference, _ in rows] for rows in sets]
-    return [make_group(rng.choice(sets[i % 2]), references[i % 2], i, rng) for i in range(count // GROUP)]
+LOSSES = {
+    "hostile": "all layers (goal <= 10%)",
+    "sly": "  a tenth of them sly",
+    "bare": "no refusals (a short batch)",
+    "alone": "  and no lane for slow pairs",
+}
 
 
 def run_naive(pairs: Pairs) -> tuple[float, float, list[int]]:
@@ -111,21 +73,51 @@ async def _drive(pool: VerifierPool, groups: list[Pairs]) -> list[list[int | Non
     return list(await asyncio.gather(*(one(group) for group in groups)))
 
 
-def run_pool(groups: list[Pairs], processes: int) -> tuple[float, float, list[list[int | None]], dict[str, float]]:
-    """Wall and processor seconds, verdicts per group and figures of a pool with warm children and empty caches."""
-    with VerifierPool(VerifierConfig(num_processes=processes, deadline_s=600)) as pool:
-        warm = [pool.verify("y+1", [f"\\boxed{{|y|-{i}}}" for i in range(8 * processes)]) for _ in range(2)]
-        asyncio.run(_gather(warm))
-        for cached in (answers.fast_equal, answers.normalise):
-            cached.cache_clear()
-        start, cpu = time.perf_counter(), _cpu_s(pool)
-        verdicts = asyncio.run(_drive(pool, groups))
-        return time.perf_counter() - start, _cpu_s(pool) - cpu, verdicts, pool.stats()
+@dataclass
+class Run:
+    """Wall and processor seconds, verdicts and figures of one arm."""
+
+    wall_s: float
+    cpu_s: float
+    verdicts: list[int | None]
+    stats: dict[str, float]
+
+    def per_s(self) -> float:
+        return len(self.verdicts) / self.wall_s
+
+
+def run_pool(groups: list[Pairs], processes: int, refusals: bool = True, slow_lane: bool = True) -> Run:
+    """One arm; without `refusals` or `slow_lane` a layer of the defence is off."""
+    refusal = answers.refusal if refusals else (lambda *_: None)
+    quick_s = pool_module.QUICK_CPU_S if slow_lane else 1e9
+    config = VerifierConfig(num_processes=processes, deadline_s=600)
+    with patch.object(answers, "refusal", refusal), patch.object(pool_module, "QUICK_CPU_S", quick_s):  # noqa: SIM117
+        with VerifierPool(config) as pool:
+            if not slow_lane:
+                for lane in pool._lanes:
+                    lane._limit, lane._suspects = Limit(config.timeout_s), None
+            asyncio.run(_warm(pool, processes, slow_lane))
+            for cached in (answers.fast_equal, answers.normalise):
+                cached.cache_clear()
+            start, cpu = time.perf_counter(), _cpu_s(pool)
+            verdicts = asyncio.run(_drive(pool, groups))
+            wall_s, cpu_s = time.perf_counter() - start, _cpu_s(pool) - cpu
+            return Run(wall_s, cpu_s, [reward for group in verdicts for reward in group], pool.stats())
+
+
+async def _warm(pool: VerifierPool, processes: int, slow_lane: bool) -> None:
+    """Have every child started before the clock runs."""
+    job = Job("x+1", "1+x")
+    if slow_lane:
+        pool._hold_apart(job)
+    await _gather([pool.verify("y+1", [f"\\boxed{{|y|-{i}}}" for i in range(8 * processes)]) for _ in range(2)])
+    if slow_lane:
+        await asyncio.wrap_future(job.future)
 
 
 def _cpu_s(pool: VerifierPool) -> float:
-    """Processor seconds of this process and of the checkers (those killed on the way are left out)."""
-    return time.process_time() + sum(lane._cpu_s for lane in pool._lanes)
+    """Processor seconds of this process and of the checkers, those killed on the way included."""
+    return time.process_time() + pool.stats()["verifier/cpu_s"]
 
 
 async def _gather(calls: list) -> None:  # type: ignore[type-arg]
@@ -141,39 +133,83 @@ def decided(reference: str, response: str) -> str | None:
     return "percent" if "%" in a + b else None
 
 
+def add_hostile(groups: list[Pairs], rng: random.Random, sly_share: float) -> list[Pairs]:
+    """The same groups with 1% of the responses replaced by hostile ones."""
+    return [[(a, make_hostile(rng, sly_share) if rng.random() < 0.01 else r) for a, r in group] for group in groups]
+
+
+def spoilt(clean: list[Pairs], hostile: list[Pairs], first: Run, second: Run) -> int:
+    """How many verdicts differ on pairs that two arms share, or call a hostile answer right where the library does not.
+
+    It may be right: `x^9-3=0` equals the reference 0, since math-verify takes the right side of an equation.
+    """
+    count = 0
+    rows = zip(_flat(clean), _flat(hostile), first.verdicts, second.verdicts, strict=True)
+    for pair, other, x, y in rows:
+        if pair == other:
+            count += x is not None and y is not None and x != y
+        elif y == 1:
+            texts = [answers.normalise(text or "") for text in (other[0], answers.extract_answer(other[1]))]
+            count += not answers.library_equal(*texts)
+    return count
+
+
+def _flat(groups: list[Pairs]) -> Pairs:
+    return [pair for group in groups for pair in group]
+
+
+def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float], list[list[object]]]:
+    """The figures of every arm, and each difference between `naive` and `pool`."""
+    seed = args.seed + 1000 * repeat
+    rng = random.Random(seed + 1)
+    groups = make_pairs(args.data, args.pairs, seed)
+    part = _flat(groups)[: args.naive]
+    naive_s, naive_cpu_s, naive = run_naive(part)
+    pool = run_pool(groups, args.processes)
+    row = {"naive_per_s": len(part) / naive_s, "pool_per_s": pool.per_s()}
+    row["ratio"] = row["pool_per_s"] / row["naive_per_s"]
+    row["cpu_ratio"] = naive_cpu_s / len(part) / (pool.cpu_s / len(pool.verdicts))
+    row |= {"checks": pool.stats["verifier/checks"], "fast_frac": pool.stats["verifier/fast_frac"], "spoilt": 0.0}
+    few = groups[: len(groups) // 4]  # every bomb costs these arms its second
+    bad = add_hostile(few, rng, 0.0)
+    for name, layers in (("bare", (False, True)), ("alone", (False, False))):
+        run = run_pool(bad, args.processes, *layers)
+        row[f"{name}_loss"], row[f"{name}_cpu_loss"] = 1 - run.per_s() / pool.per_s(), 1 - pool.cpu_s / 4 / run.cpu_s
+        row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
+        row["spoilt"] += spoilt(few, bad, replace(pool, verdicts=pool.verdicts[: len(run.verdicts)]), run)
+    stream = [group for i in range(args.stream // args.pairs) for group in make_pairs(args.data, args.pairs, seed + i)]
+    for name, share in (("hostile", 0.0), ("sly", 0.1)):
+        bad = add_hostile(stream, rng, share)
+        # clean ones before and after: what else the machine does must not pass for a loss
+        clean, run, again = (run_pool(arm, args.processes) for arm in (stream, bad, stream))
+        per_s = statistics.mean((clean.per_s(), again.per_s()))
+        row[f"{name}_loss"] = 1 - run.per_s() / per_s
+        row[f"{name}_cpu_loss"] = 1 - statistics.mean((clean.cpu_s, again.cpu_s)) / run.cpu_s
+        row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
+        row["spoilt"] += spoilt(stream, bad, clean, run)
+        row["stream_per_s"] = per_s
+    differences = [[*pair, x, y] for pair, x, y in zip(part, naive, pool.verdicts, strict=False) if x != y]
+    return row, differences
+
+
 def main() -> int:
     args = _arguments()
     logging.disable(logging.CRITICAL)
-    groups = make_pairs(args.data, args.pairs, args.seed)
-    rng = random.Random(args.seed + 1)
-    hostile = [[(a, make_hostile(rng) if rng.random() < 0.01 else r) for a, r in group] for group in groups]
-    flat = [pair for group in groups for pair in group]
-    run_naive(flat[:50])
+    run_naive(_flat(make_pairs(args.data, 64, args.seed)))
     rows: list[dict[str, float]] = []
     differences: list[list[object]] = []
     meant: list[list[object]] = []
-    compared = invalid = 0
+    invalid = 0
     for repeat in range(args.repeats):
-        first = repeat * args.naive % len(flat)
-        part = flat[first : first + args.naive]
-        naive_s, naive_cpu_s, naive = run_naive(part)
-        pool_s, pool_cpu_s, verdicts, stats = run_pool(groups, args.processes)
-        row = {"naive_per_s": len(part) / naive_s, "pool_per_s": len(flat) / pool_s}
-        row["ratio"] = row["pool_per_s"] / row["naive_per_s"]
-        row["cpu_ratio"] = naive_cpu_s * len(flat) / len(part) / pool_cpu_s
-        if args.hostile:
-            row["hostile_loss"] = 1 - pool_s / run_pool(hostile, args.processes)[0]
-        ours = [reward for group in verdicts for reward in group][first : first + args.naive]
-        for pair, theirs, our in zip(part, naive, ours, strict=True):
-            compared += 1
+        row, found = one_repeat(args, repeat)
+        for reference, response, theirs, our in found:
             invalid += our is None
-            if our is not None and our != theirs:
-                (meant if decided(*pair) else differences).append(
-                    [pair[0], answers.extract_answer(pair[1]), theirs, our]
-                )
+            if our is not None:
+                kept = meant if decided(str(reference), str(response)) else differences
+                kept.append([reference, answers.extract_answer(str(response)), theirs, our])
         print({name: round(value, 2) for name, value in row.items()}, flush=True)
-        rows.append({**row, "checks": stats["verifier/checks"], "fast_frac": stats["verifier/fast_frac"]})
-    return _report(args, rows, differences, meant, compared, invalid)
+        rows.append(row)
+    return _report(args, rows, differences, meant, invalid)
 
 
 def _report(
@@ -181,12 +217,13 @@ def _report(
     rows: list[dict[str, float]],
     differences: list[list[object]],
     meant: list[list[object]],
-    compared: int,
     invalid: int,
 ) -> int:
     """Print the table, write the JSON; 1 when verdicts differ."""
     median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}"
+    compared = args.repeats * args.naive
+    spoilt_count = sum(row["spoilt"] for row in rows)
     report = {
         "median": median,
         "compared": compared,
@@ -203,13 +240,16 @@ def _report(
     (folder / "verifier.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{machine}, median of {len(rows)}\n{'arm':<8}{'pairs/s':>10}\nnaive   {median['naive_per_s']:>10.0f}")
     ratios = f"{median['ratio']:.1f}x (goal 20x); {median['cpu_ratio']:.1f}x in processor time"
-    print(f"pool    {median['pool_per_s']:>10.0f}   {ratios}")
+    print(f"pool    {median['pool_per_s']:>10.0f}   {ratios}\nstream  {median['stream_per_s']:>10.0f}")
     print(f"{len(differences)} differences, {len(meant)} decided on purpose, {invalid} invalid of {compared} compared")
-    if args.hostile:
-        print(f"with 1% hostile: {100 * median['hostile_loss']:.0f}% less (goal <= 10%)")
+    print(f"{'1% hostile':<34}{'loss':>6}{'in processor time':>20}{'time-outs':>11}")
+    for name, text in LOSSES.items():
+        loss, cpu_loss, timeouts = (median[f"{name}_{what}"] for what in ("loss", "cpu_loss", "timeouts"))
+        print(f"{text:<34}{100 * loss:>5.0f}%{100 * cpu_loss:>19.0f}%{timeouts:>11.0f}")
+    print(f"{spoilt_count:.0f} verdicts spoilt by hostile neighbours")
     for difference in differences[:10]:
         print("  difference (reference, response, naive, ours):", difference)
-    return 1 if differences else 0
+    return 1 if differences or spoilt_count else 0
 
 
 def _unique(rows: list[list[object]]) -> list[list[object]]:
@@ -225,8 +265,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path(default) / "data")
-    parser.add_argument("--hostile", action="store_true")
+    parser.add_argument("--stream", type=int, default=50_000, help="pairs of the stream and hostile arms")
     args = parser.parse_args()
+    args.naive, args.stream = min(args.naive, args.pairs // GROUP * GROUP), max(args.stream, args.pairs)
     if not args.data.is_dir():
         parser.error(f"expected a directory with gsm8k/ and math500/, got {args.data}; give --data or CAPO_RAY_SHARED")
     return args

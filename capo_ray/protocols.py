@@ -162,13 +162,22 @@ class LearnerGroup(Protocol):
 
 
 class RewardModel(Protocol):
-    """A second model, trained beside the policy, that gives every token of a response a reward."""
+    """A second model, trained beside the policy, that gives every token of a response a reward.
+
+    A group is rewarded when its evidence is gathered and trained on later: its rewards are those of weights that have
+    not seen it, as old as any of the updates made while it waited. Calls are served one after the other.
+    """
 
     async def token_rewards(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
         """[T] rewards of each response under the present weights."""
 
     async def update(self, groups: Sequence[Group]) -> UpdateReport:
-        """The report of one update on judged groups; metrics are named `reward_model/…`."""
+        """The report of one update on judged groups; metrics are named `reward_model/...`.
+
+        Responses with an invalid verdict do not count. `reward_model/accuracy_frac`, the share of right/wrong sibling
+        pairs ranked rightly by the weights before the update, is left out where the groups hold no such pair; a loss of
+        pairs then moves nothing and is left out too. Raises `RunFailed` on a non-finite loss.
+        """
 
     async def save(self, path: str) -> None:
         """As `LearnerGroup.save`."""

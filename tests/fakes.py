@@ -18,9 +18,11 @@ from capo_ray.types import (
     Batch,
     Completion,
     Critique,
+    Group,
     Problem,
     Provenance,
     Sample,
+    Trajectory,
     TrajectoryKey,
     UpdateReport,
     Verdict,
@@ -181,6 +183,39 @@ class FakeLearner:
 
     async def export(self, path: str) -> None:
         (Path(path) / "config.json").write_text("{}")
+
+
+class FakeRewardModel:
+    """Rewards the last token of a response by what it has been trained on: right answers less wrong ones."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.level = 0.25
+        self.rewarded: list[TrajectoryKey] = []
+        self.trained: list[list[TrajectoryKey]] = []
+        self.levels: list[float] = []
+
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+        await asyncio.sleep(0)
+        self.rewarded += [t.key for t in trajectories]
+        return tuple((0.0,) * (len(t.response.token_ids) - 1) + (self.level,) for t in trajectories)
+
+    async def update(self, groups: Sequence[Group]) -> UpdateReport:
+        await asyncio.sleep(0.001)
+        members = [m for group in groups for m in group.members if m.verdict.valid]
+        self.trained.append([m.trajectory.key for m in members])
+        self.level += sum(2 * (m.verdict.reward or 0) - 1 for m in members)
+        self.levels.append(self.level)
+        self.version += 1
+        return UpdateReport(self.version, {"reward_model/loss": 0.5}, 0.25)
+
+    async def save(self, path: str) -> None:
+        (Path(path) / "state").write_text(f"{self.version} {self.level}")
+
+    async def load(self, path: str) -> int:
+        version, level = (Path(path) / "state").read_text().split()
+        self.version, self.level = int(version), float(level)
+        return self.version
 
 
 class Recorder:

@@ -158,7 +158,7 @@ class World:
         assert order == self.asked[: len(order)], "slots were not given in the order in which they were asked for"
 
 
-schedules = settings(max_examples=60, deadline=None)
+schedules = settings(max_examples=60)
 
 
 @schedules

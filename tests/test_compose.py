@@ -14,7 +14,6 @@ from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_d
 from capo_ray.cli.schema import ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
-from capo_ray.config.credit import OFFLINE_ONLY
 
 
 def refusal(*overrides: str) -> str:
@@ -79,12 +78,6 @@ def test_a_typo_in_a_choice_is_answered_with_the_nearest_choice() -> None:
     assert "did you mean model=qwen2_5_1_5b?" in refusal("model=qwen2_5_15b")
 
 
-@pytest.mark.parametrize("method", OFFLINE_ONLY)
-def test_a_method_that_exists_offline_only_says_so(method: str) -> None:
-    assert f"use it offline (capo-ray credit {method} --input groups.jsonl)" in refusal(f"credit={method}")
-    assert method not in list_choices("credit")
-
-
 def test_another_methods_key_is_unknown_to_this_one() -> None:
     assert "credit.vote is no key of credit=grpo" in refusal("credit=grpo", "credit.vote=union")
 
@@ -116,10 +109,33 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit=acpo", "credit.segmenter=newline", "credit.cut_window=3"),
         ("credit=acpo", "credit.stage2_from=1", "loss.kl_coef=0.1"),
         ("credit=acpo", "loss.entropy_control=none", "credit.entropy_frac=0.1"),
+        ("reward_model.lr=1e-3",),
+        ("credit=etpo", "reward_model.beta=0.1"),
+        ("credit=prime", "reward_model.pair_margin=1"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
     assert "has no effect" in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("credit=prime", "reward_model.lr=1e-3", "reward_model.beta=0.1"),
+        ("credit=qrm", "reward_model.pair_margin=1"),
+        ("credit=etpo", "credit.trace_decay=0"),
+    ],
+)
+def test_keys_of_the_reward_model_are_taken_where_it_reads_them(overrides: tuple[str, ...]) -> None:
+    assert compose_train(list(overrides)).credit.needs == {"token_rewards"}
+
+
+@pytest.mark.parametrize("method", ["istar", "etpo"])
+def test_rewards_against_the_samplers_logprobs_need_the_whole_distribution(method: str) -> None:
+    assert "rollout.top_p must be 1 (got 0.9)" in refusal(
+        f"credit={method}", "rollout.top_p=0.9", "loss.behaviour=recompute"
+    )
+    compose_train(["credit=prime", "rollout.top_p=0.9", "loss.behaviour=recompute"])
 
 
 def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:
@@ -159,7 +175,7 @@ def test_what_is_no_override_is_refused(override: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda t: t[0] not in "'\""))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_text_value_is_taken_as_it_is_written(text: str) -> None:
     setting = _Setting("model.system_prompt", text)
     if "${" in text:

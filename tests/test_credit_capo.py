@@ -156,7 +156,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS, data=st.data())
 def test_permuting_siblings_permutes_advantages_to_the_bit(
     members: list[Member], config: CapoConfig, data: st.DataObject
@@ -167,7 +167,7 @@ def test_permuting_siblings_permutes_advantages_to_the_bit(
     assert permuted.advantages == tuple(straight.advantages[i] for i in order)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS)
 def test_invalid_verdicts_and_critiques_are_as_if_absent(members: list[Member], config: CapoConfig) -> None:
     credit = assign_credit(group(*members), config)
@@ -184,7 +184,7 @@ def test_invalid_verdicts_and_critiques_are_as_if_absent(members: list[Member], 
     assert list(assign_credit(group(*kept), config).advantages) == rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS)
 def test_audit_is_finite_for_every_group(members: list[Member], config: CapoConfig) -> None:
     made: Group = group(*members)

@@ -153,7 +153,27 @@ def test_qrm_scales_without_centring() -> None:
     assert assign_credit(made, config("qrm")).advantages == ((1.0, 3.0), (1.0, 3.0))
 
 
-@pytest.mark.parametrize("method", ["acpo", "mig", "vineppo", "prime", "istar", "qrm"])
+def test_qrm_takes_the_outcome_until_its_model_is_to_be_trusted() -> None:
+    made = group(Member(1, [2], token_rewards=[1.0, 3.0]), Member(0, [2], token_rewards=[1.0, 3.0]))
+    early = assign_credit(made, config("qrm", outcome_until=0.5), progress=0.49)
+    assert early.advantages == ((1.0, 1.0), (-1.0, -1.0)) and early.token_rewards == ((1.0, 1.0), (0.0, 0.0))
+    assert assign_credit(made, config("qrm", outcome_until=0.5), progress=0.5).advantages == ((1.0, 3.0), (1.0, 3.0))
+
+
+def test_etpo_by_hand() -> None:
+    made = group(
+        Member(1, [2, 1], token_rewards=[0.25, 0.5, 0.75]), Member(0, [1], token_rewards=[0.5]), Member(None, [1])
+    )
+    # changes of value 0.25, 0.25, and 0.25 to the outcome
+    one = assign_credit(made, config("etpo", trace_decay=0.0))
+    assert one.advantages == ((0.25, 0.25, 0.25), (-0.5,), (0.0,))
+    assert one.token_rewards == ((0.5, 0.75, 1.0), (0.0,), (0.0,))
+    assert assign_credit(made, config("etpo", trace_decay=0.5)).advantages[0] == (0.4375, 0.375, 0.25)
+    # all the way: the outcome less the value before the token
+    assert assign_credit(made, config("etpo", trace_decay=1.0)).advantages[0] == (0.75, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("method", ["acpo", "mig", "vineppo", "prime", "istar", "qrm", "etpo"])
 def test_missing_or_broken_evidence_is_refused(method: str) -> None:
     with pytest.raises(EvidenceError, match=f"credit={method} reads"):
         assign_credit(group(Member(1, [2, 2])), config(method))

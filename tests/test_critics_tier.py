@@ -135,7 +135,7 @@ def test_two_deadlines_bound_a_group_however_many_tries_it_has() -> None:
         await tier.critique(PROBLEM, REQUESTS, 4)
         return clock() - started
 
-    assert asyncio.run(timed()) < 2 * 0.2 + 0.2
+    assert asyncio.run(timed()) < 2 * 0.2 + 2  # far below the 60 s of a worker, with room for a busy machine
     assert 2 <= len(workers.used) <= 4
 
 

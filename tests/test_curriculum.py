@@ -85,7 +85,7 @@ def test_pass_rates_run_and_the_oldest_are_forgotten() -> None:
     assert second.id not in source._met
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(0, 40), st.booleans())
 def test_a_restored_curriculum_goes_on_with_the_same_problems(seed: int, done: int, endless: bool) -> None:
     config = CurriculumConfig(kind="pass_rate", fresh_frac=0.4, memory=12, late_from=0.5)

@@ -84,7 +84,7 @@ def test_aer_without_a_pass_rate_treats_all_questions_alike() -> None:
     assert weights(EntropyControl(config, EntropyState()), credited(1, 1)) == [(0.01, 0.01)] * 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 10), min_size=1, max_size=30), st.floats(0, 1), st.floats(0, 1), st.lists(st.integers(0, 1))
 )
@@ -106,6 +106,16 @@ def test_aer_stays_in_bounds_moves_towards_the_target_and_helps_hard_questions_m
     for one in (control, again):
         one.observe(0.123)
     assert (again.coefficient, again.target_nats) == (control.coefficient, control.target_nats), "restored"
+
+
+def test_aer_does_not_wind_up_where_the_credit_gives_no_token_a_share() -> None:
+    control = EntropyControl(LossConfig(entropy_control="aer", entropy_rate=0.1), EntropyState(0.01, 1.0))
+    control.weigh([credited(1, 0, shares=((0.0, 0.0),) * 2)])
+    control.observe(0.1)
+    assert control.coefficient == 0.01
+    control.weigh([credited(1, 0, shares=((0.0, 0.0), (0.0, 1.0)))])
+    control.observe(0.1)
+    assert control.coefficient == pytest.approx(0.01 + 0.1 * (0.4 - 0.1))
 
 
 def test_an_entropy_that_is_no_number_steers_nothing() -> None:

@@ -198,7 +198,7 @@ def test_frozen_tokens_keep_their_surrogate_but_lose_its_gradient_alone() -> Non
     assert policy.grad.tolist() == pytest.approx([-0.1, -0.55])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(2, 12), st.floats(0.3, 2.0), st.integers(1, 4), st.integers(0, 99))
 def test_chunked_logprobs_and_entropies_match_autograd(n: int, vocab: int, temp: float, rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

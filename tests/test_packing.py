@@ -44,7 +44,7 @@ def test_weights_beside_the_advantages_are_all_or_none(kind: str) -> None:
         pack([replace(sample, **{kind: (0.1, 0.2)})])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sample_lists, layouts)
 def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tuple[int, int]) -> None:
     batch = pack(samples, *layout)
@@ -54,7 +54,7 @@ def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tupl
     assert batch.num_loss_tokens == sum(s.num_response_tokens for s in samples)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sample_lists, layouts)
 def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
     samples: list[Sample], layout: tuple[int, int]
@@ -64,7 +64,7 @@ def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
             assert padded_tokens(cell) <= layout[1] or len(cell) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sample_lists, layouts, st.sampled_from(["sequence_mean", "token_mean"]))
 def test_weights_sum_to_one_whatever_the_layout(
     samples: list[Sample], layout: tuple[int, int], aggregation: str
@@ -74,7 +74,7 @@ def test_weights_sum_to_one_whatever_the_layout(
     assert math.isclose(sum(weights), 1.0, rel_tol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sample_lists, layouts)
 def test_every_rank_gets_the_same_number_of_microbatches(samples: list[Sample], layout: tuple[int, int]) -> None:
     batch = pack(samples, *layout)

@@ -48,7 +48,29 @@ def test_a_method_without_critiques_has_no_critic_in_its_plan() -> None:
     assert "critic" not in {row.role for row in plan.estimate_memory(config)}
 
 
-@pytest.mark.parametrize("overrides", [[], ["credit=grpo"], ["experiment=paper_1_5b", "engine.num_workers=3"]])
+def test_a_second_model_stands_in_the_plan_with_its_reference_where_it_has_one(model: Path) -> None:
+    rows = {}
+    for method in ("prime", "istar"):
+        sizes = ["reward_model.num_ranks=2", "reward_model.num_cpus=0.25"]
+        config = compose_train([f"credit={method}", f"model={model}", *sizes])
+        actor = next(actor for actor in plan.place_actors(config) if actor.role == "reward model")
+        assert (actor.count, actor.num_cpus) == (2, 0.25)
+        rows[method] = next(row for row in plan.estimate_memory(config) if row.role == "reward model")
+        assert rows[method].count == 2
+    # 12 parameters, a reference of 4 bytes each
+    assert (rows["prime"].gib_each - rows["istar"].gib_each) * plan.GIB == pytest.approx(12 * 4, abs=1)
+    assert "reward model" not in {actor.role for actor in plan.place_actors(compose_train([]))}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["credit=grpo"],
+        ["credit=prime", "reward_model.num_ranks=3"],
+        ["experiment=paper_1_5b", "engine.num_workers=3"],
+    ],
+)
 def test_the_plan_asks_for_what_the_launch_asks_for(overrides: list[str]) -> None:
     config = compose_train(overrides)
     actors, demand = plan.place_actors(config), demand_of(config)
@@ -92,6 +114,11 @@ def test_a_missing_model_directory_is_named(model: Path, tmp_path: Path) -> None
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "config.json is missing" in sentence(compose_train([f"model={empty}"]))
+
+
+def test_a_missing_reward_model_is_named(model: Path) -> None:
+    config = compose_train(["credit=prime", f"model={model}", "reward_model.path=/no/such/model"])
+    assert "reward_model.path: expected" in sentence(config)
 
 
 def test_a_hub_name_passes_online_and_is_refused_offline_unless_it_is_cached(

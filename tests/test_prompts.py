@@ -68,7 +68,7 @@ def test_ordinary_mathematics_passes_unchanged() -> None:
         assert escape_data(text) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet=st.sampled_from("<>/step_0123 \n|incorect＜\u200bJjudgmnt:YsEND｜ｓ[]"), max_size=80))
 def test_no_escaped_text_holds_a_tag_a_chat_token_or_a_verdict(text: str) -> None:
     import re

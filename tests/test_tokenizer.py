@@ -98,13 +98,13 @@ def test_bytes_that_never_complete_a_character_come_with_the_last_text_token(bpe
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pieces_of_any_text_join_to_that_text(bpe: HfTokenizer, text: str) -> None:
     assert "".join(pieces(bpe, bpe.encode_data(text))) == text
 
 
 @given(st.lists(st.integers(0, 319), max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pieces_of_any_tokens_join_to_their_decoding_whatever_the_bytes(bpe: HfTokenizer, ids: list[int]) -> None:
     assert "".join(pieces(bpe, ids)) == bpe.decode(ids)
 
@@ -114,7 +114,7 @@ def test_pieces_of_any_tokens_join_to_their_decoding_whatever_the_bytes(bpe: HfT
         st.sampled_from(["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|", "|>", "<|endoftext|>", "a", " "])
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_data_never_becomes_a_control_token_and_keeps_its_text(bpe: HfTokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     ids = bpe.encode_data(text)

@@ -133,6 +133,14 @@ def test_a_killed_child_is_replaced(custom_pool: VerifierPool) -> None:
     assert [v.reward for v in judge(custom_pool, "more", "more", "less")] == [1, 0]
 
 
+def test_a_batch_that_a_killed_checker_never_read_is_not_read_by_the_next() -> None:
+    with VerifierPool(VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=0.5)) as pool:
+        assert judge(pool, "warm", "warm")[0].reward == 1
+        os.kill(pool._lanes[0]._pid, signal.SIGSTOP)
+        assert judge(pool, "unread", "never")[0].reason.startswith("timeout")
+        assert [v.reward for v in judge(pool, "b", "b", "c")] == [1, 0]
+
+
 def test_worn_out_checkers_are_replaced() -> None:
     config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", checks_per_process=3)
     with VerifierPool(config) as pool:
@@ -233,13 +241,63 @@ def test_a_custom_verifier_needs_a_path_and_others_take_none() -> None:
         VerifierConfig(path="a:b")
 
 
+BOMB = r"\boxed{\sum_{n=1}^{1000000}\sin n+37}"  # minutes in sympy
+
+
+@pytest.fixture
+def _unrefused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capo_ray.verifiers.pool.answers.refusal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_unrefused")
+def test_a_bomb_ends_in_the_slow_lane_within_its_limit_and_costs_it_once() -> None:
+    with VerifierPool(VerifierConfig(timeout_s=1.2)) as pool:
+        bomb, right, wrong = judge(pool, "|x|", BOMB, r"\boxed{|-x|}", r"\boxed{|x|+1}")
+        assert bomb.reward is None and bomb.reason.startswith("timeout")
+        assert (right.reward, wrong.reward) == (1, 0)
+        stats = pool.stats()
+        assert stats["verifier/suspects"] >= 1 and stats["verifier/timeouts"] == 1
+        assert stats["verifier/slowest_check_s"] < 2.4  # 1.2 s, and what a busy machine adds
+        start = time.perf_counter()
+        assert judge(pool, "|x|", BOMB)[0].reward is None
+        assert time.perf_counter() - start < 0.3
+        assert pool.stats()["verifier/checks"] == stats["verifier/checks"]
+
+
+@pytest.mark.usefixtures("_unrefused")
+def test_ordinary_pairs_do_not_wait_for_bombs() -> None:
+    async def race(pool: VerifierPool) -> int:
+        bombs = [asyncio.ensure_future(pool.verify("|x|", [BOMB.replace("37", str(i))])) for i in (40, 41, 42)]
+        await asyncio.sleep(0.05)
+        ordinary = await pool.verify("x+1", [rf"\boxed{{1+\frac{{{i}x}}{{{i}}}}}" for i in range(2, 5)])
+        assert [v.reward for v in ordinary] == [1, 1, 1]
+        waiting = sum(not bomb.done() for bomb in bombs)
+        assert [(await bomb)[0].reward for bomb in bombs] == [None] * 3
+        return waiting
+
+    with VerifierPool(VerifierConfig(timeout_s=4.0)) as pool:
+        judge(pool, "x+1", r"\boxed{1+x}")
+        assert asyncio.run(race(pool)) >= 1
+
+
+def test_a_killed_checker_is_followed_by_its_spare_and_none_is_left_behind() -> None:
+    with VerifierPool(VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=0.3)) as pool:
+        for _ in range(3):
+            assert [v.reward for v in judge(pool, "a", HANG, "a")] == [None, 1]
+        (lane,) = pool._lanes
+        assert lane._process is not None
+        children = Path(f"/proc/{lane._process.pid}/task/{lane._process.pid}/children").read_text().split()
+        assert len(children) == 2  # the checker and its spare
+    _assert_gone([int(pid) for pid in children])
+
+
 def test_hostile_answers_are_judged_and_touch_nothing() -> None:
     report = run_attack(count=25, seed=1, processes=1, timeout_s=0.3)
     assert report["failures"] == []
 
 
 def test_a_verifier_that_opens_and_evaluates_is_seen_by_the_audit() -> None:
-    report = run_attack(count=3, seed=1, processes=1, timeout_s=1.0, broken=True)
+    report = run_attack(count=3, seed=1, processes=1, timeout_s=1.0, control="audit")
     assert any("audit events" in failure for failure in report["failures"])
 
 
@@ -272,6 +330,17 @@ def test_the_command_keeps_order_and_names_bad_lines(monkeypatch: pytest.MonkeyP
     assert [row["reward"] for row in rows] == [1, None, None, 0, 1]
     assert "line 2" in errors and "line 4: expected a string in 'response'" in errors
     assert set(rows[0]) == {"reward", "reason", "extracted"}
+
+
+def test_the_command_keeps_order_around_hostile_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = (r"\boxed{9^{9^{9^9}}}", r"\boxed{" * 20_000, r"\boxed{\log_{8}(\log_{4}(x^{2}+10))^{9}}", "$" * 100_000)
+    responses = [text for i, bad in enumerate(hostile) for text in (rf"\boxed{{{i}+x}}", bad)]
+    lines = [json.dumps({"answer": f"x+{i // 2}", "response": text}) for i, text in enumerate(responses)]
+    code, rows, _ = _run_cli(monkeypatch, "\n".join(lines), "--timeout", "1")
+    assert code == 0
+    assert [row["extracted"] for row in rows[::2]] == ["0+x", "1+x", "2+x", "3+x"]
+    assert [row["reward"] for row in rows[::2]] == [1] * 4
+    assert all(row["reward"] != 1 for row in rows[1::2])
 
 
 def test_the_command_judges_choices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import re
 from functools import lru_cache
 
 from capo_ray.answers.numbers import read_number, same_entries, same_number
+from capo_ray.answers.shapes import MARKED_TEXT, WORD, differ, is_word
 
 MAX_ANSWER_CHARS = 1024
 
@@ -29,9 +30,6 @@ _SPACE_COMMA = re.compile(r" ?,( ?)(?![0-9]{3}(?![0-9]))")
 _SPACED_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
 _APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+|-?(?:[0-9.]+|\([0-9.]+\))(?:\([0-9.]+\))+")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
-_SPECIAL_WORD = re.compile("inf|percent|pct|and|or", re.IGNORECASE)
-_WORD = re.compile(r"\(?([A-Za-z][A-Za-z' -]*)\)?")
 
 
 @lru_cache(maxsize=4096)
@@ -88,9 +86,10 @@ def fast_equal(a: str, b: str) -> bool | None:
     first, second = read_number(a), read_number(b)
     if first and second:
         return same_number(first, second)
-    if (first and _is_word(b)) or (second and _is_word(a)):
+    if (first and is_word(b)) or (second and is_word(a)):
         return False
-    return same_entries(a, b)
+    same = same_entries(a, b)
+    return False if same is None and differ(a, b) else same
 
 
 def exact_equal(a: str, b: str) -> bool:
@@ -100,21 +99,15 @@ def exact_equal(a: str, b: str) -> bool:
 
 def _words(a: str, b: str) -> bool | None:
     """Whether two texts are the same word, where at least one is marked as text or both look like words."""
-    first, second = _TEXT.fullmatch(a), _TEXT.fullmatch(b)
-    left = _WORD.fullmatch((first.group(1) if first else a).strip())
-    right = _WORD.fullmatch((second.group(1) if second else b).strip())
+    first, second = MARKED_TEXT.fullmatch(a), MARKED_TEXT.fullmatch(b)
+    left = WORD.fullmatch((first.group(1) if first else a).strip())
+    right = WORD.fullmatch((second.group(1) if second else b).strip())
     if not left or not right:
         return None
     x, y = (" ".join(word.group(1).replace("-", " ").split()).casefold() for word in (left, right))
     if first or second or (len(x) > 2 and len(y) > 2):
         return x == y
     return None
-
-
-def _is_word(text: str) -> bool:
-    """Whether a text is a word marked as such, which no number equals."""
-    match = _TEXT.fullmatch(text)
-    return bool(match and _WORD.fullmatch(match.group(1)) and not _SPECIAL_WORD.search(match.group(1)))
 
 
 def _is_set(text: str) -> bool:

@@ -16,6 +16,8 @@ import re
 MAX_TAIL_CHARS = 65_536
 MAX_BARE_CHARS = 64
 MAX_LINE_CHARS = 4096
+BLOCK_CHARS = 1024
+MAX_OPEN = 200
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)[ \t]{0,4}\{|\\.|[{}]", re.DOTALL)
 _PLAIN_BOX = re.compile(r"\\boxed\{([^{}\\]*)\}")
@@ -25,6 +27,7 @@ _PHRASE = re.compile(
     r"(?:\banswer(?:\*\*)?[ \t]{0,4}(?:is\b[ \t]{0,4}:?|:|=)|^[ \t]{0,8}A:)(?:\*\*)?[ \t]{0,4}",
     re.IGNORECASE | re.MULTILINE,
 )
+_LINE = re.compile(r"\n[ \t]{0,8}a:")
 _NUMBER_THEN_WORDS = re.compile(r"([-+]?\\?\$?[0-9][0-9.,/]*(?:[ ]?\\?%)?)[ ]+[A-Za-z]{3,}[A-Za-z .,'!-]*")
 _SENTENCE_END = re.compile(r"\.(?=[ \t]+\S)|\.[ \t]*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -39,9 +42,9 @@ def extract_answer(response: str) -> str | None:
     if thought >= 0:
         tail = tail[thought + len("</think>") :]
     found = _last_box(tail)
-    if found is None and (hashes := _last(_HASHES, tail)) is not None:
-        found = _sentence(hashes)
-    if found is None and (start := _end_of_last(_PHRASE, tail)) is not None:
+    if found is None and "####" in tail and (hashes := _last(_HASHES, tail)) is not None:
+        found = _sentence(hashes.group(1))
+    if found is None and (start := _end_of_phrase(tail)) is not None:
         found = _sentence(tail[start : start + MAX_LINE_CHARS].split("\n", 1)[0])
     if found is None and len(response) <= MAX_BARE_CHARS * 2:
         found = _bare_line(tail)
@@ -66,14 +69,16 @@ def _last_box(text: str) -> str | None:
     start = text.rfind("\\boxed")
     if start < 0 and "\\fbox" not in text:
         return None
+    first = min(place for place in (text.find("\\boxed"), text.find("\\fbox")) if place >= 0)
+    first = len(text[:first].rstrip("\\"))  # an escaped backslash before it makes it none
     if start >= 0 and (plain := _PLAIN_BOX.match(text, start)) and "\\fbox" not in text:
         return plain.group(1).strip()
-    content = _closed_box(text[start:]) if start >= 0 and "\\fbox" not in text else None
-    if content is None:
-        content = _closed_box(text)
+    content = _closed_box(text[start:], MAX_OPEN) if start >= 0 and "\\fbox" not in text else None
+    if content is None and (first != start or "\\fbox" in text):
+        content = _closed_box(text[first:])
     if content is None:
         bare = _last(_BARE_BOX, text)
-        return bare.strip() if bare else None
+        return bare.group(1).strip() if bare else None
     for _ in range(4):
         inner = content.strip()
         if not (inner.startswith(("\\boxed", "\\fbox")) and inner.endswith("}")):
@@ -85,14 +90,18 @@ def _last_box(text: str) -> str | None:
     return content.strip()
 
 
-def _closed_box(text: str) -> str | None:
-    """One pass over the braces: the content of the box whose closing brace stands last."""
+def _closed_box(text: str, most_open: int = MAX_TAIL_CHARS) -> str | None:
+    """One pass over the braces, ended where too many are open: the content of the box that is closed last."""
+    if "}" not in text:
+        return None
     open_braces: list[int] = []  # start of the content for a box, -1 for a plain brace
     content: tuple[int, int] | None = None
     for match in _BOX_OR_BRACE.finditer(text):
         token = match.group()
         if token == "{":
             open_braces.append(-1)
+            if len(open_braces) > most_open:
+                break
         elif token == "}":
             if open_braces and (start := open_braces.pop()) >= 0:
                 content = (start, match.start())
@@ -101,20 +110,36 @@ def _closed_box(text: str) -> str | None:
     return text[content[0] : content[1]] if content else None
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    """Group 1 of the last match."""
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last match, looked for from the end of the text, block after block."""
+    size = BLOCK_CHARS
+    while True:
+        place = max(0, len(text) - size)
+        found = None
+        for match in pattern.finditer(text, place):
+            found = match
+        if found is not None or place == 0:
+            return found
+        size *= 8
+
+
+def _end_of_phrase(text: str) -> int | None:
+    """Where the last phrase that announces an answer ends."""
+    folded = text.casefold()  # holds what the pattern's IGNORECASE lets pass, found at a fraction of its time
+    if "answer" not in folded and "a:" not in folded:
+        return None
+    if len(folded) != len(text):
+        return match.end() if (match := _last(_PHRASE, text)) else None
     found = None
-    for match in pattern.finditer(text):
-        found = match.group(1)
-    return found
-
-
-def _end_of_last(pattern: re.Pattern[str], text: str) -> int | None:
-    """Where the last match ends."""
-    end = None
-    for match in pattern.finditer(text):
-        end = match.end()
-    return end
+    place = folded.rfind("answer")
+    while place >= 0 and (found := _PHRASE.match(text, place)) is None:
+        place = folded.rfind("answer", 0, place)
+    start = 0
+    for line in _LINE.finditer(folded):
+        start = line.start() + 1
+    if (found is None or start > found.start()) and (other := _PHRASE.match(text, start)):
+        found = other
+    return found.end() if found else None
 
 
 def _sentence(line: str) -> str | None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from capo_ray.answers.witness import apart, value_of
 
 MAX_DIGITS = 100
+MAX_ENTRIES = 64
 FLOAT_DIGITS = 15  # what a 53-bit float keeps; beyond it the library's rounding is its own affair
 
 _UNIT = re.compile(r"[ ]?\\(?:text|mbox|mathrm)\{[ ]*(?!percent|pct|and\b|or\b)[a-zA-Z ./]+\}(?:\^[0-9]|\^\{[0-9]\})?$")
@@ -26,7 +27,8 @@ _SLASH = re.compile(r"(-?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
-_THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+_SIGN = re.compile("[-+]")
 _MIXED = re.compile(r"([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
 
@@ -82,29 +84,60 @@ def same_entries(a: str, b: str) -> bool | None:
 
     An entry whose value is in the other list nowhere near decides: equal lists have a counterpart for each.
     """
-    first, second = _entries(a), _entries(b)
+    first, second = read_list(a), read_list(b)
     if first is None or second is None:
         return None
-    values, others = ([_entry_value(part) for part in side[1]] for side in (first, second))
-    if None not in values and None not in others and (_has_loner(values, others) or _has_loner(others, values)):
+    lonely = has_loner(first.values, second.values) or has_loner(second.values, first.values)
+    if first.values and second.values and lonely:
         return False
-    if first[0] != second[0] or len(values) != len(others) or len(values) == 1:
+    if first.kind != second.kind or len(first.entries) != len(second.entries) or len(first.entries) == 1:
         return None
-    pairs = [(read_number(x), read_number(y)) for x, y in zip(first[1], second[1], strict=True)]
+    pairs = [(read_number(x), read_number(y)) for x, y in zip(first.entries, second.entries, strict=True)]
     return True if all(x and y and _bare(x) and _bare(y) and same_number(x, y) for x, y in pairs) else None
 
 
-def _entries(text: str) -> tuple[str, list[str]] | None:
-    """The kind of brackets and the entries of a list; None where a comma may be part of a number."""
+@dataclass(frozen=True, slots=True)
+class List:
+    r"""A list's brackets ("" for none), its entries and their values: two for `1\pm x`; none where one has no value."""
+
+    kind: str
+    entries: tuple[str, ...]
+    values: tuple[complex, ...]
+
+
+@lru_cache(maxsize=4096)
+def read_list(text: str) -> List | None:
+    """The entries of a list, one entry without brackets included; None where a comma may be part of a number."""
     kind = ""
     for opening, closing in (("(", ")"), ("[", "]"), ("\\{", "\\}")):  # half-open intervals may be empty: not here
         if text.startswith(opening) and text.endswith(closing) and "," in text:
             kind, text = opening + closing, text[len(opening) : -len(closing)]
             break
-    return None if _THOUSANDS.search(text) else (kind, re.split(r",\s*", text))
+    if text.count(",") >= MAX_ENTRIES or THOUSANDS.search(text):
+        return None
+    entries = tuple(re.split(r",\s*", text))
+    values: list[complex] = []
+    for entry in entries:
+        found = _values_of(entry)
+        if found is None:
+            return List(kind, entries, ())
+        values += found
+    return List(kind, entries, tuple(values))
 
 
-def _entry_value(text: str) -> complex | None:
+def _values_of(entry: str) -> list[complex] | None:
+    base, both, change = entry.partition("\\pm")
+    if not both:
+        value = entry_value(entry)
+        return None if value is None else [value]
+    centre, width = (entry_value(base.strip()) if base.strip() else 0j), entry_value(change.strip())
+    if centre is None or width is None or _SIGN.search(change):
+        return None
+    return [centre - width, centre + width]
+
+
+def entry_value(text: str) -> complex | None:
+    """The value of one number or simple formula; None for a percentage, an assignment and anything else."""
     number = read_number(text)
     if number is None:
         return value_of(text)
@@ -115,9 +148,9 @@ def _bare(number: Number) -> bool:
     return not number.percent and not number.assigned
 
 
-def _has_loner(values: Sequence[complex | None], others: Sequence[complex | None]) -> bool:
+def has_loner(values: Sequence[complex], others: Sequence[complex]) -> bool:
     """Whether some value is near none of the others."""
-    return any(all(x is not None and y is not None and apart(x, y) for y in others) for x in values)
+    return any(all(apart(x, y) for y in others) for x in values)
 
 
 def same_number(a: Number, b: Number) -> bool | None:

@@ -11,17 +11,46 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
-GAP = 1e-3
+from capo_ray.answers.witness import apart
+
 MAX_ELEMENTS = 16
+PLACES = (0.7345, 1.3718)
 INFINITE = 1e300
 
 
 def refuted(gold: Any, pred: Any) -> bool:
     """Whether a value of one parsed answer has no counterpart in the other, in sets and tuples element by element."""
+    from sympy import Eq
+
+    if isinstance(gold, Eq) and isinstance(pred, Eq):
+        return _other_equation(gold, pred)
     first, second = _as_values(gold, pred)
     if first is None or second is None:
         return False
     return _has_loner(first, second) or _has_loner(second, first)
+
+
+def _other_equation(gold: Any, pred: Any) -> bool:
+    """Whether two equations of the same single letter are not multiples of each other.
+
+    math-verify calls those equal whose real solutions are none (`x^2+1=0`, `x^4+1=0`), and no others: it compares the
+    solutions of several letters only. A house rule, since an equation without solutions is not any other one.
+    """
+    from sympy import Expr
+
+    if len(gold.free_symbols) != 1 or gold.free_symbols != pred.free_symbols:
+        return False
+    if not all(isinstance(side, Expr) for side in (*gold.args, *pred.args)):
+        return False
+    (letter,) = gold.free_symbols
+    values = []
+    for equation in (gold, pred):
+        for place in PLACES:
+            value = _value(equation.lhs.subs(letter, place) - equation.rhs.subs(letter, place))
+            if value is None or value == 0:
+                return False
+            values.append(value)
+    return apart(values[0] * values[3], values[1] * values[2])
 
 
 def _as_values(gold: Any, pred: Any) -> tuple[tuple[complex, ...] | None, tuple[complex, ...] | None]:
@@ -31,8 +60,6 @@ def _as_values(gold: Any, pred: Any) -> tuple[tuple[complex, ...] | None, tuple[
     if isinstance(gold, MatrixBase) and isinstance(pred, MatrixBase) and gold.shape == pred.shape:
         return _numbers(tuple(gold.flat())), _numbers(tuple(pred.flat()))
     if isinstance(gold, MatrixBase) or isinstance(pred, MatrixBase):
-        return None, None
-    if isinstance(gold, Eq) and isinstance(pred, Eq):
         return None, None
     if isinstance(gold, Eq):
         if not gold.lhs.is_Symbol:
@@ -94,8 +121,4 @@ def _stand_in(name: str) -> Any:
 
 
 def _has_loner(values: tuple[complex, ...], others: tuple[complex, ...]) -> bool:
-    return any(all(_apart(x, y) for y in others) for x in values)
-
-
-def _apart(x: complex, y: complex) -> bool:
-    return abs(x - y) > GAP * (1 + max(abs(x), abs(y)))
+    return any(all(apart(x, y) for y in others) for x in values)

@@ -1,9 +1,9 @@
 r"""Numeric values of simple formulas, read without any library: in microseconds enough to see that two answers differ.
 
-Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}` and products without a sign. A
-formula with parentheses (math-verify reads `2(\frac{1}{1})` as 3), with anything else, or one that could be read in two
-ways (`1/2x`, `2\frac{1}{3}`, `x2`, letters that math-verify takes for units), has no value here. Only differences are
-concluded from values, never equality.
+Read are numbers, `\pi`, `e`, `i`, a few letters, `+ - *`, `^`, `\frac{}{}`, `\sqrt{}`, parentheses and products without
+a sign. A formula with anything else, or one that could be read in two ways (`1/2x`, `2\frac{1}{3}`, `x2`, `f(x)`,
+letters that math-verify takes for units; `2(\frac{1}{1})`, which it reads as 3), has no value here. Only differences
+are concluded from values, never equality.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ LETTERS = {"x": 1.3718, "y": 0.7345, "z": 2.1937, "k": 1.9231, "n": 0.6173, "p":
            "u": 1.7713, "v": 0.5471, "w": 2.0519, "a": 1.4593, "b": 0.9187, "e": cmath.e, "i": 1j}  # fmt: skip
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|[a-zA-Z]|\\(?:pi|frac|sqrt|cdot|times)(?![a-zA-Z])|[-+*^(){} ]")
+_TOKENS = re.compile(rf"(?:{_TOKEN.pattern})++")
 _AMBIGUOUS = re.compile(
-    r"\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
+    r"[a-zA-Z}] ?\(|(?<!\\sqr)[a-zA-Z)}] ?[0-9]"
     r"|[0-9] ?\\frac|[0-9] +[0-9]|\^[0-9]{2}|[-+*^] ?[-+*^]|\^\("
     r"|\\frac(?!\{)|\\sqrt(?![{0-9])|\\sqrt[0-9]{2}"
 )
@@ -41,15 +42,9 @@ def value_of(text: str) -> complex | None:
         return None
     if any(not set(pair) <= set("xyz") for pair in _LETTERS_TOGETHER.findall(_COMMAND.sub(" ", text))):
         return None
-    tokens: list[str] = []
-    place = 0
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            return None
-        if match.group() != " ":
-            tokens.append(match.group())
-        place = match.end()
+    if not _TOKENS.fullmatch(text):
+        return None
+    tokens = [token for token in _TOKEN.findall(text) if token != " "]
     reader = _Reader(tokens)
     try:
         value = reader.sum(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.models import Role, find_model, read_facts
-from capo_ray.cli.plan import estimate_memory, host_gib, place_actors, reads_critics
+from capo_ray.cli.plan import estimate_memory, host_gib, place_actors, reads_critics, reads_token_rewards
 from capo_ray.config import TrainConfig
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
@@ -27,6 +27,8 @@ def check_train(config: TrainConfig) -> None:
     check_model(config.model.path, "policy", "model.path", config.model.max_model_len)
     if reads_critics(config) and config.critic.backend == "vllm":
         check_model(config.critic.model, "critic", "critic.model", config.critic.max_model_len)
+    if reads_token_rewards(config) and config.reward_model.path:
+        check_model(config.reward_model.path, "policy", "reward_model.path", config.model.max_model_len)
     check_data(config)
     check_lengths(config)
     check_gpus(config)

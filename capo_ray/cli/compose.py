@@ -24,7 +24,6 @@ import capo_ray
 from capo_ray.cli.schema import ConfigError, as_sentence, refuse_unknown, takes_text, train_keys
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import CREDIT_METHODS, TrainConfig
-from capo_ray.config.credit import OFFLINE_ONLY
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
 GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
@@ -72,7 +71,6 @@ def list_choices(group: str) -> list[str]:
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
     if group == "credit":
         names |= set(CREDIT_METHODS)
-        names -= set(OFFLINE_ONLY)
     return sorted(names)
 
 
@@ -100,11 +98,6 @@ def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
 
 def _no_choice(group: str, value: str) -> ConfigError:
     choices = list_choices(group)
-    if group == "credit" and value in OFFLINE_ONLY:
-        return ConfigError(
-            f"credit={value} reads {OFFLINE_ONLY[value]}, which a training run does not gather; use it offline "
-            f"(capo-ray credit {value} --input groups.jsonl), or choose one of {', '.join(choices)}"
-        )
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {group}={near[0]}?" if near else "."
     path = " or a model directory or hub name (organisation/name)" if group in PATH_KEYS else ""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from capo_ray.cli.credit_lines import FieldError, read_group
 from capo_ray.cli.schema import ConfigError, keys_of
-from capo_ray.config.credit import CREDIT_METHODS, OFFLINE_ONLY, CreditBase
+from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.credit import EvidenceError, assign_credit, audit
 from capo_ray.types import Group, GroupCredit
 
@@ -27,8 +27,7 @@ Beside these, where a method reads them: "overall" [true | false | null per entr
 EXAMPLES = """more examples:
   capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
   cat groups.jsonl | capo-ray credit grpo --input -
-methods: {trained}
-only offline: {offline}"""
+methods: {methods}"""
 RUBRICS = ("paper", "every_step", "compact")
 
 
@@ -44,8 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--progress", type=float, default=0.0, metavar="X", help="share of a run done, 0..1 (schedules)"
     )
     parser.add_argument("overrides", nargs="*", metavar="credit.KEY=VALUE", help="a key of the method, as in training")
-    trained = ", ".join(name for name in CREDIT_METHODS if name not in OFFLINE_ONLY)
-    text = EXAMPLES.format(trained=trained, offline=", ".join(OFFLINE_ONLY))
+    text = EXAMPLES.format(methods=", ".join(CREDIT_METHODS))
     parser.epilog = f"{parser.epilog}\n{text}" if parser.epilog else text
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 

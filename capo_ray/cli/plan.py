@@ -12,6 +12,8 @@ from typing import Any
 from capo_ray.cli.models import ModelFacts, Role, find_model, read_facts
 from capo_ray.cli.useless import READS_CRITICS
 from capo_ray.config import TrainConfig
+from capo_ray.config.reward_model import RewardModelConfig
+from capo_ray.config.sections import LearnerConfig
 
 GIB = 1 << 30
 UNKNOWN = "unknown until fetched"
@@ -58,12 +60,21 @@ def place_actors(config: TrainConfig) -> list[Actor]:
         actors.append(Actor("critic", critic.num_workers, critic.num_cpus, critic.num_gpus, judge))
     note = f"DeepSpeed ZeRO-{learner.zero_stage}"
     actors.append(Actor("learner", learner.num_ranks, learner.num_cpus, learner.num_gpus, note))
+    if reads_token_rewards(config):
+        second = config.reward_model
+        note = f"{note}, {second.path or config.model.path}"
+        actors.append(Actor("reward model", second.num_ranks, second.num_cpus, second.num_gpus, note))
     return actors
 
 
 def reads_critics(config: TrainConfig) -> bool:
     """Whether the credit method makes use of critics."""
     return bool(READS_CRITICS & type(config.credit).needs)
+
+
+def reads_token_rewards(config: TrainConfig) -> bool:
+    """Whether a second model rewards tokens."""
+    return "token_rewards" in type(config.credit).needs
 
 
 def batch_algebra(config: TrainConfig) -> dict[str, int]:
@@ -102,7 +113,13 @@ def estimate_memory(config: TrainConfig) -> list[Memory]:
     elif reads_critics(config):
         judge = _facts(config.critic.model, "critic", "critic.model")
         rows.append(_engine_memory("critic", config.critic, judge, config.critic.dtype))
-    rows.append(_learner_memory(config, policy))
+    has_reference = config.loss.kl_coef > 0
+    rows.append(_learner_memory("learner", config, config.learner, policy, has_reference))
+    if reads_token_rewards(config):
+        name = config.reward_model.path
+        second = _facts(name, "policy", "reward_model.path") if name else policy
+        has_reference = config.credit.method == "prime" or (config.credit.method == "etpo" and has_reference)
+        rows.append(_learner_memory("reward model", config, config.reward_model, second, has_reference))
     shared = 2 * 4 * policy.num_params / GIB
     store = config.cluster.object_store_mib / 1024
     formula = f"{RAY_BASE_GIB} GiB + store {store:.2f} GiB + two published versions 2 x 4 B x N"
@@ -134,25 +151,26 @@ def _engine_memory(role: str, section: Any, facts: ModelFacts, dtype: str) -> Me
     return Memory(role, section.num_workers, ENGINE_BASE_GIB + weights + section.kv_cache_gib, False, formula)
 
 
-def _learner_memory(config: TrainConfig, facts: ModelFacts) -> Memory:
+def _learner_memory(
+    role: str, config: TrainConfig, group: LearnerConfig | RewardModelConfig, facts: ModelFacts, has_reference: bool
+) -> Memory:
     """Weights, gradients, Adam's two moments (and fp32 masters), frozen reference, activations of one microbatch."""
-    learner, n, ranks = config.learner, facts.num_params, config.learner.num_ranks
+    learner, n, ranks = config.learner, facts.num_params, group.num_ranks
     shard = [ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     unit = DTYPE_BYTES[config.model.dtype]
     states = 8 + (4 if unit == 2 else 0)
-    has_reference = config.loss.kl_coef > 0
     per_param = unit / shard[0] * (2 if has_reference else 1) + unit / shard[1] + states / shard[2]
     kept = (
         1 if learner.gradient_checkpointing else 16
     )  # hidden-sized tensors of a layer that wait for the backward pass
     activations = learner.microbatch_tokens * (facts.layers * facts.hidden * kept * unit + 3 * 4 * facts.vocab)
-    base = 0.0 if learner.num_gpus > 0 else LEARNER_BASE_GIB
+    base = 0.0 if group.num_gpus > 0 else LEARNER_BASE_GIB
     formula = (
         f"{base} GiB + N x ({unit}/{shard[0]} weights + {unit}/{shard[1]} gradients + {states}/{shard[2]} optimizer"
         f"{f' + {unit}/{shard[0]} reference' if has_reference else ''}) B + {learner.microbatch_tokens} tokens x "
         f"({kept} x {unit} B x layers x hidden + 12 B x vocabulary), N={_count(facts)}"
     )
-    return Memory("learner", ranks, base + (n * per_param + activations) / GIB, learner.num_gpus > 0, formula)
+    return Memory(role, ranks, base + (n * per_param + activations) / GIB, group.num_gpus > 0, formula)
 
 
 def _count(facts: ModelFacts) -> str:
@@ -176,11 +194,11 @@ def to_text(config: TrainConfig) -> str:
 
     batch = batch_algebra(config)
     lines = ["# configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(), ""]
-    lines += ["# placement", f"{'role':<10}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
-    lines += [f"{a.role:<10}{a.count:>6}{a.num_cpus:>7g}{a.num_gpus:>6g}  {a.note}" for a in place_actors(config)]
+    lines += ["# placement", f"{'role':<13}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
+    lines += [f"{a.role:<13}{a.count:>6}{a.num_cpus:>7g}{a.num_gpus:>6g}  {a.note}" for a in place_actors(config)]
     cpus = sum(a.count * a.num_cpus for a in place_actors(config))
     gpus = sum(a.count * a.num_gpus for a in place_actors(config))
-    lines += [f"{'together':<10}{'':>6}{cpus:>7g}{gpus:>6g}", "", "# batch", *_batch_words(config, batch), ""]
+    lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}", "", "# batch", *_batch_words(config, batch), ""]
     lines += ["# memory (estimate)"]
     for row in estimate_memory(config):
         where = "GPU" if row.on_gpu else "host"

@@ -11,7 +11,6 @@ from pydantic_core import PydanticUndefined
 from capo_ray.cli.compose import GROUPS, list_choices
 from capo_ray.cli.schema import keys_of
 from capo_ray.config import CREDIT_METHODS, TrainConfig
-from capo_ray.config.credit import OFFLINE_ONLY
 
 HEAD = """# Configuration
 
@@ -40,8 +39,6 @@ def build_reference() -> str:
             for method, model in CREDIT_METHODS.items():
                 doc = " ".join((model.__doc__ or "").split())
                 needs = ", ".join(sorted(model.needs)) or "the verdict alone"
-                if method in OFFLINE_ONLY:
-                    needs += f"; offline only (`capo-ray credit {method}`)"
                 lines += [
                     "",
                     f"## credit={method}",

@@ -169,6 +169,21 @@ RULES: tuple[Rule, ...] = (
         "with data.curriculum.late_from=1, which never comes to the late band; lower it, or remove this",
     ),
     (
+        ("reward_model.",),
+        lambda c: "token_rewards" not in c.credit.needs,
+        "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
+    ),
+    (
+        ("reward_model.beta",),
+        lambda c: c.credit.method not in ("prime", "istar"),
+        "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
+    ),
+    (
+        ("reward_model.pair_scale", "reward_model.pair_margin"),
+        lambda c: c.credit.method != "qrm",
+        "unless credit=qrm, whose objective they belong to; remove it or choose that method",
+    ),
+    (
         ("learner.min_lr_frac",),
         lambda c: c.learner.schedule == "constant",
         "with learner.schedule=constant; remove it or choose learner.schedule=cosine",

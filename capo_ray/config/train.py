@@ -8,6 +8,7 @@ from capo_ray.config import sections as s
 from capo_ray.config.base import Section
 from capo_ray.config.credit import CapoConfig, CreditConfig, refuse_other_loss
 from capo_ray.config.loss import LossConfig
+from capo_ray.config.reward_model import RewardModelConfig
 
 
 class TrainConfig(Section):
@@ -23,6 +24,7 @@ class TrainConfig(Section):
     verifier: s.VerifierConfig = s.VerifierConfig()
     loss: LossConfig = LossConfig()
     learner: s.LearnerConfig = s.LearnerConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     stream: s.StreamConfig = s.StreamConfig()
     weights: s.WeightsConfig = s.WeightsConfig()
     tracking: s.TrackingConfig = s.TrackingConfig()
@@ -36,6 +38,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"loss.behaviour=sampler needs rollout.top_p=1, since a nucleus changes the sampler's logprobs "
                 f"(got rollout.top_p={self.rollout.top_p}); add loss.behaviour=recompute"
+            )
+        if self.rollout.top_p < 1 and self.credit.reads_sampler_logprobs:
+            raise ValueError(
+                f"credit={self.credit.method} sets a model against the sampler's logprobs, which a nucleus changes, so "
+                f"rollout.top_p must be 1 (got {self.rollout.top_p})"
             )
         refuse_other_loss(self.credit, self.loss)
         self._refuse_placements()

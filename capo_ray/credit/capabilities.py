@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capo_ray.config.credit import CREDIT_METHODS, OFFLINE_ONLY
+from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit.table import assign_credit
 from capo_ray.types import (
     Completion,
@@ -21,8 +21,8 @@ from capo_ray.types import (
 
 HEADER = (
     "| `credit=` | arXiv | reads, beside the verdict | tells steps apart | credit where all answers are wrong "
-    "| may blame a right answer or raise a wrong one | trains |\n"
-    "|---|---|---|---|---|---|---|"
+    "| may blame a right answer or raise a wrong one |\n"
+    "|---|---|---|---|---|---|"
 )
 
 
@@ -40,7 +40,6 @@ def capability_matrix() -> str:
             _word(any(len(set(row)) > 1 for row in credit.advantages)),
             _word(assign_credit(wrong, config).has_signal),
             _word(_crosses(mixed, credit) or _crosses(wrong, assign_credit(wrong, config))),
-            "offline only" if name in OFFLINE_ONLY else "yes",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,18 +1,25 @@
 """Q-RM: the token rewards of a discriminative reward model, scaled but not centred (arXiv 2505.23363).
 
 A_t = Z_t / std of Z over the valid tokens of the group; all zero where Z does not vary
+
+The paper's model has been trained before. One that is trained beside the policy knows nothing at first, and since Z is
+not centred its noise would praise or blame whole responses: up to `outcome_until` of the run the outcome is the credit
+(our choice).
 """
 
 from __future__ import annotations
 
-from capo_ray.config.credit import CreditBase
+from capo_ray.config.credit import QrmConfig
 from capo_ray.credit import rows as r
-from capo_ray.credit.statistics import std
+from capo_ray.credit.statistics import standardise_scalars, std
 from capo_ray.types import Group, GroupCredit
 
 
-def qrm(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredit:
+def qrm(group: Group, config: QrmConfig, progress: float = 0.0) -> GroupCredit:
     """The credit of a group whose valid members all have `token_rewards` [T]; population std over the group is ours."""
+    if progress < config.outcome_until:
+        outcomes = r.outcome_rewards(group)
+        return r.to_outcome_credit(group, standardise_scalars(outcomes, r.response_weights(group)), outcomes)
     weights = r.row_weights(group, "token")
     rows = [
         list(r.require(m.evidence.token_rewards, m.num_tokens, "token_rewards", "qrm")) if w else [0.0] * m.num_tokens

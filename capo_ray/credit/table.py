@@ -11,6 +11,7 @@ from capo_ray.credit.capo import capo
 from capo_ray.credit.cispo import cispo
 from capo_ray.credit.dapo import dapo
 from capo_ray.credit.dr_grpo import dr_grpo
+from capo_ray.credit.etpo import etpo
 from capo_ray.credit.grpo import grpo
 from capo_ray.credit.grpo_genorm import grpo_genorm
 from capo_ray.credit.gspo import gspo
@@ -43,6 +44,7 @@ CREDIT_RULES: dict[str, Callable[[Group, Any, float], GroupCredit]] = {
     "prime": prime,
     "istar": istar,
     "qrm": qrm,
+    "etpo": etpo,
 }
 
 

@@ -34,6 +34,7 @@ class EntropyControl:
 
     def __init__(self, config: LossConfig, state: EntropyState) -> None:
         self._config, self._state = config, state
+        self._shared = True
         if state.coefficient is None:
             state.coefficient = config.entropy_coef
 
@@ -53,11 +54,16 @@ class EntropyControl:
 
     def weigh(self, groups: Sequence[CreditedGroup]) -> list[CreditedGroup]:
         """The groups with the weight of every token's entropy in the loss; without any where the coefficient is 0."""
+        rows = [group.credit.entropy_weights for group in groups]
+        self._shared = any(not shares or any(map(any, shares)) for shares in rows)
         return [self._weigh(group) for group in groups]
 
     def observe(self, entropy_nats: float) -> None:
-        """Steer by the entropy of the batch that was just trained."""
-        if self._config.entropy_control != "aer" or not math.isfinite(entropy_nats):
+        """Steer by the entropy of the batch that `weigh` saw last and that was trained since.
+
+        Where the credit gave no token a share, nothing is steered: the coefficient would wind up without effect.
+        """
+        if self._config.entropy_control != "aer" or not self._shared or not math.isfinite(entropy_nats):
             return
         if self._state.initial_nats is None:
             self._state.initial_nats = entropy_nats

@@ -191,10 +191,11 @@ class GroupWay:
     ) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
-        critiques, answers, values = await asyncio.gather(
+        critiques, answers, values, rewards = await asyncio.gather(
             self._critique(problem, valid, progress, stage_s),
             self._score(problem, valid),
             self._value(problem, valid),
+            self._reward_tokens(valid),
         )
         evidence = {
             id(m): Evidence(
@@ -202,9 +203,10 @@ class GroupWay:
                 answer_logprobs=a,
                 step_values=v.values,
                 num_value_tokens=v.num_tokens,
+                token_rewards=r,
                 entropies=m.trajectory.response.entropies,
             )
-            for m, c, a, v in zip(valid, critiques, answers, values, strict=True)
+            for m, c, a, v, r in zip(valid, critiques, answers, values, rewards, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
@@ -240,6 +242,17 @@ class GroupWay:
         credit = self._parts.config.credit
         assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
         return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
+
+    async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
+        """The token rewards of each member, none where the credit rule reads none.
+
+        They are those of the reward model's weights at this moment, so of weights that have not seen the group.
+        """
+        if "token_rewards" not in self._needs or not members:
+            return [()] * len(members)
+        model = self._parts.reward_model
+        assert model is not None, "the credit rule reads token rewards, so the run has a reward model"
+        return await model.token_rewards([m.trajectory for m in members])
 
 
 def accuracy(verdicts: Sequence[Verdict]) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.problems import ProblemSet
-from capo_ray.protocols import Judge, LearnerGroup, Ledger, TextEngine, Tokenizer, Tracker, Verifier
+from capo_ray.protocols import Judge, LearnerGroup, Ledger, RewardModel, TextEngine, Tokenizer, Tracker, Verifier
 from capo_ray.types import Group, GroupCredit, Problem
 
 StepTruth = Callable[[Problem, Sequence[str]], frozenset[int]]
@@ -45,6 +45,8 @@ class Parts:
     tracker: Tracker
     transcripts: Transcripts
     progress: Progress
+    reward_model: RewardModel | None = None
+    """The model that rewards tokens; None where the credit rule reads no such rewards."""
     step_truth: StepTruth | None = None
     part_stats: Callable[[], Mapping[str, float]] = dict
     """Figures of the parts themselves (queue depths, restarts, critic tier), names as in metrics."""

@@ -16,6 +16,7 @@ from capo_ray.types import Problem
 STATE_FILE = "run.json"
 LEARNER_DIR = "learner"
 POLICY_DIR = "policy"
+REWARD_MODEL_DIR = "reward_model"
 
 
 @dataclass
@@ -52,6 +53,9 @@ async def save_checkpoint(
             (directory / name).mkdir()
         await parts.learner.save(str(directory / LEARNER_DIR))
         await parts.learner.export(str(directory / POLICY_DIR))
+        if parts.reward_model is not None:
+            (directory / REWARD_MODEL_DIR).mkdir()
+            await parts.reward_model.save(str(directory / REWARD_MODEL_DIR))
         payload: dict[str, Any] = {
             **asdict(state),
             "seconds": state.seconds + elapsed_s,

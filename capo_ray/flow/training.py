@@ -1,10 +1,12 @@
 """One batch of credited groups into one update, and the new weights to the engines.
 
 groups -> batch-wide scale of the credit -> entropy control -> Sample -> Batch -> learner -> weights -> engines
+       -> reward model, where the credit reads one, beside the learner
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,10 +42,20 @@ class Training:
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
         )
-        report = await self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress)))
-        figures = self._entropy.figures(trained)
+        report, figures = await asyncio.gather(
+            self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress))),
+            self._update_reward_model(groups),
+        )
+        figures |= self._entropy.figures(trained)
         self._entropy.observe(report.metrics["loss/entropy_nats"])
         return trained, replace(report, metrics={**report.metrics, **figures})
+
+    async def _update_reward_model(self, groups: Sequence[CreditedGroup]) -> dict[str, float]:
+        """The figures of the reward model's update on the batch's groups; none in a run without one."""
+        if self._parts.reward_model is None:
+            return {}
+        report = await self._parts.reward_model.update([group.group for group in groups])
+        return {**report.metrics, "time/reward_model_s": report.seconds}
 
     async def _refresh_reference(self, progress: float) -> None:
         """Measure KL from the present policy from now on, once, where the credit method begins its second stage."""

@@ -2,11 +2,14 @@
 
     Batch.column(rank) --microbatch--> tensors --policy--> logprobs --loss--> gradient --zero--> update
 
-One `Learner` is one rank of a group; all ranks call the same methods in the same order. DeepSpeed is known to `zero`
-alone, behind a handful of methods.
+    judged groups --reward_batch--> column, labels --reward--> token rewards, gradient --zero--> update
+
+One `Learner` is one rank of a group, and so is one `RewardLearner`, which holds a second model; all ranks of a group
+call the same methods in the same order. DeepSpeed is known to `zero` alone, behind a handful of methods.
 """
 
 from capo_ray.learners.learner import Learner
-from capo_ray.learners.spec import LearnerSpec
+from capo_ray.learners.reward import RewardLearner
+from capo_ray.learners.spec import LearnerSpec, RewardSpec
 
-__all__ = ["Learner", "LearnerSpec"]
+__all__ = ["Learner", "LearnerSpec", "RewardLearner", "RewardSpec"]

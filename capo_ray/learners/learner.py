@@ -9,16 +9,14 @@ sum_t w_t * loss_t over the whole batch, however it was cut.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from capo_ray.learners import shards
+from capo_ray.learners import rank, shards
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import export_model, load_policy
 from capo_ray.learners.reference import Reference
@@ -26,7 +24,6 @@ from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.learners.tally import Tally
-from capo_ray.learners.zero import ZeroBackend
 from capo_ray.loss import (
     Figures,
     adaptive_entropy_weights,
@@ -57,27 +54,11 @@ class Learner:
         self.version = 0
         self._moves = 0
         config = spec.learner
-        torch.set_num_threads(config.num_threads)
-        _seed(spec.seed + spec.rank)
-        device = spec.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = rank.prepare_process(spec)
         policy = load_policy(spec.model_path, spec.dtype, gradient_checkpointing=config.gradient_checkpointing)
         self._model_config = policy.model.config
         self._reference = Reference(spec.model_path, spec.dtype, device) if spec.loss.kl_coef > 0 else None
-        self._backend = ZeroBackend(
-            policy,
-            stage=config.zero_stage,
-            dtype=spec.dtype,
-            rank=spec.rank,
-            world_size=spec.world_size,
-            init_method=spec.init_method,
-            device=device,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            deadline_s=config.deadline_s,
-        )
+        self._backend = rank.build_backend(policy, spec, device)
 
     def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float = 1.0) -> UpdateReport:
         """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's.
@@ -232,13 +213,7 @@ class Learner:
 
     def save(self, path: str) -> None:
         """Writes this rank's shard under `path`: weights, Adam's state, place in the schedule, random generators."""
-        facts = {
-            "version": self.version,
-            "moves": self._moves,
-            "world_size": self.spec.world_size,
-            "zero_stage": self.spec.learner.zero_stage,
-            "dtype": self.spec.dtype,
-        }
+        facts = {"version": self.version, "moves": self._moves, **rank.layout_of(self.spec)}
         shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
         if self._reference is not None:
             self._reference.save(Path(path), self.spec.rank)
@@ -247,17 +222,7 @@ class Learner:
     def load(self, path: str) -> int:
         """The version restored from `path`; RunFailed when it was saved by another layout of ranks."""
         tensors, facts = shards.read_shard(Path(path), self.spec.rank)
-        spec = self.spec
-        for key, ours in (
-            ("world_size", spec.world_size),
-            ("zero_stage", spec.learner.zero_stage),
-            ("dtype", spec.dtype),
-        ):
-            if facts[key] != ours:
-                raise RunFailed(
-                    f"the checkpoint {path} was saved with {key}={facts[key]} (got {ours}); resume with the same, or "
-                    f"export it and start from the exported model"
-                )
+        rank.require_layout(rank.layout_of(self.spec), facts, path)
         self._backend.load_shard(tensors)
         if self._reference is not None:
             self._reference.load(Path(path))
@@ -275,9 +240,3 @@ class Learner:
     def close(self) -> None:
         """Leaves the group; called once."""
         self._backend.close()
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capo_ray.config.loss import LossConfig
+from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import LearnerConfig
 
 
-@dataclass(frozen=True, slots=True)
-class LearnerSpec:
-    """`temperature` is the sampling temperature; `total_updates` ends the schedule.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSpec:
+    """What every rank knows, whatever it trains; `temperature` is the sampling temperature.
 
     `init_method` is where the ranks meet, as `tcp://host:port`; a single rank needs none. `device` is `auto`, `cpu` or
     `cuda`. The process that makes a learner belongs to it: a process group is global.
@@ -19,9 +20,7 @@ class LearnerSpec:
     model_path: str
     dtype: str
     learner: LearnerConfig
-    loss: LossConfig
     temperature: float
-    total_updates: int
     rank: int = 0
     world_size: int = 1
     init_method: str = ""
@@ -38,3 +37,25 @@ class LearnerSpec:
                 f"learner.zero_stage=0 keeps no fp32 master weights and needs model.dtype=float32 (got {self.dtype}); "
                 f"use zero_stage 1 to 3"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec(RankSpec):
+    """A rank of the policy's learner; `total_updates` ends the schedule."""
+
+    loss: LossConfig
+    total_updates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec(RankSpec):
+    """A rank of the reward model that the credit method `method` reads.
+
+    `reference_path` is the policy that the run began with; `kl_coef` and `trace_decay` are read by ETPO alone.
+    """
+
+    method: str
+    reference_path: str
+    reward_model: RewardModelConfig
+    kl_coef: float = 0.0
+    trace_decay: float = 0.0

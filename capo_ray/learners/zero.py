@@ -60,7 +60,7 @@ class ZeroBackend:
         )
         self._optimizer: Any = self._engine.optimizer
 
-    def forward(self, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
         """What the module returns."""
         return self._engine(*args)
 
@@ -231,7 +231,7 @@ def _leave(deepspeed: Any) -> None:
 
 def _config(stage: int, dtype: str, max_grad_norm: float, numel: int) -> dict[str, object]:
     """DeepSpeed's configuration."""
-    bucket = min(BUCKET_NUMEL, max(numel, 1))  # buckets are allocated whole
+    bucket = min(BUCKET_NUMEL, numel + numel % 2)  # buckets are allocated whole; NCCL aligns them to pairs
     zero: dict[str, object] = {
         "stage": stage,
         "overlap_comm": False,

@@ -11,6 +11,7 @@ from capo_ray.loss.entropy import adaptive_entropy_weights
 from capo_ray.loss.logprobs import token_logprobs
 from capo_ray.loss.mismatch import correction_weights, mismatch_figures
 from capo_ray.loss.policy import Figures, policy_loss
+from capo_ray.loss.reward import outcome_loss, pair_loss, rank_pairs, soft_value_targets
 
 __all__ = [
     "Figures",
@@ -20,6 +21,10 @@ __all__ = [
     "covariance_penalties",
     "covariances",
     "mismatch_figures",
+    "outcome_loss",
+    "pair_loss",
     "policy_loss",
+    "rank_pairs",
+    "soft_value_targets",
     "token_logprobs",
 ]

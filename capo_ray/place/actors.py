@@ -12,6 +12,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place import build
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Neighbourhoods, check_fences
+from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 
 WORKERS_FILE = "workers.json"
@@ -19,12 +20,13 @@ WORKERS_FILE = "workers.json"
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """All tiers of a run; `critic` is None where the credit rule reads no critiques."""
+    """All tiers of a run; `critic` and `reward_model` are None where the credit rule does not read them."""
 
     rollout: RolloutPool
     verifier: VerifierTier
     critic: CriticPool | None
     learner: LearnerActors
+    reward_model: RewardModelActors | None
     places: Neighbourhoods
 
     @classmethod
@@ -36,6 +38,7 @@ class Actors:
             build.build_verifier_tier(config),
             build.build_critic_pool(config, run_dir, places) if "critiques" in config.credit.needs else None,
             build.build_learner(config),
+            build.build_reward_model(config) if "token_rewards" in config.credit.needs else None,
             places,
         )
 
@@ -45,13 +48,19 @@ class Actors:
 
         def note() -> None:
             roles = {pool.role: pool.pids() for pool in pools}
-            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles, "learner": self.learner.pids})
+            roles["learner"] = self.learner.pids
+            if self.reward_model is not None:
+                roles["reward_model"] = self.reward_model.pids
+            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles})
 
         for pool in pools:
             pool.on_ready = note
         check_fences(self.places.config)
         await self.places.reserve()
-        await asyncio.gather(self.learner.start(canary), *(pool.start() for pool in pools))
+        starts = [self.learner.start(canary), *(pool.start() for pool in pools)]
+        if self.reward_model is not None:
+            starts.append(self.reward_model.start())
+        await asyncio.gather(*starts)
         note()
 
     def stats(self) -> dict[str, float]:
@@ -68,6 +77,8 @@ class Actors:
         self.rollout.pool.close()
         self.verifier.pool.close()
         self.learner.close()
+        if self.reward_model is not None:
+            self.reward_model.close()
         if self.critic is not None:
             self.critic.pool.close()
         self.places.close()

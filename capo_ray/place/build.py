@@ -10,11 +10,12 @@ import ray
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.engines import EngineSpec, HfTokenizer
-from capo_ray.learners.spec import LearnerSpec
+from capo_ray.learners.spec import LearnerSpec, RewardSpec
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Neighbourhoods, ask_of
+from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
-from capo_ray.place.workers import CriticWorker, LearnerRank, RolloutWorker, VerifierWorker
+from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, RolloutWorker, VerifierWorker
 from capo_ray.problems import asset_path
 
 CANARY_TOKENS = 160
@@ -30,6 +31,11 @@ def policy_path(config: TrainConfig) -> str:
 def critic_path(config: TrainConfig) -> str:
     """The critic's model directory or hub name."""
     return str(asset_path(config.critic.model, "critic"))
+
+
+def reward_model_path(config: TrainConfig) -> str:
+    """The reward model's model directory or hub name."""
+    return str(asset_path(config.reward_model.path or config.model.path, "policy"))
 
 
 def build_rollout_pool(config: TrainConfig, places: Neighbourhoods) -> RolloutPool:
@@ -96,6 +102,33 @@ def build_learner(config: TrainConfig) -> LearnerActors:
     threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
     actor = _spawn(LearnerRank, ask_of(config.learner), runtime_env={"env_vars": threads})
     return LearnerActors(config, lambda rank: actor.remote(rank), build_spec)
+
+
+def build_reward_model(config: TrainConfig) -> RewardModelActors:
+    """The ranks of the model that rewards tokens, not started."""
+    num_ranks = config.reward_model.num_ranks
+
+    def build_spec(rank: int, meeting: str) -> RewardSpec:
+        return RewardSpec(
+            method=config.credit.method,
+            model_path=reward_model_path(config),
+            reference_path=policy_path(config),
+            dtype=config.model.dtype,
+            reward_model=config.reward_model,
+            learner=config.learner,
+            temperature=config.rollout.temperature,
+            kl_coef=config.loss.kl_coef,
+            trace_decay=getattr(config.credit, "trace_decay", 0.0),
+            rank=rank,
+            world_size=num_ranks,
+            init_method=meeting if num_ranks > 1 else "",
+            seed=config.run.seed,
+            device="auto" if config.reward_model.num_gpus > 0 else "cpu",
+        )
+
+    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
+    actor = _spawn(RewardModelRank, ask_of(config.reward_model), runtime_env={"env_vars": threads})
+    return RewardModelActors(config, lambda rank: actor.remote(rank), build_spec)
 
 
 def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:

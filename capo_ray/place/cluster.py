@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RaySystemError
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.protocols import RunFailed
 
@@ -30,12 +31,14 @@ class Demand:
 
 def demand_of(config: TrainConfig) -> Demand:
     """The sum over all actors (verifier workers ask for nothing: their children are nearly always idle)."""
-    rows: list[tuple[int, EngineConfig | LearnerConfig | CriticConfig]] = [
+    rows: list[tuple[int, EngineConfig | LearnerConfig | CriticConfig | RewardModelConfig]] = [
         (config.engine.num_workers, config.engine),
         (config.learner.num_ranks, config.learner),
     ]
     if "critiques" in config.credit.needs:
         rows.append((config.critic.num_workers, config.critic))
+    if "token_rewards" in config.credit.needs:
+        rows.append((config.reward_model.num_ranks, config.reward_model))
     return Demand(sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows))
 
 

@@ -1,38 +1,33 @@
-"""The learner group: one actor per rank, called alike, in the same order, by one caller at a time."""
+"""The policy's learner group: batches to its ranks, weights out of them."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
-from capo_ray.place.pool import await_ref
-from capo_ray.protocols import PartLost, PartTimeout, RunFailed, WeightsHandle
+from capo_ray.place.ranks import RankActors
+from capo_ray.protocols import WeightsHandle
 from capo_ray.types import Batch, UpdateReport
 
 
-class LearnerActors:
-    """`LearnerGroup` over actors. A lost or late rank ends the run: its shard is gone, the checkpoint is not."""
+class LearnerActors(RankActors):
+    """`LearnerGroup` over actors."""
 
     def __init__(
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
     ) -> None:
+        ranks = [spawn(rank) for rank in range(config.learner.num_ranks)]
+        super().__init__("learner", ranks, config.learner.deadline_s)
         self._config, self._build_spec = config, build_spec
-        self._ranks = [spawn(rank) for rank in range(config.learner.num_ranks)]
         self._num_publishes = 0
-        self.pids: list[int] = []
-        self.version = 0
 
     async def start(self, canary_ids: Sequence[int]) -> None:
         """Returns once all ranks have met and built the model."""
-        deadline_s = self._config.learner.deadline_s
-        meeting = await await_ref(self._ranks[0].rendezvous.remote(), deadline_s, "learner rank 0 (rendezvous)")
         tolerance = self._config.weights.canary_tolerance
-        self.pids = await self._all("start", lambda rank: (self._build_spec(rank, meeting), canary_ids, tolerance))
+        await self._start(lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids, tolerance))
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; the report of rank 0 (figures are already summed over ranks)."""
@@ -59,37 +54,6 @@ class LearnerActors:
         """As `LearnerGroup.logprobs`."""
         return (await self._all("logprobs", lambda _: (token_ids, starts)))[0]
 
-    async def save(self, path: str) -> None:
-        """As `LearnerGroup.save`; `path` is on a file system that every rank sees."""
-        await self._all("save", lambda _: (path,))
-
-    async def load(self, path: str) -> int:
-        """As `LearnerGroup.load`."""
-        self.version = (await self._all("load", lambda _: (path,)))[0]
-        return self.version
-
     async def export(self, path: str) -> None:
         """As `LearnerGroup.export`."""
         await self._all("export", lambda _: (path,))
-
-    def close(self) -> None:
-        """Kill every rank."""
-        for rank in self._ranks:
-            ray.kill(rank)
-
-    async def _all(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
-        """The results of every rank, each called with its own arguments."""
-        return await self._gather(
-            [
-                (getattr(rank, method).remote(*arguments(i)), f"learner rank {i} ({method})")
-                for i, rank in enumerate(self._ranks)
-            ]
-        )
-
-    async def _gather(self, calls: Sequence[tuple[ray.ObjectRef, str]]) -> list[Any]:
-        """The results; the first failure ends the wait, since the other ranks then hang in a collective."""
-        deadline_s = self._config.learner.deadline_s
-        try:
-            return list(await asyncio.gather(*(await_ref(ref, deadline_s, what) for ref, what in calls)))
-        except (PartLost, PartTimeout) as error:
-            raise RunFailed(f"{error}; go on from the last checkpoint with resume=RUN") from error

@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.place.pool import await_ref
 from capo_ray.protocols import PartTimeout, RunFailed
@@ -23,7 +24,10 @@ GRAIN = 0.001
 """Of a node's custom resource that one worker takes: a fence, not a count."""
 
 
-def ask_of(part: EngineConfig | CriticConfig | LearnerConfig) -> dict[str, Any]:
+Part = EngineConfig | CriticConfig | LearnerConfig | RewardModelConfig
+
+
+def ask_of(part: Part) -> dict[str, Any]:
     """The options of an actor of this role: CPUs, GPUs and the fence."""
     resources = {part.node_resource: GRAIN} if part.node_resource else {}
     return {"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, "resources": resources}
@@ -84,9 +88,11 @@ class Neighbourhoods:
 
 def check_fences(config: TrainConfig) -> None:
     """Every `node_resource` is announced by some node of the joined cluster; RunFailed otherwise."""
-    parts: dict[str, EngineConfig | CriticConfig | LearnerConfig] = {"engine": config.engine, "learner": config.learner}
+    parts: dict[str, Part] = {"engine": config.engine, "learner": config.learner}
     if "critiques" in config.credit.needs:
         parts["critic"] = config.critic
+    if "token_rewards" in config.credit.needs:
+        parts["reward_model"] = config.reward_model
     have = ray.cluster_resources()
     for name, part in parts.items():
         if part.node_resource and part.node_resource not in have:

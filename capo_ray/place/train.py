@@ -19,7 +19,7 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
-from capo_ray.flow.state import LEARNER_DIR, RunState, read_checkpoint
+from capo_ray.flow.state import LEARNER_DIR, REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.ledger import LEDGER_FILE, RunLock, SqliteLedger, read_balance
 from capo_ray.metrics import (
     METRICS_FILE,
@@ -108,6 +108,7 @@ async def _train(
             verifier=actors.verifier,
             judge=actors.critic,
             learner=actors.learner,
+            reward_model=actors.reward_model,
             ledger=ledger,
             checkpoints=checkpoints,
             tracker=tracker,
@@ -161,6 +162,8 @@ async def _restore(
     version = await actors.learner.load(str(latest / LEARNER_DIR))
     if version != state.version:
         raise RunFailed(f"expected learner shards of version {state.version} in {latest}, got version {version}")
+    if actors.reward_model is not None:
+        await actors.reward_model.load(str(latest / REWARD_MODEL_DIR))
     problems.train.restore(cursor)
     ledger.rewind(version)
     state.next_group = max(state.next_group, ledger.next_group())

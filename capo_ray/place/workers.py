@@ -14,7 +14,7 @@ from capo_ray.types import Completion, Critique, Problem, Verdict
 if TYPE_CHECKING:
     from capo_ray.config.sections import CriticConfig, VerifierConfig
     from capo_ray.engines import EngineSpec
-    from capo_ray.learners import LearnerSpec
+    from capo_ray.learners import LearnerSpec, RewardSpec
 
 
 class RolloutWorker:
@@ -116,8 +116,8 @@ class VerifierWorker:
         return await self._pool.verify(answer, responses)
 
 
-class LearnerRank:
-    """One rank of the learner group; every rank is called alike and in the same order."""
+class GroupRank:
+    """One rank of a group; every rank is called alike and in the same order."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -130,6 +130,10 @@ class LearnerRank:
         with socket.socket() as probe:
             probe.bind((host, 0))
             return f"tcp://{host}:{probe.getsockname()[1]}"
+
+
+class LearnerRank(GroupRank):
+    """One rank of the learner group."""
 
     def start(self, spec: LearnerSpec, canary_ids: Sequence[int], canary_tolerance: float) -> int:
         """Build the learner; the process id."""
@@ -174,3 +178,30 @@ class LearnerRank:
     def export(self, path: str) -> None:
         """Write the policy in HF format (rank 0 writes, all take part)."""
         self._learner.export(path)
+
+
+class RewardModelRank(GroupRank):
+    """One rank of the reward model's group."""
+
+    def start(self, spec: RewardSpec) -> int:
+        """Build the model; the process id."""
+        from capo_ray.learners import RewardLearner
+
+        self._learner = RewardLearner(spec)
+        return os.getpid()
+
+    def token_rewards(self, column: Any) -> tuple[tuple[float, ...], ...]:
+        """The rewards of this rank's responses."""
+        return self._learner.token_rewards(column)
+
+    def update(self, column: Any, labels: Any) -> Any:
+        """The report of one batch."""
+        return self._learner.update(column, labels)
+
+    def save(self, path: str) -> None:
+        """Write this rank's shard."""
+        self._learner.save(path)
+
+    def load(self, path: str) -> int:
+        """Read this rank's shard; the version."""
+        return self._learner.load(path)

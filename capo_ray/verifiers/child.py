@@ -1,7 +1,8 @@
 """The child: imports math-verify once, then forks checkers, one after the other, that do the checks.
 
     parent --stdin--> checker --stdout--> parent        the pipes are inherited, so nothing is relayed
-    child: fork, wait until the checker is gone (killed by the parent, crashed, worn out), fork again: about 10 ms
+    child: let the spare checker begin, fork the next spare, wait until the checker is gone (killed by the parent,
+           crashed, worn out), and again: the time of a fork is not waited for
 
 A checker has its own memory and CPU limits and an audit hook that tells what a comparison has no business doing
 (files, sockets, processes, execution of code) and, for math, forbids what leaves the process. When the parent dies, the
@@ -15,6 +16,8 @@ import importlib
 import json
 import os
 import resource
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -83,18 +86,51 @@ def main() -> int:
     check = load_check(settings["kind"], settings["path"])
     gc.collect()
     gc.freeze()
+
+    def work() -> int:
+        return serve(check, requests, replies, settings)
+
+    spare = fork_spare(work, null)
     while True:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.dup2(null, 2)
-                code = serve(check, requests, replies, settings)
-            finally:
-                os._exit(code)
+        pid, begin = spare
+        os.close(begin)
+        spare = fork_spare(work, null)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == END_OF_INPUT:
+            os.kill(spare[0], signal.SIGKILL)
             return 0
+        drain(requests)
+
+
+def drain(requests: int) -> None:
+    """Read away what a killed checker left unread: the next one would answer it in place of its own pairs.
+
+    The parent sends nothing before the next one says that it is ready.
+    """
+    waiting = select.poll()
+    waiting.register(requests, select.POLLIN)
+    while any(event & select.POLLIN for _, event in waiting.poll(0)):
+        if not os.read(requests, 1 << 16):
+            return
+
+
+def fork_spare(work: Callable[[], int], null: int) -> tuple[int, int]:
+    """A forked process that does its work once the returned descriptor is closed here, and ends with its parent."""
+    parent = os.getpid()
+    begun, begin = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(begun)
+        return pid, begin
+    code = 1
+    try:
+        os.close(begin)
+        os.dup2(null, 2)
+        os.read(begun, 1)
+        if os.getppid() == parent:
+            code = work()
+    finally:
+        os._exit(code)
 
 
 def load_check(kind: str, path: str) -> Check:
@@ -131,7 +167,7 @@ def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -
             audit.budget = MAX_EVENTS_TOLD
             reply = judge(check, answer, response)
             audit.budget = 0
-            reply["cpu"] = _cpu_s()
+            reply["cpu"], reply["mib"] = _cpu_s(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             if index == len(pairs) - 1:
                 reply["last"] = worn_out
             write_blocking(replies, reply)

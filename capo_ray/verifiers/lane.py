@@ -1,57 +1,56 @@
-"""One child process and the thread that keeps its time: hands it pairs, kills what hangs, goes on with the rest."""
+"""One child process and the thread that keeps its time: hands it pairs, kills what hangs, goes on with the rest.
+
+A lane with `suspects` gives up a pair early, after processor time that no ordinary check needs, and passes it on: the
+pairs behind it go on in a checker that is ready, and what is slow waits only for others that are slow.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from capo_ray.protocols import PartLost
 from capo_ray.verifiers.frames import Pipe, PipeClosed, PipeTimeout, pack
+from capo_ray.verifiers.jobs import Job, Limit, Outcome
+from capo_ray.verifiers.processes import close_pid, cpu_seconds, kill, open_pid
 
 START_DEADLINE_S = 60.0
 MAX_FAILED_STARTS = 3
 MAX_BATCH_PAIRS = 8
-BUSY_FACTOR = 3.0
-MIN_WAIT_S = 0.05
+SEND_DEADLINE_S = 5.0
+CRASHED = "crash: the check ended its process"
+MIN_WAIT_S = 0.01
 MAX_AUDITED_KEPT = 100
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "TZ")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one pair: reward 1, 0 or None (invalid)."""
-
-    reward: int | None
-    reason: str
-
-
-@dataclass(slots=True)
-class Job:
-    """One pair for the children; `future` ends exactly once, with an `Outcome` or `PartLost`."""
-
-    answer: str
-    response: str
-    future: Future[Outcome] = field(default_factory=Future)
-
-
 class Lane(threading.Thread):
-    """A thread that owns one child; ends when it takes None from the queue or `stop()` is called."""
+    """A thread that owns one child; ends after `stop()`.
 
-    def __init__(self, name: str, settings: dict[str, Any], jobs: SimpleQueue[Job | None], share: int) -> None:
+    A pair's time is up at `limit`: then it goes to `suspects`, or is invalid where there is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        jobs: SimpleQueue[Job | None],
+        limit: Limit,
+        share: int = 1,
+        suspects: Callable[[Job], None] | None = None,
+    ) -> None:
         super().__init__(name=name, daemon=True)
-        self._settings, self._jobs, self._share = settings, jobs, share
+        self._settings, self._jobs, self._limit, self._share = settings, jobs, limit, share
+        self._suspects = suspects
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._errors: IO[bytes] | None = None
@@ -61,7 +60,7 @@ class Lane(threading.Thread):
         self._stopping = threading.Event()
         self.counts: Counter[str] = Counter()
         self.audited: list[str] = []
-        self.busy_s = self.slowest_s = 0.0
+        self.busy_s = self.slowest_s = self.cpu_s = self.peak_mib = 0.0
 
     def run(self) -> None:
         try:
@@ -74,6 +73,7 @@ class Lane(threading.Thread):
     def stop(self) -> None:
         """Kill the child now; a pair in its hands ends as lost."""
         self._stopping.set()
+        self._jobs.put(None)
         process = self._process
         if process is not None:
             self._kill_checker()
@@ -108,44 +108,66 @@ class Lane(threading.Thread):
     def _serve(self, batch: list[Job]) -> None:
         """Send the batch and end its jobs in order, up to and with the first that hangs or crashes its checker."""
         assert self._pipe is not None
-        timeout_s = self._settings["timeout_s"]
         try:
-            self._pipe.send(pack({"pairs": [[job.answer, job.response] for job in batch]}), max(timeout_s, 5.0))
+            self._pipe.send(pack({"pairs": [[job.answer, job.response] for job in batch]}), SEND_DEADLINE_S)
             while batch:
-                reply = self._reply(self._pipe)
+                reply = self._reply(self._pipe, batch[0])
                 if "ready" in reply:
                     self._hello(reply)
-                    self._end(batch.pop(0), None, "crash: the check ended its process", "crashes")
+                    self._end(batch.pop(0), Outcome(None, CRASHED, lasting=False), "crashes")
                     return
-                self._end(batch.pop(0), reply["reward"], reply["reason"])
+                self._end(batch.pop(0), self._outcome(reply))
+                self.cpu_s += reply["cpu"] - self._cpu_s
                 self._cpu_s = reply["cpu"]
+                self.peak_mib = max(self.peak_mib, reply["mib"])
                 if reply.get("last"):
                     self._close_checker()
         except PipeTimeout:
-            self._kill_checker()
-            self._close_checker()
-            self._end(batch.pop(0), None, f"timeout: no verdict within {timeout_s:g} s", "timeouts")
+            self._give_up(batch.pop(0))
         except PipeClosed:
             self._drop_child()
             if not self._stopping.is_set():
-                self._end(batch.pop(0), None, "crash: the check ended its process", "crashes")
+                self._end(batch.pop(0), Outcome(None, CRASHED, lasting=False), "crashes")
 
-    def _reply(self, pipe: Pipe) -> dict[str, Any]:
-        """The next reply; a math check that a busy machine kept from running gets up to `BUSY_FACTOR` times as long."""
-        timeout_s = self._settings["timeout_s"]
+    def _reply(self, pipe: Pipe, job: Job) -> dict[str, Any]:
+        """The next reply; raises `PipeTimeout` once the pair has had its time in this lane."""
         start = time.monotonic()
-        deadline = start + BUSY_FACTOR * timeout_s
-        while True:
-            try:
-                reply = self._receive(pipe, timeout_s)
-                self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-                return reply
-            except PipeTimeout:
-                used = _cpu_seconds(self._pid) - self._cpu_s
-                timeout_s = min(self._settings["timeout_s"] - used, deadline - time.monotonic())
-                if self._settings["kind"] != "math" or timeout_s < MIN_WAIT_S:
-                    self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-                    raise
+        deadline = start + self._limit.wall_s - job.spent_s
+        wait_s = min(self._limit.wall_s - job.spent_s, self._limit.cpu_s)
+        try:
+            while True:
+                try:
+                    return self._receive(pipe, max(wait_s, 0.0))
+                except PipeTimeout:
+                    left_s = deadline - time.monotonic()
+                    left_cpu_s = self._limit.cpu_s - (cpu_seconds(self._pid) - self._cpu_s)
+                    if left_s <= 0 or left_cpu_s <= 0:
+                        raise
+                    wait_s = min(left_s, max(left_cpu_s, MIN_WAIT_S))
+        finally:
+            job.spent_s += time.monotonic() - start
+            self.slowest_s = max(self.slowest_s, job.spent_s)
+            self.counts["late"] += job.spent_s > self._settings["timeout_s"]
+
+    def _give_up(self, job: Job) -> None:
+        """Kill the checker that holds a pair whose time here is up; pass the pair on, or end it as invalid."""
+        used_s = min(cpu_seconds(self._pid) - self._cpu_s, self._limit.wall_s)
+        self.cpu_s += used_s
+        job.cpu_s += used_s
+        self._kill_checker()
+        self._close_checker()
+        if self._suspects is not None:
+            self.counts["suspects"] += 1
+            self._suspects(job)
+            return
+        ran = self._settings["kind"] == "math" and job.cpu_s >= self._settings["ordinary_cpu_s"]
+        reason = f"timeout: no verdict within {self._settings['timeout_s']:g} s"
+        self._end(job, Outcome(None, reason, lasting=ran), "timeouts")
+
+    def _outcome(self, reply: dict[str, Any]) -> Outcome:
+        return Outcome(
+            reply["reward"], reply["reason"], reply["reward"] is not None or self._settings["kind"] == "math"
+        )
 
     def _receive(self, pipe: Pipe, timeout_s: float) -> dict[str, Any]:
         """The next reply; what the audit hook tells in between is counted."""
@@ -158,13 +180,13 @@ class Lane(threading.Thread):
             if len(self.audited) < MAX_AUDITED_KEPT:
                 self.audited.append(message["what"])
 
-    def _end(self, job: Job, reward: int | None, reason: str, count: str | None = None) -> None:
-        if count is None and reward is None:
-            count = "crashes" if reason.startswith("crash") else "undecided"
+    def _end(self, job: Job, outcome: Outcome, count: str | None = None) -> None:
+        if count is None and outcome.reward is None:
+            count = "crashes" if outcome.reason.startswith("crash") else "undecided"
         self.counts["checks"] += 1
         if count:
             self.counts[count] += 1
-        job.future.set_result(Outcome(reward, reason))
+        job.future.set_result(outcome)
 
     def _become_ready(self) -> bool:
         """Whether a checker waits for a batch, after starting what is missing."""
@@ -212,22 +234,16 @@ class Lane(threading.Thread):
     def _hello(self, message: dict[str, Any]) -> None:
         self._close_checker()
         self._pid, self._cpu_s = int(message["ready"]), float(message["cpu"])
-        self._checker = _open_pid(self._pid)
+        self._checker = open_pid(self._pid)
         self.counts["checkers"] += 1
 
     def _kill_checker(self) -> None:
-        checker = self._checker
-        if checker is None:
-            return
-        with suppress(OSError):  # gone already: what was wanted
-            if hasattr(signal, "pidfd_send_signal"):
-                signal.pidfd_send_signal(checker, signal.SIGKILL)
-            else:
-                os.kill(checker, signal.SIGKILL)
+        if self._checker is not None:
+            kill(self._checker)
 
     def _close_checker(self) -> None:
-        if self._checker is not None and hasattr(os, "pidfd_open"):
-            os.close(self._checker)
+        if self._checker is not None:
+            close_pid(self._checker)
         self._checker = None
 
     def _drop_child(self) -> None:
@@ -260,18 +276,3 @@ class Lane(threading.Thread):
         self._errors.seek(0)
         lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no message"
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Processor seconds a process has used; infinite where that cannot be read, so that its time is up."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-    except OSError:
-        return float("inf")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _open_pid(pid: int) -> int:
-    """A handle of a process that stays its own even when the number is given to another one."""
-    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else pid

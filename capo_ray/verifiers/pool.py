@@ -12,18 +12,21 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capo_ray import answers
 from capo_ray.protocols import PartLost
 from capo_ray.types import Verdict
-from capo_ray.verifiers.lane import Job, Lane, Outcome
+from capo_ray.verifiers.jobs import Job, Limit, Outcome
+from capo_ray.verifiers.lane import Lane
 
 if TYPE_CHECKING:
     from capo_ray.config.sections import VerifierConfig
 
 CLOSE_DEADLINE_S = 5.0
 LONG_RESPONSE_CHARS = 16_384
+QUICK_CPU_S = 0.15  # several times what an ordinary check takes
+KILL_SHARE = 0.2  # of a pair's time, kept for ending its checker
 RIGHT, WRONG = Outcome(1, "right"), Outcome(0, "wrong")
 NO_ANSWER = Outcome(0, "no answer")
 TOO_LONG = Outcome(0, f"wrong: longer than {answers.MAX_ANSWER_CHARS} characters")
@@ -37,7 +40,10 @@ class VerifierPool:
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._suspects: SimpleQueue[Job | None] = SimpleQueue()
+        self._settings: dict[str, Any] = {}
         self._lanes: list[Lane] = []
+        self._slow_lane: Lane | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._known: OrderedDict[Key, Outcome] = OrderedDict()
@@ -52,16 +58,34 @@ class VerifierPool:
             if self._lanes or self._config.kind not in ("math", "custom"):
                 return
             count = self._config.num_processes
-            settings = {
+            settings: dict[str, Any] = {
                 "kind": self._config.kind,
                 "path": self._config.path,
                 "timeout_s": self._config.timeout_s,
                 "memory_mib": self._config.memory_mib,
                 "checks": self._config.checks_per_process,
+                "ordinary_cpu_s": min(QUICK_CPU_S, self._config.timeout_s / 4),
             }
-            self._lanes = [Lane(f"verifier-{index}", settings, self._jobs, count) for index in range(count)]
+            self._settings = settings
+            limit, suspects = Limit(self._config.timeout_s), None
+            if self._config.kind == "math":
+                limit = Limit(self._config.timeout_s / 2, settings["ordinary_cpu_s"])
+                suspects = self._hold_apart
+            self._lanes = [
+                Lane(f"verifier-{index}", settings, self._jobs, limit, count, suspects) for index in range(count)
+            ]
             for lane in self._lanes:
                 lane.start()
+
+    def _hold_apart(self, job: Job) -> None:
+        """Give a pair that takes long to the lane of such pairs; its child is started with the first of them."""
+        with self._lock:
+            if self._slow_lane is None and not self._closed:
+                limit = Limit((1 - KILL_SHARE) * self._config.timeout_s)
+                self._slow_lane = Lane("verifier-slow", self._settings, self._suspects, limit)
+                self._lanes.append(self._slow_lane)
+                self._slow_lane.start()
+        self._suspects.put(job)
 
     def close(self) -> None:
         """Kill the children and end what they held as lost; may be called twice."""
@@ -70,7 +94,6 @@ class VerifierPool:
             lanes, self._lanes = self._lanes, []
         for lane in lanes:
             lane.stop()
-            self._jobs.put(None)
         for lane in lanes:
             lane.join(CLOSE_DEADLINE_S)
         with self._lock:
@@ -114,14 +137,19 @@ class VerifierPool:
             "verifier/invalid_frac": counts["invalid"] / pairs,
             "verifier/checks": float(counts["checks"]),
             "verifier/timeouts": float(counts["timeouts"]),
+            "verifier/late": float(counts["late"]),
+            "verifier/suspects": float(counts["suspects"]),
             "verifier/crashes": float(counts["crashes"]),
             "verifier/refused": float(counts["refused"]),
+            "verifier/lanes": float(len(lanes)),
             "verifier/process_starts": float(counts["starts"]),
             "verifier/checker_starts": float(counts["checkers"]),
             "verifier/audit_events": float(sum(n for name, n in counts.items() if name.startswith("audit_"))),
             "verifier/slowest_check_s": max((lane.slowest_s for lane in lanes), default=0.0),
+            "verifier/peak_mib": max((lane.peak_mib for lane in lanes), default=0.0),
+            "verifier/cpu_s": sum(lane.cpu_s for lane in lanes),
             "verifier/busy_s": sum(lane.busy_s for lane in lanes),
-            "verifier/queue_depth": float(self._jobs.qsize()),
+            "verifier/queue_depth": float(self._jobs.qsize() + self._suspects.qsize()),
         }
 
     def _settle(self, reference: str, response: str) -> tuple[str | None, Outcome | Job]:
@@ -159,11 +187,11 @@ class VerifierPool:
         if quick is not None:
             self._counts["fast"] += 1
             return extracted, RIGHT if quick else WRONG
-        normal = answers.normalise(extracted)
-        if why := answers.refusal(normal, reference):
+        normal, known = answers.normalise(extracted), answers.normalise(reference)
+        if why := answers.refusal(normal, known):
             self._counts["refused"] += 1
             return extracted, Outcome(None, f"refused: {why}")
-        return extracted, self._lookup((answers.normalise(reference), normal), reference, extracted)
+        return extracted, self._lookup((known, normal), reference, extracted)
 
     def _lookup(self, key: Key, reference: str, text: str) -> Outcome | Job:
         """A known outcome, the job that is already on its way, or a new one."""
@@ -182,10 +210,10 @@ class VerifierPool:
         return job
 
     def _remember(self, key: Key, job: Job) -> None:
-        """Keep a decided outcome; an invalid one may have been bad luck and is tried again when it comes back."""
+        """Keep a lasting outcome; one that may have been bad luck is tried again when its pair comes back."""
         with self._lock:
             self._running.pop(key, None)
-            if job.future.exception() is None and (outcome := job.future.result()).reward is not None:
+            if job.future.exception() is None and (outcome := job.future.result()).lasting:
                 self._known[key] = outcome
                 while len(self._known) > self._config.cache_entries:
                     self._known.popitem(last=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from capo_ray.config.base import Section
 from capo_ray.config.credit.base import CreditBase, Needs, Segmenter, Vote
@@ -19,16 +19,16 @@ from capo_ray.config.credit.outcome import (
     ReinforcePpConfig,
     RlooConfig,
 )
-from capo_ray.config.credit.values import IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
+from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
 
 __all__ = [
     "CREDIT_METHODS",
-    "OFFLINE_ONLY",
     "AcpoConfig",
     "CapoConfig",
     "CreditBase",
     "CreditConfig",
     "DapoConfig",
+    "EtpoConfig",
     "GenormConfig",
     "IstarConfig",
     "MigConfig",
@@ -39,7 +39,6 @@ __all__ = [
     "Segmenter",
     "VinePpoConfig",
     "Vote",
-    "refuse_offline_only",
     "refuse_other_loss",
 ]
 
@@ -60,25 +59,9 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     PrimeConfig,
     IstarConfig,
     QrmConfig,
+    EtpoConfig,
 )
 CREDIT_METHODS: dict[str, type[CreditBase]] = {c.model_fields["method"].default: c for c in _CLASSES}
-
-OFFLINE_ONLY: dict[str, str] = {
-    "prime": "token rewards of a second model that is trained beside the policy",
-    "istar": "token rewards of a second model that is trained beside the policy",
-    "qrm": "token rewards of a trained reward model",
-}
-"""Methods whose evidence no part of a training run gathers: their math is there for `capo-ray credit` alone."""
-
-
-def refuse_offline_only(config: Any) -> Any:
-    """`config`, unless its method exists offline only."""
-    if config.method in OFFLINE_ONLY:
-        raise ValueError(
-            f"credit={config.method} reads {OFFLINE_ONLY[config.method]}, which a training run does not gather; "
-            f"use it offline (capo-ray credit {config.method} --input groups.jsonl) or choose another method"
-        )
-    return config
 
 
 def refuse_other_loss(config: CreditBase, loss: Section) -> None:
@@ -108,7 +91,7 @@ CreditConfig = Annotated[
     | VinePpoConfig
     | PrimeConfig
     | IstarConfig
-    | QrmConfig,
+    | QrmConfig
+    | EtpoConfig,
     Field(discriminator="method"),
-    AfterValidator(refuse_offline_only),
 ]

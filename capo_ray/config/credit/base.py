@@ -31,6 +31,8 @@ class CreditBase(Section):
     """arXiv id of the paper that defines the method."""
     required_loss: ClassVar[dict[str, str]] = {}
     """Keys of the loss section without which the method is another one."""
+    reads_sampler_logprobs: ClassVar[bool] = False
+    """Whether the evidence is made from the sampler's logprobs."""
     method: str
     segmenter: Segmenter = "blank_line"
     """Where a response is cut into steps."""

@@ -32,6 +32,7 @@ class IstarConfig(CreditBase):
 
     needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2509.19199"
+    reads_sampler_logprobs: ClassVar[bool] = True
     method: Literal["istar"] = "istar"
     w_step: float = Field(1.0, ge=0)
     """Weight of the step advantage."""
@@ -43,3 +44,16 @@ class QrmConfig(CreditBase):
     needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2505.23363"
     method: Literal["qrm"] = "qrm"
+    outcome_until: float = Field(0.0, ge=0, le=1)
+    """Share of the run in which the group-normalised outcome is the credit and the reward model only learns (ours)."""
+
+
+class EtpoConfig(CreditBase):
+    """ETPO (2402.06700): the change of a trained model's soft value across each token, the outcome at the end."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
+    source: ClassVar[str] = "2402.06700"
+    reads_sampler_logprobs: ClassVar[bool] = True
+    method: Literal["etpo"] = "etpo"
+    trace_decay: float = Field(0.95, ge=0, le=1)
+    """How far changes of value count for earlier tokens, and targets look ahead; 0: one token, as in the paper."""

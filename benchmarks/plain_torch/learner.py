@@ -1,0 +1,160 @@
+"""Updates a policy with the project's loss and batch weights; and PRIME's reward model beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from capo_ray.learners.microbatch import to_inputs
+from capo_ray.loss import policy_loss, token_logprobs
+from capo_ray.packing import token_weights
+from capo_ray.types import Group, GroupCredit
+from plain_torch.model import Model
+
+MICROBATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response as the learner sees it; `weight` multiplies its loss (how many siblings were the same)."""
+
+    ids: tuple[int, ...]
+    start: int
+    sampler_logprobs: tuple[float, ...]
+    advantages: tuple[float, ...]
+    weight: float
+
+
+class Learner:
+    """A policy and its optimizer; `tokens` counts what it trained, repeats included."""
+
+    def __init__(self, model: Model, lr: float, num_epochs: int) -> None:
+        self.model, self.num_epochs, self.tokens = model.trainable(), num_epochs, 0
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def update(self, groups: Sequence[Group], credits: Sequence[GroupCredit]) -> float:
+        """The mean clipped share of tokens, after `num_epochs` passes over the samples of a batch."""
+        rows = merge_equal(groups, credits)
+        if not rows:
+            return 0.0
+        trained = [g for g, c in zip(groups, credits, strict=True) if c.has_signal]
+        total = sum(len(m.trajectory.prompt_ids) + m.num_tokens for g in trained for m in g.members)
+        clipped = 0.0
+        for _ in range(self.num_epochs):
+            self._optimizer.zero_grad(set_to_none=True)
+            for cell in cut(rows):
+                clipped += self._backward(cell)
+            move(self._optimizer, self.model)
+            self.tokens += total
+        return clipped / self.num_epochs
+
+    def _backward(self, cell: Sequence[Row]) -> float:
+        logprobs = response_logprobs(self.model, cell)
+        weights = torch.cat([torch.full((len(r.advantages),), r.weight) for r in cell])
+        sequences = torch.repeat_interleave(torch.arange(len(cell)), torch.tensor([len(r.advantages) for r in cell]))
+        loss, figures = policy_loss(
+            logprobs,
+            torch.tensor([x for r in cell for x in r.sampler_logprobs]),
+            torch.tensor([x for r in cell for x in r.advantages]),
+            weights,
+            sequences,
+        )
+        loss.backward()
+        return float(figures.sums["clipped"] / figures.sums["tokens"] * weights.sum())
+
+
+def merge_equal(groups: Sequence[Group], credits: Sequence[GroupCredit]) -> list[Row]:
+    """The responses of the groups with credit, equal ones with equal credit as one row: the same gradient, cheaper."""
+    kept = [(g, c) for g, c in zip(groups, credits, strict=True) if c.has_signal]
+    members = [m for g, _ in kept for m in g.members]
+    each = token_weights([m.num_tokens for m in members], "sequence_mean") if members else []
+    merged: dict[tuple[tuple[int, ...], tuple[float, ...]], list[float]] = {}
+    first: dict[tuple[tuple[int, ...], tuple[float, ...]], Row] = {}
+    rows = [row for _, credit in kept for row in credit.advantages]
+    for member, advantages, weight in zip(members, rows, each, strict=True):
+        path = member.trajectory
+        key = (path.prompt_ids + path.response.token_ids, advantages)
+        merged.setdefault(key, []).append(weight)
+        first.setdefault(key, Row(key[0], len(path.prompt_ids), path.response.logprobs, advantages, 0.0))
+    return [Row(r.ids, r.start, r.sampler_logprobs, r.advantages, sum(merged[key])) for key, r in first.items()]
+
+
+def cut(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in cells of about `MICROBATCH_TOKENS`, the longest first."""
+    ordered = sorted(rows, key=lambda r: -len(r.ids))
+    cells: list[list[Row]] = []
+    at = 0
+    while at < len(ordered):
+        size = max(1, MICROBATCH_TOKENS // len(ordered[at].ids))
+        cells.append(ordered[at : at + size])
+        at += size
+    return cells
+
+
+def response_logprobs(model: Model, rows: Sequence[Row]) -> torch.Tensor:
+    """The logprobs [N] of the response tokens of the rows, one row after another."""
+    inputs = to_inputs([r.ids for r in rows], [r.start for r in rows], torch.device("cpu"))
+    hidden = model.forward(inputs.input_ids).flatten(0, 1).index_select(0, inputs.predictors)
+    return token_logprobs(model.logits(hidden), inputs.targets)[0]
+
+
+def move(optimizer: torch.optim.Optimizer, model: Model) -> None:
+    """One optimizer move, the gradient's norm held to 1."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+class RewardModel:
+    """PRIME's implicit reward: beta (log pi_phi - log pi_ref), phi trained on outcomes (arXiv 2502.01456)."""
+
+    def __init__(self, phi: Model, reference: Model, lr: float, beta: float = 0.05) -> None:
+        self.phi, self.reference, self.beta, self.tokens = phi.trainable(), reference, beta, 0
+        self._optimizer = torch.optim.AdamW(phi.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def judge(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
+        """[groups][G][T]: token rewards, after one move on the outcomes of the same responses (the order is ours)."""
+        members = [m for g in groups for m in g.members]
+        rows = [
+            Row(
+                m.trajectory.prompt_ids + m.trajectory.response.token_ids,
+                len(m.trajectory.prompt_ids),
+                m.trajectory.response.logprobs,
+                (float(m.verdict.reward or 0),) * m.num_tokens,
+                1.0,
+            )
+            for m in members
+        ]
+        with torch.no_grad():
+            references = self._logprobs(self.reference, rows)
+        self._train(rows, references)
+        with torch.no_grad():
+            ours = self._logprobs(self.phi, rows)
+            scores = [self.beta * (a - b) for a, b in zip(ours, references, strict=True)]
+        self.tokens += sum(len(r.ids) for r in rows)
+        flat = iter(tuple(s.tolist()) for s in scores)
+        return [[next(flat) for _ in g.members] for g in groups]
+
+    def _logprobs(self, model: Model, rows: Sequence[Row]) -> list[torch.Tensor]:
+        return [x for cell in _runs(rows) for x in _split(response_logprobs(model, cell), cell)]
+
+    def _train(self, rows: Sequence[Row], references: Sequence[torch.Tensor]) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        at = 0
+        for cell in _runs(rows):
+            parts = zip(_split(response_logprobs(self.phi, cell), cell), references[at : at + len(cell)], strict=True)
+            logits = torch.stack([self.beta * (a - b).sum() for a, b in parts])
+            outcomes = torch.tensor([row.advantages[0] for row in cell])
+            (F.binary_cross_entropy_with_logits(logits, outcomes, reduction="sum") / len(rows)).backward()
+            at += len(cell)
+        move(self._optimizer, self.phi)
+
+
+def _runs(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    return [rows[i : i + 32] for i in range(0, len(rows), 32)]
+
+
+def _split(flat: torch.Tensor, rows: Sequence[Row]) -> list[torch.Tensor]:
+    return list(flat.split([len(r.ids) - r.start for r in rows]))

@@ -1,0 +1,168 @@
+"""Tables and curves of the learning benchmark, from whatever runs there are.
+
+An arm reaches an accuracy where the mean of its seeds' held-out curves, joined by straight lines, first crosses it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Curve = list[tuple[float, float]]  # (what was spent, accuracy), seeds averaged
+
+COLOURS = {
+    "grpo": "black", "capo_majority": "tab:red", "capo_intersection": "tab:orange", "capo_union": "tab:pink",
+    "capo_average": "tab:brown", "capo_greedy": "tab:olive", "acpo": "tab:blue", "mig": "tab:cyan",
+    "prime": "tab:purple", "random": "tab:gray", "shuffled": "silver", "oracle": "tab:green",
+}  # fmt: skip
+
+
+def total_gflop(point: dict[str, float]) -> float:
+    """Everything computed up to a point of a curve."""
+    return sum(value for name, value in point.items() if name.startswith("gflop_"))
+
+
+def mean_curve(rows: Sequence[Row], spent: str, key: str = "accuracy") -> Curve:
+    """The mean over seeds at each evaluation that all of them have; `spent` is problems, gflop, cpu_s or update."""
+    settings = rows[0]["settings"]
+    curve = []
+    for points in zip(*(row["curve"] for row in rows), strict=False):
+        cost = {
+            "update": points[0]["update"],
+            "problems": points[0]["update"] * settings["groups"],
+            "gflop": statistics.fmean(map(total_gflop, points)),
+            "cpu_s": statistics.fmean(p["cpu_s"] for p in points),
+        }[spent]
+        curve.append((cost, statistics.fmean(p[key] for p in points)))
+    return curve
+
+
+def reach(curve: Curve, accuracy: float) -> float | None:
+    """What was spent when the curve first crossed `accuracy`, or None where it never does."""
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if y1 >= accuracy:
+            return x0 if y0 >= accuracy else x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0)
+    return None
+
+
+def comparisons(rows: Sequence[Row]) -> dict[tuple[int, int, int, int], dict[str, list[Row]]]:
+    """Runs that may be compared, by (operations, groups, group size, passes), then by arm."""
+    found: dict[tuple[int, int, int, int], dict[str, list[Row]]] = {}
+    for row in rows:
+        settings = row["settings"]
+        key = (row["operations"], settings["groups"], settings["group_size"], settings["num_epochs"])
+        found.setdefault(key, {}).setdefault(row["arm"], []).append(row)
+    return dict(sorted(found.items()))
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Prints one Markdown table per comparison."""
+    for (operations, groups, size, passes), arms in comparisons(rows).items():
+        print(f"\n{operations} operations, {groups} x {size} responses an update, {passes} passes\n")
+        print(table(arms))
+
+
+HEADER = (
+    "| arm | seeds | updates | accuracy at the end (range) | without a wrong step | updates to GRPO's last | ratio "
+    "| GFLOP, ratio | CPU s, ratio | vote precision, recall: first third | last third | raised on wrong |"
+)
+
+
+def table(arms: dict[str, list[Row]]) -> str:
+    """One line per arm; ratios are to what GRPO itself spent to first reach its final accuracy, on the same seeds."""
+    lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
+    for arm in [name for name in COLOURS if name in arms] + [name for name in arms if name not in COLOURS]:
+        seeds = {row["seed"] for row in arms[arm]}
+        grpo = [row for row in arms.get("grpo", []) if row["seed"] in seeds]
+        lines.append(f"| `{arm}` | " + " | ".join(cells(arms[arm], grpo)) + " |")
+    return "\n".join(lines)
+
+
+def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
+    """The cells of one arm beside the runs of GRPO on its seeds."""
+    finals = [final(row, "accuracy") for row in rows]
+    early, late = ([row["figures"][at] for row in rows] for at in (0, -1))
+    return [
+        str(len(rows)),
+        str(rows[0]["curve"][-1]["update"]),
+        f"{statistics.fmean(finals):.2f} ({min(finals):.2f} to {max(finals):.2f})",
+        f"{statistics.fmean(final(row, 'clean') for row in rows):.2f}",
+        *costs(rows, grpo),
+        *(f"{figure(f, 'vote/precision')}, {figure(f, 'vote/recall')}" for f in (early, late)),
+        ", ".join(figure(f, "credit/positive_on_wrong_frac") for f in (early, late)),
+    ]
+
+
+def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
+    """Updates to GRPO's final accuracy, and what they cost in updates, GFLOP and CPU seconds as ratios to GRPO's."""
+    if not grpo:
+        return ["-"] * 4
+    target = statistics.fmean(final(row, "accuracy") for row in grpo)
+    updates = reach(mean_curve(rows, "update"), target)
+    if updates is None:
+        return ["not reached", "-", "-", "-"]
+    ratios = []
+    for spent in ("update", "gflop", "cpu_s"):
+        ours, theirs = reach(mean_curve(rows, spent), target), reach(mean_curve(grpo, spent), target)
+        ratios.append(f"{ours / theirs:.2f}" if ours is not None and theirs else "-")
+    return [f"{updates:.1f}", *ratios]
+
+
+def final(row: Row, key: str) -> float:
+    """The mean of the last two evaluations."""
+    return statistics.fmean(point[key] for point in row["curve"][-2:])
+
+
+def figure(figures: Sequence[dict[str, float]], name: str) -> str:
+    values = [f[name] for f in figures if name in f]
+    return f"{statistics.fmean(values):.2f}" if values else "-"
+
+
+def draw(rows: Sequence[Row], docs: Path) -> None:
+    """Writes docs/images/learning-K….png: accuracy against problems seen and against total compute."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    (docs / "images").mkdir(exist_ok=True)
+    for (operations, groups, size, passes), arms in comparisons(rows).items():
+        if "grpo" not in arms:
+            continue
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+        for arm, colour in COLOURS.items():
+            if arm in arms:
+                for axis, spent in zip(axes, ("problems", "gflop"), strict=True):
+                    plot_arm(axis, arms[arm], arm, colour, spent)
+        axes[0].set(xlabel="problems seen (8 responses each)", ylabel="held-out accuracy, sampled")
+        axes[1].set(xlabel="GFLOP: sampling, training, critic, reward model")
+        axes[0].legend(fontsize=7, ncols=2, loc="lower right")
+        counts = sorted({len(r) for r in arms.values()})
+        seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        figure.suptitle(
+            f"Chains of {operations} operations, {groups} x {size} responses, {passes} passes: means of {seeds} seeds, "
+            f"range shaded for grpo and capo_majority; one of 2 CPU cores",
+            fontsize=9,
+        )
+        for axis in axes:
+            axis.grid(alpha=0.3)
+        figure.tight_layout()
+        name = f"learning-{operations}.png" if passes == 4 else f"learning-{operations}-wide.png"
+        figure.savefig(docs / "images" / name, dpi=110)
+        pyplot.close(figure)
+
+
+def plot_arm(axis: Any, rows: Sequence[Row], arm: str, colour: str, spent: str) -> None:
+    """One arm's mean curve, and the range of its seeds for the two that the benchmark is about."""
+    curve = mean_curve(rows, spent)
+    style = "--" if arm in ("random", "shuffled", "oracle") else "-"
+    wide = 2.2 if arm in ("grpo", "capo_majority") else 1.2
+    xs, ys = zip(*curve, strict=True)
+    axis.plot(xs, ys, color=colour, linestyle=style, linewidth=wide, label=arm)
+    if arm in ("grpo", "capo_majority") and len(rows) > 1:
+        bands = [[p["accuracy"] for p in points] for points in zip(*(r["curve"] for r in rows), strict=False)]
+        axis.fill_between(xs, list(map(min, bands)), list(map(max, bands)), color=colour, alpha=0.15)

@@ -1,0 +1,32 @@
+"""The second model of the methods that read token rewards."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from capo_ray.config.base import Section
+
+
+class RewardModelConfig(Section):
+    """The model that rewards tokens (PRIME, iStar, Q-RM, ETPO), trained beside the policy on the same groups.
+
+    What is not here (ZeRO stage, betas, weight decay, gradient norm, microbatches, threads, deadline) is `learner`'s.
+    """
+
+    path: str = ""
+    """Model directory or hub name, with the policy's tokenizer; empty: the policy's own model."""
+    beta: float = Field(0.05, gt=0)
+    """credit=prime, istar: scale of the log-ratios."""
+    pair_scale: float = Field(0.2, gt=0)
+    """credit=qrm: scale of the difference between a right and a wrong response."""
+    pair_margin: float = Field(2.0, ge=0)
+    """credit=qrm: what that scaled difference is to exceed."""
+    lr: float = Field(3e-5, ge=0)
+    """Constant over the run."""
+    num_epochs: int = Field(1, ge=1)
+    """Passes over each batch, one optimizer move each."""
+    num_ranks: int = Field(1, ge=1)
+    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""

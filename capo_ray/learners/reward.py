@@ -1,0 +1,226 @@
+"""One rank of the reward model's group: token rewards out, judged responses in.
+
+    column --forward--> outputs [N] --> scores of all responses, on every rank --loss--> slope per score and token
+           --forward, backward of sum(slope * output)--> one move per pass
+
+The scores are exchanged before the gradient is made, so siblings may lie in any cells of any ranks: the gradient is
+that of the loss over the whole batch, however it was cut. The price is one more forward pass.
+
+Invariants: all ranks call every method in the same order and decide alike, from the labels that all of them hold;
+nothing non-finite moves the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capo_ray.learners import rank, shards
+from capo_ray.learners.microbatch import Microbatch, to_microbatch
+from capo_ray.learners.policy import Policy, load_policy
+from capo_ray.learners.reference import Reference
+from capo_ray.learners.reward_batch import Label, has_pairs
+from capo_ray.learners.reward_objectives import OBJECTIVES
+from capo_ray.learners.scalar import ScalarModel, load_scalar_model
+from capo_ray.learners.spec import RewardSpec
+from capo_ray.loss import rank_pairs, soft_value_targets
+from capo_ray.protocols import RunFailed
+from capo_ray.types import UpdateReport, WeightedSample
+
+Column = Sequence[Sequence[WeightedSample]]
+
+_REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "last": lambda row: row[-1],
+}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A microbatch, and of its samples: lengths and places among the labels [S]; `reference` is [N] or None."""
+
+    tokens: Microbatch
+    lengths: list[int]
+    places: list[int]
+    reference: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Outcome and group of each labelled response [n]."""
+
+    places: dict[str, int]
+    outcomes: torch.Tensor
+    groups: torch.Tensor
+
+
+class RewardLearner:
+    """The reward model, as held by one rank."""
+
+    def __init__(self, spec: RewardSpec) -> None:
+        self.spec = spec
+        self.version = 0
+        self._objective = OBJECTIVES[spec.method]
+        device = rank.prepare_process(spec)
+        # ETPO's backups count KL to the reference; where that costs nothing no reference is held.
+        counts_kl = self._objective.loss is None and spec.kl_coef > 0
+        reads_reference = self._objective.baseline == "reference" or counts_kl
+        self._reference = Reference(spec.reference_path, spec.dtype, device) if reads_reference else None
+        self._backend = rank.build_backend(self._build_model(), spec, device)
+
+    def _build_model(self) -> Policy | ScalarModel:
+        spec, checkpointing = self.spec, self.spec.learner.gradient_checkpointing
+        if self._objective.head == "logprob":
+            return load_policy(spec.model_path, spec.dtype, gradient_checkpointing=checkpointing)
+        at_token = self._objective.head == "token_scalar"
+        return load_scalar_model(
+            spec.model_path, spec.dtype, at_token=at_token, seed=spec.seed, gradient_checkpointing=checkpointing
+        )
+
+    @torch.no_grad()
+    def token_rewards(self, column: Column) -> tuple[tuple[float, ...], ...]:
+        """[T] rewards of each response of this rank's column, in the column's order."""
+        rows: list[tuple[float, ...]] = []
+        for samples in column:
+            cell = self._to_cell(samples, {}, with_reference=self._objective.baseline == "reference")
+            flat = self._outputs(cell).tolist()
+            for length in cell.lengths:
+                rows.append(tuple(flat[:length]))
+                flat = flat[length:]
+        return tuple(rows)
+
+    def update(self, column: Column, labels: Sequence[Label]) -> UpdateReport:
+        """The report of one batch; `column` is this rank's part, `labels` are those of all responses of all ranks.
+
+        A batch without a right and a wrong sibling moves nothing where the objective needs pairs.
+        """
+        started = time.perf_counter()
+        device = self._backend.device
+        known = _Labels(
+            {str(label.key): place for place, label in enumerate(labels)},
+            torch.tensor([label.outcome for label in labels], device=device),
+            torch.tensor([label.group for label in labels], device=device),
+        )
+        metrics: dict[str, float] = {}
+        if labels and (has_pairs(labels) or not self._objective.pairs_only):
+            cells = [self._to_cell(samples, known.places, self._reference is not None) for samples in column]
+            passes = [self._pass(cells, known) for _ in range(self.spec.reward_model.num_epochs)]
+            metrics = passes[0]  # accuracy and loss of the weights that have not yet seen this batch
+        self.version += 1
+        return UpdateReport(self.version, metrics, time.perf_counter() - started)
+
+    def _to_cell(self, samples: Sequence[WeightedSample], places: dict[str, int], with_reference: bool) -> _Cell:
+        tokens = to_microbatch(samples, self._backend.device)
+        reference = None
+        if with_reference and self._reference is not None:
+            reference = self._reference.logprobs(tokens, self.spec.temperature)
+        lengths = [w.sample.num_response_tokens for w in samples]
+        return _Cell(tokens, lengths, [places[str(w.sample.key)] for w in samples] if places else [], reference)
+
+    def _outputs(self, cell: _Cell) -> torch.Tensor:
+        """What the model gives each token of a cell, [N]."""
+        outputs = self._backend.forward(cell.tokens.inputs, self.spec.temperature)[0]
+        if self._objective.baseline == "none":
+            return outputs
+        baseline = cell.reference if self._objective.baseline == "reference" else cell.tokens.sampler_logprobs
+        assert baseline is not None
+        return self.spec.reward_model.beta * (outputs - baseline)
+
+    def _pass(self, cells: Sequence[_Cell], known: _Labels) -> dict[str, float]:
+        """The figures of one pass over the batch and one move."""
+        with torch.no_grad():
+            outputs = [self._outputs(cell) for cell in cells]
+        scores = self._scores(cells, outputs, len(known.places))
+        if self._objective.loss is None:
+            loss, slopes = self._fit_values(cells, outputs, known)
+        else:
+            loss, slopes = self._fit_scores(cells, scores, known)
+        if not math.isfinite(loss):  # the same on every rank: all of them stop here
+            raise RunFailed(
+                f"the reward model's loss must be finite (got {loss}); its weights were not moved: lower "
+                f"reward_model.lr and resume from the last checkpoint"
+            )
+        for cell, slope in zip(cells, slopes, strict=True):
+            self._backend.backward((self._outputs(cell) * slope).sum())
+        norm = self._backend.move(self.spec.reward_model.lr)
+        metrics = {"reward_model/loss": loss, "reward_model/grad_norm": norm}
+        right, count = rank_pairs(scores, known.outcomes, known.groups)
+        if count:
+            metrics["reward_model/accuracy_frac"] = right / count
+        return metrics
+
+    def _scores(self, cells: Sequence[_Cell], outputs: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+        """The scores [n] of all labelled responses, fp64, the same on every rank; collective."""
+        scores = torch.zeros(count, dtype=torch.float64, device=self._backend.device)
+        for cell, output in zip(cells, outputs, strict=True):
+            rows = output.double().split(cell.lengths) if cell.lengths else ()
+            for place, row in zip(cell.places, rows, strict=True):
+                scores[place] = _REDUCE[self._objective.reduction](row)
+        return self._backend.sum_over_ranks(scores)
+
+    def _fit_scores(
+        self, cells: Sequence[_Cell], scores: torch.Tensor, known: _Labels
+    ) -> tuple[float, list[torch.Tensor]]:
+        """The loss of the scores, and for each cell its slope by each output [N]."""
+        assert self._objective.loss is not None
+        leaf = scores.detach().requires_grad_()
+        loss = self._objective.loss(leaf, known.outcomes, known.groups, self.spec.reward_model)
+        (by_score,) = torch.autograd.grad(loss, leaf)
+        slopes = []
+        for cell in cells:
+            slope = torch.zeros_like(cell.tokens.weights)
+            if cell.lengths:
+                lengths = torch.tensor(cell.lengths, device=slope.device)
+                per_token = by_score[cell.places] / (lengths if self._objective.reduction == "mean" else 1)
+                slope = per_token.to(slope.dtype)[cell.tokens.sequences]
+            slopes.append(slope)
+        return float(loss.detach()), slopes
+
+    def _fit_values(
+        self, cells: Sequence[_Cell], outputs: Sequence[torch.Tensor], known: _Labels
+    ) -> tuple[float, list[torch.Tensor]]:
+        """As `_fit_scores`, for half the mean square of soft value minus backup, every response counting the same."""
+        spec, total, slopes = self.spec, torch.zeros((), dtype=torch.float64, device=self._backend.device), []
+        for cell, values in zip(cells, outputs, strict=True):
+            slope = torch.zeros_like(values)
+            if cell.lengths:
+                kl = torch.zeros_like(values)
+                if cell.reference is not None:
+                    kl = cell.tokens.sampler_logprobs - cell.reference
+                parts = zip(values.split(cell.lengths), kl.split(cell.lengths), cell.places, strict=True)
+                errors = [
+                    v - soft_value_targets(v, k, float(known.outcomes[place]), spec.kl_coef, spec.trace_decay)
+                    for v, k, place in parts
+                ]
+                slope = torch.cat([error / (len(known.places) * len(error)) for error in errors])
+                total += 0.5 * (slope * torch.cat(errors)).sum()
+            slopes.append(slope)
+        return float(self._backend.sum_over_ranks(total)), slopes
+
+    def save(self, path: str) -> None:
+        """Writes this rank's shard under `path`."""
+        facts = {"version": self.version, **self._layout()}
+        shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
+        self._backend.barrier()
+
+    def load(self, path: str) -> int:
+        """The version restored from `path`; RunFailed when it was saved by another layout of ranks."""
+        tensors, facts = shards.read_shard(Path(path), self.spec.rank)
+        rank.require_layout(self._layout(), facts, path)
+        self._backend.load_shard(tensors)
+        self.version = facts["version"]
+        self._backend.barrier()
+        return self.version
+
+    def _layout(self) -> dict[str, object]:
+        return {"credit.method": self.spec.method, **rank.layout_of(self.spec)}
+
+    def close(self) -> None:
+        """Leaves the group; called once."""
+        self._backend.close()

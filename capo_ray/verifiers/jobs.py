@@ -1,0 +1,34 @@
+"""What passes between the pool and its lanes: a pair to check, what became of it, and how long it may take."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one pair: reward 1, 0 or None (invalid); `lasting` where a second check would say the same."""
+
+    reward: int | None
+    reason: str
+    lasting: bool = True
+
+
+@dataclass(slots=True)
+class Job:
+    """One pair for the children; `future` ends exactly once, with an `Outcome` or `PartLost`."""
+
+    answer: str
+    response: str
+    future: Future[Outcome] = field(default_factory=Future)
+    spent_s: float = 0.0  # wall time in the hands of checkers, from hand-over to the reply or the end of its time
+    cpu_s: float = 0.0  # processor time of the checks that were broken off
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a lane lets one pair be checked, in wall time and in the checker's processor time."""
+
+    wall_s: float
+    cpu_s: float = float("inf")

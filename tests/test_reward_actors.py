@@ -1,0 +1,71 @@
+"""The reward model's group behind its door: who gets which response, and that every answer comes home."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any
+
+from capo_ray.config import TrainConfig
+from capo_ray.learners.reward_batch import labelled_trajectories
+from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.types import UpdateReport
+from tests.reward_group import make_groups
+
+
+class Reply:
+    """What a call returns: done at once."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def future(self) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(self._value)
+        return done
+
+
+class Rank:
+    """Rewards every token by the first token of its response; notes the calls in order."""
+
+    def __init__(self, index: int, calls: list[tuple[int, str, Any]]) -> None:
+        self._index, self._calls = index, calls
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any) -> Reply:
+            self._calls.append((self._index, method, arguments))
+            return Reply(self._answer(method, arguments))
+
+        return type("Method", (), {"remote": staticmethod(remote)})
+
+    def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        if method == "update":
+            return UpdateReport(1, {}, 0.0)
+        samples = [w.sample for cell in arguments[0] for w in cell]
+        return [(float(s.token_ids[-s.num_response_tokens]),) * s.num_response_tokens for s in samples]
+
+
+def test_responses_are_dealt_over_the_ranks_and_their_rewards_come_back_in_order() -> None:
+    calls: list[tuple[int, str, Any]] = []
+    config = TrainConfig.model_validate({"reward_model": {"num_ranks": 2}, "learner": {"microbatch_tokens": 40}})
+    groups = make_groups(4)
+    trajectories = labelled_trajectories(groups)
+
+    async def talk() -> Any:
+        actors = RewardModelActors(config, lambda rank: Rank(rank, calls), lambda rank, meeting: None)  # type: ignore[arg-type, return-value]
+        rewards, report, again = await asyncio.gather(
+            actors.token_rewards(trajectories), actors.update(groups), actors.token_rewards(trajectories[:1])
+        )
+        assert await actors.token_rewards([]) == ()
+        assert report.version == actors.version == 1
+        return rewards, again
+
+    rewards, again = asyncio.run(talk())
+    expected = [(float(t.response.token_ids[0]),) * len(t.response.token_ids) for t in trajectories]
+    assert list(rewards) == expected and list(again) == expected[:1]
+    orders = [[(method, len(arguments[0])) for rank, method, arguments in calls if rank == i] for i in (0, 1)]
+    assert orders[0] == orders[1], "every rank sees the same calls in the same order, with as many cells"
+    updates = [arguments for _, method, arguments in calls if method == "update"]
+    assert updates[0][1] == updates[1][1] and len(updates[0][1]) == 9
+    dealt = [[w.sample.key for cell in column for w in cell] for column, _ in updates]
+    assert sorted(map(str, dealt[0] + dealt[1])) == sorted(str(t.key) for t in trajectories) and all(dealt)

@@ -1,0 +1,157 @@
+"""The reward model's learner on real DeepSpeed: the same update however it is cut, and back again after a resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from capo_ray.learners import RewardLearner
+from capo_ray.learners.reward_batch import has_pairs, labelled_trajectories, to_batch, to_labels
+from capo_ray.learners.reward_objectives import OBJECTIVES
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Group, Judged, Verdict
+from tests.learner_group import VOCAB, free_ports
+from tests.reward_group import make_groups, make_reward_spec, rewards_of, train_on
+
+Rows = list[tuple[float, ...]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from capo_ray.engines.tiny import write_tiny_model
+
+    path = tmp_path_factory.mktemp("model")
+    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left that trained each objective together."""
+    out = tmp_path_factory.mktemp("ranks")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.reward_group", str(free_ports()), str(model), str(out)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output[-3000:]
+        return out
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def with_outcomes(groups: list[Group], reward: int | None) -> list[Group]:
+    def judged(member: Judged) -> Judged:
+        return dataclasses.replace(member, verdict=Verdict(reward, ""))
+
+    return [dataclasses.replace(g, members=tuple(map(judged, g.members))) for g in groups]
+
+
+def test_labels_leave_out_invalid_verdicts_and_pairs_need_both_outcomes() -> None:
+    groups = make_groups(0)
+    assert [label.outcome for label in to_labels(groups)[:3]] == [1, 0, 1]
+    assert len(to_labels(groups)) == len(labelled_trajectories(groups)) == 3 * 3
+    assert has_pairs(to_labels(groups))
+    assert not has_pairs(to_labels(with_outcomes(groups[:1], 1) + with_outcomes(groups[1:], 0)))
+    assert not has_pairs(to_labels(with_outcomes(groups, None)))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_two_ranks_and_small_cells_make_the_update_of_one(model: Path, two_ranks: Path, method: str) -> None:
+    together = json.loads((two_ranks / f"{method}.json").read_text())
+    for stage, budget in ((2, 4096), (0, 60)):
+        learner = RewardLearner(make_reward_spec(model, method, stage))
+        try:
+            before = rewards_of(learner, make_groups(9))
+            metrics = [train_on(learner, make_groups(seed), budget=budget) for seed in (1, 2)][-1]
+            after = rewards_of(learner, make_groups(9))
+        finally:
+            learner.close()
+        assert metrics == pytest.approx(together["metrics"], rel=1e-4), stage
+        moved = torch.tensor(sum(after, ())) - torch.tensor(sum(before, ()))
+        apart = torch.tensor(sum(after, ())) - torch.tensor(sum(map(tuple, together["rewards"]), ()))
+        assert float(moved.norm()) > 0 and float(apart.norm()) < 1e-3 * float(moved.norm()), stage
+    assert together["again"] == together["after"], "the update after a load is the update before it"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_the_model_learns_to_tell_right_from_wrong(model: Path, method: str) -> None:
+    learner = RewardLearner(make_reward_spec(model, method, 0, lr=3e-3))
+    try:
+        reports = [train_on(learner, make_groups(seed, telling=True)) for seed in range(24)]
+    finally:
+        learner.close()
+    assert reports[-1]["reward_model/loss"] < reports[0]["reward_model/loss"]
+    assert sum(r["reward_model/accuracy_frac"] for r in reports[-4:]) / 4 > 0.9
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("method", sorted(OBJECTIVES))
+def test_a_batch_without_pairs_has_no_accuracy_and_moves_only_what_needs_none(model: Path, method: str) -> None:
+    learner = RewardLearner(make_reward_spec(model, method, 0))
+    try:
+        before = rewards_of(learner, make_groups(9))
+        metrics = train_on(learner, with_outcomes(make_groups(1), 0))
+        after = rewards_of(learner, make_groups(9))
+    finally:
+        learner.close()
+    assert learner.version == 1 and "reward_model/accuracy_frac" not in metrics
+    assert (before == after) == OBJECTIVES[method].pairs_only == ("reward_model/loss" not in metrics)
+
+
+@pytest.mark.real
+def test_a_checkpoint_of_another_method_is_refused(model: Path, tmp_path: Path) -> None:
+    learner = RewardLearner(make_reward_spec(model, "qrm", 0))
+    try:
+        learner.save(str(tmp_path))
+    finally:
+        learner.close()
+    other = RewardLearner(make_reward_spec(model, "etpo", 0))
+    try:
+        with pytest.raises(RunFailed, match=r"saved with credit\.method=qrm \(got etpo\)"):
+            other.load(str(tmp_path))
+    finally:
+        other.close()
+
+
+@pytest.mark.real
+def test_log_ratios_are_zero_before_the_first_update_and_scaled_by_beta(model: Path) -> None:
+    groups = make_groups(3)
+    learner = RewardLearner(make_reward_spec(model, "prime", 0))
+    try:
+        assert max(abs(x) for row in rewards_of(learner, groups) for x in row) == 0.0
+    finally:
+        learner.close()
+    learner = RewardLearner(make_reward_spec(model, "istar", 0))
+    try:
+        rows = rewards_of(learner, groups)
+        cell = [
+            w
+            for cells in to_batch(labelled_trajectories(groups), num_ranks=1, microbatch_tokens=4096).grid
+            for w in cells[0]
+        ]
+        from capo_ray.learners.microbatch import to_microbatch
+
+        tokens = to_microbatch(cell, torch.device("cpu"))
+        logprobs = learner._backend.forward(tokens.inputs, 0.9)[0].detach()
+        expected = (0.05 * (logprobs - tokens.sampler_logprobs)).tolist()
+    finally:
+        learner.close()
+    assert [x for row in rows for x in row] == pytest.approx(expected, abs=1e-6)

@@ -127,6 +127,7 @@ def test_a_megabyte_and_lone_surrogates_go_through(custom_pool: VerifierPool) ->
 def test_a_killed_child_is_replaced() -> None:
     config = VerifierConfig(kind="custom", path="tests.test_verifiers:hang_or_crash", timeout_s=20)
     with VerifierPool(config) as pool:  # a limit that no busy machine comes near: what counts is the replacement
+        judge(pool, "warm", "warm")
         for lane in pool._lanes:
             assert lane._process is not None
             lane._process.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
@@ -38,7 +40,9 @@ def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
     if not any(word.startswith("resume=") for word in overrides):
         words += [*SMALL, f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
     log = (run_dir.parent / f"{run_dir.name}.log").open("a")
-    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    # Tests in the background of a shell inherit that Ctrl-C is ignored; the run must not.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, preexec_fn=heed)
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, deadline_s: float = 300) -> int:
@@ -181,8 +185,9 @@ def kill_critics(run_dir: Path, process: subprocess.Popen[str], every_s: float) 
         fresh = [pid for pid in workers["critic"] if pid not in killed and is_alive(pid)]
         time.sleep(every_s if fresh else 0.2)
         for pid in fresh:
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
+            with contextlib.suppress(ProcessLookupError):  # the run ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
     return len(killed)
 
 

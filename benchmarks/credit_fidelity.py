@@ -5,8 +5,9 @@
 
 Chains of 3-8 operations (with the long models, 3-12) with planted errors of several kinds; critics of set quality and
 the real small critic, k = 1, 2, 4, 8 votes; the shipped policy's own likelihoods and Monte-Carlo values (9 rollouts per
-prefix). Figures, per method: AUC of the blame within a response and over all steps, precision and recall of the steps
-that an update pushes down, rank correlation with value changes across a step, estimated from rollouts of their own.
+prefix); reward models begun as the policy and trained on 320 groups of its rollouts, as many as a run of 40 updates
+has. Figures, per method: AUC of the blame within a response and over all steps, precision and recall of the steps that
+an update pushes down, rank correlation with value changes across a step, estimated from rollouts of their own.
 Writes benchmarks/results/credit_fidelity.json and docs/images/credit-fidelity.png. Fails below the goal: AUC 0.95
 within responses for CAPO with a critic that is right on 90% of steps, k = 8.
 """
@@ -30,8 +31,17 @@ from plain_torch.fidelity import calibration, measure, step_credit
 from plain_torch.fidelity_report import draw, show
 from plain_torch.model import Model
 from plain_torch.planted import GROUP, accurate, half_shared, planted_groups, scripted
+from plain_torch.reward_model import trained_on
 from plain_torch.values import step_values
-from plain_torch.world import Actor, Critic, first_votes, truth_of, with_answer_logprobs, with_evidence
+from plain_torch.world import (
+    Actor,
+    Critic,
+    draw_problems,
+    first_votes,
+    truth_of,
+    with_answer_logprobs,
+    with_evidence,
+)
 
 from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit import assign_credit
@@ -42,6 +52,8 @@ RESULTS = ROOT / "results" / "credit_fidelity.json"
 ASSETS = ROOT.parent / "capo_ray" / "assets"
 VOTE_COUNTS = (1, 2, 4, 8)
 GOAL = 0.95
+REWARDED = ("prime", "istar", "qrm", "etpo")
+NUM_BATCHES, GROUP_SIZE = 40, 8
 BY_CRITIC = {
     **{f"capo {vote}": ("capo", {"vote": vote}) for vote in ("intersection", "majority", "union", "average", "greedy")},
     "capo majority, W_process 2": ("capo", {"vote": "majority", "w_process": 2.0}),
@@ -105,8 +117,20 @@ class World:
         self.greedy = judge.critique(self.groups, 1, generator, greedy=True)
         self.likelihoods = [with_answer_logprobs(actor, g) for g in self.groups]
         self.segments = [with_answer_logprobs(actor, g, "entropy") for g in self.groups]
+        sizes = [self.lengths[i % len(self.lengths)] for i in range(NUM_BATCHES)]
+        batches = [
+            actor.roll_out(draw_problems(0, 8 * i, 8, size), GROUP_SIZE, generator) for i, size in enumerate(sizes)
+        ]
         # One set of values is VinePPO's evidence, the other the measure: the same set twice would praise its own noise.
         self.values, self.reference = (step_values(actor, self.groups, generator) for _ in range(2))
+        self.rewards = {name: self.rewarded(name, policy, batches) for name in REWARDED}
+
+    def rewarded(self, method: str, policy: str | Path, batches: Sequence[Sequence[Group]]) -> list[Group]:
+        """The groups with the token rewards of the method's model, trained on `batches`."""
+        rows = trained_on(method, policy, batches).judge(self.groups)
+        return [
+            with_evidence(g, [Evidence(token_rewards=r) for r in row]) for g, row in zip(self.groups, rows, strict=True)
+        ]
 
 
 def compare(worlds: Sequence[World]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -130,6 +154,8 @@ def compare(worlds: Sequence[World]) -> tuple[list[dict[str, Any]], list[dict[st
     add("acpo", "-", 0, [g for w in worlds for g in w.segments], "acpo", {"stage2_from": 1.0})
     add("mig", "-", 0, [g for w in worlds for g in w.likelihoods], "mig", {})
     add("vineppo", "-", 0, with_values(worlds), "vineppo", {})
+    for name in REWARDED:
+        add(name, "-", 0, [g for w in worlds for g in w.rewards[name]], name, {})
     rng = random.Random(0)
     noise = [[rng.gauss(0, 1) for _ in m.steps] for g in groups for m in g.members]
     figures = {key: tidy(value) for key, value in measure(noise, wrong, values).items()}

@@ -12,6 +12,7 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -149,7 +150,7 @@ def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, f
     return weights, metrics
 
 
-def run_two_ranks(port: int, model: str, out: Path) -> int:
+def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: int, model: str, out: Path) -> int:
     """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401
@@ -165,4 +166,4 @@ def run_two_ranks(port: int, model: str, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_two_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(run_two_ranks(run_rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

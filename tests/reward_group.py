@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ from capo_ray.learners import RewardLearner, RewardSpec
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.types import Completion, Group, Judged, Problem, Trajectory, TrajectoryKey, Verdict, VersionRun
-from tests.learner_group import VOCAB
+from tests.learner_group import VOCAB, run_two_ranks
 
 REWARDS = (1, 0, 1, None)
 
@@ -88,20 +86,5 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
             (out / f"{method}.json").write_text(json.dumps(figures))
 
 
-def run_two_ranks(port: int, model: str, out: Path) -> int:
-    """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
-    import transformers.models.auto.modeling_auto  # noqa: F401
-
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    return max(abs(process.exitcode or 0) for process in ranks)
-
-
 if __name__ == "__main__":
-    sys.exit(run_two_ranks(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(run_two_ranks(run_rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

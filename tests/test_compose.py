@@ -112,6 +112,7 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("reward_model.lr=1e-3",),
         ("credit=etpo", "reward_model.beta=0.1"),
         ("credit=prime", "reward_model.pair_margin=1"),
+        ("credit=etpo", "reward_model.head=language_model"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:

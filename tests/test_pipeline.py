@@ -46,6 +46,20 @@ def close(parts: Parts) -> None:
     parts.ledger.close_open("run_ended")  # type: ignore[attr-defined]
 
 
+def run_until_killed(parts: Parts, version: int) -> None:
+    """A run that is cut off once it has come to `version`."""
+
+    async def killed() -> None:
+        pipeline = Pipeline(parts, RunState())
+        task = asyncio.ensure_future(pipeline.run())
+        while pipeline.state.version < version:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(killed())
+
+
 def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Path) -> None:
     parts = fake_parts(tmp_path, make_config())
     outcome = run(parts)
@@ -163,15 +177,7 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     config = make_config(run={"num_updates": 20})
     parts = fake_parts(tmp_path, config)
 
-    async def killed() -> None:
-        pipeline = Pipeline(parts, RunState())
-        task = asyncio.ensure_future(pipeline.run())
-        while pipeline.state.version < 13:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(killed())
+    run_until_killed(parts, 13)
     latest = parts.checkpoints.latest()
     assert latest is not None
     state, cursor = read_checkpoint(latest)
@@ -245,15 +251,7 @@ def test_a_resumed_run_goes_on_with_the_reward_model_of_its_checkpoint(tmp_path:
     model = FakeRewardModel()
     parts = fake_parts(tmp_path, config, judge=None, reward_model=model)
 
-    async def killed() -> None:
-        pipeline = Pipeline(parts, RunState())
-        task = asyncio.ensure_future(pipeline.run())
-        while pipeline.state.version < 5:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(killed())
+    run_until_killed(parts, 5)
     latest = parts.checkpoints.latest()
     assert latest is not None and latest.name == "v000003"
     state, cursor = read_checkpoint(latest)
@@ -329,15 +327,7 @@ def test_controller_curriculum_and_stage_go_on_after_a_resume(tmp_path: Path) ->
 
     parts = build(tmp_path, 12)
 
-    async def killed() -> None:
-        pipeline = Pipeline(parts, RunState())
-        task = asyncio.ensure_future(pipeline.run())
-        while pipeline.state.version < 9:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(killed())
+    run_until_killed(parts, 9)
     latest = parts.checkpoints.latest()
     assert latest is not None
     state, cursor = read_checkpoint(latest)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
+from capo_ray.engines import HfTokenizer
+from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.learners.reward_batch import labelled_trajectories
+from capo_ray.place.build import policy_path, require_policys_tokens
 from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport
 from tests.reward_group import make_groups
 
@@ -69,3 +77,14 @@ def test_responses_are_dealt_over_the_ranks_and_their_rewards_come_back_in_order
     assert updates[0][1] == updates[1][1] and len(updates[0][1]) == 9
     dealt = [[w.sample.key for cell in column for w in cell] for column, _ in updates]
     assert sorted(map(str, dealt[0] + dealt[1])) == sorted(str(t.key) for t in trajectories) and all(dealt)
+
+
+def test_a_reward_model_with_other_tokens_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_tiny_model(other, vocab=list("abc"))
+    config = compose_train(["credit=qrm", f"reward_model.path={other}"])
+    policy = HfTokenizer(policy_path(config))
+    with pytest.raises(RunFailed, match=r"must hold a model with the policy's tokenizer: '.*' is \d+ there and"):
+        require_policys_tokens(config, policy)
+    require_policys_tokens(compose_train(["credit=qrm", f"reward_model.path={policy_path(config)}"]), policy)
+    require_policys_tokens(compose_train(["credit=qrm"]), policy)

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from capo_ray.learners import RewardLearner
+from capo_ray.learners.microbatch import to_inputs, to_microbatch
+from capo_ray.learners.policy import load_policy
 from capo_ray.learners.reward_batch import has_pairs, labelled_trajectories, to_batch, to_labels
 from capo_ray.learners.reward_objectives import OBJECTIVES
+from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Group, Judged, Verdict
 from tests.learner_group import VOCAB, free_ports
@@ -114,6 +117,41 @@ def test_a_batch_without_pairs_has_no_accuracy_and_moves_only_what_needs_none(mo
         learner.close()
     assert learner.version == 1 and "reward_model/accuracy_frac" not in metrics
     assert (before == after) == OBJECTIVES[method].pairs_only == ("reward_model/loss" not in metrics)
+
+
+@pytest.mark.real
+def test_qrm_may_read_log_phi_off_a_language_models_own_head(model: Path) -> None:
+    spec = make_reward_spec(model, "qrm", 0)
+    spec = dataclasses.replace(spec, reward_model=spec.reward_model.model_copy(update={"head": "language_model"}))
+    learner, policy = RewardLearner(spec), load_policy(str(model), "float32")
+    try:
+        rewards = rewards_of(learner, make_groups(9))
+        column = to_batch(labelled_trajectories(make_groups(9)), num_ranks=1, microbatch_tokens=4096).column(0)
+        told = [policy(to_microbatch(cell, torch.device("cpu")).inputs, spec.temperature)[0] for cell in column]
+        reports = [train_on(learner, make_groups(seed, telling=True)) for seed in range(24)]
+    finally:
+        learner.close()
+    assert sum(rewards, ()) == pytest.approx(torch.cat(told).tolist(), abs=1e-5)
+    assert sum(r["reward_model/accuracy_frac"] for r in reports[-4:]) / 4 > 0.9
+
+
+@pytest.mark.parametrize("at_token", [True, False])
+def test_the_head_of_a_token_classifier_is_taken_with_it(model: Path, tmp_path: Path, at_token: bool) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    path = str(tmp_path / "scorer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        scorer = AutoModelForTokenClassification.from_pretrained(str(model), num_labels=1).eval()
+        scorer.score.bias.data.fill_(0.25)
+    scorer.save_pretrained(path)
+    inputs = to_inputs([[1, 5, 7, 9]], [2], torch.device("cpu"))
+    values = load_scalar_model(path, "float32", at_token=at_token, seed=3)(inputs, 1.0)[0]
+    expected = scorer(input_ids=torch.tensor([[1, 5, 7, 9]])).logits[0, :, 0]
+    assert values.tolist() == pytest.approx((expected[2:4] if at_token else expected[1:3]).tolist(), abs=1e-5)
+    AutoModelForTokenClassification.from_pretrained(str(model), num_labels=2).save_pretrained(path)
+    with pytest.raises(RunFailed, match=r"one label.*out_features=2"):
+        load_scalar_model(path, "float32", at_token=at_token, seed=3)
 
 
 @pytest.mark.real

@@ -11,7 +11,7 @@ import torch
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.types import Evidence, Group
 from capo_ray.votes import step_weights
-from plain_torch.learner import RewardModel
+from plain_torch.reward_model import RewardModel
 from plain_torch.world import Actor, Critic, shuffle_flags, truth_of, with_answer_logprobs, with_evidence, with_flags
 
 NUM_VOTES = 4
@@ -97,8 +97,10 @@ def answer_logprobs_by_entropy(parts: Parts, groups: Sequence[Group]) -> list[Gr
     return [with_answer_logprobs(parts.actor, g, "entropy") for g in groups]
 
 
-def implicit_rewards(parts: Parts, groups: Sequence[Group]) -> list[Group]:
+def token_rewards(parts: Parts, groups: Sequence[Group]) -> list[Group]:
+    """Of a model that has seen these outcomes already (the order is ours)."""
     assert parts.reward_model is not None
+    parts.reward_model.train(groups)
     rows = parts.reward_model.judge(groups)
     return [with_evidence(g, [Evidence(token_rewards=r) for r in row]) for g, row in zip(groups, rows, strict=True)]
 
@@ -116,7 +118,7 @@ ARMS: dict[str, Arm] = {
     "capo_greedy": Arm("capo", {"vote": "greedy"}, one_greedy_critique, CRITIC),
     "acpo": Arm("acpo", {}, answer_logprobs_by_entropy),
     "mig": Arm("mig", {}, answer_logprobs),
-    "prime": Arm("prime", {}, implicit_rewards, PHI),
+    "prime": Arm("prime", {}, token_rewards, PHI),
 }
 MAIN_ARMS = tuple(ARMS)
 """In the order in which a seed runs them."""
@@ -139,13 +141,15 @@ def flawed_labels(precision: float, recall: float) -> Gather:
     return gather
 
 
-# Ablations: one thing changed from capo_majority (real critic) or from oracle (true labels).
+# Ablations: one thing changed from capo_majority (real critic) or from oracle (true labels); and further methods.
 ARMS |= {
     "capo_process_0.3": Arm("capo", {"w_process": 0.3}, critiques, CRITIC),
     "capo_process_2": Arm("capo", {"w_process": 2.0}, critiques, CRITIC),
     "capo_separate": Arm("capo", {"normalisation": "separate"}, critiques, CRITIC),
     "capo_leave_one_out": Arm("capo", {"normalisation": "leave_one_out"}, critiques, CRITIC),
     "capo_keep_sign": Arm("capo", {"keep_outcome_sign": True}, critiques, CRITIC),
+    "istar": Arm("istar", {}, token_rewards, PHI),
+    "qrm": Arm("qrm", {}, token_rewards, PHI),
     "pure": Arm("pure", {}, critiques, CRITIC),
     "grpo_genorm": Arm("grpo_genorm", {}, critiques, CRITIC),
     "oracle_half_recall": Arm("capo", {}, flawed_labels(1.0, 0.5)),

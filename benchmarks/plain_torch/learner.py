@@ -1,4 +1,4 @@
-"""Updates a policy with the project's loss and batch weights; and PRIME's reward model beside it."""
+"""Updates a policy with the project's loss and batch weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from capo_ray.learners.microbatch import to_inputs
 from capo_ray.loss import policy_loss, token_logprobs
@@ -105,56 +104,3 @@ def move(optimizer: torch.optim.Optimizer, model: Model) -> None:
     """One optimizer move, the gradient's norm held to 1."""
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-
-
-class RewardModel:
-    """PRIME's implicit reward: beta (log pi_phi - log pi_ref), phi trained on outcomes (arXiv 2502.01456)."""
-
-    def __init__(self, phi: Model, reference: Model, lr: float, beta: float = 0.05) -> None:
-        self.phi, self.reference, self.beta, self.tokens = phi.trainable(), reference, beta, 0
-        self._optimizer = torch.optim.AdamW(phi.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-
-    def judge(self, groups: Sequence[Group]) -> list[list[tuple[float, ...]]]:
-        """[groups][G][T]: token rewards, after one move on the outcomes of the same responses (the order is ours)."""
-        members = [m for g in groups for m in g.members]
-        rows = [
-            Row(
-                m.trajectory.prompt_ids + m.trajectory.response.token_ids,
-                len(m.trajectory.prompt_ids),
-                m.trajectory.response.logprobs,
-                (float(m.verdict.reward or 0),) * m.num_tokens,
-                1.0,
-            )
-            for m in members
-        ]
-        with torch.no_grad():
-            references = self._logprobs(self.reference, rows)
-        self._train(rows, references)
-        with torch.no_grad():
-            ours = self._logprobs(self.phi, rows)
-            scores = [self.beta * (a - b) for a, b in zip(ours, references, strict=True)]
-        self.tokens += sum(len(r.ids) for r in rows)
-        flat = iter(tuple(s.tolist()) for s in scores)
-        return [[next(flat) for _ in g.members] for g in groups]
-
-    def _logprobs(self, model: Model, rows: Sequence[Row]) -> list[torch.Tensor]:
-        return [x for cell in _runs(rows) for x in _split(response_logprobs(model, cell), cell)]
-
-    def _train(self, rows: Sequence[Row], references: Sequence[torch.Tensor]) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        at = 0
-        for cell in _runs(rows):
-            parts = zip(_split(response_logprobs(self.phi, cell), cell), references[at : at + len(cell)], strict=True)
-            logits = torch.stack([self.beta * (a - b).sum() for a, b in parts])
-            outcomes = torch.tensor([row.advantages[0] for row in cell])
-            (F.binary_cross_entropy_with_logits(logits, outcomes, reduction="sum") / len(rows)).backward()
-            at += len(cell)
-        move(self._optimizer, self.phi)
-
-
-def _runs(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    return [rows[i : i + 32] for i in range(0, len(rows), 32)]
-
-
-def _split(flat: torch.Tensor, rows: Sequence[Row]) -> list[torch.Tensor]:
-    return list(flat.split([len(r.ids) - r.start for r in rows]))

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from capo_ray.cli.compose import compose_train
 from capo_ray.credit import assign_credit, audit
 from capo_ray.critics.quality import step_quality
 from capo_ray.problems.chains import make_problem
 from capo_ray.types import Group, GroupCredit
 from plain_torch.arms import ARMS, Parts
-from plain_torch.learner import Learner, RewardModel
+from plain_torch.learner import Learner
 from plain_torch.model import Model
+from plain_torch.reward_model import RewardModel
 from plain_torch.world import Actor, Critic, draw_problems, truth_of
 
 
@@ -47,7 +49,11 @@ class Run:
         self.learner = Learner(model, settings.lr, settings.num_epochs)
         phi = None
         if "phi" in self.arm.uses:
-            phi = RewardModel(Model(settings.policy), Model(settings.policy), settings.lr)
+            method = self.arm.method
+            config = compose_train([f"credit={method}"]).reward_model
+            if method == "prime":  # at the policy's rate
+                config = config.model_copy(update={"lr": settings.lr})
+            phi = RewardModel(method, Model(settings.policy), Model(settings.policy), config)
         critic = Critic(Model(settings.critic)) if "critic" in self.arm.uses else None
         self.parts = Parts(
             Actor(model), critic, phi, torch.Generator().manual_seed(seed), random.Random(f"{arm}/{seed}")
@@ -110,8 +116,8 @@ class Run:
             "sampling": 2.0 * policy_parameters * actor.tokens,
             "training": 6.0 * policy_parameters * self.learner.tokens,
             "critic": 2.0 * critic.model.num_parameters * critic.tokens if critic else 0.0,
-            # PRIME: phi forward and backward, then forward again, and the reference forward.
-            "reward_model": 10.0 * policy_parameters * phi.tokens if phi else 0.0,
+            # A pass is phi forward, forward again and backward; then the rewards; the reference is read for each.
+            "reward_model": phi.work_per_token * phi.tokens if phi else 0.0,
         }
         return {f"gflop_{name}": value for name, value in work.items() if value}
 

@@ -179,7 +179,7 @@ RULES: tuple[Rule, ...] = (
         "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
     ),
     (
-        ("reward_model.pair_scale", "reward_model.pair_margin"),
+        ("reward_model.head", "reward_model.pair_scale", "reward_model.pair_margin"),
         lambda c: c.credit.method != "qrm",
         "unless credit=qrm, whose objective they belong to; remove it or choose that method",
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from capo_ray.config.base import Section
@@ -15,6 +17,10 @@ class RewardModelConfig(Section):
 
     path: str = ""
     """Model directory or hub name, with the policy's tokenizer; empty: the policy's own model."""
+    head: Literal["scalar", "language_model"] = "scalar"
+    """credit=qrm: what gives a token its number. scalar: a head of its own, that of `path` if the model there is a
+    token classifier with one label, else a new one, which may not learn in a run; language_model: the model's own head,
+    as log phi(token | prefix)."""
     beta: float = Field(0.05, gt=0)
     """credit=prime, istar: scale of the log-ratios."""
     pair_scale: float = Field(0.2, gt=0)

@@ -20,8 +20,8 @@ def answer_tokens(parts: Parts, problem: Problem) -> tuple[list[int], list[int]]
 async def score_answers(parts: Parts, problem: Problem, members: Sequence[Judged]) -> list[tuple[float, ...]]:
     """For each member the K+1 mean logprobs of the reference answer after 0..K of its steps.
 
-    Equal prefixes of siblings (the bare prompt is one) are scored once. What different prefixes share is computed again
-    but for whole blocks in the engine's prefix cache: vLLM has no pass over a tree of prefixes.
+    Equal prefixes of siblings (the bare prompt is one) are scored once. All prefixes of a group go to the engine in one
+    batch, in which a prefix reads the whole blocks that another has computed, or is computing in the same step.
     """
     cue, answer = answer_tokens(parts, problem)
     tail, eos = [*cue, *answer], parts.tokenizer.eos_id

@@ -50,7 +50,20 @@ class Policy(nn.Module):
 
 def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False) -> Policy:
     """The policy at `path` (a directory or hub name) on the CPU, dropout off; RunFailed when it cannot be used."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    what = "model.path must be a causal language model"
+    model = load_pretrained(AutoModelForCausalLM, what, path, dtype, gradient_checkpointing=gradient_checkpointing)
+    _require_plain_head(model, path)
+    return Policy(model)
+
+
+def load_pretrained(kind: Any, what: str, path: str, dtype: str, *, gradient_checkpointing: bool = False) -> Any:
+    """The model at `path` as transformers' auto class `kind` makes it, dropout off.
+
+    Raises RunFailed, which says `what` it must be, when it cannot be read.
+    """
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -58,15 +71,12 @@ def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False) 
         config = AutoConfig.from_pretrained(path)
         for key in [name for name in config.to_dict() if "dropout" in name or name.endswith("pdrop")]:
             setattr(config, key, 0.0)  # the ratio compares two passes over the same tokens: they must be equal
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=DTYPES[dtype])
+        model = kind.from_pretrained(path, config=config, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
-        raise RunFailed(
-            f"model.path must be a causal language model that transformers can read (got {path!r}): {error}"
-        ) from error
-    _require_plain_head(model, path)
+        raise RunFailed(f"{what} that transformers can read (got {path!r}): {error}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Policy(model)
+    return model
 
 
 @torch.no_grad()

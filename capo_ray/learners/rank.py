@@ -52,8 +52,8 @@ def layout_of(spec: RankSpec) -> dict[str, object]:
 def require_layout(ours: dict[str, object], facts: dict[str, Any], path: str) -> None:
     """Raises RunFailed unless a checkpoint's facts hold all of ours."""
     for key, value in ours.items():
-        if facts[key] != value:
+        if facts.get(key) != value:
             raise RunFailed(
-                f"the checkpoint {path} was saved with {key}={facts[key]} (got {value}); resume with the same, or "
+                f"the checkpoint {path} was saved with {key}={facts.get(key)} (got {value}); resume with the same, or "
                 f"export it and start from the exported model"
             )

@@ -25,7 +25,7 @@ from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.reward_batch import Label, has_pairs
-from capo_ray.learners.reward_objectives import OBJECTIVES
+from capo_ray.learners.reward_objectives import objective_of
 from capo_ray.learners.scalar import ScalarModel, load_scalar_model
 from capo_ray.learners.spec import RewardSpec
 from capo_ray.loss import rank_pairs, soft_value_targets
@@ -66,7 +66,7 @@ class RewardLearner:
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
         self.version = 0
-        self._objective = OBJECTIVES[spec.method]
+        self._objective = objective_of(spec.method, spec.reward_model)
         device = rank.prepare_process(spec)
         # ETPO's backups count KL to the reference; where that costs nothing no reference is held.
         counts_kl = self._objective.loss is None and spec.kl_coef > 0
@@ -219,7 +219,11 @@ class RewardLearner:
         return self.version
 
     def _layout(self) -> dict[str, object]:
-        return {"credit.method": self.spec.method, **rank.layout_of(self.spec)}
+        return {
+            "credit.method": self.spec.method,
+            "reward_model.head": self.spec.reward_model.head,
+            **rank.layout_of(self.spec),
+        }
 
     def close(self) -> None:
         """Leaves the group; called once."""

@@ -8,7 +8,7 @@ The token rewards that the credit rule reads are the outputs themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,3 +57,13 @@ OBJECTIVES: dict[str, Objective] = {
     "qrm": Objective("token_scalar", "none", "mean", _qrm, pairs_only=True),
     "etpo": Objective("prefix_scalar", "none", "last", None),
 }
+
+
+def objective_of(method: str, config: RewardModelConfig) -> Objective:
+    """The line of the table, Q-RM's with the head that the config asks for.
+
+    Q-RM's optimal logits are those of a policy phi with log phi = (Q - V) / beta (2505.23363), so the log-probability
+    of a language model can stand for the scalar; that it begins as the policy's own is our choice.
+    """
+    objective = OBJECTIVES[method]
+    return replace(objective, head="logprob") if method == "qrm" and config.head == "language_model" else objective

@@ -1,4 +1,7 @@
-"""A language model's trunk with one number per position in place of the vocabulary."""
+"""A language model's trunk with one number per position in place of the vocabulary.
+
+A token classifier with one label is such a model already: its head is taken with it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import torch
 from torch import nn
 
 from capo_ray.learners.microbatch import Inputs
-from capo_ray.learners.policy import load_policy
+from capo_ray.learners.policy import load_policy, load_pretrained
+from capo_ray.protocols import RunFailed
 
 HEAD_STD = 1e-3
 """Of the new head's weights (our choice): values begin near 0, yet are not all equal."""
@@ -17,18 +21,9 @@ HEAD_STD = 1e-3
 class ScalarModel(nn.Module):
     """`forward` returns a scalar at each response token, or at the prefix before it."""
 
-    def __init__(self, trunk: Any, at_token: bool, seed: int) -> None:
+    def __init__(self, trunk: Any, head: nn.Linear, at_token: bool) -> None:
         super().__init__()
-        self.trunk = trunk
-        self._shift = 1 if at_token else 0
-        dtype = next(trunk.parameters()).dtype
-        # A loss of differences has no gradient by a bias but rounding, which Adam would make moves of.
-        self.head = nn.Linear(trunk.config.hidden_size, 1, bias=not at_token, dtype=dtype)
-        with torch.no_grad():  # the same on every rank
-            generator = torch.Generator().manual_seed(seed)
-            self.head.weight.copy_(HEAD_STD * torch.randn(self.head.weight.shape, generator=generator))
-            if self.head.bias is not None:
-                self.head.bias.zero_()
+        self.trunk, self.head, self._shift = trunk, head, 1 if at_token else 0
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, ...]:
         """(values [N],) in fp32; the temperature has no part in them."""
@@ -40,6 +35,39 @@ class ScalarModel(nn.Module):
 def load_scalar_model(
     path: str, dtype: str, *, at_token: bool, seed: int, gradient_checkpointing: bool = False
 ) -> ScalarModel:
-    """The trunk of the model at `path` under a new head, on the CPU, dropout off."""
-    policy = load_policy(path, dtype, gradient_checkpointing=gradient_checkpointing)
-    return ScalarModel(policy.model.base_model, at_token, seed)
+    """The token classifier at `path`, or the trunk of the language model there under a new head; CPU, dropout off."""
+    from transformers import AutoModelForTokenClassification
+
+    if not _is_token_classifier(path):
+        trunk = load_policy(path, dtype, gradient_checkpointing=gradient_checkpointing).model.base_model
+        return ScalarModel(trunk, _new_head(trunk, at_token, seed), at_token)
+    what = "reward_model.path must be a token classifier with one label, in a linear layer called score,"
+    kind: Any = AutoModelForTokenClassification
+    model = load_pretrained(kind, what, path, dtype, gradient_checkpointing=gradient_checkpointing)
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise RunFailed(f"{what} or a language model (got {head} in {path!r})")
+    if at_token and head.bias is not None:
+        head.bias.requires_grad_(False)
+    return ScalarModel(model.base_model, head, at_token)
+
+
+def _is_token_classifier(path: str) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        names = AutoConfig.from_pretrained(path).architectures or ()
+    except (OSError, ValueError):
+        return False  # read again as a language model, which says what is wrong
+    return any(name.endswith("ForTokenClassification") for name in names)
+
+
+def _new_head(trunk: Any, at_token: bool, seed: int) -> nn.Linear:
+    # A loss of differences has no gradient by a bias but rounding, which Adam would make moves of.
+    head = nn.Linear(trunk.config.hidden_size, 1, bias=not at_token, dtype=next(trunk.parameters()).dtype)
+    with torch.no_grad():  # the same on every rank
+        generator = torch.Generator().manual_seed(seed)
+        head.weight.copy_(HEAD_STD * torch.randn(head.weight.shape, generator=generator))
+        if head.bias is not None:
+            head.bias.zero_()
+    return head

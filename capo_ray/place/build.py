@@ -17,6 +17,7 @@ from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, RolloutWorker, VerifierWorker
 from capo_ray.problems import asset_path
+from capo_ray.protocols import RunFailed
 
 CANARY_TOKENS = 160
 """Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows."""
@@ -36,6 +37,19 @@ def critic_path(config: TrainConfig) -> str:
 def reward_model_path(config: TrainConfig) -> str:
     """The reward model's model directory or hub name."""
     return str(asset_path(config.reward_model.path or config.model.path, "policy"))
+
+
+def require_policys_tokens(config: TrainConfig, tokenizer: HfTokenizer) -> None:
+    """Raises RunFailed where the reward model would read the policy's token ids as other tokens."""
+    if "token_rewards" not in config.credit.needs or not config.reward_model.path:
+        return
+    theirs = HfTokenizer(reward_model_path(config)).hf.get_vocab()
+    for token, index in sorted(tokenizer.hf.get_vocab().items(), key=lambda pair: pair[1]):
+        if theirs.get(token) != index:
+            raise RunFailed(
+                f"reward_model.path must hold a model with the policy's tokenizer: {token!r} is {index} there and "
+                f"{theirs.get(token, 'no token')} in {config.reward_model.path}; train one from model.path's tokenizer"
+            )
 
 
 def build_rollout_pool(config: TrainConfig, places: Neighbourhoods) -> RolloutPool:

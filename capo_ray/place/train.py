@@ -62,6 +62,7 @@ def run(config: TrainConfig) -> int:
 async def _run(config: TrainConfig, run_dir: Path) -> int:
     started = time.monotonic()
     tokenizer = HfTokenizer(build.policy_path(config))
+    build.require_policys_tokens(config, tokenizer)
     problems = build_problems(config.data, config.run.seed)
     _report_bad_rows(problems)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,15 @@ from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.learners.reward_batch import labelled_trajectories
+from capo_ray.flow.state import read_checkpoint
 from capo_ray.place.build import policy_path, require_policys_tokens
 from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.place.train import _restore
 from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport
+from tests.fakes import FakeRewardModel, fake_parts
 from tests.reward_group import make_groups
+from tests.test_pipeline import make_config, run_until_killed
 
 
 class Reply:
@@ -88,3 +93,26 @@ def test_a_reward_model_with_other_tokens_is_refused_before_anything_starts(tmp_
         require_policys_tokens(config, policy)
     require_policys_tokens(compose_train(["credit=qrm", f"reward_model.path={policy_path(config)}"]), policy)
     require_policys_tokens(compose_train(["credit=qrm"]), policy)
+
+
+def test_a_reward_model_of_another_version_than_the_run_is_refused(tmp_path: Path) -> None:
+    config = make_config("prime", run={"num_updates": 8, "checkpoint_every": 3})
+    parts = fake_parts(tmp_path, config, judge=None, reward_model=FakeRewardModel())
+    run_until_killed(parts, 4)
+
+    class Shards:
+        def __init__(self, version: int) -> None:
+            self._version = version
+
+        async def load(self, path: str) -> int:
+            return self._version
+
+    latest = parts.checkpoints.latest()
+    assert latest is not None
+    version = read_checkpoint(latest)[0].version
+    actors: Any = SimpleNamespace(learner=Shards(version), reward_model=Shards(version - 1))
+    later = config.model_copy(update={"resume": str(tmp_path)})
+    with pytest.raises(
+        RunFailed, match=rf"expected reward_model shards of version {version} in .*, got version {version - 1}"
+    ):
+        asyncio.run(_restore(later, parts.checkpoints, actors, parts.ledger, None))

@@ -33,7 +33,9 @@ from capo_ray.metrics import (
 )
 from capo_ray.place import build, cluster, rundir
 from capo_ray.place.actors import Actors
+from capo_ray.place.learner import LearnerActors
 from capo_ray.place.report import CURVE_FILE, closing_rows, summarise
+from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed
@@ -160,13 +162,15 @@ async def _restore(
             f"expected updates left to do, got a run that has done {state.version} of run.num_updates="
             f"{config.run.num_updates}; raise run.num_updates to go on"
         )
-    version = await actors.learner.load(str(latest / LEARNER_DIR))
-    if version != state.version:
-        raise RunFailed(f"expected learner shards of version {state.version} in {latest}, got version {version}")
+    shards: dict[str, LearnerActors | RewardModelActors] = {LEARNER_DIR: actors.learner}
     if actors.reward_model is not None:
-        await actors.reward_model.load(str(latest / REWARD_MODEL_DIR))
+        shards[REWARD_MODEL_DIR] = actors.reward_model
+    for name, group in shards.items():
+        version = await group.load(str(latest / name))
+        if version != state.version:
+            raise RunFailed(f"expected {name} shards of version {state.version} in {latest}, got version {version}")
     problems.train.restore(cursor)
-    ledger.rewind(version)
+    ledger.rewind(state.version)
     state.next_group = max(state.next_group, ledger.next_group())
     await actors.rollout.load_weights(await actors.learner.publishable())
     return state

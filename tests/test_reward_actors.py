@@ -14,8 +14,8 @@ from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.engines.tiny import write_tiny_model
-from capo_ray.learners.reward_batch import labelled_trajectories
 from capo_ray.flow.state import read_checkpoint
+from capo_ray.learners.reward_batch import labelled_trajectories
 from capo_ray.place.build import policy_path, require_policys_tokens
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.train import _restore

@@ -54,7 +54,7 @@ VOTE_COUNTS = (1, 2, 4, 8)
 GOAL = 0.95
 REWARDED = ("prime", "istar", "qrm", "etpo")
 NUM_BATCHES, GROUP_SIZE = 40, 8
-BY_CRITIC = {
+BY_CRITIC: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"capo {vote}": ("capo", {"vote": vote}) for vote in ("intersection", "majority", "union", "average", "greedy")},
     "capo majority, W_process 2": ("capo", {"vote": "majority", "w_process": 2.0}),
     "capo majority, separate": ("capo", {"vote": "majority", "normalisation": "separate"}),

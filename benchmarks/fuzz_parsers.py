@@ -132,7 +132,7 @@ def check_settings(text: str) -> None:
 
 def check_linear() -> dict[str, float]:
     """Seconds on 100,000 characters; raises `AssertionError` where twice the length takes over four times as long."""
-    worst = {}
+    worst: dict[str, float] = {}
     for name, unit in (
         ("tags", "<incorrect_steps>0,"),
         ("thinking", "<think>"),

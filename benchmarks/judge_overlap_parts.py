@@ -6,7 +6,7 @@ import asyncio
 import random
 import statistics
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ class LaneSource:
     def __init__(self, trace: Trace) -> None:
         self._trace, self._lanes = trace, asyncio.Semaphore(JUDGE_LANES)
         self.sampling: dict[str, object] = {}
-        self.busy_s: Counter[str] = Counter()
+        self.busy_s: dict[str, float] = defaultdict(float)
 
     async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
         """The replies, all at the end."""

@@ -30,6 +30,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import capo_ray.verifiers.pool as pool_module
@@ -120,7 +121,7 @@ def _cpu_s(pool: VerifierPool) -> float:
     return time.process_time() + pool.stats()["verifier/cpu_s"]
 
 
-async def _gather(calls: list) -> None:  # type: ignore[type-arg]
+async def _gather(calls: list[Any]) -> None:
     await asyncio.gather(*calls)
 
 
@@ -149,8 +150,8 @@ def spoilt(clean: list[Pairs], hostile: list[Pairs], first: Run, second: Run) ->
         if pair == other:
             count += x is not None and y is not None and x != y
         elif y == 1:
-            texts = [answers.normalise(text or "") for text in (other[0], answers.extract_answer(other[1]))]
-            count += not answers.library_equal(*texts)
+            reference, given = (answers.normalise(text or "") for text in (other[0], answers.extract_answer(other[1])))
+            count += not answers.library_equal(reference, given)
     return count
 
 
@@ -188,7 +189,9 @@ def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float],
         row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
         row["spoilt"] += spoilt(stream, bad, clean, run)
         row["stream_per_s"] = per_s
-    differences = [[*pair, x, y] for pair, x, y in zip(part, naive, pool.verdicts, strict=False) if x != y]
+    differences: list[list[object]] = [
+        [*pair, x, y] for pair, x, y in zip(part, naive, pool.verdicts, strict=False) if x != y
+    ]
     return row, differences
 
 

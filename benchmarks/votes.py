@@ -100,7 +100,8 @@ def _single(sampling: Sampling, index: int) -> Sampling:
 
 def laptop(groups: int) -> Setting:
     """The shipped critic; each group: eight responses to one chain, results replaced at random."""
-    rng, work = random.Random(5), []
+    rng = random.Random(5)
+    work: Work = []
     for index in range(groups):
         problem = make_problem(5, index, 6, "held_out")
         texts = [response_text(demonstrate(problem.chain, rng, 0.25)) for _ in range(8)]

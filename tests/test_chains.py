@@ -82,6 +82,25 @@ def test_demonstrations_are_wrong_exactly_where_a_result_was_replaced(chain, see
 
 
 @settings(max_examples=50)
+@given(chains, st.integers(0, 10**6), st.floats(0.1, 1))
+def test_a_misread_step_computes_rightly_what_it_shows_and_is_wrong_where_that_was_not_asked(chain, seed, misread_prob):
+    steps = demonstrate(chain, random.Random(seed), 0.0, misread_prob)
+    assert [step[-1] for step in steps[:-1]] == list(right_results(steps))[:-1]
+    shown = [str(chain.start), *(step[-1] for step in steps)]
+    asked = [f"{left}{operator}{digit}" for left, (operator, digit) in zip(shown, chain.operations, strict=False)]
+    wrong = {k for k, text in enumerate(asked) if steps[k][:3] != text}
+    assert true_wrong_steps(chain, steps) == wrong
+
+
+def test_misread_steps_come_in_every_kind_and_leave_the_draws_of_others_alone():
+    rng = random.Random(0)
+    kinds = {at for _ in range(200) for at in range(3) if demonstrate(CHAIN, rng, 0.0, 0.5)[1][at] != RIGHT[1][at]}
+    assert kinds == {0, 1, 2}
+    for seed in range(20):
+        assert demonstrate(CHAIN, random.Random(seed), 0.3, 0.0) == demonstrate(CHAIN, random.Random(seed), 0.3)
+
+
+@settings(max_examples=50)
 @given(chains)
 def test_a_right_response_ends_in_the_answer_and_has_no_wrong_step(chain):
     assert true_wrong_steps(chain, demonstrate(chain)) == frozenset()
@@ -107,14 +126,16 @@ def test_text_that_is_no_chain_is_refused():
             parse_chain(text)
 
 
-def test_the_critic_writes_right_results_before_its_judgement():
+def test_the_critic_writes_what_was_asked_and_what_is_right_before_its_judgement():
     steps = ("7*8=6", "6+5=2", "2-3=9", "\\boxed{9}")
     assert critic_prompt(CHAIN.prompt, steps) == (
         "7*8+5-3\n<step_0>7*8=6</step_0><step_1>6+5=2</step_1><step_2>2-3=9</step_2><step_3>\\boxed{9}</step_3>\n"
     )
     assert critic_completion(CHAIN, steps) == (
-        "<step_0>6 Yes<step_1>1 No<step_2>9 Yes<step_3>9 Yes\nJudgement: No\n<incorrect_steps>1</incorrect_steps>"
+        "<step_0>*86 Yes<step_1>+51 No<step_2>-39 Yes<step_3>9 Yes\nJudgement: No\n<incorrect_steps>1</incorrect_steps>"
     )
+    misread = ("7*8=6", "6*5=0", "\\boxed{0}", "0")
+    assert critic_completion(CHAIN, misread).startswith("<step_0>*86 Yes<step_1>+50 No<step_2>-30 No<step_3>- No\n")
     assert critic_completion(CHAIN, RIGHT).endswith(
         "<step_3>8 Yes\nJudgement: Yes\n<incorrect_steps></incorrect_steps>"
     )
@@ -166,6 +187,7 @@ def test_lessons_become_few_tokens_and_no_unknown_ones():
     steps = response_text(demonstrate(CHAIN))
     assert policy.convert_ids_to_tokens(policy.encode(steps))[5:7] == ["\n\n", "6"]
     assert len(policy.encode(steps)) == 3 * 6 + 3
+    assert critic.convert_ids_to_tokens(critic.encode("7*8=6")) == ["7", "*8", "=", "6"]
     assert len(critic.encode("<step_31></step_31>Judgement: Yes No<incorrect_steps></incorrect_steps>")) == 7
     for tokenizer, lessons in ((policy, policy_lessons(0, (2, 8), 0.35)), (critic, critic_lessons(0, (2, 8)))):
         for prompt, completion in islice(lessons, 50):

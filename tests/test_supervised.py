@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from capo_ray.cli import sft
-from capo_ray.cli.sft_eval import max_tokens_of
+from capo_ray.cli.sft_eval import complete, max_tokens_of
 from capo_ray.config.sft import SftConfig, SftModelConfig
 from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe, sha256
 from capo_ray.learners.supervised import (
@@ -26,8 +26,8 @@ from capo_ray.learners.supervised import (
     train_supervised,
 )
 from capo_ray.problems import asset_path
-from capo_ray.problems.chains import demonstrate, draw_chain, response_text
-from capo_ray.problems.chains_lessons import critic_completion
+from capo_ray.problems.chains import demonstrate, draw_chain, make_problem, response_text, true_wrong_steps
+from capo_ray.problems.chains_lessons import critic_completion, critic_prompt, read_incorrect_steps
 from capo_ray.problems.chains_tokenizer import build_tokenizer
 from capo_ray.protocols import RunFailed
 
@@ -211,6 +211,23 @@ def test_the_shipped_policy_and_critic_are_as_good_as_their_recipes_say():
         model, tokenizer = load_model(str(asset_path("laptop", role)))
         figures = measure(written.model_copy(update={"eval_policy": "laptop"}), model, tokenizer)
         assert figures == pytest.approx(recipe["evaluation"], abs=0.05)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("error_prob, misread_prob", [(0.2, 0.0), (0.0, 0.2)])
+def test_the_shipped_critic_sees_wrong_results_and_misread_steps_alike(error_prob: float, misread_prob: float):
+    model, tokenizer = load_model(str(asset_path("laptop", "critic")))
+    rng, asked = random.Random(1), []
+    for index in range(96):
+        problem = make_problem(7, index, 6, "held_out")
+        asked.append((problem, demonstrate(problem.chain, rng, error_prob, misread_prob)))
+    prompts = [critic_prompt(problem.prompt, steps) for problem, steps in asked]
+    replies = complete(model, tokenizer, prompts, max_tokens=64, temperature=0.7, top_p=0.9)
+    told = [read_incorrect_steps(reply, 7) for reply in replies]
+    truth = [true_wrong_steps(problem, steps) for problem, steps in asked]
+    assert None not in told
+    hits = sum(len(ours & theirs) for ours, theirs in zip(told, truth, strict=True) if ours is not None)
+    assert hits > 0.85 * sum(map(len, truth)) and hits > 0.9 * sum(len(ours or ()) for ours in told)
 
 
 @pytest.mark.parametrize("num_operations", [2, 6, 31])

@@ -41,7 +41,7 @@ GROUP = ("clean", "clean", "slip", "carried", "operation", "lucky", "lucky", "sl
 
 def planted_groups(actor: Actor, lengths: Sequence[int], per_length: int) -> list[Group]:
     """Groups of planted responses, tokens and logprobs those of the policy."""
-    groups = []
+    groups: list[Group] = []
     for length in lengths:
         for index in range(per_length):
             rng = random.Random(f"planted/{length}/{index}")
@@ -108,7 +108,7 @@ def scripted(groups: Sequence[Group], num_votes: int, precision: float, recall: 
     """The groups with votes of a critic of this precision and recall, each vote's errors its own."""
     wrong_frac = share_wrong(groups)
     source = ScriptedSource(
-        lambda problem, steps: true_wrong_steps(problem, steps),  # type: ignore[arg-type]
+        lambda problem, steps: true_wrong_steps(problem, steps),
         precision=precision,
         recall=recall,
         wrong_frac=wrong_frac,
@@ -122,7 +122,7 @@ def scripted(groups: Sequence[Group], num_votes: int, precision: float, recall: 
 async def _ask(source: ScriptedSource, group: Group, index: int, num_votes: int) -> tuple[Critique, ...]:
     steps = texts_of(group.members[index])
     asking = Asking(group.problem, steps, f"{group.id}/{index}")
-    texts = [reply.text async for reply in source.votes(asking, num_votes, 0)]
+    texts = [reply.text async for reply in source.votes(asking, num_votes, 0, 0)]
     parsed = [parse_critique(text, len(steps), "every_step") for text in texts]
     return tuple(
         Critique(flagged, overall, text, reason, Provenance("scripted", "", vote))

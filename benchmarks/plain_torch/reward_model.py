@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,11 @@ from plain_torch.model import Model
 
 CELL = 32
 TRACE_DECAY, KL_COEF = 0.95, 0.01
-_REDUCE = {"sum": torch.sum, "mean": torch.mean, "last": lambda row: row[-1]}
+_REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "last": lambda row: row[-1],
+}
 
 
 class RewardModel:

@@ -147,7 +147,7 @@ def critic_quality(groups: Sequence[Group], credits: Sequence[GroupCredit]) -> d
         for critique in member.evidence.critiques
         if critique.flagged is not None
     ]
-    single, vote = step_quality(*map(list, zip(*singles, strict=True))), step_quality(voted, truth, counts)  # type: ignore[arg-type]
+    single, vote = step_quality(*map(list, zip(*singles, strict=True))), step_quality(voted, truth, counts)
     return {
         "critic/precision": single.precision,
         "critic/recall": single.recall,

@@ -105,19 +105,34 @@ def make_problem(seed: int, index: int, num_operations: int, split: Split = "tra
     )
 
 
-def demonstrate(chain: Chain, rng: random.Random | None = None, error_prob: float = 0.0) -> tuple[str, ...]:
+def demonstrate(
+    chain: Chain, rng: random.Random | None = None, error_prob: float = 0.0, misread_prob: float = 0.0
+) -> tuple[str, ...]:
     """The K+1 steps of a response; each result is replaced by a random digit with probability `error_prob`.
 
-    Later steps go on from the shown result. The random digit may be the right one.
+    With probability `misread_prob` a step computes, and rightly so, with another operand, operator or digit than it
+    should. Later steps go on from the shown result. What is drawn anew may be what stood there.
     """
     value, steps = chain.start, []
     for operator, digit in chain.operations:
-        result = apply(value, operator, digit)
+        left = value
+        if rng is not None and misread_prob and rng.random() < misread_prob:
+            left, operator, digit = _misread(left, operator, digit, rng)
+        result = apply(left, operator, digit)
         if rng is not None and rng.random() < error_prob:
             result = rng.randrange(10)
-        steps.append(f"{value}{operator}{digit}={result}")
+        steps.append(f"{left}{operator}{digit}={result}")
         value = result
     return (*steps, f"\\boxed{{{value}}}")
+
+
+def _misread(left: int, operator: str, digit: int, rng: random.Random) -> tuple[int, str, int]:
+    kind = rng.randrange(3)
+    if kind == 0:
+        return rng.randrange(10), operator, digit
+    if kind == 1:
+        return left, rng.choice("+-*"), digit
+    return left, operator, rng.randrange(10)
 
 
 def response_text(steps: Sequence[str]) -> str:

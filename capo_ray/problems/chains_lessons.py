@@ -1,17 +1,17 @@
 r"""Supervised lessons of the laptop world: what its policy and its critic are taught, as prompt and completion.
 
 The policy is shown noisy demonstrations, so that it knows the facts but samples badly and reinforcement has something
-to find. The critic first writes for each step the right result of what it shows and whether the step is right, then its
-judgement, then the wrong steps:
+to find. The critic first writes for each step the operation that the question asks for there, the right result of what
+the step shows, and whether the step is right; then its judgement, then the wrong steps:
 
     7*8+5-3
     <step_0>7*8=6</step_0><step_1>6+5=2</step_1><step_2>2-3=9</step_2><step_3>\boxed{9}</step_3>
-    <step_0>6 Yes<step_1>1 No<step_2>9 Yes<step_3>9 Yes
+    <step_0>*86 Yes<step_1>+51 No<step_2>-39 Yes<step_3>9 Yes
     Judgement: No
     <incorrect_steps>1</incorrect_steps>
 
 Its last Yes means that no step is wrong. Each piece makes the next learnable in minutes: the tag points to the step,
-the result to compare stands beside the mark, and the list only collects marks.
+what to compare stands beside the mark, and the list only collects marks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 from capo_ray.problems.chains import (
     Chain,
@@ -32,6 +33,7 @@ from capo_ray.problems.chains import (
 Lesson = tuple[str, str]
 
 CRITIC_ERROR_PROBS = (0.0, 0.05, 0.15, 0.3, 0.45)
+CRITIC_MISREAD_PROBS = (0.0, 0.2, 0.4, 0.6)
 CRITIC_FAULT_PROB = 0.15
 _NOISE = "0123456789+-*=,"
 
@@ -52,7 +54,7 @@ def critic_lessons(seed: int, lengths: tuple[int, int]) -> Iterator[Lesson]:
     rng = random.Random(f"critic-lessons/{seed}")
     while True:
         chain = draw_chain(rng, rng.randint(*lengths), "train")
-        steps = demonstrate(chain, rng, rng.choice(CRITIC_ERROR_PROBS))
+        steps = demonstrate(chain, rng, rng.choice(CRITIC_ERROR_PROBS), rng.choice(CRITIC_MISREAD_PROBS))
         if rng.random() < CRITIC_FAULT_PROB:
             steps = with_fault(steps, rng)
         yield critic_prompt(chain.prompt, steps), critic_completion(chain, steps)
@@ -68,8 +70,9 @@ def critic_completion(chain: Chain, steps: Sequence[str]) -> str:
     """The true critique of a response."""
     wrong = true_wrong_steps(chain, steps)
     listed = ",".join(str(index) for index in sorted(wrong))
-    results = enumerate(right_results(steps))
-    checked = "".join(f"<step_{k}>{result}{' No' if k in wrong else ' Yes'}" for k, result in results)
+    asked = [f"{operator}{digit}" for operator, digit in chain.operations]
+    pairs = enumerate(zip_longest(asked[: len(steps)], right_results(steps), fillvalue=""))
+    checked = "".join(f"<step_{k}>{a}{result}{' No' if k in wrong else ' Yes'}" for k, (a, result) in pairs)
     return f"{checked}\nJudgement:{' No' if wrong else ' Yes'}\n<incorrect_steps>{listed}</incorrect_steps>"
 
 

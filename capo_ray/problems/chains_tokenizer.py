@@ -1,8 +1,9 @@
 r"""The tokenizers of the laptop world: printable characters and a few longer tokens, longest match first.
 
 Invariant: decoding is the exact concatenation of the tokens' texts. The step tags of the critic are ordinary
-vocabulary, not special tokens, so they decode to text. Every printable ASCII character has a token, so any English
-question can be encoded (the policy has learnt only digits and operators); other characters become `<unk>`.
+vocabulary, not special tokens, so they decode to text. An operation and its digit are one token to it, which it can
+compare at a glance. Every printable ASCII character has a token, so any English question can be encoded (the policy has
+learnt only digits and operators); other characters become `<unk>`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _LONG = {
         " No",
         "<incorrect_steps>",
         "</incorrect_steps>",
+        *(f"{operator}{digit}" for operator in "+-*" for digit in range(10)),
     ],
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from capo_ray import answers
 from capo_ray.protocols import PartLost
@@ -101,7 +101,7 @@ class VerifierPool:
         for job in left:
             job.future.set_exception(PartLost("the verifier pool was closed while it held this answer"))
 
-    def __enter__(self) -> VerifierPool:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -23,7 +23,9 @@ HELP = "supervised fine-tuning on prompt/response lines or on the laptop world's
 _EPILOG = """examples:
   capo-ray sft model.path=/models/Qwen2.5-1.5B data.kind=jsonl data.path=numina.jsonl out=sft-1.5b learning_rate=1e-5
   capo-ray sft data.role=policy out=my-policy num_updates=200
-  capo-ray sft --recipe capo_ray/assets/chains-critic/recipe.json out=my-critic num_updates=2000
+  capo-ray sft --recipe capo_ray/assets/chains-policy/recipe.json out=my-policy num_updates=2000
+  capo-ray sft --recipe capo_ray/assets/chains-critic/recipe.json --start out=first
+  capo-ray sft --recipe capo_ray/assets/chains-critic/recipe.json model.path=first out=my-critic
 
 exit codes: 0 trained and written, 1 the training failed, 2 the options do not fit
 """
@@ -36,13 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, as in `learning_rate=1e-4`")
     parser.add_argument("--recipe", metavar="FILE", help="start from the config in a recipe.json; overrides go on top")
+    parser.add_argument("--start", action="store_true", help="the recipe of the model that --recipe's was started from")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of `capo-ray sft`."""
     try:
-        config = read_config(args.overrides, args.recipe)
+        config = read_config(args.overrides, args.recipe, args.start)
     except ValueError as error:
         print(f"capo-ray sft: {error}", file=sys.stderr)
         return 2
@@ -60,8 +63,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(overrides: list[str], recipe: str | None = None) -> SftConfig:
-    """The config of `key=value` overrides over a recipe's or the defaults; raises ValueError with one sentence."""
+def read_config(overrides: list[str], recipe: str | None = None, start: bool = False) -> SftConfig:
+    """The config of `key=value` overrides over a recipe's or the defaults; raises ValueError with one sentence.
+
+    With `start` it is the recipe of the model that the recipe's own was started from.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from pydantic import ValidationError
@@ -70,7 +76,10 @@ def read_config(overrides: list[str], recipe: str | None = None) -> SftConfig:
         if "=" not in item:
             raise ValueError(f"expected key=value, got {item!r}")
     try:
-        base = json.loads(Path(recipe).read_text())["config"] if recipe else {}
+        base = json.loads(Path(recipe).read_text()) if recipe else {"config": {}}
+        if start and "start" not in base:
+            raise ValueError(f"expected --recipe of a model that was started from another (got {recipe}); drop --start")
+        base = base["start"]["config"] if start else base["config"]
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(overrides))
         return SftConfig.model_validate(OmegaConf.to_container(merged, resolve=True))
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
@@ -115,7 +124,7 @@ def train_and_write(config: SftConfig) -> None:
         "train_s": round(seconds, 1),
         "evaluation": evaluation,
     }
-    write_model(out, model, tokenizer, recipe)
+    write_model(out, model, tokenizer, recipe, start=config.model.path)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.items())
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {seconds:.0f} s; {figures or 'no evaluation'}; wrote {out}")
 

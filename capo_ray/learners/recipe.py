@@ -1,7 +1,8 @@
 """Model directories with their recipe: what `capo-ray sft` starts from and what it leaves.
 
 A directory holds the Hugging Face files and `recipe.json`: the resolved config, versions, losses, the weights' sha256
-and the evaluation. `first_losses` lets anyone check that the config makes these weights.
+and the evaluation, under `start` the recipe of the model that it was started from, if that had one. `first_losses` lets
+anyone check that the config makes these weights.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def write_model(
-    out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Mapping[str, Any]
+    out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Mapping[str, Any], start: str = ""
 ) -> None:
-    """Write the model directory; `recipe` is completed with versions and the sha256 of the weights."""
+    """Write the model directory; `recipe` is completed with versions, the weights' sha256 and `start`'s own recipe."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -73,7 +74,10 @@ def write_model(
         "transformers": transformers.__version__,
     }
     sums = {path.name: sha256(path) for path in sorted(out.glob("*.safetensors"))}
-    text = json.dumps({**recipe, "versions": versions, "sha256": sums}, indent=1)
+    earlier = {}
+    if start and (Path(start) / RECIPE).is_file():
+        earlier = {"start": read_recipe(Path(start))[1]}
+    text = json.dumps({**recipe, "versions": versions, "sha256": sums, **earlier}, indent=1)
     (out / RECIPE).write_text(text + "\n")
 
 

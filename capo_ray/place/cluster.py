@@ -77,6 +77,8 @@ def connect(config: TrainConfig) -> str:
     """The address of the cluster that this process now belongs to; raises `RunFailed` where it cannot serve the run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray would run its workers at nice 15: beside two busy programs on two cores engines took over 180 s to start.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = _address(config)
     _check_reachable(address)
     demand = demand_of(config)

@@ -1,13 +1,14 @@
 """B14, credit fidelity: does each method's step credit find the steps that are wrong?
 
     make bench NAME=credit_fidelity
-    make bench NAME=credit_fidelity ARGS="--long-policy models/policy-16 --long-critic models/critic-16"
+    make bench NAME=credit_fidelity ARGS="--long-policy models/policy-16"
 
-Chains of 3-8 operations (with the long models, 3-12) with planted errors of several kinds; critics of set quality and
-the real small critic, k = 1, 2, 4, 8 votes; the shipped policy's own likelihoods and Monte-Carlo values (9 rollouts per
-prefix); reward models begun as the policy and trained on 320 groups of its rollouts, as many as a run of 40 updates
-has. Figures, per method: AUC of the blame within a response and over all steps, precision and recall of the steps that
-an update pushes down, rank correlation with value changes across a step, estimated from rollouts of their own.
+Chains of 3-8 operations (with a policy for longer ones, 3-12) with planted errors of several kinds. Critics of set
+quality and the real small critic, k = 1, 2, 4, 8 votes; the shipped policy's own likelihoods and Monte-Carlo values (9
+rollouts per prefix); reward models begun as the policy and trained on 320 groups of its rollouts, as many as a run of
+40 updates has. Figures, per method: AUC of the blame within a response and over all steps, precision and recall of the
+steps that an update pushes down, rank correlation with value changes across a step, estimated from rollouts of their
+own.
 Writes benchmarks/results/credit_fidelity.json and docs/images/credit-fidelity.png. Fails below the goal: AUC 0.95
 within responses for CAPO with a critic that is right on 90% of steps, k = 8.
 """
@@ -75,8 +76,8 @@ def main() -> int:
     torch.set_num_threads(1)
     started = time.monotonic()
     worlds = [World(ASSETS / "chains-policy", ASSETS / "chains-critic", range(3, 9), args.per_length)]
-    if args.long_policy and args.long_critic:
-        worlds.append(World(args.long_policy, args.long_critic, range(9, 13), args.per_length))
+    if args.long_policy:
+        worlds.append(World(args.long_policy, ASSETS / "chains-critic", range(9, 13), args.per_length))
     rows, bins = compare(worlds)
     record = {
         "cores": os.cpu_count(),
@@ -101,7 +102,6 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-length", type=int, default=8, help="groups of 8 planted responses per length")
     parser.add_argument("--long-policy", default="", help="model directory for 9-12 operations")
-    parser.add_argument("--long-critic", default="", help="model directory for 9-12 operations")
     return parser.parse_args()
 
 

@@ -12,16 +12,17 @@ One setting for all arms, that of the main job but for a constant learning rate 
 8 problems x 8 responses an update, temperature 1, 4 passes, lr 1e-4, clip 0.2, Adam (0.9, 0.95), gradient norm 1.
 Groups without credit are left out of the batch and not replaced.
 
-Chains of 8 operations run on the two shipped checkpoints. Longer ones need their own (2, 2.5, 7 and 18 minutes of a
-busy core; the step tags of the laptop critic end at 31, so 31 operations and the box):
+Chains of 8 operations run on the two shipped checkpoints. Longer ones need a policy of their own, and those of more
+than 16 a critic too (2, 3 and 12 minutes of a core; the step tags of the laptop critic end at 31, so 31 operations and
+the box):
 
     A=capo_ray/assets; P="capo-ray sft --recipe $A/chains-policy/recipe.json learning_rate=1.5e-3"
     C="capo-ray sft --recipe $A/chains-critic/recipe.json learning_rate=1e-3"
     $P model.path=$A/chains-policy out=models/policy-16 data.max_steps=16 num_updates=300
     $P model.path=models/policy-16 out=models/policy-32 data.min_steps=4 data.max_steps=32 num_updates=350 batch_size=48
-    $C model.path=$A/chains-critic out=models/critic-16 data.max_steps=16 num_updates=900
-    $C model.path=models/critic-16 out=models/critic-32 data.min_steps=4 data.max_steps=31 num_updates=700
-    make bench NAME=learning ARGS="--operations 16 --policy models/policy-16 --critic models/critic-16 --updates 80"
+    $C model.path=$A/chains-critic out=models/critic-32 data.min_steps=4 data.max_steps=31 num_updates=700
+    make bench NAME=learning ARGS="--operations 16 --policy models/policy-16"
+    make bench NAME=learning ARGS="--operations 31 --policy models/policy-32 --critic models/critic-32"
 """
 
 from __future__ import annotations

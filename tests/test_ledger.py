@@ -199,11 +199,10 @@ def test_a_killed_driver_leaves_no_lock_even_when_a_forked_child_lives_on(tmp_pa
         from pathlib import Path
         from capo_ray.ledger import RunLock
         lock = RunLock(Path(sys.argv[1])).acquire()
-        orphan = os.fork()
-        if orphan == 0:
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)  # by the child, which has let go of the lock by then
             time.sleep(30)
             os._exit(0)
-        print(orphan, flush=True)
         time.sleep(30)
         """,
         str(tmp_path),

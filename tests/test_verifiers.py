@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -21,6 +22,10 @@ from capo_ray.config.sections import VerifierConfig
 from capo_ray.protocols import PartLost
 from capo_ray.types import Verdict
 from capo_ray.verifiers import VerifierPool
+from capo_ray.verifiers.child import BEGIN, fork_spare
+from capo_ray.verifiers.frames import Pipe, pack
+from capo_ray.verifiers.jobs import Limit
+from capo_ray.verifiers.lane import Lane
 
 HANG = "hang"
 
@@ -142,6 +147,34 @@ def test_a_batch_that_a_killed_checker_never_read_is_not_read_by_the_next() -> N
         os.kill(pool._lanes[0]._pid, signal.SIGSTOP)
         assert judge(pool, "unread", "never")[0].reason.startswith("timeout")
         assert [v.reward for v in judge(pool, "b", "b", "c")] == [1, 0]
+
+
+def test_a_spare_begins_when_it_is_told_to_and_not_when_its_parent_goes() -> None:
+    told, tell = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+
+    def work() -> int:
+        os.write(tell, b"working")
+        return 7
+
+    for word, exit_code, said in ((b"", 1, b""), (BEGIN, 7, b"working")):
+        pid, begin = fork_spare(work, null)
+        os.write(begin, word)
+        os.close(begin)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == exit_code
+        os.write(tell, b".")
+        assert os.read(told, 100) == said + b"."
+    for fd in (told, tell, null):
+        os.close(fd)
+
+
+def test_replies_to_another_batch_are_nobodys() -> None:
+    (inwards, replies), (_, requests) = os.pipe(), os.pipe()
+    lane = Lane("lane", {"kind": "custom", "timeout_s": 5.0}, SimpleQueue(), Limit(5.0))
+    lane._batch = 2
+    for batch in (1, 3, 2):
+        os.write(replies, pack({"batch": batch, "reward": int(batch == 2)}))
+    assert lane._receive(Pipe(inwards, requests), 1.0) == {"batch": 2, "reward": 1}
 
 
 def test_worn_out_checkers_are_replaced() -> None:

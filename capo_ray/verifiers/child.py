@@ -21,12 +21,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from capo_ray.verifiers.frames import read_blocking, write_blocking
 
 END_OF_INPUT, WORN_OUT = 10, 11
 MAX_EVENTS_TOLD = 32
+BEGIN = b"b"
 Check = Callable[[str, str], object]
 
 _FILE = ("open", "os.", "shutil.", "tempfile.", "glob.")
@@ -93,6 +95,8 @@ def main() -> int:
     spare = fork_spare(work, null)
     while True:
         pid, begin = spare
+        with suppress(BrokenPipeError):  # a spare that is gone already is waited for at once
+            os.write(begin, BEGIN)
         os.close(begin)
         spare = fork_spare(work, null)
         _, status = os.waitpid(pid, 0)
@@ -115,8 +119,11 @@ def drain(requests: int) -> None:
 
 
 def fork_spare(work: Callable[[], int], null: int) -> tuple[int, int]:
-    """A forked process that does its work once the returned descriptor is closed here, and ends with its parent."""
-    parent = os.getpid()
+    """A forked process that does its work once it is sent `BEGIN` by the returned descriptor, and ends if that closes.
+
+    A parent that is killed closes it before its children can see that it is gone: two readers of one pipe would be the
+    end of every order in it, so the end of the descriptor alone must not start anyone.
+    """
     begun, begin = os.pipe()
     pid = os.fork()
     if pid:
@@ -126,8 +133,7 @@ def fork_spare(work: Callable[[], int], null: int) -> tuple[int, int]:
     try:
         os.close(begin)
         os.dup2(null, 2)
-        os.read(begun, 1)
-        if os.getppid() == parent:
+        if os.read(begun, 1) == BEGIN:
             code = work()
     finally:
         os._exit(code)
@@ -170,6 +176,7 @@ def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -
             reply["cpu"], reply["mib"] = _cpu_s(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             if index == len(pairs) - 1:
                 reply["last"] = worn_out
+            reply["batch"] = request["batch"]
             write_blocking(replies, reply)
         if worn_out:
             return WORN_OUT

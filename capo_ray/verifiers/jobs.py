@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 
@@ -24,6 +25,16 @@ class Job:
     future: Future[Outcome] = field(default_factory=Future)
     spent_s: float = 0.0  # wall time in the hands of checkers, from hand-over to the reply or the end of its time
     cpu_s: float = 0.0  # processor time of the checks that were broken off
+
+    def end(self, outcome: Outcome) -> None:
+        """End the job with its outcome, unless it was lost meanwhile."""
+        with suppress(InvalidStateError):
+            self.future.set_result(outcome)
+
+    def lose(self, why: Exception) -> None:
+        """End the job without an outcome, unless it has ended: a pool that closes and its lane may both try."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(why)
 
 
 @dataclass(frozen=True, slots=True)

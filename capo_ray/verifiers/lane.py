@@ -56,6 +56,7 @@ class Lane(threading.Thread):
         self._errors: IO[bytes] | None = None
         self._checker: int | None = None  # pidfd (or pid) of the checker that is ready for a batch
         self._pid, self._cpu_s = 0, 0.0  # of that checker: its number, its processor time at the last reply
+        self._batch = 0  # number of the batch sent last: a reply to any other is nobody's
         self._failed_starts = 0
         self._stopping = threading.Event()
         self.counts: Counter[str] = Counter()
@@ -103,13 +104,15 @@ class Lane(threading.Thread):
             self._serve(batch)
         self.busy_s += time.monotonic() - start
         for job in batch:
-            job.future.set_exception(PartLost(self._why_lost()))
+            job.lose(PartLost(self._why_lost()))
 
     def _serve(self, batch: list[Job]) -> None:
         """Send the batch and end its jobs in order, up to and with the first that hangs or crashes its checker."""
         assert self._pipe is not None
         try:
-            self._pipe.send(pack({"pairs": [[job.answer, job.response] for job in batch]}), SEND_DEADLINE_S)
+            self._batch += 1
+            pairs = [[job.answer, job.response] for job in batch]
+            self._pipe.send(pack({"batch": self._batch, "pairs": pairs}), SEND_DEADLINE_S)
             while batch:
                 reply = self._reply(self._pipe, batch[0])
                 if "ready" in reply:
@@ -170,12 +173,14 @@ class Lane(threading.Thread):
         )
 
     def _receive(self, pipe: Pipe, timeout_s: float) -> dict[str, Any]:
-        """The next reply; what the audit hook tells in between is counted."""
+        """The next reply to the batch sent last, or word of a new checker; the audit hook's events are counted."""
         deadline = time.monotonic() + timeout_s
         while True:
             message: dict[str, Any] = pipe.receive(max(deadline - time.monotonic(), 0.0))
-            if "event" not in message:
+            if "ready" in message or message.get("batch") == self._batch:
                 return message
+            if "event" not in message:
+                continue
             self.counts[f"audit_{message['event']}"] += 1
             if len(self.audited) < MAX_AUDITED_KEPT:
                 self.audited.append(message["what"])
@@ -186,7 +191,7 @@ class Lane(threading.Thread):
         self.counts["checks"] += 1
         if count:
             self.counts[count] += 1
-        job.future.set_result(outcome)
+        job.end(outcome)
 
     def _become_ready(self) -> bool:
         """Whether a checker waits for a batch, after starting what is missing."""

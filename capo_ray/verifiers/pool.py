@@ -99,7 +99,7 @@ class VerifierPool:
         with self._lock:
             left = [job for job in self._running.values() if not job.future.done()]
         for job in left:
-            job.future.set_exception(PartLost("the verifier pool was closed while it held this answer"))
+            job.lose(PartLost("the verifier pool was closed while it held this answer"))
 
     def __enter__(self) -> Self:
         self.start()

@@ -168,6 +168,26 @@ def test_a_spare_begins_when_it_is_told_to_and_not_when_its_parent_goes() -> Non
         os.close(fd)
 
 
+def test_a_child_whose_parent_is_gone_ends_although_its_checker_was_killed() -> None:
+    settings = {"kind": "custom", "path": "tests.test_verifiers:hang_or_crash", "memory_mib": 4096, "checks": 9}
+    replies, theirs = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "capo_ray.verifiers.child", json.dumps({**settings, "timeout_s": 5.0})],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+    )
+    assert child.stdin is not None
+    os.close(theirs)
+    hello = json.loads(os.read(replies, 1000)[4:])
+    os.close(replies)
+    os.kill(hello["ready"], signal.SIGKILL)
+    try:
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        child.stdin.close()
+
+
 def test_replies_to_another_batch_are_nobodys() -> None:
     (inwards, replies), (_, requests) = os.pipe(), os.pipe()
     lane = Lane("lane", {"kind": "custom", "timeout_s": 5.0}, SimpleQueue(), Limit(5.0))

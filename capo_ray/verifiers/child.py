@@ -90,7 +90,10 @@ def main() -> int:
     gc.freeze()
 
     def work() -> int:
-        return serve(check, requests, replies, settings)
+        try:
+            return serve(check, requests, replies, settings)
+        except BrokenPipeError:  # nobody is left to be told: the end as much as that of the input
+            return END_OF_INPUT
 
     spare = fork_spare(work, null)
     while True:

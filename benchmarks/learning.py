@@ -108,7 +108,7 @@ def read() -> list[dict[str, Any]]:
 
 def run_once(arm: str, seed: int, settings: Settings, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The new record, appended to the results, or nothing where it is there already."""
-    wanted = name_paths(settings)
+    wanted = facts_of(arm, settings)
     if any((r["arm"], r["seed"], r["settings"]) == (arm, seed, wanted) for r in rows):
         return []
     row = {**record(arm, seed, settings), "settings": wanted, "cores": os.cpu_count()}
@@ -120,10 +120,10 @@ def run_once(arm: str, seed: int, settings: Settings, rows: list[dict[str, Any]]
     return [row]
 
 
-def name_paths(settings: Settings) -> dict[str, Any]:
-    """The settings with the last part of each path alone."""
-    facts = asdict(settings)
-    return {**facts, "policy": Path(settings.policy).name, "critic": Path(settings.critic).name}
+def facts_of(arm: str, settings: Settings) -> dict[str, Any]:
+    """The settings as recorded: the last part of each path alone, and the critic only where the arm reads one."""
+    critic = Path(settings.critic).name if "critic" in ARMS[arm].uses else None
+    return {**asdict(settings), "policy": Path(settings.policy).name, "critic": critic}
 
 
 if __name__ == "__main__":

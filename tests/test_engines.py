@@ -336,7 +336,7 @@ def test_a_request_past_its_deadline_says_so_and_frees_the_engine(
 
     monkeypatch.setattr(world.engine, "spec", dataclasses.replace(world.engine.spec, deadline_s=0.05))
     with pytest.raises(PartTimeout, match=r"64 of 64 requests unfinished after 0\.05 s"):
-        world.generate(LONG, Sampling(max_tokens=200, n=64))
+        world.generate(LONG, Sampling(max_tokens=200, n=64, regex="x{200}"))  # none can end by itself
     assert world.idle()
 
 

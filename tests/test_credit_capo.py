@@ -91,6 +91,13 @@ def test_w_process_ramps_over_its_share_of_the_run() -> None:
     assert flagged == [0.0, -0.5, -1.0, -1.0]
 
 
+def test_the_ramp_grows_the_process_part_of_separate_normalisation_too() -> None:
+    config = CapoConfig(normalisation="separate", ramp_frac=0.5)
+    rows = [assign_credit(WORKED, config, progress).advantages[1] for progress in (0.0, 0.05, 0.25, 0.5)]
+    whole = rows[-1][0] - rows[-1][5]
+    assert [row[0] - row[5] for row in rows] == pytest.approx([0.0, 0.1 * whole, 0.5 * whole, whole])
+
+
 def test_below_the_quorum_a_response_keeps_its_outcome_alone() -> None:
     made = group(Member(0, [2, 2], [[0], None, None, None]), Member(1, [2]))
     assert assign_credit(made, CapoConfig(quorum=2)).token_rewards[0] == (0.0,) * 4

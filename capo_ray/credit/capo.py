@@ -26,7 +26,7 @@ def capo(group: Group, config: CapoConfig, progress: float = 0.0) -> GroupCredit
         for member, weights in zip(group.members, blame, strict=True)
     ]
     rewards = [[o + p for o, p in zip(*pair, strict=True)] for pair in zip(outcome, process, strict=True)]
-    advantages = normalise(group, config, outcome, process, rewards)
+    advantages = normalise(group, config, outcome, process, rewards, w_process)
     if config.keep_outcome_sign:
         advantages = keep_outcome_sign(group, advantages)
     return r.to_group_credit(group, advantages, rewards, blame)
@@ -59,6 +59,7 @@ def normalise(
     outcome: list[list[float]],
     process: list[list[float]],
     rewards: list[list[float]],
+    w_process: float,
 ) -> list[list[float]]:
     """[G][T]: token rewards as advantages; zeros where all of them are equal."""
     weights = r.row_weights(group, config.weighting)
@@ -67,7 +68,7 @@ def normalise(
     if config.normalisation == "leave_one_out":
         return leave_one_out(rewards, weights)
     # Standardising takes the scale off each part, so the ratio of the two weights is put back on the process part.
-    scale = config.w_process / config.w_whole
+    scale = w_process / config.w_whole
     parts = zip(standardise(outcome, weights), standardise(process, weights), strict=True)
     return [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
 

@@ -95,6 +95,13 @@ def test_genorm_adds_the_critics_overall_verdict() -> None:
     assert [row[0] for row in credit.token_rewards] == pytest.approx([sigmoid + 1, 0.5 - 1, 0.5 - 1])
 
 
+def test_genorm_takes_a_steep_sigmoid() -> None:
+    made = group(Member(1, [1], [[]], overall=[True]), Member(1, [1], [[0]], overall=[False]))
+    credit = assign_credit(made, GenormConfig(alpha=1e4))
+    assert credit.token_rewards == ((2.0,), (1.0,))
+    assert credit.advantages == ((1.0,), (-1.0,))
+
+
 def test_every_method_has_a_rule_a_config_and_a_preset() -> None:
     assert set(CREDIT_RULES) == set(CREDIT_METHODS)
     for method in CREDIT_METHODS:

@@ -19,10 +19,16 @@ from capo_ray.types import Group, GroupCredit, Judged
 def grpo_genorm(group: Group, config: GenormConfig, progress: float = 0.0) -> GroupCredit:
     """A_i = (R_i - mean) / std over the valid responses."""
     rewards = [
-        1.0 / (1.0 + math.exp(-config.alpha * mean_overall(member))) + config.beta * reward - 1.0
+        sigmoid(config.alpha * mean_overall(member)) + config.beta * reward - 1.0
         for reward, member in zip(r.outcome_rewards(group), group.members, strict=True)
     ]
     return r.to_outcome_credit(group, standardise_scalars(rewards, r.response_weights(group)), rewards)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow for any finite x."""
+    small = math.exp(-abs(x))
+    return (1.0 if x >= 0 else small) / (1.0 + small)
 
 
 def mean_overall(member: Judged) -> float:

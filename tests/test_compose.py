@@ -73,6 +73,11 @@ def test_a_typo_in_a_key_is_answered_with_the_nearest_key_and_its_siblings() -> 
     assert "did you mean credit.vote?" in refusal("vote=union")
 
 
+@pytest.mark.parametrize("override", ["learner.lr=inf", "credit.w_whole=inf", "loss.clip_high=nan"])
+def test_an_infinite_number_is_refused(override: str) -> None:
+    assert refusal(override).startswith(f"{override.partition('=')[0]}: expected ")
+
+
 def test_a_typo_in_a_choice_is_answered_with_the_nearest_choice() -> None:
     assert "did you mean credit=grpo?" in refusal("credit=grpoo")
     assert "did you mean model=qwen2_5_1_5b?" in refusal("model=qwen2_5_15b")

@@ -1,4 +1,4 @@
-"""What every config section shares: frozen, unknown keys refused, docstrings of fields kept as descriptions."""
+"""What every config section shares: frozen, unknown keys and infinite numbers refused, docstrings of fields kept."""
 
 from __future__ import annotations
 
@@ -8,4 +8,6 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """A part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )

@@ -160,6 +160,11 @@ def test_qrm_takes_the_outcome_until_its_model_is_to_be_trusted() -> None:
     assert assign_credit(made, config("qrm", outcome_until=0.5), progress=0.5).advantages == ((1.0, 3.0), (1.0, 3.0))
 
 
+def test_etpo_gives_an_empty_response_no_credit() -> None:
+    made = group(Member(1, []), Member(0, [2], token_rewards=[0.5, 0.25]))
+    assert assign_credit(made, CREDIT_METHODS["etpo"](trace_decay=0.0)).advantages == ((), (-0.25, -0.25))
+
+
 def test_etpo_by_hand() -> None:
     made = group(
         Member(1, [2, 1], token_rewards=[0.25, 0.5, 0.75]), Member(0, [1], token_rewards=[0.5]), Member(None, [1])

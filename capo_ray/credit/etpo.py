@@ -24,7 +24,7 @@ def etpo(group: Group, config: EtpoConfig, progress: float = 0.0) -> GroupCredit
             rewards.append([0.0] * member.num_tokens)
             continue
         values = r.require(member.evidence.token_rewards, member.num_tokens, "token_rewards", "etpo")
-        backups = [*values[1:], outcome]
+        backups = [*values, outcome][1:]
         rewards.append(backups)
         advantages.append(_sum_ahead([q - v for q, v in zip(backups, values, strict=True)], config.trace_decay))
     return r.to_group_credit(group, advantages, rewards)

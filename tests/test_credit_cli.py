@@ -3,12 +3,16 @@
 import argparse
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import validate
 
+from capo_ray.cli import READER_GONE
 from capo_ray.cli import credit as command
 from capo_ray.cli.credit_paint import visible
 from capo_ray.config.credit import CREDIT_METHODS
@@ -188,6 +192,31 @@ def test_painted_text_shows_steps_and_cannot_move_the_cursor(
     assert "\\x1b[2J!" in out
     assert "step 1  wrong 1.00" in out
     assert visible("a\n\u202e\x07") == "a⏎\\u202e\\x07"
+    assert visible("a\u2028b\u2029") == "a\\u2028b\\u2029"
+
+
+def paint(path: Path, stdout: Any, **env: str) -> subprocess.CompletedProcess[bytes]:
+    words = [sys.executable, "-m", "capo_ray", "credit", "capo", "--input", str(path)]
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env}
+    return subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, env=where, timeout=60, check=False)
+
+
+def test_a_terminal_without_a_character_is_shown_its_code(tmp_path: Path) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_text(json.dumps(WORKED))
+    done = paint(path, subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"aa\\u23ce\\u23ce" in done.stdout
+
+
+def test_a_reader_who_leaves_is_no_refused_line(tmp_path: Path) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_text(json.dumps(WORKED))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = paint(path, writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (READER_GONE, b"")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -134,11 +135,11 @@ def _decode(raw: bytes | str) -> str:
 
 def _painter() -> Any:
     """A function that paints one group on the terminal."""
-    from rich.console import Console
+    from capo_ray.cli.credit_paint import Canvas, paint_group
 
-    from capo_ray.cli.credit_paint import paint_group
-
-    console = Console(highlight=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a character shows its code
+    console = Canvas(highlight=False)
 
     def paint(name: str, group: Group, credit: GroupCredit, figures: dict[str, float]) -> None:
         paint_group(console, name, group, credit, figures)

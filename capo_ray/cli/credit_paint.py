@@ -10,7 +10,15 @@ from rich.text import Text
 
 from capo_ray.types import Group, GroupCredit, Judged
 
+CODED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format, half a pair, line and paragraph separators
 FAINTEST = 0.15  # how much of the colour the smallest non-zero advantage gets
+
+
+class Canvas(Console):
+    """A console that lets the command say that its reader is gone; rich would end it as if lines had been refused."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, audit: dict[str, float]) -> None:
@@ -52,7 +60,7 @@ def _colour(advantage: float, strongest: float) -> str:
 
 def visible(text: str) -> str:
     """The text with ⏎ for line ends and codes for other control and format characters: none acts on the terminal."""
-    return "".join("⏎" if c == "\n" else _code(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+    return "".join("⏎" if c == "\n" else _code(c) if unicodedata.category(c) in CODED else c for c in text)
 
 
 def _code(char: str) -> str:

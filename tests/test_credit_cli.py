@@ -105,6 +105,9 @@ def test_overrides_are_the_training_keys(tmp_path: Path, capsys: pytest.CaptureF
         ({"overall": [1]}, "overall"),
         ({"entropies": [1.0]}, "entropies"),
         ({"token_rewards": [1e999]}, "the line"),
+        ({"token_rewards": [1e101, 0, 0, 0]}, "token_rewards"),
+        ({"token_rewards": [10**400, 0, 0, 0]}, "token_rewards"),
+        ({"answer_logprobs": [-1, 0.5]}, "answer_logprobs"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named_and_the_other_lines_are_done(
@@ -146,6 +149,54 @@ def test_a_line_that_is_no_group_is_refused_with_its_number(
     assert json.loads(captured.out)["id"] == "w"
 
 
+def test_a_value_that_can_be_read_and_is_too_deep_to_be_written_is_refused_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = sys.getrecursionlimit()
+    values = ("[" * depth + "]" * depth for depth in range(limit - 200, limit))
+    lines = [f'{{"id": 1, "responses": [{{"text": {value}}}]}}\n' for value in values]
+    assert run(tmp_path, [*lines, WORKED], "--json") == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == len(lines)
+    assert json.loads(captured.out)["id"] == "w"
+
+
+def test_a_field_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = json.dumps(WORKED).replace('"reward": 1', '"reward": 1, "reward": 0')
+    assert run(tmp_path, [line + "\n", WORKED], "--json") == 1
+    captured = capsys.readouterr()
+    assert 'line 1: expected one JSON object per line, got something else: the field "reward" twice' in captured.err
+    assert len(captured.out.splitlines()) == 1
+
+
+def test_weights_that_overflow_are_refused_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {**WORKED, "responses": [RIGHT, {**WRONG, "reward": None}]}
+    assert run(tmp_path, [WORKED, other], "--json", "credit.w_whole=1.7e308") == 1
+    assert [line[:24] for line in capsys.readouterr().err.splitlines()] == [
+        f"capo-ray credit: line {i}:" for i in (1, 2)
+    ]
+
+
+def test_flags_without_overall_verdicts_are_refused_where_these_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = {**WORKED, "responses": [{**RIGHT, "overall": [True]}, WRONG]}
+    good = {**WORKED, "responses": [{**RIGHT, "overall": [True]}, {**WRONG, "overall": [None]}]}
+    assert run(tmp_path, [bad, good], "--json", method="grpo_genorm") == 1
+    captured = capsys.readouterr()
+    assert "line 1: responses[1].overall: expected 1 of true, false or null" in captured.err
+    assert len(captured.out.splitlines()) == 1
+
+
+def test_a_byte_order_mark_before_the_first_line_is_none_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(WORKED).encode() + b"\r\n")
+    assert call("capo", "--input", str(path), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "w"
+
+
 def test_bytes_that_are_no_text_are_refused_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "groups.jsonl"
     path.write_bytes(b"\xff\xfe\n" + json.dumps(WORKED).encode() + b"\n")
@@ -175,6 +226,12 @@ def test_standard_input_is_a_dash(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(WORKED)))
     assert call("grpo", "--input", "-", "--json") == 0
     assert json.loads(capsys.readouterr().out)["responses"][0]["advantages"] == pytest.approx([1.0] * 4)
+
+
+def test_closed_standard_input_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(RunFailed, match="standard input"):
+        call("grpo", "--input", "-")
 
 
 def test_no_line_at_all_is_not_a_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

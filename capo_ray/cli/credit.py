@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -62,12 +63,11 @@ def run(args: argparse.Namespace) -> int:
             if not line.strip():
                 continue
             name, group = read_group(line, config, args.rubric)
-            credit = assign_credit(group, config, args.progress)
+            credit, figures = _assign(group, config, args.progress)
         except (FieldError, EvidenceError) as error:
             num_refused += 1
             print(f"capo-ray credit: line {number}: {error}", file=sys.stderr, flush=True)
             continue
-        figures = {key: value for key, value in audit(group, credit).items() if math.isfinite(value)}
         if paint is None:
             print(json.dumps(to_json(name, group, credit, figures), allow_nan=False), flush=True)
         else:
@@ -101,13 +101,36 @@ def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
 def read_lines(path: str) -> Iterator[tuple[int, bytes | str]]:
     """The lines of a file or of standard input (`-`) with their numbers from 1, one at a time."""
     if path == "-":
-        yield from enumerate(getattr(sys.stdin, "buffer", sys.stdin), start=1)
+        if sys.stdin is None:
+            raise ConfigError("--input -: expected lines on standard input, which is closed; name a file")
+        yield from _number(getattr(sys.stdin, "buffer", sys.stdin))
         return
     try:
         with open(path, "rb") as file:
-            yield from enumerate(file, start=1)
+            yield from _number(file)
     except OSError as error:
         raise ConfigError(f"--input: expected a file of JSON lines, got {path}: {error.strerror}") from None
+
+
+def _number(lines: Iterable[bytes | str]) -> Iterator[tuple[int, bytes | str]]:
+    """The lines with their numbers, without the byte order mark that some editors put before the first."""
+    for number, line in enumerate(lines, start=1):
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 and isinstance(line, bytes) else line
+
+
+def _assign(group: Group, config: CreditBase, progress: float) -> tuple[GroupCredit, dict[str, float]]:
+    """The credit of a group and its audit; raises `FieldError` where they are beyond the range of numbers."""
+    try:
+        credit = assign_credit(group, config, progress)
+        figures = {key: value for key, value in audit(group, credit).items() if math.isfinite(value)}
+        if not all(math.isfinite(x) for row in (*credit.advantages, *credit.token_rewards) for x in row):
+            raise OverflowError
+    except ArithmeticError:
+        raise FieldError(
+            "the line: expected evidence and credit.* weights of ordinary size, got numbers with which "
+            f"credit={config.method} overflows"
+        ) from None
+    return credit, figures
 
 
 def to_json(name: str | int, group: Group, credit: GroupCredit, figures: dict[str, float]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from capo_ray.types import (
 
 READ_FROM_CRITIQUES = frozenset({"critiques", "overall"})
 SERIES = ("answer_logprobs", "step_values", "token_rewards")
+LARGEST = 1e100  # of a number of evidence; its square is still finite
+ROUNDING = 1e-3  # by which a mean of logprobs may come out above 0
 
 
 class FieldError(ValueError):
@@ -39,7 +41,7 @@ class FieldError(ValueError):
 def read_group(line: str, config: CreditBase, rubric: str) -> tuple[str | int, Group]:
     """The id and the group of one line; raises `FieldError`."""
     try:
-        data = json.loads(line, parse_constant=_refuse_constant)
+        data = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_to_object)
     except (ValueError, RecursionError) as error:
         raise FieldError(f"expected one JSON object per line, got something else: {error}") from None
     if not isinstance(data, dict):
@@ -139,6 +141,9 @@ def _read_critiques(
     if "flagged" in item:
         if not isinstance(flags, list):
             _refuse(f"{where}.flagged", "a list of one list of step indices per critique", flags)
+        if wanted and flags and "overall" in config.needs and "overall" not in item:
+            words = f"{len(flags)} of true, false or null, which credit={config.method} reads beside flagged"
+            _refuse(f"{where}.overall", words, None)
         overall = item.get("overall", [None] * len(flags))
         if not isinstance(overall, list) or len(overall) != len(flags) or not all(_is_word(w) for w in overall):
             _refuse(f"{where}.overall", f"{len(flags)} of true, false or null", overall)
@@ -182,7 +187,10 @@ def _read_series(
     count = len(response.token_ids) if name == "token_rewards" else len(steps) + 1
     if name in config.needs and wanted and name not in item:
         _refuse(f"{where}.{name}", f"{count} numbers, which credit={config.method} reads", None)
-    return _read_numbers(item, name, count, where)
+    values = _read_numbers(item, name, count, where)
+    if name == "answer_logprobs" and any(x > ROUNDING for x in values):
+        _refuse(f"{where}.{name}", "logprobs, which are at most 0", item[name])
+    return values
 
 
 def _read_numbers(item: dict[str, Any], name: str, count: int, where: str) -> tuple[float, ...]:
@@ -196,9 +204,9 @@ def _read_numbers(item: dict[str, Any], name: str, count: int, where: str) -> tu
     try:
         result = tuple(float(x) for x in values)
     except OverflowError:
-        _refuse(f"{where}.{name}", "numbers of ordinary size", values)
-    if not all(map(math.isfinite, result)):
-        _refuse(f"{where}.{name}", "finite numbers", values)
+        result = (math.inf,)
+    if not all(abs(x) <= LARGEST for x in result):
+        _refuse(f"{where}.{name}", f"numbers of ordinary size (up to {LARGEST:g})", values)
     return result
 
 
@@ -210,6 +218,24 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a line; a field given twice is refused, since the first one would be lost."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the field {_show(key)} twice")
+        result[key] = value
+    return result
+
+
+def _show(value: Any) -> str:
+    try:
+        shown = json.dumps(value)
+    except RecursionError:
+        return "a deeply nested value"
+    return shown if len(shown) <= 80 else shown[:79] + "…"
+
+
 def _refuse(field: str, expected: str, got: Any) -> NoReturn:
-    shown = "nothing" if got in (None, "nothing") else json.dumps(got)
-    raise FieldError(f"{field}: expected {expected}, got {shown if len(shown) <= 80 else shown[:79] + '…'}")
+    shown = "nothing" if got in (None, "nothing") else _show(got)
+    raise FieldError(f"{field}: expected {expected}, got {shown}")

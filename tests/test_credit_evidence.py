@@ -142,6 +142,19 @@ def test_prime_by_hand() -> None:
     assert assign_credit(made, config("prime")).advantages == ((1 + 1.5 + 2.5, 1 + 2.5), (-1 - 2,))
 
 
+def test_prime_has_no_credit_where_all_rewards_are_equal() -> None:
+    made = group(*[Member(1, [n], token_rewards=[0.7] * n) for n in (1, 3, 7, 10)])
+    assert not assign_credit(made, CREDIT_METHODS["prime"]()).has_signal
+
+
+def test_vineppo_and_etpo_have_credit_wherever_a_value_changes() -> None:
+    values = group(*[Member(0, [1, 1], step_values=[0.5, x, 0.0], token_rewards=[0.5, 0.0]) for x in (0.9, 0.1)])
+    for method in ("vineppo", "etpo"):
+        credit = assign_credit(values, CREDIT_METHODS[method]())
+        assert credit.has_signal
+        assert {x for row in credit.token_rewards for x in row} == {0.0}
+
+
 def test_istar_by_hand() -> None:
     made = group(Member(1, [2, 1], token_rewards=[0.5, 0.5, 2.0]), Member(0, [1], token_rewards=[-1.0]))
     # steps 1, 2 and -1: against -1 and 1.5; outcome +1 and -1

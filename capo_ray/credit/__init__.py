@@ -4,7 +4,7 @@
 
 A method is one file here, one config class, one line in `CREDIT_RULES`, one test with numbers made by hand.
 Invariants: a rule is pure; permuting siblings permutes advantages; an invalid verdict counts for nothing and gets
-zeros; a group whose rewards are all equal gets zeros, never NaN.
+zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO: one whose values do not change).
 """
 
 from capo_ray.credit.audit import audit

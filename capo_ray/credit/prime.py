@@ -23,7 +23,8 @@ def prime(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredi
         list(r.require(m.evidence.token_rewards, m.num_tokens, "token_rewards", "prime")) if w else [0.0] * m.num_tokens
         for m, w in zip(group.members, weights, strict=True)
     ]
-    means = [math.fsum(row) / len(row) if row else 0.0 for row in rewards]
+    # The mean of equal rewards is that reward; rounded, it would leave credit in a group without any.
+    means = [row[0] if len(set(row)) == 1 else math.fsum(row) / max(1, len(row)) for row in rewards]
     # x - mean of others = shifted x, so the baseline is x minus it; without a sibling there is no process part.
     shifted = leave_one_out_scalars(means, weights)
     alone = sum(map(bool, weights)) < 2

@@ -43,6 +43,7 @@ def of_ends(text: str, ends: Sequence[int]) -> Completion:
         (["a", "\n\n", "", "", "é", "b"], ((0, 2), (2, 6))),  # first bytes of é go with é
         (["a", "\n\n", "b", "", ""], ((0, 2), (2, 5))),  # an unfinished character at the end
         (["a", "\n\nb\n\n", "c"], ((0, 2), (2, 3))),  # step b has no token that starts in it
+        (["a", "\n\nb", "", ""], ((0, 4),)),  # nor here, and an end-of-sequence alone is no step
         (["a", "\n", "b"], ((0, 3),)),
         (["\n\n", " "], ((0, 2),)),
         (["", ""], ((0, 2),)),

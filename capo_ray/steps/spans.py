@@ -86,7 +86,8 @@ def token_cuts(char_ends: Sequence[int], cuts: Sequence[int]) -> list[int]:
     for cut in cuts:
         # The step ends before the first token that starts at or after the cut; token t starts where t - 1 ended.
         end = bisect_left(char_ends, cut) + 1
-        if end < num_tokens and end > (ends[-1] if ends else 0):
+        # Tokens that are left without a character (end-of-sequence) make no step: it would have no text to judge.
+        if char_ends[end - 1] < char_ends[-1] and end > (ends[-1] if ends else 0):
             ends.append(end)
     if num_tokens:
         ends.append(num_tokens)

@@ -64,6 +64,7 @@ def show(rows: Sequence[Row]) -> None:
     for (operations, groups, size, passes), arms in comparisons(rows).items():
         print(f"\n{operations} operations, {groups} x {size} responses an update, {passes} passes\n")
         print(table(arms))
+        print("\n" + levels(arms))
 
 
 HEADER = (
@@ -75,11 +76,40 @@ HEADER = (
 def table(arms: dict[str, list[Row]]) -> str:
     """One line per arm; ratios are to what GRPO itself spent to first reach its final accuracy, on the same seeds."""
     lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
-    for arm in [name for name in COLOURS if name in arms] + [name for name in arms if name not in COLOURS]:
-        seeds = {row["seed"] for row in arms[arm]}
-        grpo = [row for row in arms.get("grpo", []) if row["seed"] in seeds]
-        lines.append(f"| `{arm}` | " + " | ".join(cells(arms[arm], grpo)) + " |")
+    for arm in in_order(arms):
+        grpo, rows = on_equal_seeds(arms, arm)
+        lines.append(f"| `{arm}` | " + " | ".join(cells(rows, grpo)) + " |")
     return "\n".join(lines)
+
+
+LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
+
+
+def levels(arms: dict[str, list[Row]]) -> str:
+    """How many updates each arm took to each accuracy, and that as a share of GRPO's, on the seeds that both have."""
+    lines = ["| updates to an accuracy of | " + " | ".join(f"{level:g}" for level in LEVELS) + " |"]
+    lines.append("|---" * (len(LEVELS) + 1) + "|")
+    for arm in in_order(arms):
+        grpo, rows = on_equal_seeds(arms, arm)
+        line = []
+        for level in LEVELS:
+            ours = reach(mean_curve(rows, "update"), level)
+            theirs = reach(mean_curve(grpo, "update"), level) if grpo else None
+            share = f" ({ours / theirs:.2f})" if ours and theirs and arm != "grpo" else ""
+            line.append("-" if ours is None else f"{ours:.0f}{share}")
+        lines.append(f"| `{arm}` | " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def in_order(arms: dict[str, list[Row]]) -> list[str]:
+    """The main arms as they are listed above, then the others."""
+    return [name for name in COLOURS if name in arms] + [name for name in arms if name not in COLOURS]
+
+
+def on_equal_seeds(arms: dict[str, list[Row]], arm: str) -> tuple[list[Row], list[Row]]:
+    """GRPO's runs on the seeds of an arm, and the runs of the arm."""
+    seeds = {row["seed"] for row in arms[arm]}
+    return [row for row in arms.get("grpo", []) if row["seed"] in seeds], arms[arm]
 
 
 def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
@@ -123,7 +153,10 @@ def figure(figures: Sequence[dict[str, float]], name: str) -> str:
 
 
 def draw(rows: Sequence[Row], docs: Path) -> None:
-    """Writes docs/images/learning-K….png: accuracy against problems seen and against total compute."""
+    """Writes docs/images/learning-K….png: accuracy against problems seen and against total compute.
+
+    Comparisons of fewer than three arms are tables alone.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,28 +164,27 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
 
     (docs / "images").mkdir(exist_ok=True)
     for (operations, groups, size, passes), arms in comparisons(rows).items():
-        if "grpo" not in arms:
+        if "grpo" not in arms or len(arms) < 3:
             continue
         figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
         for arm, colour in COLOURS.items():
             if arm in arms:
                 for axis, spent in zip(axes, ("problems", "gflop"), strict=True):
                     plot_arm(axis, arms[arm], arm, colour, spent)
-        axes[0].set(xlabel="problems seen (8 responses each)", ylabel="held-out accuracy, sampled")
+        axes[0].set(xlabel=f"problems seen ({size} responses each)", ylabel="held-out accuracy, sampled")
         axes[1].set(xlabel="GFLOP: sampling, training, critic, reward model")
         axes[0].legend(fontsize=7, ncols=2, loc="lower right")
         counts = sorted({len(r) for r in arms.values()})
         seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         figure.suptitle(
-            f"Chains of {operations} operations, {groups} x {size} responses, {passes} passes: means of {seeds} seeds, "
-            f"range shaded for grpo and capo_majority; one of 2 CPU cores",
+            f"Chains of {operations} operations, {groups} x {size} responses, {passes} pass(es): mean of {seeds} seeds "
+            f"(range shaded for grpo and capo_majority), one of 2 CPU cores",
             fontsize=9,
         )
         for axis in axes:
             axis.grid(alpha=0.3)
         figure.tight_layout()
-        name = f"learning-{operations}.png" if passes == 4 else f"learning-{operations}-wide.png"
-        figure.savefig(docs / "images" / name, dpi=110)
+        figure.savefig(docs / "images" / f"learning-{operations}-{groups}x{size}x{passes}.png", dpi=110)
         pyplot.close(figure)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from capo_ray.cli.credit_lines import FieldError, read_group
+from capo_ray.cli.line_count import LineCount
 from capo_ray.cli.schema import ConfigError, keys_of
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.credit import EvidenceError, assign_credit, audit
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--progress: expected a share of the run in 0..1, got {args.progress}")
     num_done = num_refused = 0
     paint = None if args.json else _painter()
+    progress = LineCount("done")
     for number, raw in read_lines(args.input):
         try:
             line = _decode(raw)
@@ -73,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             paint(str(name), group, credit, figures)
         num_done += 1
+        if paint is None:
+            progress.count()
+    progress.end()
     if not num_done and not num_refused:
         print(f"capo-ray credit: expected groups in {args.input}, got no line; see --help", file=sys.stderr, flush=True)
     return 0 if num_done and not num_refused else 1

@@ -6,11 +6,10 @@ import argparse
 import asyncio
 import json
 import sys
-import time
 from collections import deque
-from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from capo_ray.cli.line_count import LineCount
 from capo_ray.protocols import PartLost, RunFailed
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 HELP = "compare final answers: {answer, response} per line in, {reward, reason, extracted} per line out"
 WINDOW = 256  # lines on their way at once; also what a reader that stops reading can hold up
 MAX_LINE_BYTES = 16 << 20
-QUIET_S = 2.0
 Row = dict[str, Any]
 Done = asyncio.Task[tuple["Verdict", ...]] | Row
 
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 async def _stream(pool: VerifierPool, source: IO[bytes]) -> int:
     """Judge line after line with `WINDOW` of them on their way; the exit code."""
     waiting: deque[Done] = deque()
-    progress = _Progress()
+    progress = LineCount("judged")
     refused = number = 0
     while True:
         read = asyncio.get_running_loop().run_in_executor(None, _read_line, source)
@@ -110,7 +108,7 @@ def _is_done(item: Done) -> bool:
     return not isinstance(item, asyncio.Task) or item.done()
 
 
-async def _print_first(waiting: deque[Done], progress: _Progress) -> None:
+async def _print_first(waiting: deque[Done], progress: LineCount) -> None:
     """Print the oldest line's verdict as soon as it is there."""
     item = waiting.popleft()
     if isinstance(item, asyncio.Task):
@@ -147,25 +145,3 @@ def _to_pair(line: bytes, number: int) -> tuple[str, str] | str | None:
             got = type(row[name]).__name__ if name in row else "nothing"
             return f"line {number}: expected a string in {name!r}, got {got}"
     return row["answer"], row["response"]
-
-
-class _Progress:
-    """A count on standard error, only for a person who has waited more than `QUIET_S`."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self._done = 0
-        self._shown = False
-        self._write: Callable[[str], object] | None = sys.stderr.write if sys.stderr.isatty() else None
-
-    def count(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if self._write and now - self._start > QUIET_S and now - self._last > 0.5:
-            self._last, self._shown = now, True
-            self._write(f"\r{self._done} lines judged, {self._done / (now - self._start):.0f}/s ")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        if self._shown and self._write:
-            self._write("\n")

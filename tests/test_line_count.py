@@ -1,6 +1,7 @@
 """The count of lines done, on a clock made by hand."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ class Screen(io.StringIO):
 @pytest.mark.parametrize(("watched", "seen"), [(True, "\r2 lines judged, 1/s \r4 lines judged, 1/s \n"), (False, "")])
 def test_who_waits_is_told_twice_a_second_after_two(watched: bool, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.9, 2.1, 2.5, 2.9])
-    monkeypatch.setattr(line_count.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(line_count, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("sys.stderr", Screen())
     monkeypatch.setattr("sys.stdout", io.StringIO() if watched else Screen())
     count = LineCount("judged")

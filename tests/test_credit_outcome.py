@@ -102,6 +102,12 @@ def test_genorm_takes_a_steep_sigmoid() -> None:
     assert credit.advantages == ((1.0,), (-1.0,))
 
 
+def test_genorm_leaves_out_what_an_invalid_critique_says_of_the_answer() -> None:
+    made = group(Member(0, [1], [[0], None], overall=[True, False]), Member(0, [1], [[]], overall=[True]))
+    credit = assign_credit(made, GenormConfig())
+    assert credit.token_rewards[0] == credit.token_rewards[1] and not credit.has_signal
+
+
 def test_every_method_has_a_rule_a_config_and_a_preset() -> None:
     assert set(CREDIT_RULES) == set(CREDIT_METHODS)
     for method in CREDIT_METHODS:

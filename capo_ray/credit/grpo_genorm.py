@@ -2,8 +2,8 @@
 
     R_i = sigmoid(alpha * m_i) + (beta * r_i - 1)
 
-Our choices, where the paper is silent: m_i is the mean of the overall verdicts as +1 (right) and -1 (wrong) and 0
-without any; alpha and beta.
+Our choices, where the paper is silent: m_i is the mean of the valid critiques' overall verdicts as +1 (right) and -1
+(wrong) and 0 without any; alpha and beta.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ def sigmoid(x: float) -> float:
 
 
 def mean_overall(member: Judged) -> float:
-    """The mean of the overall verdicts that were given, right as 1 and wrong as -1; 0.0 without any."""
-    words = [critique.overall for critique in member.evidence.critiques if critique.overall is not None]
+    """The mean of the overall verdicts of valid critiques, right as 1 and wrong as -1; 0.0 without any."""
+    words = [c.overall for c in member.evidence.critiques if c.valid and c.overall is not None]
     return sum(1 if word else -1 for word in words) / len(words) if words else 0.0

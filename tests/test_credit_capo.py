@@ -132,6 +132,15 @@ def test_equal_rewards_give_exact_zeros_however_they_round(
     assert not assign_credit(made, config).has_signal
 
 
+@pytest.mark.parametrize("normalisation", ["pooled", "separate", "leave_one_out"])
+def test_rewards_that_are_equal_but_for_the_rounding_of_their_sums_give_exact_zeros(normalisation: str) -> None:
+    # right and flagged: .1 + .2 - .1; wrong and clean: .2
+    made = group(Member(1, [2], [[0]]), Member(0, [2], [[]]))
+    credit = assign_credit(made, CapoConfig(w_whole=0.1, w_process=0.1, w_format=0.2, normalisation=normalisation))
+    assert credit.token_rewards[0] != credit.token_rewards[1]
+    assert not credit.has_signal
+
+
 def test_audit_by_hand() -> None:
     figures = audit(WORKED, assign_credit(WORKED, CapoConfig()))
     # |A| in units of 1/sigma: 4 x 1.5, 3 x .5, 3 x 1.5 = 12, of which 4.5 on flagged tokens

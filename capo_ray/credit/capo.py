@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from capo_ray.config.credit import CapoConfig
 from capo_ray.credit import rows as r
-from capo_ray.credit.statistics import leave_one_out, standardise
+from capo_ray.credit.statistics import leave_one_out, standardise, std
 from capo_ray.types import Group, GroupCredit, Judged
 from capo_ray.votes import step_weights
 
@@ -70,7 +70,8 @@ def normalise(
     # Standardising takes the scale off each part, so the ratio of the two weights is put back on the process part.
     scale = w_process / config.w_whole
     parts = zip(standardise(outcome, weights), standardise(process, weights), strict=True)
-    return [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
+    total = [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
+    return total if std(total, weights) else [[0.0] * len(row) for row in total]
 
 
 def keep_outcome_sign(group: Group, advantages: list[list[float]]) -> list[list[float]]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 Rows = Sequence[Sequence[float]]
 
+ROUNDING = 1e-12  # rewards that differ by less are equal: the sums they come from round, as 0.1 + 0.2 - 0.1 and 0.2 do
+
 
 def mean(rows: Rows, row_weights: Sequence[float]) -> float:
     """The weighted mean of all entries; 0.0 where nothing has weight."""
@@ -21,10 +23,13 @@ def mean(rows: Rows, row_weights: Sequence[float]) -> float:
 
 
 def std(rows: Rows, row_weights: Sequence[float]) -> float:
-    """The weighted population standard deviation of all entries; exactly 0.0 where they are all equal."""
+    """The weighted population standard deviation of all entries; exactly 0.0 where they are equal up to rounding."""
     entries = [x for w, row in zip(row_weights, rows, strict=True) if w for x in row]
-    # Without this, the rounding of the mean of equal entries would be blown up to advantages of +-1.
-    if not entries or min(entries) == max(entries):
+    if not entries:
+        return 0.0
+    low, high = min(entries), max(entries)
+    # Without this, the rounding of equal entries, or of their mean, would be blown up to advantages of +-1.
+    if high - low <= ROUNDING * max(1.0, abs(low), abs(high)):
         return 0.0
     centre = mean(rows, row_weights)
     return math.sqrt(mean([[(x - centre) ** 2 for x in row] for row in rows], row_weights))

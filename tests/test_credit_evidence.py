@@ -45,6 +45,14 @@ def test_mig_imitates_what_is_right_and_gained_and_nothing_else() -> None:
     assert audit(wrong, assign_credit(wrong, config("mig")))["credit/imitated_frac"] == 0.0
 
 
+def test_the_rounding_of_a_sure_answers_scores_is_neither_gain_nor_attribution() -> None:
+    sure = [-1.2e-7, 0.0, -1.2e-7]  # the step of float32 below 1
+    made = group(Member(1, [1, 1], answer_logprobs=[0.0, 0.0, 0.0]), Member(1, [1, 1], answer_logprobs=sure))
+    credit = assign_credit(made, config("mig"))
+    assert not credit.has_signal and not any(any(row) for row in credit.imitation_weights)
+    assert factors_of([1.2e-7, -1.2e-7], [(0, 1), (1, 2)], beta=0.5) == [1.0, 1.0]
+
+
 def test_acpo_keeps_up_entropy_on_its_weightiest_steps_in_the_first_stage_alone() -> None:
     made = group(
         Member(1, [2, 1, 1, 1], answer_logprobs=[-5, -4, -4, -1, -1]),  # gains 1, 0, 3, 0

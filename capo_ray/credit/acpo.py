@@ -7,10 +7,11 @@
 
 This is our own definition: only the abstract of arXiv 2510.08899 could be read, which names a factorised reward, an
 attribution by mutual information and two stages but gives no formula that we know of. z is taken over the steps of one
-response. A wrong answer has R_t = 0 everywhere, so its blame is even: a step that made the right answer likelier must
-not be blamed more for it. From `stage2_from` on, R is multiplied by 1 + kappa (p - mean p of the group),
-p = exp(l_K) being the likelihood per token of the reference answer after the whole response; the entropy bonus ends
-there, and KL to the policy of that moment begins (`AcpoConfig.reference_from`).
+response, and is 0 where they deviate by no more than `rows.NOISE_NATS`. A wrong answer has R_t = 0 everywhere, so its
+blame is even: a step that made the right answer likelier must not be blamed more for it. From `stage2_from` on, R is
+multiplied by 1 + kappa (p - mean p of the group), p = exp(l_K) being the likelihood per token of the reference answer
+after the whole response; the entropy bonus ends there, and KL to the policy of that moment begins
+(`AcpoConfig.reference_from`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def weigh_steps(member: Judged, config: AcpoConfig) -> list[float]:
 def factors_of(gains: Sequence[float], steps: Sequence[Span], beta: float) -> list[float]:
     """clip(1 + beta z(gain), 0.1, 2) per step, rescaled to mean 1 over the tokens."""
     lengths = [end - start for start, end in steps]
-    raw = [min(HIGHEST, max(LOWEST, 1.0 + beta * z)) for z in standardise_scalars(gains, [1.0] * len(gains))]
+    scores = standardise_scalars(gains, [1.0] * len(gains), r.NOISE_NATS)
+    raw = [min(HIGHEST, max(LOWEST, 1.0 + beta * z)) for z in scores]
     total = math.fsum(n * c for n, c in zip(lengths, raw, strict=True))
     return [c * sum(lengths) / total for c in raw]
 

@@ -4,9 +4,9 @@
     A_t = z(outcome) + w_gain z(sum_k g_k) [t in a reasoning step]
     - w_sft log pi is added to the loss of every token of a response that is right and has sum_k g_k > 0
 
-Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain and w_sft. The
-SFT term stands on the rollout's own tokens beside the policy gradient, weighed as these are; a group without credit is
-not trained, and so not imitated either.
+Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain and w_sft; gains
+count above the noise of the scores alone (`rows.NOISE_NATS`). The SFT term stands on the rollout's own tokens beside
+the policy gradient, weighed as these are; a group without credit is not trained, and so not imitated either.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
         for m, w in zip(group.members, weights, strict=True)
     ]
     outcomes = r.outcome_rewards(group)
-    pairs = zip(standardise_scalars(outcomes, weights), standardise_scalars(gains, weights), strict=True)
+    spread_gains = standardise_scalars(gains, weights, r.NOISE_NATS)
+    pairs = zip(standardise_scalars(outcomes, weights), spread_gains, strict=True)
     shares = [[1.0] * (len(m.steps) - 1) + [0.0] * bool(m.steps) for m in group.members]
     spread = [r.spread_over_tokens(m.steps, share) for m, share in zip(group.members, shares, strict=True)]
     advantages = [
@@ -44,7 +45,10 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
     credit = r.to_group_credit(group, advantages, rewards)
     if not config.w_sft:
         return credit
-    gates = [config.w_sft * (w * outcome * gain > 0) for w, outcome, gain in zip(weights, outcomes, gains, strict=True)]
+    gates = [
+        config.w_sft * (w * outcome > 0 and gain > r.NOISE_NATS)
+        for w, outcome, gain in zip(weights, outcomes, gains, strict=True)
+    ]
     return replace(credit, imitation_weights=tuple(map(tuple, r.spread_over_responses(group, gates))))
 
 

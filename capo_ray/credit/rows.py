@@ -10,6 +10,10 @@ from capo_ray.types import Group, GroupCredit, Judged, Span
 
 Weighting = Literal["token", "trajectory"]
 
+NOISE_NATS = 1e-5
+"""Answer logprobs of steps or siblings that deviate by no more do not differ (our choice): a policy that is sure of the
+answer from the start scores it by float32's rounding, which a z-score would blow up to whole units."""
+
 
 class EvidenceError(ValueError):
     """A response lacks the evidence that its credit rule needs, or has it in another shape."""

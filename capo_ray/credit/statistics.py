@@ -60,9 +60,12 @@ def leave_one_out(rows: Rows, row_weights: Sequence[float]) -> list[list[float]]
     return result
 
 
-def standardise_scalars(xs: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """As `standardise`, for one number per response."""
-    return [row[0] for row in standardise([[x] for x in xs], weights)]
+def standardise_scalars(xs: Sequence[float], weights: Sequence[float], noise: float = 0.0) -> list[float]:
+    """As `standardise`, for one number per response; zeros also where the deviation is no more than `noise`."""
+    rows = [[x] for x in xs]
+    if std(rows, weights) <= noise:
+        return [0.0] * len(xs)
+    return [row[0] for row in standardise(rows, weights)]
 
 
 def centre_scalars(xs: Sequence[float], weights: Sequence[float]) -> list[float]:

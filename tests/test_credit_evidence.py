@@ -174,6 +174,14 @@ def test_qrm_scales_without_centring() -> None:
     assert assign_credit(made, config("qrm")).advantages == ((1.0, 3.0), (1.0, 3.0))
 
 
+def test_qrm_gives_nothing_where_its_rewards_are_nearly_one_number() -> None:
+    made = group(Member(1, [2], token_rewards=[1.0, 1.0 + 1e-7]), Member(0, [2], token_rewards=[1.0, 1.0]))
+    assert not assign_credit(made, config("qrm")).has_signal
+    # mean 1, deviation .1: a tenth of the root mean square is enough
+    made = group(Member(1, [1], token_rewards=[1.1]), Member(0, [1], token_rewards=[0.9]))
+    assert [row[0] for row in assign_credit(made, config("qrm")).advantages] == pytest.approx([11.0, 9.0])
+
+
 def test_qrm_takes_the_outcome_until_its_model_is_to_be_trusted() -> None:
     made = group(Member(1, [2], token_rewards=[1.0, 3.0]), Member(0, [2], token_rewards=[1.0, 3.0]))
     early = assign_credit(made, config("qrm", outcome_until=0.5), progress=0.49)

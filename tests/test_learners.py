@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
+from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.packing import build_batch
 from capo_ray.protocols import RunFailed
@@ -201,6 +203,38 @@ def test_covariance_control_reins_in_the_same_tokens_however_a_batch_is_cut(
     assert metrics["loss/reined_frac"] == pytest.approx(0.1, abs=0.005 if kind == "kl" else 0.06)
     other = trained(dataclasses.replace(rein_spec(model, kind), loss=LossConfig(kl_coef=0.0)))[0]
     assert any(not torch.equal(weights[k], other[k]) for k in weights)
+
+
+def test_kl_cov_takes_its_share_also_where_covariances_are_equal() -> None:
+    # means -.5015 and -.005: 500 equal covariances of .504 and 500 of .496, and one token stands out with 7.5
+    rows = [([0.0] * 500, [1.0] * 500), ([-1.0] * 500, [-1.0] * 500), ([-2.0], [-5.0])]
+    samples = [
+        dataclasses.replace(
+            make_samples(i, n=i + 1)[i],
+            token_ids=tuple([3] * (len(logprobs) + 1)),
+            sampler_logprobs=tuple(logprobs),
+            advantages=tuple(advantages),
+            entropy_weights=(),
+            imitation_weights=(),
+        )
+        for i, (logprobs, advantages) in enumerate(rows)
+    ]
+    device = torch.device("cpu")
+    alone = SimpleNamespace(device=device, rank=0, sum_over_ranks=lambda x: x, max_over_ranks=lambda x: x)
+    marks = {}
+    for budget in (4096, 600):
+        (column,) = zip(
+            *build_batch(samples, num_ranks=1, microbatch_tokens=budget, aggregation="token_mean").grid, strict=True
+        )
+        cells = [to_microbatch(cell, device) for cell in column]
+        reined = reined_tokens(column, cells, LossConfig(covariance="kl", covariance_frac=0.1), alone, 1)  # type: ignore[arg-type]
+        for cell, mask in zip(column, reined, strict=True):
+            assert mask is not None
+            parts = mask.split([w.sample.num_response_tokens for w in cell])
+            marks |= {(budget, w.sample.key): part.tolist() for w, part in zip(cell, parts, strict=True)}
+    assert all(marks[4096, s.key] == marks[600, s.key] for s in samples)
+    assert marks[600, samples[2].key] == [True]
+    assert sum(map(sum, marks.values())) / 2 == pytest.approx(100, abs=30)
 
 
 @pytest.mark.real

@@ -4,7 +4,7 @@
 
 Invariant: a token's mark depends on the batch and on the name of its sample, never on its cell or rank. That is why the
 covariance is taken of the sampler's logprobs, which are known before the first pass (our choice; the paper takes the
-learner's own as they change), and why clip-cov's draw is seeded by the sample.
+learner's own as they change), and why draws are seeded by the sample: clip-cov's, and KL-cov's among equal covariances.
 """
 
 from __future__ import annotations
@@ -35,13 +35,25 @@ def reined_tokens(
     counted = [cell.weights != 0 for cell in cells]
     covs, total = _covariances(cells, counted, backend)
     if config.covariance == "kl":
-        threshold = _threshold(covs, max(1, round(config.covariance_frac * total)), backend, num_ranks)
-        return [cov >= threshold for cov in covs]
+        count = max(1, round(config.covariance_frac * total))
+        threshold = _threshold(covs, count, backend, num_ranks)
+        above, tied = [cov > threshold for cov in covs], [cov == threshold for cov in covs]
+        # Many tokens of a sure policy have logprob 0 and one advantage: only so many of them are wanted.
+        chance = (count - _size(above, backend)) / max(1.0, _size(tied, backend))
+        return [
+            mask | (ties & (_draws(cell).to(ties.device) < chance))
+            for mask, ties, cell in zip(above, tied, column, strict=True)
+        ]
     bands = [covariance_band(cov, config.covariance_low, config.covariance_high) for cov in covs]
-    size = float(backend.sum_over_ranks(torch.stack([band.sum() for band in bands]).sum().double()))
+    size = _size(bands, backend)
     # The paper draws exactly frac * N of the band; here each token is drawn with the chance that makes it as many.
     chance = min(1.0, config.covariance_frac * total / size) if size else 0.0
     return [band & (_draws(cell).to(band.device) < chance) for band, cell in zip(bands, column, strict=True)]
+
+
+def _size(masks: Sequence[torch.Tensor], backend: ZeroBackend) -> float:
+    """How many tokens of all ranks are marked."""
+    return float(backend.sum_over_ranks(torch.stack([mask.sum() for mask in masks]).sum().double()))
 
 
 def _covariances(

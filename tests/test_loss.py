@@ -218,6 +218,17 @@ def test_chunked_logprobs_and_entropies_match_autograd(n: int, vocab: int, temp:
     torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("offset", "temperature"), [(1000.0, 1.0), (100.0, 0.1)])
+def test_logprobs_and_entropies_keep_their_digits_where_logits_are_large(offset: float, temperature: float) -> None:
+    logits = offset + torch.tensor([[0.0, -0.5, -1.0], [0.0, -4.0, -4.0]])  # exact in fp32
+    targets = torch.tensor([1, 0])
+    logprobs, entropies = token_logprobs(logits, targets, temperature)
+    table = torch.log_softmax((logits.double() - offset) / temperature, dim=-1)
+    expected = -(table.exp() * table).sum(-1)
+    torch.testing.assert_close(logprobs.double(), table.gather(1, targets[:, None]).squeeze(1), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropies.double(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_logprobs_of_bfloat16_logits_come_in_fp32_with_bfloat16_gradients() -> None:
     logits = torch.randn(3, 5).bfloat16().requires_grad_()
     logprobs, _ = token_logprobs(logits, torch.tensor([0, 1, 2]))

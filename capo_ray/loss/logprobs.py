@@ -27,23 +27,28 @@ def token_logprobs(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log p(target) and H(p), with the closed-form gradients (onehot - p) and -p (log p + H)."""
+    """log p(target) and H(p), with the closed-form gradients (onehot - p) and -p (log p + H).
+
+    The largest logit is taken off each row first, or large logits would leave few digits to their differences.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperature: float, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+        tops = torch.empty_like(logprobs)
         normalisers = torch.empty_like(logprobs)
         entropies = torch.empty_like(logprobs)
         for start in range(0, logits.shape[0], rows):
             block = slice(start, start + rows)
-            scaled = logits[block].float() / temperature
+            tops[block] = logits[block].amax(dim=-1).float()
+            scaled = (logits[block].float() - tops[block, None]) / temperature
             normalisers[block] = torch.logsumexp(scaled, dim=-1)
             logprobs[block] = scaled.gather(1, targets[block, None]).squeeze(1) - normalisers[block]
             probs = torch.exp(scaled - normalisers[block, None])
             entropies[block] = normalisers[block] - torch.linalg.vecdot(probs, scaled)
-        ctx.save_for_backward(logits, targets, normalisers, entropies)
+        ctx.save_for_backward(logits, targets, tops, normalisers, entropies)
         ctx.temperature, ctx.rows = temperature, rows
         ctx.set_materialize_grads(False)
         return logprobs, entropies
@@ -51,11 +56,11 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor, None, None, None]:
         grad_logprobs, grad_entropies = grads
-        logits, targets, normalisers, entropies = ctx.saved_tensors
+        logits, targets, tops, normalisers, entropies = ctx.saved_tensors
         grad_logits = torch.zeros_like(logits)
         for start in range(0, logits.shape[0], ctx.rows):
             block = slice(start, start + ctx.rows)
-            logp = logits[block].float() / ctx.temperature - normalisers[block, None]
+            logp = (logits[block].float() - tops[block, None]) / ctx.temperature - normalisers[block, None]
             probs = torch.exp(logp)
             grad = torch.zeros_like(probs)
             if grad_logprobs is not None:

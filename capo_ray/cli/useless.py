@@ -119,6 +119,21 @@ RULES: tuple[Rule, ...] = (
         "with loss.correction=none; remove it or choose a correction",
     ),
     (
+        ("loss.correction_low",),
+        lambda c: c.loss.correction == "truncate",
+        "with loss.correction=truncate, which only bounds from above; remove it or choose another correction",
+    ),
+    (
+        ("credit.ramp_frac",),
+        lambda c: c.credit.method == "capo" and c.credit.w_process == 0,
+        "with credit.w_process=0, which leaves nothing to grow; remove it or raise credit.w_process",
+    ),
+    (
+        ("critic.num_votes", "critic.temperature", "critic.top_p"),
+        lambda c: getattr(c.credit, "vote", "") == "greedy",
+        "with credit.vote=greedy, which asks once at temperature 0; remove it or choose another vote",
+    ),
+    (
         ("loss.entropy_coef",),
         lambda c: c.loss.entropy_control == "none",
         "with loss.entropy_control=none; add loss.entropy_control=fixed, lica or aer",
@@ -132,6 +147,11 @@ RULES: tuple[Rule, ...] = (
         ("credit.entropy_frac",),
         lambda c: c.loss.entropy_control == "none",
         "with loss.entropy_control=none, which gives no bonus to share out; remove it or choose a control",
+    ),
+    (
+        ("credit.entropy_frac",),
+        lambda c: c.credit.reference_from == 0,
+        "with credit.stage2_from=0, which leaves out the first stage; remove it or raise credit.stage2_from",
     ),
     (
         ("loss.covariance_frac",),

@@ -72,6 +72,7 @@ def test_acpo_has_no_kl_in_its_first_stage_and_measures_it_from_that_stages_end(
     acpo = config("acpo", stage2_from=0.25)
     assert [acpo.kl_scale(p) for p in (0.0, 0.24, 0.25, 1.0)] == [0.0, 0.0, 1.0, 1.0]
     assert acpo.reference_from == 0.25
+    assert not config("acpo", stage2_from=1.0).in_stage2(1.0), "1: never"
     assert config("grpo").reference_from is None and config("grpo").kl_scale(0.0) == 1.0
 
 

@@ -53,7 +53,7 @@ class AcpoConfig(CreditBase):
 
     def in_stage2(self, progress: float) -> bool:
         """Whether this share of the run lies in stage 2."""
-        return progress >= self.stage2_from
+        return self.stage2_from < 1 and progress >= self.stage2_from
 
 
 class MigConfig(CreditBase):

@@ -76,6 +76,8 @@ def test_keep_outcome_sign_takes_no_right_answer_down_and_no_wrong_one_up() -> N
     kept = assign_credit(made, CapoConfig(keep_outcome_sign=True))
     assert kept.advantages[0][:3] == (0.0, 0.0, 0.0)
     assert kept.advantages[0][3] < 0
+    right = assign_credit(group(Member(1, [1, 2], [[0]]), Member(1, [3], [[]])), CapoConfig(keep_outcome_sign=True))
+    assert right.advantages[0][0] == 0.0 and right.advantages[0][1] > 0
 
 
 def test_format_reward_goes_to_responses_with_an_extracted_answer() -> None:
@@ -151,6 +153,35 @@ def test_audit_by_hand() -> None:
     assert figures["credit/num_steps_corr"] == pytest.approx(-1.0)
     assert figures["credit/sampler_entropy_nats"] == pytest.approx(0.5)
     assert figures["credit/invalid_frac"] == 0.0
+
+
+def test_audit_of_critiques_flips_and_blame_by_hand() -> None:
+    made = group(
+        Member(1, [2, 1], [[0], [0], None]),  # right, rewards 1 1 2
+        Member(0, [1, 2], [[0], [0]]),  # wrong, rewards -1 0 0
+        Member(0, [2], [None]),  # wrong, rewards 0 0
+        Member(None, [5], [[0]]),
+    )
+    # mean 3/8, so that A has the signs + + +, - - - and - -; in eighths of 1/sigma: 5 5 13, 11 3 3 and 3 3
+    figures = audit(made, assign_credit(made, CapoConfig()))
+    assert figures["credit/penalty_mass_frac"] == pytest.approx(11 / 46), "the first two flagged tokens are not blamed"
+    assert figures["credit/flagged_frac"] == pytest.approx(3 / 8)
+    assert figures["credit/sign_flip_frac"] == figures["credit/positive_on_wrong_frac"] == 0.0
+    assert figures["credit/invalid_frac"] == pytest.approx(1 / 4)
+    assert figures["credit/valid_critiques_frac"] == pytest.approx(4 / 6)
+    assert figures["credit/no_valid_critique_frac"] == pytest.approx(1 / 3)
+    assert (figures["credit/outcome_signal_frac"], figures["credit/saved_by_process_frac"]) == (1.0, 0.0)
+    # two right: mean 11/6, so the flagged token alone is turned against its answer
+    flipped = group(Member(1, [1, 2], [[0]]), Member(1, [3], [[]]))
+    assert audit(flipped, assign_credit(flipped, CapoConfig()))["credit/sign_flip_frac"] == pytest.approx(1 / 6)
+
+
+def test_audit_of_a_group_without_credit() -> None:
+    made = group(Member(0, [1, 1], [[]]), Member(0, [2], [[]]))
+    figures = audit(made, assign_credit(made, CapoConfig()))
+    assert figures["credit/saved_by_process_frac"] == figures["credit/outcome_signal_frac"] == 0.0
+    assert figures["credit/sign_flip_frac"] == figures["credit/advantage_abs_mean"] == 0.0
+    assert not {"credit/penalty_mass_frac", "credit/length_corr", "credit/num_steps_corr"} & set(figures)
 
 
 MEMBERS = st.builds(

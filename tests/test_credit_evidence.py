@@ -168,6 +168,8 @@ def test_istar_by_hand() -> None:
     made = group(Member(1, [2, 1], token_rewards=[0.5, 0.5, 2.0]), Member(0, [1], token_rewards=[-1.0]))
     # steps 1, 2 and -1: against -1 and 1.5; outcome +1 and -1
     assert assign_credit(made, config("istar")).advantages == ((3.0, 3.0, 4.0), (-3.5,))
+    half = assign_credit(made, config("istar", w_step=0.5))
+    assert half.advantages == ((2.0, 2.0, 2.5), (-2.25,)) and half.token_rewards == ((1.5, 1.5, 2.0), (-0.5,))
 
 
 def test_qrm_scales_without_centring() -> None:

@@ -77,6 +77,18 @@ def test_k3_penalty_by_hand() -> None:
     assert figures.sums["kl"].item() == pytest.approx(0.5)
 
 
+def test_k3_tells_the_policy_from_the_reference() -> None:
+    # exp(reference - policy) = 2: 2 - ln 2 - 1 and slope 1 - 2; the other way round it would be 1/2 + ln 2 - 1
+    policy = logs(0.25).requires_grad_()
+    nothing, weight = torch.zeros(1), torch.ones(1)
+    loss, figures = policy_loss(
+        policy, policy.detach(), nothing, weight, one_sequence(1), reference_logprobs=logs(0.5), kl_coef=1.0
+    )
+    loss.backward()
+    assert loss.item() == figures.sums["kl"].item() == pytest.approx(1 - LN(2))
+    assert policy.grad is not None and policy.grad.item() == pytest.approx(-1.0)
+
+
 def test_sequence_ratio_is_the_geometric_mean_and_clips_the_whole_response() -> None:
     policy = logs(2.0, 1.0, 1.1).requires_grad_()  # responses {0, 1} and {2}: sqrt(2) and 1.1
     loss, figures = policy_loss(
@@ -258,11 +270,13 @@ def test_corrections_for_engine_and_learner_disagreement_by_hand() -> None:
         return correction_weights(learner, sampler, sequences, kind=kind, low=low, high=high).tolist()  # type: ignore[arg-type]
 
     assert weights("none", 0.5, 2.0) == [1, 1, 1, 1]
-    assert weights("truncate", 0.0, 2.0) == pytest.approx([2.0, 1.0, 0.25, 1.0])
+    assert weights("truncate", 0.5, 2.0) == pytest.approx([2.0, 1.0, 0.25, 1.0]), "bounded from above alone"
     assert weights("mask", 0.5, 2.0) == pytest.approx([0.0, 1.0, 0.0, 1.0])
     assert weights("geometric_mask", 0.6, 2.5) == [1, 1, 0, 0]
     figures = mismatch_figures(learner, sampler, torch.tensor([1.0, 1.0, 1.0, 0.0]))
     assert figures.sums["mismatch_kl"].item() == pytest.approx((3 - LN(4)) + 0 + (-0.75 + LN(4)))
+    one_way = mismatch_figures(learner, sampler, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert one_way.sums["mismatch_kl"].item() == pytest.approx(3 - LN(4))
     assert figures.maxima["mismatch"].item() == pytest.approx(LN(4))
 
 

@@ -109,6 +109,7 @@ def test_the_gap_between_critics_and_verifier_by_hand() -> None:
 def test_a_tie_and_silence_are_no_word() -> None:
     assert majority_word([vote([], True), vote([], False)]) is None
     assert majority_word([vote(None, None)]) is None
+    assert majority_word([vote([], True), vote(None, False), vote(None, False)]) is True, "invalid critiques abstain"
     assert majority_word([vote([], True), vote([], True), vote([], False)]) is True
 
 

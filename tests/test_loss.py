@@ -116,6 +116,14 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
     assert policy.grad.tolist() == pytest.approx([-0.6, -0.4])  # -w clip(rho) A
 
 
+@pytest.mark.parametrize(("ratio", "clipped"), [("token", 2), ("cispo", 4)])
+def test_ppo_clips_where_the_advantage_pushes_and_cispo_on_both_sides(ratio: str, clipped: int) -> None:
+    policy, advantages = logs(1.5, 0.5, 1.5, 0.5, 1.5), torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0])
+    weights = torch.full((5,), 0.2)
+    _, figures = policy_loss(policy, torch.zeros(5), advantages, weights, one_sequence(5), ratio=ratio)  # type: ignore[arg-type]
+    assert figures.sums["clipped"].item() == clipped
+
+
 @pytest.mark.parametrize("ratio", ["token", "sequence", "cispo"])
 def test_the_credit_of_one_token_reaches_exactly_that_tokens_logprob(ratio: str) -> None:
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """REINFORCE++ with baseline: the group gives the baseline, the batch gives the scale (arXiv 2501.03262).
 
-A rule sees one group; `scale_batch` is the second half, for whoever puts groups together into a batch.
+A rule sees one group; `scale_batch` is the second half, for whoever puts groups together into a batch. Groups without
+credit are left out of batches, and so of the batch's scale (our choice; the paper's counts their zeros).
 """
 
 from __future__ import annotations

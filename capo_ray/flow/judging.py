@@ -89,6 +89,6 @@ def _gap_figures(judged: Sequence[Judged], max_gap: float) -> dict[str, float]:
 
 
 def majority_word(critiques: Sequence[Critique]) -> bool | None:
-    """Whether most overall verdicts hold the answer to be right; None in a tie or without any."""
-    balance = sum(1 if c.overall else -1 for c in critiques if c.overall is not None)
+    """Whether most overall verdicts of valid critiques hold the answer to be right; None in a tie or without any."""
+    balance = sum(1 if c.overall else -1 for c in critiques if c.valid and c.overall is not None)
     return balance > 0 if balance else None

@@ -65,12 +65,11 @@ def policy_loss(
     if penalties is not None:
         per_token = per_token + penalties
     loss = (weights * per_token).sum()
-    clipped = torch.where(advantages > 0, ratios > 1.0 + clip_high, (advantages < 0) & (ratios < 1.0 - clip_low))
     sums |= {
         "tokens": counted.sum(),
         "loss": loss,
         "surrogate": (weights * surrogate).sum(),
-        "clipped": (clipped * counted).sum(),
+        "clipped": (is_clipped(ratios, advantages, ratio, clip_low, clip_high) * counted).sum(),
         "ratio": (ratios * counted).sum(),
     }
     maxima = {"ratio": (ratios * counted).amax()}
@@ -105,6 +104,16 @@ def surrogate_loss(
     if ratio == "cispo":
         return -clipped.detach() * advantages * policy_logprobs
     return -torch.minimum(ratios * advantages, clipped * advantages)
+
+
+def is_clipped(
+    ratios: torch.Tensor, advantages: torch.Tensor, ratio: Ratio, clip_low: float, clip_high: float
+) -> torch.Tensor:
+    """Which tokens [N] the clip takes hold of: PPO's on the side that the advantage pushes to, CISPO's on both."""
+    above, below = ratios > 1.0 + clip_high, ratios < 1.0 - clip_low
+    if ratio == "cispo":
+        return (advantages != 0) & (above | below)
+    return torch.where(advantages > 0, above, (advantages < 0) & below)
 
 
 def k3_divergence(policy_logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:

@@ -26,11 +26,18 @@ def total_gflop(point: dict[str, float]) -> float:
     return sum(value for name, value in point.items() if name.startswith("gflop_"))
 
 
+def aligned(rows: Sequence[Row]) -> list[list[dict[str, float]]]:
+    """The points of all runs at each update after which every one of them was evaluated."""
+    by_update = [{point["update"]: point for point in row["curve"]} for row in rows]
+    shared = sorted(set.intersection(*map(set, by_update)))
+    return [[points[update] for points in by_update] for update in shared]
+
+
 def mean_curve(rows: Sequence[Row], spent: str, key: str = "accuracy") -> Curve:
     """The mean over seeds at each evaluation that all of them have; `spent` is problems, gflop, cpu_s or update."""
     settings = rows[0]["settings"]
     curve = []
-    for points in zip(*(row["curve"] for row in rows), strict=False):
+    for points in aligned(rows):
         cost = {
             "update": points[0]["update"],
             "problems": points[0]["update"] * settings["groups"],
@@ -50,13 +57,19 @@ def reach(curve: Curve, accuracy: float) -> float | None:
 
 
 def comparisons(rows: Sequence[Row]) -> dict[tuple[int, int, int, int], dict[str, list[Row]]]:
-    """Runs that may be compared, by (operations, groups, group size, passes), then by arm."""
+    """Runs that may be compared, by (operations, groups, group size, passes), then by arm; of each seed the longest."""
     found: dict[tuple[int, int, int, int], dict[str, list[Row]]] = {}
     for row in rows:
         settings = row["settings"]
         key = (row["operations"], settings["groups"], settings["group_size"], settings["num_epochs"])
         found.setdefault(key, {}).setdefault(row["arm"], []).append(row)
-    return dict(sorted(found.items()))
+    return {key: {arm: longest(runs) for arm, runs in arms.items()} for key, arms in sorted(found.items())}
+
+
+def longest(rows: Sequence[Row]) -> list[Row]:
+    """One run per seed: of several the one with the most updates, of those the one evaluated most often."""
+    ordered = sorted(rows, key=lambda row: (row["curve"][-1]["update"], len(row["curve"])))
+    return list({row["seed"]: row for row in ordered}.values())
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -107,20 +120,23 @@ def in_order(arms: dict[str, list[Row]]) -> list[str]:
 
 
 def on_equal_seeds(arms: dict[str, list[Row]], arm: str) -> tuple[list[Row], list[Row]]:
-    """GRPO's runs on the seeds of an arm, and the runs of the arm."""
-    seeds = {row["seed"] for row in arms[arm]}
-    return [row for row in arms.get("grpo", []) if row["seed"] in seeds], arms[arm]
+    """The runs of GRPO and of an arm on the seeds that both have; all of the arm's where there is none."""
+    seeds = {row["seed"] for row in arms[arm]} & {row["seed"] for row in arms.get("grpo", [])}
+    if not seeds:
+        return [], arms[arm]
+    grpo, rows = ([row for row in arms[name] if row["seed"] in seeds] for name in ("grpo", arm))
+    return grpo, rows
 
 
 def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
     """The cells of one arm beside the runs of GRPO on its seeds."""
-    finals = [final(row, "accuracy") for row in rows]
+    ends = finals(rows, "accuracy")
     early, late = ([row["figures"][at] for row in rows] for at in (0, -1))
     return [
         str(len(rows)),
-        str(rows[0]["curve"][-1]["update"]),
-        f"{statistics.fmean(finals):.2f} ({min(finals):.2f} to {max(finals):.2f})",
-        f"{statistics.fmean(final(row, 'clean') for row in rows):.2f}",
+        str(aligned(rows)[-1][0]["update"]),
+        f"{statistics.fmean(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})",
+        f"{statistics.fmean(finals(rows, 'clean')):.2f}",
         *costs(rows, grpo),
         *(f"{figure(f, 'vote/precision')}, {figure(f, 'vote/recall')}" for f in (early, late)),
         ", ".join(figure(f, "credit/positive_on_wrong_frac") for f in (early, late)),
@@ -131,7 +147,7 @@ def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
     """Updates to GRPO's final accuracy, and what they cost in updates, GFLOP and CPU seconds as ratios to GRPO's."""
     if not grpo:
         return ["-"] * 4
-    target = statistics.fmean(final(row, "accuracy") for row in grpo)
+    target = statistics.fmean(finals(grpo, "accuracy"))
     updates = reach(mean_curve(rows, "update"), target)
     if updates is None:
         return ["not reached", "-", "-", "-"]
@@ -142,9 +158,9 @@ def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
     return [f"{updates:.1f}", *ratios]
 
 
-def final(row: Row, key: str) -> float:
-    """The mean of the last two evaluations."""
-    return statistics.fmean(point[key] for point in row["curve"][-2:])
+def finals(rows: Sequence[Row], key: str) -> list[float]:
+    """For each run the mean of the last two evaluations that all have."""
+    return [statistics.fmean(point[key] for point in points) for points in zip(*aligned(rows)[-2:], strict=True)]
 
 
 def figure(figures: Sequence[dict[str, float]], name: str) -> str:
@@ -196,5 +212,5 @@ def plot_arm(axis: Any, rows: Sequence[Row], arm: str, colour: str, spent: str) 
     xs, ys = zip(*curve, strict=True)
     axis.plot(xs, ys, color=colour, linestyle=style, linewidth=wide, label=arm)
     if arm in ("grpo", "capo_majority") and len(rows) > 1:
-        bands = [[p["accuracy"] for p in points] for points in zip(*(r["curve"] for r in rows), strict=False)]
+        bands = [[p["accuracy"] for p in points] for points in aligned(rows)]
         axis.fill_between(xs, list(map(min, bands)), list(map(max, bands)), color=colour, alpha=0.15)

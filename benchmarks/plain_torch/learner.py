@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class Row:
     sampler_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
     weight: float
+    imitation_weights: tuple[float, ...] = ()  # as in `Sample`; empty for none
 
 
 class Learner:
@@ -54,12 +55,14 @@ class Learner:
         logprobs = response_logprobs(self.model, cell)
         weights = torch.cat([torch.full((len(r.advantages),), r.weight) for r in cell])
         sequences = torch.repeat_interleave(torch.arange(len(cell)), torch.tensor([len(r.advantages) for r in cell]))
+        imitation = [x for r in cell for x in r.imitation_weights or (0.0,) * len(r.advantages)]
         loss, figures = policy_loss(
             logprobs,
             torch.tensor([x for r in cell for x in r.sampler_logprobs]),
             torch.tensor([x for r in cell for x in r.advantages]),
             weights,
             sequences,
+            imitation_weights=torch.tensor(imitation) if any(imitation) else None,
         )
         loss.backward()
         return float(figures.sums["clipped"] / figures.sums["tokens"] * weights.sum())
@@ -70,15 +73,17 @@ def merge_equal(groups: Sequence[Group], credits: Sequence[GroupCredit]) -> list
     kept = [(g, c) for g, c in zip(groups, credits, strict=True) if c.has_signal]
     members = [m for g, _ in kept for m in g.members]
     each = token_weights([m.num_tokens for m in members], "sequence_mean") if members else []
-    merged: dict[tuple[tuple[int, ...], tuple[float, ...]], list[float]] = {}
-    first: dict[tuple[tuple[int, ...], tuple[float, ...]], Row] = {}
+    merged: dict[tuple[tuple[float, ...], ...], list[float]] = {}
+    first: dict[tuple[tuple[float, ...], ...], Row] = {}
     rows = [row for _, credit in kept for row in credit.advantages]
-    for member, advantages, weight in zip(members, rows, each, strict=True):
+    imitation = [row for g, c in kept for row in c.imitation_weights or ((),) * len(g.members)]
+    for member, advantages, imitated, weight in zip(members, rows, imitation, each, strict=True):
         path = member.trajectory
-        key = (path.prompt_ids + path.response.token_ids, advantages)
+        ids, start = path.prompt_ids + path.response.token_ids, len(path.prompt_ids)
+        key = (ids, advantages, imitated)
         merged.setdefault(key, []).append(weight)
-        first.setdefault(key, Row(key[0], len(path.prompt_ids), path.response.logprobs, advantages, 0.0))
-    return [Row(r.ids, r.start, r.sampler_logprobs, r.advantages, sum(merged[key])) for key, r in first.items()]
+        first.setdefault(key, Row(ids, start, path.response.logprobs, advantages, 0.0, imitated))
+    return [replace(row, weight=sum(merged[key])) for key, row in first.items()]
 
 
 def cut(rows: Sequence[Row]) -> list[list[Row]]:

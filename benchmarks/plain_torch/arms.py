@@ -98,10 +98,10 @@ def answer_logprobs_by_entropy(parts: Parts, groups: Sequence[Group]) -> list[Gr
 
 
 def token_rewards(parts: Parts, groups: Sequence[Group]) -> list[Group]:
-    """Of a model that has seen these outcomes already (the order is ours)."""
+    """Of a model that has not seen these outcomes yet, as in the pipeline."""
     assert parts.reward_model is not None
-    parts.reward_model.train(groups)
     rows = parts.reward_model.judge(groups)
+    parts.reward_model.train(groups)
     return [with_evidence(g, [Evidence(token_rewards=r) for r in row]) for g, row in zip(groups, rows, strict=True)]
 
 

@@ -59,7 +59,21 @@ def test_each_segmenter_by_hand() -> None:
     cuts = {name: [text[a:b] for a, b in pairwise([0, *cut(text), len(text)])] for name, cut in SEGMENTERS.items()}
     assert cuts["blank_line"] == ["1. Let x=3.14. Then y=2!\nSo z=5.\n\n", "Done."]
     assert cuts["newline"] == ["1. Let x=3.14. Then y=2!\n", "So z=5.\n\n", "Done."]
-    assert cuts["sentence"] == ["1. Let x=3.14. ", "Then y=2!\n", "So z=5.\n\n", "Done."]
+    assert cuts["sentence"] == ["1. Let x=3.14.", " Then y=2!\n", "So z=5.\n\n", "Done."]
+
+
+def test_a_word_that_a_tokenizer_joins_to_the_space_before_it_opens_its_sentence() -> None:
+    pieces = ["It", " is", " 4", ".", " Then", " we", " add", ".", "  ", " x", "?", " Thus", " six", "!\n", "End", ""]
+    spans = ((0, 4), (4, 9), (9, 11), (11, 14), (14, 16))
+    assert split_steps(completion(pieces), "sentence") == spans
+    entropies = [2.0 if piece == " Then" else 1.0 if piece == " Thus" else 0.0 for piece in pieces]
+    assert split_steps(completion(pieces), "entropy", entropies) == ((0, 4), (4, 11), (11, 16))
+
+
+def test_a_piece_whose_words_a_token_before_took_makes_no_step() -> None:
+    assert split_steps(completion(["a\n\nb", "\n\n", "c"])) == ((0, 2), (2, 3))
+    assert split_steps(completion(["a\n\nb", "\n\n", "c\n\nd", "\n", "\n", ""])) == ((0, 2), (2, 6))
+    assert split_steps(completion(["a", "\n\nb\n\nc\n\nd", "\n\n", "e"])) == ((0, 3), (3, 4))
 
 
 def incremental(tokenizer: Tokenizer, text: str) -> Completion:

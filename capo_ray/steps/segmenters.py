@@ -26,15 +26,18 @@ def cut_at_newlines(text: str) -> list[int]:
 
 
 def cut_at_sentences(text: str) -> list[int]:
-    """The ends of sentences and lines. `3.14` is not cut, nor is the number of a list item from what it numbers."""
+    """The ends of sentences and lines. `3.14` is not cut, nor is the number of a list item from what it numbers.
+
+    The last space between two sentences goes with the second: tokenizers make one token of it and the word after it.
+    """
     cuts: list[int] = []
     start = 0
     for match in _SENTENCE.finditer(text):
         # Only a short piece can be a list number; slicing every long one again would cost quadratic time.
         if match.end() - start <= 8 and "\n" not in match[0] and _LIST_NUMBER.fullmatch(text[start : match.end()]):
             continue
-        cuts.append(match.end())
-        start = match.end()
+        start = match.end() - match[0].endswith(" ")
+        cuts.append(start)
     return cuts
 
 

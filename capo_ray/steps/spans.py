@@ -35,7 +35,7 @@ def split_steps(
         raise ValueError(f"unknown segmenter {segmenter!r}; known: {', '.join(sorted([*SEGMENTERS, ENTROPY]))}")
     check_char_ends(response)
     cut = SEGMENTERS["sentence" if segmenter == ENTROPY else segmenter]
-    ends = token_cuts(response.char_ends, drop_blank_pieces(response.text, cut(response.text)))
+    ends = token_cuts(response.text, response.char_ends, drop_blank_pieces(response.text, cut(response.text)))
     if segmenter == ENTROPY and ends:
         heights = entropies or [-logprob for logprob in response.logprobs]
         if len(heights) != ends[-1]:
@@ -79,16 +79,25 @@ def drop_blank_pieces(text: str, cuts: Sequence[int]) -> list[int]:
     return kept
 
 
-def token_cuts(char_ends: Sequence[int], cuts: Sequence[int]) -> list[int]:
-    """The token index at which each step ends, T last; a piece of text in which no token starts makes no step."""
-    num_tokens = len(char_ends)
+def token_cuts(text: str, char_ends: Sequence[int], cuts: Sequence[int]) -> list[int]:
+    """The token index at which each step ends, T last.
+
+    A piece of text in which no token starts makes no step, nor does one whose own tokens hold whitespace alone (a token
+    over the delimiter before it took its words): those join the step before.
+    """
+    num_tokens, last_word = len(char_ends), len(text.rstrip())
     ends: list[int] = []
     for cut in cuts:
         # The step ends before the first token that starts at or after the cut; token t starts where t - 1 ended.
         end = bisect_left(char_ends, cut) + 1
-        # Tokens that are left without a character (end-of-sequence) make no step: it would have no text to judge.
-        if char_ends[end - 1] < char_ends[-1] and end > (ends[-1] if ends else 0):
-            ends.append(end)
+        # Tokens that are left without a word (end-of-sequence) make no step: it would have no text to judge.
+        if char_ends[end - 1] >= last_word:
+            break
+        if ends and end <= ends[-1]:
+            continue
+        if ends and not text[char_ends[ends[-1] - 1] : char_ends[end - 1]].strip():
+            ends.pop()
+        ends.append(end)
     if num_tokens:
         ends.append(num_tokens)
     return ends

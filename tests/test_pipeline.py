@@ -13,11 +13,12 @@ import pytest
 
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
+from capo_ray.flow.evidence import score_answers
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
-from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
-from tests.fakes import FakeEngine, FakeJudge, FakeProblems, FakeRewardModel, FakeVerifier, fake_parts
+from capo_ray.types import Completion, Critique, Judged, Problem, Provenance, Trajectory, TrajectoryKey, Verdict
+from tests.fakes import FakeEngine, FakeJudge, FakeProblems, FakeRewardModel, FakeVerifier, completion, fake_parts
 
 Critiques = tuple[tuple[Critique, ...], ...]
 
@@ -372,6 +373,27 @@ def test_equal_prefixes_of_siblings_are_scored_once_and_every_score_comes_home(t
         ]
         # the fake scores a sequence by its length: prompt, steps, cue of 7 tokens, answer
         assert member.evidence.answer_logprobs == tuple(-1.0 / (n + len("\\boxed{") + 1) for n in lengths)
+
+
+def test_no_answer_is_scored_after_the_token_that_ended_a_response_whichever_it_is(tmp_path: Path) -> None:
+    class Asked(FakeEngine):
+        async def score(
+            self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+        ) -> tuple[tuple[float, ...], ...]:
+            asked.extend("".join(map(chr, ids)) for ids in token_ids)
+            return await super().score(token_ids, starts)
+
+    asked: list[str] = []
+    parts = fake_parts(tmp_path, make_config("acpo", credit={"method": "acpo", "answer_cue": "="}), engine=Asked())
+    whole = completion("a\n\nb")
+    other_end = replace(whole, token_ids=(*whole.token_ids[:-1], 3))  # one of the model's own end tokens, not eos_id
+    cut_off = replace(whole, token_ids=(*whole.token_ids[:-1], ord("c")), text="a\n\nbc", finish="length")
+    members = [
+        Judged(Trajectory(TrajectoryKey("p", 0, i), (63,), response), Verdict(1, ""), ((0, 3), (3, 5)))
+        for i, response in enumerate((whole, other_end, cut_off))
+    ]
+    asyncio.run(score_answers(parts, Problem("p", "?", "7"), members))
+    assert asked == ["?=7", "?a\n\n=7", "?a\n\nb=7", "?a\n\nbc=7"]
 
 
 def test_a_run_resumed_with_more_updates_begins_its_second_stage_anew(tmp_path: Path) -> None:

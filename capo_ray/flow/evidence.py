@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capo_ray.flow.parts import Parts
-from capo_ray.types import Judged, Problem
+from capo_ray.types import Completion, Judged, Problem
 
 
 def answer_tokens(parts: Parts, problem: Problem) -> tuple[list[int], list[int]]:
@@ -24,18 +24,24 @@ async def score_answers(parts: Parts, problem: Problem, members: Sequence[Judged
     batch, in which a prefix reads the whole blocks that another has computed, or is computing in the same step.
     """
     cue, answer = answer_tokens(parts, problem)
-    tail, eos = [*cue, *answer], parts.tokenizer.eos_id
     sequences = [
-        [
-            (*member.trajectory.prompt_ids, *(t for t in member.trajectory.response.token_ids[:end] if t != eos), *tail)
-            for end in (0, *(end for _, end in member.steps))
-        ]
+        [(*member.trajectory.prompt_ids, *said[:end], *cue, *answer) for end in (0, *(end for _, end in member.steps))]
         for member in members
+        for said in (_said(member.trajectory.response, parts.tokenizer.eos_id),)
     ]
     unique = list(dict.fromkeys(sequence for row in sequences for sequence in row))
     scores = await parts.engine.score(unique, [len(sequence) - len(answer) for sequence in unique])
     means = {sequence: _mean(score) for sequence, score in zip(unique, scores, strict=True)}
     return [tuple(means[sequence] for sequence in row) for row in sequences]
+
+
+def _said(response: Completion, eos: int) -> tuple[int, ...]:
+    """The tokens of a response without the one that ended it, which need not be the tokenizer's own end-of-sequence.
+
+    Models may have several (`eos_token_id` of generation_config.json is a list); after any of them no answer follows.
+    """
+    ids = response.token_ids
+    return ids[:-1] if response.finish == "stop" or ids[-1:] == (eos,) else ids
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.protocols import PartTimeout, Sampling
 from capo_ray.types import Completion, Judged, Problem, Trajectory, TrajectoryKey, Verdict
-from tests.fakes import FakeEngine, FakeVerifier, completion, fake_parts
+from tests.fakes import FakeEngine, FakeTokenizer, FakeVerifier, completion, fake_parts
 
 PROBLEM = Problem("p", "digit 7", "7")
 PROMPT = (1, 2)
@@ -68,6 +69,29 @@ def test_the_value_of_a_prefix_is_the_share_of_its_continuations_that_end_right(
         "": (4, 20, 1.0),
         "ab\n\n": (4, 16, 1.0),
     }
+
+
+def test_a_continuation_is_judged_with_the_space_before_its_first_word(tmp_path: Path) -> None:
+    class Stripping(FakeTokenizer):
+        def decode(self, token_ids: Sequence[int]) -> str:
+            return super().decode(token_ids).removeprefix(" ")
+
+    class Continuing(FakeEngine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            spoken = completion(" is 7")  # as an engine gives it: the tokens hold the space, their own text does not
+            return (replace(spoken, text="is 7", char_ends=(0, *(end - 1 for end in spoken.char_ends[1:]))),)
+
+    class Reading(FakeVerifier):
+        async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+            read.extend(responses)
+            return await super().verify(answer, responses)
+
+    read: list[str] = []
+    config = TrainConfig.model_validate({"credit": {"method": "vineppo"}, "rollout": {"max_response_tokens": 20}})
+    fakes = {"engine": Continuing(), "verifier": Reading(), "tokenizer": Stripping(), "judge": None}
+    parts = fake_parts(tmp_path, config, **fakes)
+    asyncio.run(estimate_step_values(parts, PROBLEM, [member("a. b 7", [(0, 4), (4, 7)])], 1))
+    assert sorted(read) == ["a. b is 7", "is 7"]
 
 
 def test_equal_prefixes_of_siblings_are_continued_once(tmp_path: Path) -> None:

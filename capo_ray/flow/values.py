@@ -38,16 +38,11 @@ async def estimate_step_values(
 ) -> list[StepValues]:
     """The values of each valid member's prefixes, from `num_rollouts` continuations each."""
     limit = parts.config.rollout.max_response_tokens
-    prefixes: dict[tuple[int, ...], str] = {}
-    for member in members:
-        response = member.trajectory.response
-        for start, _ in member.steps:
-            text = response.text[: response.char_ends[start - 1]] if start else ""
-            prefixes.setdefault(response.token_ids[:start], text)
+    prefixes = dict.fromkeys(m.trajectory.response.token_ids[:start] for m in members for start, _ in m.steps)
     prompt = members[0].trajectory.prompt_ids
     tasks = {
-        ids: asyncio.ensure_future(_estimate(parts, problem, (*prompt, *ids), text, limit - len(ids), num_rollouts))
-        for ids, text in prefixes.items()
+        ids: asyncio.ensure_future(_estimate(parts, problem, prompt, ids, limit - len(ids), num_rollouts))
+        for ids in prefixes
         if len(ids) < limit
     }
     try:
@@ -68,13 +63,15 @@ async def estimate_step_values(
 
 
 async def _estimate(
-    parts: Parts, problem: Problem, prompt_ids: Sequence[int], text: str, max_tokens: int, num_rollouts: int
+    parts: Parts, problem: Problem, prompt: Sequence[int], prefix: Sequence[int], max_tokens: int, num_rollouts: int
 ) -> _Estimate:
-    """The estimate of one prefix, `text` being what the response says up to there."""
+    """The estimate of one prefix of a response."""
     rollout = parts.config.rollout
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=max_tokens, n=num_rollouts)
-    completions = await parts.engine.generate(prompt_ids, sampling)
-    verdicts = await parts.verifier.verify(problem.answer, [text + completion.text for completion in completions])
+    completions = await parts.engine.generate((*prompt, *prefix), sampling)
+    # Decoded as one: a continuation's own text lacks the space before its first word where the tokenizer strips it.
+    texts = [parts.tokenizer.decode((*prefix, *completion.token_ids)) for completion in completions]
+    verdicts = await parts.verifier.verify(problem.answer, texts)
     rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
     return _Estimate(
         sum(rewards) / len(rewards) if rewards else None, sum(len(completion.token_ids) for completion in completions)

@@ -123,6 +123,27 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit=etpo", "reward_model.beta=0.1"),
         ("credit=prime", "reward_model.pair_margin=1"),
         ("credit=etpo", "reward_model.head=language_model"),
+        ("credit=dapo", "credit.overlong_max_tokens=4096", "credit.overlong_buffer_tokens=512"),
+        ("credit=dapo", "rollout.max_response_tokens=80", "credit.overlong_max_tokens=80"),
+        ("credit=pure", "credit.w_process=0", "credit.temperature=0.3"),
+        ("credit=mig", "credit.w_gain=0", "credit.w_sft=0", "credit.answer_cue=so"),
+        ("credit=acpo", "credit.beta=0", "credit.kappa=0", "credit.answer_cue=so"),
+        ("credit=acpo", "credit.stage2_from=0", "loss.entropy_control=fixed", "loss.entropy_coef=0.01"),
+        ("credit=acpo", "credit.entropy_frac=0", "loss.entropy_rate=0.1"),
+        ("loss.entropy_control=aer", "loss.entropy_coef=0.1", "loss.entropy_rate=0", "loss.entropy_target_frac=0.5"),
+        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.clip_high=0.3"),
+        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.covariance=kl"),
+        ("data.curriculum.kind=pass_rate", "data.curriculum.late_from=0", "data.curriculum.low=0.2"),
+        ("data.curriculum.kind=pass_rate", "data.curriculum.fresh_frac=1", "data.curriculum.memory=9"),
+        ("critic=calculator", "critic.with_calculator=true"),
+        ("critic=calculator", "critic.show_solution=false"),
+        ("critic=calculator", "critic.store=paid.sqlite"),
+        ("critic=calculator", "credit.vote=union"),
+        ("critic.canary_min_recall=0.2",),
+        ("critic.temperature=0", "critic.top_p=0.5"),
+        ("credit.vote=average", "critic.early_stop=false"),
+        ("credit=grpo_genorm", "critic.early_stop=false"),
+        ("critic.with_calculator=true", "critic.early_stop=true"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
@@ -147,6 +168,22 @@ def test_rewards_against_the_samplers_logprobs_need_the_whole_distribution(metho
         f"credit={method}", "rollout.top_p=0.9", "loss.behaviour=recompute"
     )
     compose_train(["credit=prime", "rollout.top_p=0.9", "loss.behaviour=recompute"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("credit=dapo", "credit.overlong_max_tokens=90", "credit.overlong_buffer_tokens=20"),
+        ("credit=dapo", "credit.overlong_max_tokens=0"),
+        ("credit=acpo", "credit.stage2_from=0", "loss.entropy_control=none"),
+        ("credit=acpo", "loss.entropy_rate=0.1", "credit.answer_cue=so", "data.curriculum.low=0.2"),
+        ("loss.behaviour=recompute", "loss.clip_high=0.3", "loss.covariance=kl"),
+        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.covariance=clip"),
+        ("critic.early_stop=false", "critic.canary_every=9", "critic.canary_min_recall=0.2", "critic.top_p=0.5"),
+    ],
+)
+def test_keys_with_an_effect_are_taken(overrides: tuple[str, ...]) -> None:
+    compose_train(list(overrides))
 
 
 def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:

@@ -6,14 +6,45 @@ Invariant: only what the user wrote is refused; a preset's or default's idle key
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
 from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.config.loss import LossConfig
 from capo_ray.credit.indifferent import SKIPPABLE
 
 READS_CRITICS = frozenset({"critiques", "overall"})
 """Kinds of evidence that the critic tier makes."""
+
+
+def _never_overlong(config: TrainConfig) -> bool:
+    """Whether DAPO's punishment, once it is on, is 0 for every length that sampling allows."""
+    credit: Any = config.credit
+    if credit.method != "dapo" or not credit.overlong_max_tokens:
+        return False
+    unpunished: int = credit.overlong_max_tokens - credit.overlong_buffer_tokens
+    return config.rollout.max_response_tokens <= unpunished
+
+
+def _leaves_out_likelihood(config: TrainConfig) -> bool:
+    """Whether a method that scores the answer gives its likelihood no weight."""
+    credit: Any = config.credit
+    if credit.method == "acpo":
+        return not credit.beta and (not credit.kappa or credit.stage2_from == 1)
+    return credit.method == "mig" and not credit.w_gain and not credit.w_sft
+
+
+def _gives_no_bonus(config: TrainConfig) -> bool:
+    """Whether there is an entropy bonus of which the credit method gives no token a share in the whole run."""
+    shares = config.credit.reference_from != 0 and getattr(config.credit, "entropy_frac", 1) > 0
+    return config.loss.entropy_control != "none" and not shares
+
+
+def _has_ratio_one(config: TrainConfig) -> bool:
+    """Whether policy and behaviour are the same numbers in every pass."""
+    return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
+
 
 # Keys (one that ends in a dot stands for its whole section), when they are idle, and the rest of the sentence.
 Rule = tuple[tuple[str, ...], Callable[[TrainConfig], bool], str]
@@ -79,6 +110,36 @@ RULES: tuple[Rule, ...] = (
         "with this credit method, whose advantages critiques can change in every group; remove it",
     ),
     (
+        ("credit.vote", "credit.quorum", "critic.num_votes", "critic.early_stop"),
+        lambda c: c.critic.backend == "calculator",
+        "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend",
+    ),
+    (
+        ("critic.with_calculator",),
+        lambda c: c.critic.backend == "calculator",
+        "with critic.backend=calculator, which is that vote already; remove it or choose another backend",
+    ),
+    (
+        ("critic.early_stop",),
+        lambda c: c.critic.num_votes == 1 or getattr(c.credit, "vote", "") in ("average", "greedy"),
+        "with a single vote or an average, which every vote changes; remove it or choose another credit.vote",
+    ),
+    (
+        ("critic.early_stop",),
+        lambda c: c.critic.with_calculator,
+        "with critic.with_calculator=true, where all votes are asked for; remove one of the two",
+    ),
+    (
+        ("critic.canary_path", "critic.canary_min_recall"),
+        lambda c: c.critic.canary_every == 0,
+        "with critic.canary_every=0, which judges no canaries; raise it, or remove this",
+    ),
+    (
+        ("critic.top_p",),
+        lambda c: c.critic.temperature == 0,
+        "with critic.temperature=0, which takes the likeliest token; remove it or raise critic.temperature",
+    ),
+    (
         ("critic.critique_deadline_s",),
         lambda c: c.critic.backend == "calculator" or 0 < c.critic.deadline_s <= c.critic.critique_deadline_s,
         "unless it is shorter than critic.deadline_s and the critic is a model; lower it or remove it",
@@ -109,7 +170,16 @@ RULES: tuple[Rule, ...] = (
         "unless critic.backend=vllm, which alone holds a model in the cluster; remove it or choose that backend",
     ),
     (
-        ("critic.rubric", "critic.temperature", "critic.top_p", "critic.max_tokens", "critic.chat_template"),
+        (
+            "critic.rubric",
+            "critic.show_solution",
+            "critic.temperature",
+            "critic.top_p",
+            "critic.max_tokens",
+            "critic.chat_template",
+            "critic.constrain",
+            "critic.store",
+        ),
         lambda c: c.critic.backend == "calculator",
         "with critic.backend=calculator, which asks no model; remove it or choose another backend",
     ),
@@ -129,6 +199,22 @@ RULES: tuple[Rule, ...] = (
         "with credit.w_process=0, which leaves nothing to grow; remove it or raise credit.w_process",
     ),
     (
+        ("credit.temperature",),
+        lambda c: c.credit.method == "pure" and c.credit.w_process == 0,
+        "with credit.w_process=0, which leaves the outcome alone; remove it or raise credit.w_process",
+    ),
+    (
+        ("credit.overlong_max_tokens", "credit.overlong_buffer_tokens"),
+        _never_overlong,
+        "with this rollout.max_response_tokens, which no response exceeds; let overlong_max_tokens less "
+        "overlong_buffer_tokens be below it",
+    ),
+    (
+        ("credit.answer_cue",),
+        _leaves_out_likelihood,
+        "where no weight reads the answer's likelihood; remove it or raise a weight",
+    ),
+    (
         ("critic.num_votes", "critic.temperature", "critic.top_p"),
         lambda c: getattr(c.credit, "vote", "") == "greedy",
         "with credit.vote=greedy, which asks once at temperature 0; remove it or choose another vote",
@@ -144,6 +230,16 @@ RULES: tuple[Rule, ...] = (
         "unless loss.entropy_control=aer, which alone is steered; remove it or choose that control",
     ),
     (
+        ("loss.entropy_target_frac",),
+        lambda c: c.loss.entropy_rate == 0,
+        "with loss.entropy_rate=0, which steers nothing; remove it or raise loss.entropy_rate",
+    ),
+    (
+        tuple(f"loss.{name}" for name in LossConfig.model_fields if name.startswith("entropy_")),
+        _gives_no_bonus,
+        "where the credit gives no token a share of the bonus; raise credit.stage2_from or credit.entropy_frac",
+    ),
+    (
         ("credit.entropy_frac",),
         lambda c: c.loss.entropy_control == "none",
         "with loss.entropy_control=none, which gives no bonus to share out; remove it or choose a control",
@@ -152,6 +248,17 @@ RULES: tuple[Rule, ...] = (
         ("credit.entropy_frac",),
         lambda c: c.credit.reference_from == 0,
         "with credit.stage2_from=0, which leaves out the first stage; remove it or raise credit.stage2_from",
+    ),
+    (
+        ("loss.clip_low", "loss.clip_high"),
+        _has_ratio_one,
+        "with loss.behaviour=recompute and learner.num_epochs=1, where every ratio is 1; raise learner.num_epochs",
+    ),
+    (
+        ("loss.covariance", "loss.covariance_frac", "loss.covariance_kl_coef"),
+        lambda c: c.loss.covariance == "kl" and _has_ratio_one(c),
+        "with loss.behaviour=recompute and learner.num_epochs=1, where KL-cov has no slope; raise learner.num_epochs, "
+        "or take loss.covariance=clip",
     ),
     (
         ("loss.covariance_frac",),
@@ -187,6 +294,18 @@ RULES: tuple[Rule, ...] = (
         ("data.curriculum.late_low", "data.curriculum.late_high"),
         lambda c: c.data.curriculum.late_from == 1,
         "with data.curriculum.late_from=1, which never comes to the late band; lower it, or remove this",
+    ),
+    (
+        ("data.curriculum.low", "data.curriculum.high"),
+        lambda c: c.data.curriculum.late_from == 0,
+        "with data.curriculum.late_from=0, where the late band holds from the start; raise it, or remove this",
+    ),
+    (
+        tuple(
+            f"data.curriculum.{name}" for name in CurriculumConfig.model_fields if name not in ("kind", "fresh_frac")
+        ),
+        lambda c: c.data.curriculum.fresh_frac == 1,
+        "with data.curriculum.fresh_frac=1, which repeats no problem; lower it, or remove this",
     ),
     (
         ("reward_model.",),

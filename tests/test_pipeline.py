@@ -18,7 +18,16 @@ from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
 from capo_ray.types import Completion, Critique, Judged, Problem, Provenance, Trajectory, TrajectoryKey, Verdict
-from tests.fakes import FakeEngine, FakeJudge, FakeProblems, FakeRewardModel, FakeVerifier, completion, fake_parts
+from tests.fakes import (
+    FakeEngine,
+    FakeJudge,
+    FakeLearner,
+    FakeProblems,
+    FakeRewardModel,
+    FakeVerifier,
+    completion,
+    fake_parts,
+)
 
 Critiques = tuple[tuple[Critique, ...], ...]
 
@@ -71,6 +80,23 @@ def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Pat
     assert balance.balanced and balance.open == 0
     assert balance.counts["trained"] == len(trained) == 12 * 3 * 4
     assert max(Counter(trained).values()) == 1
+
+
+def test_a_checkpoint_leaves_out_no_problem_that_is_drawn_while_it_is_written(tmp_path: Path) -> None:
+    class Slow(FakeLearner):
+        async def save(self, path: str) -> None:
+            await asyncio.sleep(0.02)  # as an actor: groups go on meanwhile
+            await super().save(path)
+
+    parts = fake_parts(tmp_path, make_config(), learner=Slow(), engine=FakeEngine(0.0, lambda: 0.001))
+    run_until_killed(parts, 7)
+    latest = parts.checkpoints.latest()
+    assert latest is not None
+    state, cursor = read_checkpoint(latest)
+    drawn = {f"p{i}" for i in range(cursor["cursor"])}
+    trained = {key.problem for batch in parts.learner.batches[: state.version] for key in batch}  # type: ignore[attr-defined]
+    assert state.version == 5
+    assert drawn == trained | {problem.id for problem, _ in state.outstanding}
 
 
 @pytest.mark.parametrize("max_age", [0, 1, 3])

@@ -47,7 +47,16 @@ class RunState:
 async def save_checkpoint(
     parts: Parts, state: RunState, outstanding: Sequence[tuple[Problem, int]], elapsed_s: float
 ) -> None:
-    """Write learner shards, the policy in HF format, the problem cursor and the counters, all or nothing."""
+    """Write learner shards, the policy in HF format, the problem cursor and the counters, all or nothing.
+
+    Cursor and counters are those of this moment, that of `outstanding`: groups go on while the shards are written.
+    """
+    payload: dict[str, Any] = {
+        **asdict(state),
+        "seconds": state.seconds + elapsed_s,
+        "outstanding": [[asdict(problem), attempt + 1] for problem, attempt in outstanding],
+        "problems": parts.problems.train.state(),
+    }
     with parts.checkpoints.writing(state.version) as directory:
         for name in (LEARNER_DIR, POLICY_DIR):
             (directory / name).mkdir()
@@ -56,12 +65,6 @@ async def save_checkpoint(
         if parts.reward_model is not None:
             (directory / REWARD_MODEL_DIR).mkdir()
             await parts.reward_model.save(str(directory / REWARD_MODEL_DIR))
-        payload: dict[str, Any] = {
-            **asdict(state),
-            "seconds": state.seconds + elapsed_s,
-            "outstanding": [[asdict(problem), attempt + 1] for problem, attempt in outstanding],
-            "problems": parts.problems.train.state(),
-        }
         write_state(directory / STATE_FILE, payload)
 
 

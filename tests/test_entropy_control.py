@@ -108,6 +108,18 @@ def test_aer_stays_in_bounds_moves_towards_the_target_and_helps_hard_questions_m
     assert (again.coefficient, again.target_nats) == (control.coefficient, control.target_nats), "restored"
 
 
+def test_a_run_that_goes_on_with_aer_starts_from_its_coefficient_and_stays_below_its_bound() -> None:
+    state = EntropyState()
+    for before in (LossConfig(), LossConfig(entropy_control="fixed", entropy_coef=0.7)):
+        EntropyControl(before, state).observe(0.5)
+        aer = LossConfig(entropy_control="aer", entropy_coef=0.05)
+        assert EntropyControl(aer, EntropyState(**asdict(state))).coefficient == 0.05
+    lower = LossConfig(entropy_control="aer", entropy_max_coef=0.02)
+    assert EntropyControl(lower, EntropyState(0.08, 0.5)).coefficient == 0.02
+    assert EntropyControl(lower, EntropyState(0.01, 0.5)).coefficient == 0.01
+    assert EntropyControl(aer, EntropyState(0.0, None)).coefficient == 0.05, "a checkpoint of a run without aer"
+
+
 def test_aer_does_not_wind_up_where_the_credit_gives_no_token_a_share() -> None:
     control = EntropyControl(LossConfig(entropy_control="aer", entropy_rate=0.1), EntropyState(0.01, 1.0))
     control.weigh([credited(1, 0, shares=((0.0, 0.0),) * 2)])

@@ -35,8 +35,10 @@ class EntropyControl:
     def __init__(self, config: LossConfig, state: EntropyState) -> None:
         self._config, self._state = config, state
         self._shared = True
-        if state.coefficient is None:
-            state.coefficient = config.entropy_coef
+        if config.entropy_control == "aer":
+            # A run that goes on from one without aer has never been steered: it starts like a new one.
+            known = None if state.initial_nats is None else state.coefficient
+            state.coefficient = min(config.entropy_coef if known is None else known, config.entropy_max_coef)
 
     @property
     def coefficient(self) -> float:

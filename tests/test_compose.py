@@ -131,6 +131,8 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit=acpo", "credit.stage2_from=0", "loss.entropy_control=fixed", "loss.entropy_coef=0.01"),
         ("credit=acpo", "credit.entropy_frac=0", "loss.entropy_rate=0.1"),
         ("loss.entropy_control=aer", "loss.entropy_coef=0.1", "loss.entropy_rate=0", "loss.entropy_target_frac=0.5"),
+        ("loss.entropy_control=aer", "loss.entropy_rate=0"),
+        ("credit=acpo", "loss.entropy_max_coef=0"),
         ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.clip_high=0.3"),
         ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.covariance=kl"),
         ("data.curriculum.kind=pass_rate", "data.curriculum.late_from=0", "data.curriculum.low=0.2"),

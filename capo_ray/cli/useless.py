@@ -41,6 +41,13 @@ def _gives_no_bonus(config: TrainConfig) -> bool:
     return config.loss.entropy_control != "none" and not shares
 
 
+def _stays_at_zero(config: TrainConfig) -> bool:
+    """Whether the coefficient that AER steers begins at 0 and can never leave it."""
+    loss = config.loss
+    steered = loss.entropy_rate and loss.entropy_max_coef and loss.entropy_target_frac
+    return loss.entropy_control == "aer" and not loss.entropy_coef and not steered
+
+
 def _has_ratio_one(config: TrainConfig) -> bool:
     """Whether policy and behaviour are the same numbers in every pass."""
     return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
@@ -228,6 +235,12 @@ RULES: tuple[Rule, ...] = (
         ("loss.entropy_target_frac", "loss.entropy_rate", "loss.entropy_max_coef", "loss.entropy_pass_rate"),
         lambda c: c.loss.entropy_control != "aer",
         "unless loss.entropy_control=aer, which alone is steered; remove it or choose that control",
+    ),
+    (
+        ("loss.entropy_control", "loss.entropy_rate", "loss.entropy_max_coef", "loss.entropy_target_frac"),
+        _stays_at_zero,
+        "with loss.entropy_control=aer from loss.entropy_coef=0, unless loss.entropy_rate, loss.entropy_max_coef and "
+        "loss.entropy_target_frac are all > 0; raise them, or choose loss.entropy_control=none",
     ),
     (
         ("loss.entropy_target_frac",),

@@ -14,6 +14,7 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.evidence import score_answers
+from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight, batch_deadline_s
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
@@ -420,6 +421,43 @@ def test_no_answer_is_scored_after_the_token_that_ended_a_response_whichever_it_
     ]
     asyncio.run(score_answers(parts, Problem("p", "?", "7"), members))
     assert asked == ["?=7", "?a\n\n=7", "?a\n\nb=7", "?a\n\nbc=7"]
+
+
+@pytest.mark.parametrize(
+    ("method", "seconds"),
+    [("grpo", 111), ("capo", 121), ("acpo", 211), ("vineppo", 212), ("prime", 1111)],
+)
+def test_a_batch_may_take_as_long_as_every_part_of_a_group_may(method: str, seconds: float) -> None:
+    config = make_config(
+        method,
+        rollout={"deadline_s": 100},
+        critic={"deadline_s": 10},
+        verifier={"deadline_s": 1},
+        learner={"deadline_s": 1000},
+    )
+    assert batch_deadline_s(config) == seconds
+
+
+def test_a_problem_whose_groups_were_given_up_may_be_drawn_again(tmp_path: Path) -> None:
+    config = make_config(data={"curriculum": {"kind": "pass_rate", "fresh_frac": 1e-9}})
+    problems = Curriculum(FakeProblems(), config.data.curriculum, seed=3)
+    problems.held_out, problems.train = FakeProblems().held_out, problems  # type: ignore[attr-defined]
+    problems.observe(Problem("p7", "digit 7", "7"), [1, 0])
+    parts = fake_parts(tmp_path, config, engine=FakeEngine(delay_s=lambda: 0.001), problems=problems)
+
+    def fail() -> None:
+        raise PartLost("rollout worker 0 was lost")
+
+    async def lose_twice() -> list[str]:
+        parts.engine.fail = fail  # type: ignore[attr-defined]
+        pipeline = Pipeline(parts, RunState())
+        flight = _Flight(pipeline._draw(), 0)
+        drawn = [flight.problem.id]
+        for attempt in range(MAX_ATTEMPTS):
+            await pipeline._walk(await pipeline.buffer.admit(0), attempt, replace(flight, attempt=attempt))
+        return [*drawn, pipeline._draw().id]
+
+    assert asyncio.run(lose_twice()) == ["p7", "p7"]
 
 
 def test_a_run_resumed_with_more_updates_begins_its_second_stage_anew(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
+from capo_ray.config import TrainConfig
 from capo_ray.flow.budgets import Budgets
 from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
@@ -163,6 +164,8 @@ class Pipeline:
         reason = f"{type(error).__name__}: {error}"
         if flight.attempt + 1 < MAX_ATTEMPTS:
             self._retries.append(_Flight(flight.problem, flight.attempt + 1))
+        else:
+            self.parts.problems.train.observe(flight.problem, ())
         self._end(ticket, group_id)
         self.budgets.failed(reason)
 
@@ -192,7 +195,7 @@ class Pipeline:
     async def _take(self) -> Sequence[Taken[CreditedGroup]] | None:
         """One batch of groups; None when the budgets have something to say first."""
         config = self.parts.config
-        deadline_s = config.rollout.deadline_s + config.critic.deadline_s + config.verifier.deadline_s
+        deadline_s = batch_deadline_s(config)
         take = asyncio.ensure_future(self.buffer.take(config.learner.groups_per_batch, self.state.version, deadline_s))
         over = asyncio.ensure_future(self.budgets.exhausted.wait())
         try:
@@ -280,6 +283,18 @@ class Pipeline:
     def _queues(self) -> dict[str, int]:
         finished = self.buffer.num_finished
         return {"in_flight": len(self._flights) - finished, "finished": finished, "slots": self.num_slots}
+
+
+def batch_deadline_s(config: TrainConfig) -> float:
+    """The seconds within which the groups under way are finished where every part keeps its own deadline."""
+    rollout, critic, verifier = config.rollout.deadline_s, config.critic.deadline_s, config.verifier.deadline_s
+    more = {
+        "critiques": critic,  # a group is sent to a second worker within twice the tier's deadline
+        "answer_logprobs": rollout,
+        "step_values": rollout + verifier,
+        "token_rewards": config.learner.deadline_s,
+    }
+    return rollout + critic + verifier + sum(more.get(kind, 0.0) for kind in config.credit.needs)
 
 
 def _first_cause(failures: BaseExceptionGroup) -> BaseException:

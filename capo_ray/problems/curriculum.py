@@ -9,7 +9,8 @@ was drawn once is remembered (up to `memory` problems) and drawn from memory. A 
 share of fresh draws is what keeps the memory filled.
 
 Invariants: the draw depends on seed, number of draws and memory alone, so a source restored from `state()` goes on with
-the problem that would have come next; a repeated problem is not drawn again before its answers were observed.
+the problem that would have come next; a repeated problem is not drawn again before its answers were observed or it was
+given up.
 """
 
 from __future__ import annotations

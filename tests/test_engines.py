@@ -279,6 +279,26 @@ def test_weights_reach_workers_in_other_processes_through_a_private_file(
     assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))
 
 
+def test_all_scores_of_a_call_come_from_one_version(world: World) -> None:
+    ids = world.engine.tokenizer.encode(LONG)
+    texts = [[*ids[:n], *ids[:9]] for n in range(60, 380, 2)]
+    version = world.engine.version + 1
+    world.versions[version] = world.perturbed(3)
+
+    async def swap_amid() -> tuple[tuple[float, ...], ...]:
+        before = world.engine.stats()["requests"]
+        scores = asyncio.create_task(world.engine.score(texts, [len(text) - 9 for text in texts]))
+        while world.engine.stats()["requests"] < before + 3:
+            await asyncio.sleep(0.001)
+        assert not scores.done()
+        await world.engine.load_weights(world.handle(world.versions[version], version))
+        return await scores
+
+    found = asyncio.run(swap_amid())
+    for text, score in zip(texts, found, strict=True):
+        assert close_to(score, world.logprobs(text, len(text) - 9, world.versions[version]))
+
+
 def test_a_stream_yields_each_sample_and_closing_it_frees_the_others(world: World) -> None:
     async def first_of(n: int) -> Completion:
         stream = world.engine.stream(world.engine.tokenizer.encode("a"), Sampling(max_tokens=600, n=n))

@@ -95,6 +95,14 @@ def entropy(logprobs: Sequence[float]) -> float:
     return listed - rest * math.log(rest) if rest > 1e-6 else listed
 
 
+def version_of(output: RequestOutput) -> int:
+    """The version that a score comes from: that of its one sampled token, since a swap begins scores again."""
+    spans = output.outputs[0].weight_versions
+    if not spans:
+        raise RuntimeError("vLLM returned a score without the version of its weights")
+    return int(spans[-1].version)
+
+
 def scored(output: RequestOutput, start: int) -> tuple[float, ...]:
     """The logprobs of the prompt's tokens [start, end), start >= 1."""
     flat: Any = output.prompt_logprobs

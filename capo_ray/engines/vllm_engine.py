@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from capo_ray.engines.requests import completion, sampling_params, score_params, scored
+from capo_ray.engines.requests import completion, sampling_params, score_params, scored, version_of
 from capo_ray.engines.runtime import build_engine, close_engine
 from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import Job, Stepper
@@ -110,7 +110,8 @@ class VllmEngine:
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1.
 
-        All of one sequence's come from one version. A start must be >= 1: the first token has no context.
+        All come from one version: those of an older one are scored again, since what differs between them would be
+        the update. A start must be >= 1: the first token has no context.
         """
         self._ready()
         if len(token_ids) != len(starts):
@@ -121,8 +122,19 @@ class VllmEngine:
                     f"score needs 1 <= start <= length <= {self.spec.max_model_len} "
                     f"(got start {start}, length {len(ids)})"
                 )
-        found: dict[int, tuple[float, ...]] = {}
+        found: dict[int, tuple[int, tuple[float, ...]]] = {}
         todo = [i for i, ids in enumerate(token_ids) if starts[i] < len(ids)]
+        while todo:
+            found |= await self._score(token_ids, starts, todo)
+            newest = max(version for version, _ in found.values())
+            todo = [i for i, (version, _) in found.items() if version < newest]
+        return tuple(found[i][1] if i in found else () for i in range(len(token_ids)))
+
+    async def _score(
+        self, token_ids: Sequence[Sequence[int]], starts: Sequence[int], todo: list[int]
+    ) -> dict[int, tuple[int, tuple[float, ...]]]:
+        """For each of the sequences `todo` a version and its logprobs."""
+        found: dict[int, tuple[int, tuple[float, ...]]] = {}
         for read_cache in (True, False) if self._score_from_cache else (False,):
             requests = [(token_ids[i], score_params(read_cache=read_cache)) for i in todo]
             again: list[int] = []
@@ -132,9 +144,9 @@ class VllmEngine:
                     if read_cache and (output.num_cached_tokens or 0) > starts[todo[at]] - 1:
                         again.append(todo[at])
                     else:
-                        found[todo[at]] = scored(output, starts[todo[at]])
+                        found[todo[at]] = version_of(output), scored(output, starts[todo[at]])
             todo = again
-        return tuple(found.get(i, ()) for i in range(len(token_ids)))
+        return found
 
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held, after verification; raises `WeightsRefused` and serves nothing otherwise."""

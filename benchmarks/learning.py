@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from plain_torch.arms import ARMS, MAIN_ARMS
 from plain_torch.model import Model, check_against_library
-from plain_torch.report import draw, show
+from plain_torch.report import draw, fill, titled
 from plain_torch.run import Settings, record
 
 ROOT = Path(__file__).parent
@@ -63,9 +63,11 @@ def main() -> int:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             for arm in args.arms:
                 rows += run_once(arm, seed, settings_of(args, arm), rows)
-    show(rows)
+    for title, table in titled(rows).items():
+        print(f"\n{title}\n\n{table}")
     if args.plot:
         draw(rows, ROOT.parent / "docs")
+        fill(ROOT.parent / "docs" / "methods.md", rows)
     return 0
 
 
@@ -83,7 +85,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1, help="passes over a batch")
-    parser.add_argument("--plot", action="store_true", help="draw and print what has run")
+    parser.add_argument(
+        "--plot", action="store_true", help="print what has run, draw it and put its tables on docs/methods.md"
+    )
     return parser.parse_args()
 
 

@@ -5,6 +5,7 @@ An arm reaches an accuracy where the mean of its seeds' held-out curves, joined 
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
@@ -72,22 +73,34 @@ def longest(rows: Sequence[Row]) -> list[Row]:
     return list({row["seed"]: row for row in ordered}.values())
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Prints one Markdown table per comparison."""
-    for (operations, groups, size, passes), arms in comparisons(rows).items():
-        print(f"\n{operations} operations, {groups} x {size} responses an update, {passes} passes\n")
-        print(table(arms))
-        print("\n" + levels(arms))
+def titled(rows: Sequence[Row]) -> dict[str, str]:
+    """One Markdown table per comparison, by its title."""
+    return {
+        f"{operations} operations, {groups} x {size} responses an update, passes over them: {passes}": table(arms)
+        for (operations, groups, size, passes), arms in comparisons(rows).items()
+    }
 
 
+def fill(page: Path, rows: Sequence[Row]) -> None:
+    """Puts the present tables in the place of those that follow their titles on a page."""
+    text = page.read_text(encoding="utf-8")
+    for title, fresh in titled(rows).items():
+        before, found, after = text.partition(f"*{title}*\n\n")
+        if found:
+            text = f"{before}{found}{fresh}\n" + re.sub(r"^(\|.*\n)*", "", after)
+    page.write_text(text, encoding="utf-8")
+
+
+LEVELS = (0.5, 0.7, 0.8, 0.9)
 HEADER = (
-    "| arm | seeds | updates | accuracy at the end (range) | without a wrong step | updates to GRPO's last | ratio "
-    "| GFLOP, ratio | CPU s, ratio | vote precision, recall: first third | last third | raised on wrong |"
+    "| arm | seeds | updates | accuracy at the end (range) | without a wrong step | updates to GRPO's end "
+    f"| share of its updates | GFLOP | CPU s | {' | '.join(f'updates to {level:g}' for level in LEVELS)} "
+    "| vote's precision, recall: first third | last third |"
 )
 
 
 def table(arms: dict[str, list[Row]]) -> str:
-    """One line per arm; ratios are to what GRPO itself spent to first reach its final accuracy, on the same seeds."""
+    """One line per arm; shares are of what GRPO itself took to first reach the same accuracy, on the same seeds."""
     lines = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
     for arm in in_order(arms):
         grpo, rows = on_equal_seeds(arms, arm)
@@ -95,23 +108,11 @@ def table(arms: dict[str, list[Row]]) -> str:
     return "\n".join(lines)
 
 
-LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
-
-
-def levels(arms: dict[str, list[Row]]) -> str:
-    """How many updates each arm took to each accuracy, and that as a share of GRPO's, on the seeds that both have."""
-    lines = ["| updates to an accuracy of | " + " | ".join(f"{level:g}" for level in LEVELS) + " |"]
-    lines.append("|---" * (len(LEVELS) + 1) + "|")
-    for arm in in_order(arms):
-        grpo, rows = on_equal_seeds(arms, arm)
-        line = []
-        for level in LEVELS:
-            ours = reach(mean_curve(rows, "update"), level)
-            theirs = reach(mean_curve(grpo, "update"), level) if grpo else None
-            share = f" ({ours / theirs:.2f})" if ours and theirs and arm != "grpo" else ""
-            line.append("-" if ours is None else f"{ours:.0f}{share}")
-        lines.append(f"| `{arm}` | " + " | ".join(line) + " |")
-    return "\n".join(lines)
+def to_level(rows: Sequence[Row], grpo: Sequence[Row], level: float) -> str:
+    """The updates to an accuracy, with the share of GRPO's own where it reached it too."""
+    ours = reach(mean_curve(rows, "update"), level)
+    theirs = reach(mean_curve(grpo, "update"), level) if grpo and grpo != rows else None
+    return "-" if ours is None else f"{ours:.0f}" + (f" ({ours / theirs:.2f})" if theirs else "")
 
 
 def in_order(arms: dict[str, list[Row]]) -> list[str]:
@@ -138,8 +139,8 @@ def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
         f"{statistics.fmean(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})",
         f"{statistics.fmean(finals(rows, 'clean')):.2f}",
         *costs(rows, grpo),
+        *(to_level(rows, grpo, level) for level in LEVELS),
         *(f"{figure(f, 'vote/precision')}, {figure(f, 'vote/recall')}" for f in (early, late)),
-        ", ".join(figure(f, "credit/positive_on_wrong_frac") for f in (early, late)),
     ]
 
 
@@ -193,7 +194,7 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
         counts = sorted({len(r) for r in arms.values()})
         seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
         figure.suptitle(
-            f"Chains of {operations} operations, {groups} x {size} responses, {passes} pass(es): mean of {seeds} seeds "
+            f"Chains of {operations} operations, {groups} x {size} responses, passes: {passes}. Mean of {seeds} seeds "
             f"(range shaded for grpo and capo_majority), one of 2 CPU cores",
             fontsize=9,
         )
@@ -210,7 +211,7 @@ def plot_arm(axis: Any, rows: Sequence[Row], arm: str, colour: str, spent: str) 
     style = "--" if arm in ("random", "shuffled", "oracle") else "-"
     wide = 2.2 if arm in ("grpo", "capo_majority") else 1.2
     xs, ys = zip(*curve, strict=True)
-    axis.plot(xs, ys, color=colour, linestyle=style, linewidth=wide, label=arm)
+    axis.plot(xs, ys, color=colour, linestyle=style, linewidth=wide, label=f"{arm} ({len(rows)})")
     if arm in ("grpo", "capo_majority") and len(rows) > 1:
         bands = [[p["accuracy"] for p in points] for points in aligned(rows)]
         axis.fill_between(xs, list(map(min, bands)), list(map(max, bands)), color=colour, alpha=0.15)

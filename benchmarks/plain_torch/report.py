@@ -87,7 +87,7 @@ def fill(page: Path, rows: Sequence[Row]) -> None:
     for title, fresh in titled(rows).items():
         before, found, after = text.partition(f"*{title}*\n\n")
         if found:
-            text = f"{before}{found}{fresh}\n" + re.sub(r"^(\|.*\n)*", "", after)
+            text = f"{before}{found}{fresh}\n\n" + re.sub(r"^(\|.*\n)*", "", after).lstrip()
     page.write_text(text, encoding="utf-8")
 
 

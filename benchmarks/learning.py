@@ -63,7 +63,8 @@ def main() -> int:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             for arm in args.arms:
                 rows += run_once(arm, seed, settings_of(args, arm), rows)
-    for title, table in titled(rows).items():
+    shown = [row for row in rows if row["seed"] in args.show_seeds] if args.show_seeds else rows
+    for title, table in titled(shown).items():
         print(f"\n{title}\n\n{table}")
     if args.plot:
         draw(rows, ROOT.parent / "docs")
@@ -85,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1, help="passes over a batch")
+    parser.add_argument("--show-seeds", type=int, nargs="+", metavar="SEED", help="print these seeds alone")
     parser.add_argument(
         "--plot", action="store_true", help="print what has run, draw it and put its tables on docs/methods.md"
     )

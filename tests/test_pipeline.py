@@ -13,8 +13,9 @@ import pytest
 
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
+from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.evidence import score_answers
-from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight, batch_deadline_s
+from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling

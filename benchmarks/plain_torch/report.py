@@ -109,10 +109,16 @@ def table(arms: dict[str, list[Row]]) -> str:
 
 
 def to_level(rows: Sequence[Row], grpo: Sequence[Row], level: float) -> str:
-    """The updates to an accuracy, with the share of GRPO's own where it reached it too."""
+    """The updates to an accuracy; where GRPO reached it too, the shares of its updates and of its GFLOP."""
     ours = reach(mean_curve(rows, "update"), level)
-    theirs = reach(mean_curve(grpo, "update"), level) if grpo and grpo != rows else None
-    return "-" if ours is None else f"{ours:.0f}" + (f" ({ours / theirs:.2f})" if theirs else "")
+    if ours is None:
+        return "-"
+    shares = []
+    for spent in ("update", "gflop"):
+        own, theirs = reach(mean_curve(rows, spent), level), reach(mean_curve(grpo, spent), level) if grpo else None
+        if own and theirs and grpo != rows:
+            shares.append(f"{own / theirs:.2f}")
+    return f"{ours:.0f}" + (f" ({', '.join(shares)})" if shares else "")
 
 
 def in_order(arms: dict[str, list[Row]]) -> list[str]:

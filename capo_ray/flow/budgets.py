@@ -1,10 +1,11 @@
-"""Budgets of what must not go on for ever: groups without credit, failed groups, groups without a critic's word."""
+"""Budgets of what must not go on for ever: groups without credit, failed, without a critic's word; a batch's time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
 
+from capo_ray.config import TrainConfig
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.protocols import RunFailed
 
@@ -95,3 +96,15 @@ class Budgets:
         """Raise `RunFailed` where a budget of failures or creditless groups is over."""
         if self._failure is not None:
             raise RunFailed(self._failure)
+
+
+def batch_deadline_s(config: TrainConfig) -> float:
+    """The seconds within which the groups under way are finished where every part keeps its own deadline."""
+    rollout, critic, verifier = config.rollout.deadline_s, config.critic.deadline_s, config.verifier.deadline_s
+    more = {
+        "critiques": critic,  # a group is sent to a second worker within twice the tier's deadline
+        "answer_logprobs": rollout,
+        "step_values": rollout + verifier,
+        "token_rewards": config.learner.deadline_s,
+    }
+    return rollout + critic + verifier + sum(more.get(kind, 0.0) for kind in config.credit.needs)

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
-from capo_ray.config import TrainConfig
-from capo_ray.flow.budgets import Budgets
+from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
@@ -283,18 +282,6 @@ class Pipeline:
     def _queues(self) -> dict[str, int]:
         finished = self.buffer.num_finished
         return {"in_flight": len(self._flights) - finished, "finished": finished, "slots": self.num_slots}
-
-
-def batch_deadline_s(config: TrainConfig) -> float:
-    """The seconds within which the groups under way are finished where every part keeps its own deadline."""
-    rollout, critic, verifier = config.rollout.deadline_s, config.critic.deadline_s, config.verifier.deadline_s
-    more = {
-        "critiques": critic,  # a group is sent to a second worker within twice the tier's deadline
-        "answer_logprobs": rollout,
-        "step_values": rollout + verifier,
-        "token_rewards": config.learner.deadline_s,
-    }
-    return rollout + critic + verifier + sum(more.get(kind, 0.0) for kind in config.credit.needs)
 
 
 def _first_cause(failures: BaseExceptionGroup) -> BaseException:

@@ -1,0 +1,249 @@
+"""When keys of the other sections are idle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from capo_ray.cli.idle_critic_keys import Rule
+from capo_ray.config import TrainConfig
+from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.config.loss import LossConfig
+
+
+def _never_overlong(config: TrainConfig) -> bool:
+    """Whether DAPO's punishment, once it is on, is 0 for every length that sampling allows."""
+    credit: Any = config.credit
+    if credit.method != "dapo" or not credit.overlong_max_tokens:
+        return False
+    unpunished: int = credit.overlong_max_tokens - credit.overlong_buffer_tokens
+    return config.rollout.max_response_tokens <= unpunished
+
+
+def _leaves_out_likelihood(config: TrainConfig) -> bool:
+    """Whether a method that scores the answer gives its likelihood no weight."""
+    credit: Any = config.credit
+    if credit.method == "acpo":
+        return not credit.beta and (not credit.kappa or credit.stage2_from == 1)
+    return credit.method == "mig" and not credit.w_gain and not credit.w_sft
+
+
+def _gives_no_bonus(config: TrainConfig) -> bool:
+    """Whether there is an entropy bonus of which the credit method gives no token a share in the whole run."""
+    shares = config.credit.reference_from != 0 and getattr(config.credit, "entropy_frac", 1) > 0
+    return config.loss.entropy_control != "none" and not shares
+
+
+def _stays_at_zero(config: TrainConfig) -> bool:
+    """Whether the coefficient that AER steers begins at 0 and can never leave it."""
+    loss = config.loss
+    steered = loss.entropy_rate and loss.entropy_max_coef and loss.entropy_target_frac
+    return loss.entropy_control == "aer" and not loss.entropy_coef and not steered
+
+
+def _has_ratio_one(config: TrainConfig) -> bool:
+    """Whether policy and behaviour are the same numbers in every pass."""
+    return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
+
+
+OTHER_RULES: tuple[Rule, ...] = (
+    (
+        (
+            "data.path",
+            "data.eval_path",
+            "data.question_column",
+            "data.answer_column",
+            "data.answer_marker",
+            "data.max_bad_rows",
+            "data.split",
+            "data.eval_split",
+            "data.eval_frac",
+        ),
+        lambda c: c.data.kind == "chains",
+        "with data.kind=chains, which makes its own problems; remove it or choose another data=…",
+    ),
+    (
+        ("data.chain_steps",),
+        lambda c: c.data.kind != "chains",
+        "unless data.kind=chains; remove it or choose data=chains",
+    ),
+    (
+        ("data.split", "data.eval_split"),
+        lambda c: c.data.kind != "hub",
+        "unless data.kind=hub; files are named by data.path and data.eval_path",
+    ),
+    (
+        ("data.eval_frac",),
+        lambda c: bool(c.data.eval_path),
+        "beside data.eval_path, which names the held-out file; remove one of the two",
+    ),
+    (
+        ("engine.gpu_memory_frac",),
+        lambda c: c.engine.num_gpus == 0,
+        "with engine.num_gpus=0; set engine.kv_cache_gib, or give the engine a GPU",
+    ),
+    (
+        ("engine.kv_cache_gib",),
+        lambda c: c.engine.num_gpus > 0,
+        "with engine.num_gpus>0; set engine.gpu_memory_frac",
+    ),
+    (
+        ("loss.correction_low", "loss.correction_high"),
+        lambda c: c.loss.correction == "none",
+        "with loss.correction=none; remove it or choose a correction",
+    ),
+    (
+        ("loss.correction_low",),
+        lambda c: c.loss.correction == "truncate",
+        "with loss.correction=truncate, which only bounds from above; remove it or choose another correction",
+    ),
+    (
+        ("credit.ramp_frac",),
+        lambda c: c.credit.method == "capo" and c.credit.w_process == 0,
+        "with credit.w_process=0, which leaves nothing to grow; remove it or raise credit.w_process",
+    ),
+    (
+        ("credit.temperature",),
+        lambda c: c.credit.method == "pure" and c.credit.w_process == 0,
+        "with credit.w_process=0, which leaves the outcome alone; remove it or raise credit.w_process",
+    ),
+    (
+        ("credit.overlong_max_tokens", "credit.overlong_buffer_tokens"),
+        _never_overlong,
+        "with this rollout.max_response_tokens, which no response exceeds; let overlong_max_tokens less "
+        "overlong_buffer_tokens be below it",
+    ),
+    (
+        ("credit.answer_cue",),
+        _leaves_out_likelihood,
+        "where no weight reads the answer's likelihood; remove it or raise a weight",
+    ),
+    (
+        ("loss.entropy_coef",),
+        lambda c: c.loss.entropy_control == "none",
+        "with loss.entropy_control=none; add loss.entropy_control=fixed, lica or aer",
+    ),
+    (
+        ("loss.entropy_target_frac", "loss.entropy_rate", "loss.entropy_max_coef", "loss.entropy_pass_rate"),
+        lambda c: c.loss.entropy_control != "aer",
+        "unless loss.entropy_control=aer, which alone is steered; remove it or choose that control",
+    ),
+    (
+        ("loss.entropy_control", "loss.entropy_rate", "loss.entropy_max_coef", "loss.entropy_target_frac"),
+        _stays_at_zero,
+        "with loss.entropy_control=aer from loss.entropy_coef=0, unless loss.entropy_rate, loss.entropy_max_coef and "
+        "loss.entropy_target_frac are all > 0; raise them, or choose loss.entropy_control=none",
+    ),
+    (
+        ("loss.entropy_target_frac",),
+        lambda c: c.loss.entropy_rate == 0,
+        "with loss.entropy_rate=0, which steers nothing; remove it or raise loss.entropy_rate",
+    ),
+    (
+        tuple(f"loss.{name}" for name in LossConfig.model_fields if name.startswith("entropy_")),
+        _gives_no_bonus,
+        "where the credit gives no token a share of the bonus; raise credit.stage2_from or credit.entropy_frac",
+    ),
+    (
+        ("credit.entropy_frac",),
+        lambda c: c.loss.entropy_control == "none",
+        "with loss.entropy_control=none, which gives no bonus to share out; remove it or choose a control",
+    ),
+    (
+        ("credit.entropy_frac",),
+        lambda c: c.credit.reference_from == 0,
+        "with credit.stage2_from=0, which leaves out the first stage; remove it or raise credit.stage2_from",
+    ),
+    (
+        ("loss.clip_low", "loss.clip_high"),
+        _has_ratio_one,
+        "with loss.behaviour=recompute and learner.num_epochs=1, where every ratio is 1; raise learner.num_epochs",
+    ),
+    (
+        ("loss.covariance", "loss.covariance_frac", "loss.covariance_kl_coef"),
+        lambda c: c.loss.covariance == "kl" and _has_ratio_one(c),
+        "with loss.behaviour=recompute and learner.num_epochs=1, where KL-cov has no slope; raise learner.num_epochs, "
+        "or take loss.covariance=clip",
+    ),
+    (
+        ("loss.covariance_frac",),
+        lambda c: c.loss.covariance == "none",
+        "with loss.covariance=none; add loss.covariance=clip or kl",
+    ),
+    (
+        ("loss.covariance_low", "loss.covariance_high"),
+        lambda c: c.loss.covariance != "clip",
+        "unless loss.covariance=clip; remove it or choose that control",
+    ),
+    (
+        ("loss.covariance_kl_coef",),
+        lambda c: c.loss.covariance != "kl",
+        "unless loss.covariance=kl; remove it or choose that control",
+    ),
+    (
+        ("loss.kl_coef", "credit.kappa"),
+        lambda c: c.credit.reference_from == 1,
+        "with credit.stage2_from=1, which never comes to a second stage; remove it or lower credit.stage2_from",
+    ),
+    (
+        ("credit.cut_top_frac", "credit.cut_window", "credit.cut_min_tokens", "credit.cut_max_steps"),
+        lambda c: c.credit.segmenter != "entropy",
+        "unless credit.segmenter=entropy; remove it or choose that segmenter",
+    ),
+    (
+        tuple(f"data.curriculum.{name}" for name in CurriculumConfig.model_fields if name != "kind"),
+        lambda c: c.data.curriculum.kind == "none",
+        "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate",
+    ),
+    (
+        ("data.curriculum.late_low", "data.curriculum.late_high"),
+        lambda c: c.data.curriculum.late_from == 1,
+        "with data.curriculum.late_from=1, which never comes to the late band; lower it, or remove this",
+    ),
+    (
+        ("data.curriculum.low", "data.curriculum.high"),
+        lambda c: c.data.curriculum.late_from == 0,
+        "with data.curriculum.late_from=0, where the late band holds from the start; raise it, or remove this",
+    ),
+    (
+        tuple(
+            f"data.curriculum.{name}" for name in CurriculumConfig.model_fields if name not in ("kind", "fresh_frac")
+        ),
+        lambda c: c.data.curriculum.fresh_frac == 1,
+        "with data.curriculum.fresh_frac=1, which repeats no problem; lower it, or remove this",
+    ),
+    (
+        ("reward_model.",),
+        lambda c: "token_rewards" not in c.credit.needs,
+        "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
+    ),
+    (
+        ("reward_model.beta",),
+        lambda c: c.credit.method not in ("prime", "istar"),
+        "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
+    ),
+    (
+        ("reward_model.head", "reward_model.pair_scale", "reward_model.pair_margin"),
+        lambda c: c.credit.method != "qrm",
+        "unless credit=qrm, whose objective they belong to; remove it or choose that method",
+    ),
+    (
+        ("learner.min_lr_frac",),
+        lambda c: c.learner.schedule == "constant",
+        "with learner.schedule=constant; remove it or choose learner.schedule=cosine",
+    ),
+    (
+        ("tracking.project",),
+        lambda c: not (c.tracking.wandb or c.tracking.mlflow),
+        "without tracking.wandb or tracking.mlflow; remove it or choose tracking=wandb",
+    ),
+    (
+        ("cluster.num_cpus", "cluster.object_store_mib"),
+        lambda c: bool(c.cluster.address),
+        "with cluster.address, which names a cluster that already has its size; remove one of the two",
+    ),
+    (
+        ("weights.canary_tolerance",),
+        lambda c: c.weights.canary_every == 0,
+        "with weights.canary_every=0, which never compares; remove one of the two",
+    ),
+)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from capo_ray.cli import checks, plan
+from capo_ray.cli import checks, main, memory, plan
 from capo_ray.cli.compose import compose_train
+from capo_ray.cli.fit import refuse_misfit
+from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
 from capo_ray.cli.models import find_model
 from capo_ray.config import TrainConfig
 from capo_ray.place.cluster import demand_of
@@ -45,7 +50,7 @@ def test_a_method_without_critiques_has_no_critic_in_its_plan() -> None:
     config = compose_train(["credit=grpo"])
     assert plan.batch_algebra(config)["max_critiques_per_update"] == 0
     assert "critic" not in {actor.role for actor in plan.place_actors(config)}
-    assert "critic" not in {row.role for row in plan.estimate_memory(config)}
+    assert "critic" not in {row.role for row in estimate_memory(config)}
 
 
 def test_a_second_model_stands_in_the_plan_with_its_reference_where_it_has_one(model: Path) -> None:
@@ -55,10 +60,10 @@ def test_a_second_model_stands_in_the_plan_with_its_reference_where_it_has_one(m
         config = compose_train([f"credit={method}", f"model={model}", *sizes])
         actor = next(actor for actor in plan.place_actors(config) if actor.role == "reward model")
         assert (actor.count, actor.num_cpus) == (2, 0.25)
-        rows[method] = next(row for row in plan.estimate_memory(config) if row.role == "reward model")
+        rows[method] = next(row for row in estimate_memory(config) if row.role == "reward model")
         assert rows[method].count == 2
     # 12 parameters, a reference of 4 bytes each
-    assert (rows["prime"].gib_each - rows["istar"].gib_each) * plan.GIB == pytest.approx(12 * 4, abs=1)
+    assert (rows["prime"].gib_each - rows["istar"].gib_each) * GIB == pytest.approx(12 * 4, abs=1)
     assert "reward model" not in {actor.role for actor in plan.place_actors(compose_train([]))}
 
 
@@ -79,14 +84,21 @@ def test_the_plan_asks_for_what_the_launch_asks_for(overrides: list[str]) -> Non
 
 
 def test_the_learners_memory_by_hand(model: Path) -> None:
-    """12 parameters in fp32, one rank: weights 4, gradients 4, moments 8, reference 4 = 20 bytes each."""
-    config = config_with(model, "learner.microbatch_tokens=10")
-    row = next(row for row in plan.estimate_memory(config) if row.role == "learner")
-    activations = 10 * (1 * 2 * 16 * 4 + 12 * 6)
-    assert row.gib_each * plan.GIB == pytest.approx(plan.LEARNER_BASE_GIB * plan.GIB + 12 * 20 + activations)
-    sharded = config_with(model, "learner.num_ranks=4", "learner.zero_stage=3", "learner.microbatch_tokens=10")
-    row = next(row for row in plan.estimate_memory(sharded) if row.role == "learner")
-    assert row.gib_each * plan.GIB == pytest.approx(plan.LEARNER_BASE_GIB * plan.GIB + 12 * 5 + activations)
+    """12 parameters in fp32, a layer of width 2 with 8 inner, 6 words; 16 tokens in the largest microbatch.
+
+    One rank: weights 4, masters 4, moments 8, gradients 4, reference 4 = 24 bytes each; two buckets of 12 numbers and
+    the head's gradient of 12. A token: the layer 2 norms x 12 x 2 + q, k, v, output 32 + 4 + inner 4 x 4 x 8 = 212, the
+    last norm 16, logits and their gradient 48, the head's input 8, five blocks of 6 numbers 120.
+    """
+    sizes = ["model.max_model_len=16", "rollout.max_response_tokens=8", "learner.microbatch_tokens=10"]
+    row = next(row for row in estimate_memory(config_with(model, *sizes)) if row.role == "learner")
+    buffers = (2 * 12 + 12) * 4
+    in_pass = 16 * (212 + 16 + 48 + 8 + 120)
+    assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + 12 * 24 + buffers + in_pass)
+    sharded = config_with(model, *sizes, "learner.num_ranks=4", "learner.zero_stage=1")
+    row = next(row for row in estimate_memory(sharded) if row.role == "learner")
+    states = 12 * (4 + 4 / 4 + 8 / 4 + 4 + 4)
+    assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + states + 2 * 12 * 4 + in_pass)
 
 
 def test_the_printed_plan_names_every_actor_and_every_formula(model: Path) -> None:
@@ -192,3 +204,99 @@ def test_a_joined_cluster_is_not_measured_by_this_machine(model: Path, monkeypat
     monkeypatch.setattr(checks, "available_bytes", lambda: 0)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     checks.check_train(config_with(model))
+
+
+PLANNED = ("cluster.gpus_per_node=8", "cluster.gpu_memory_gib=79")
+SEVEN_B = ("model=qwen2_5_7b", "engine=gpu", "learner=zero3", "credit=grpo", "learner.num_ranks=7", *PLANNED)
+
+
+def misfit(*overrides: str) -> str:
+    with pytest.raises(RunFailed) as caught:
+        refuse_misfit(compose_train(overrides))
+    return str(caught.value)
+
+
+def test_more_gpus_than_the_nodes_have_are_refused_with_what_would_fit() -> None:
+    """1 rollout, 4 critic and 8 learner GPUs on 8: three ranks fit, or two nodes."""
+    text = misfit("model=qwen2_5_7b", "engine=gpu", "learner=zero3", "critic=qwen2_5_72b", *PLANNED)
+    assert "expected 13 GPUs" in text and "got 8" in text
+    assert text.endswith("lower learner.num_ranks to 3, or raise cluster.num_nodes to 2")
+    assert "nodes of 16 GPUs" in misfit(*SEVEN_B, "engine.num_gpus=16", "engine.tensor_parallel=16")
+
+
+def test_a_rank_that_does_not_fit_is_refused_with_the_largest_setting_that_does() -> None:
+    off = "learner.gradient_checkpointing=false"
+    text = misfit(*SEVEN_B, off)
+    assert text.startswith("learner: expected at most 79.0 GiB of memory") and "activations, 96" in text
+    assert text.endswith("set learner.gradient_checkpointing=true")
+    refuse_misfit(compose_train([*SEVEN_B, "learner.gradient_checkpointing=true"]))
+
+    on = (*SEVEN_B, "learner.gradient_checkpointing=true", "learner.microbatch_tokens=131072")
+    found = re.fullmatch(r".*largest learner.microbatch_tokens that fits: ([\d,]+)", misfit(*on))
+    assert found is not None
+    largest = int(found[1].replace(",", ""))
+    refuse_misfit(compose_train([*on[:-1], f"learner.microbatch_tokens={largest}"]))
+    assert "memory" in misfit(*on[:-1], f"learner.microbatch_tokens={largest + 512}")
+
+
+def test_states_that_do_not_fit_ask_for_ranks_and_those_ranks_fit() -> None:
+    few = ("model=Qwen/Qwen2.5-32B", "model.dtype=bfloat16", "engine=gpu", "engine.num_gpus=2")
+    few += ("engine.tensor_parallel=2", "learner=zero3", "credit=grpo", "loss.kl_coef=0", "cluster.gpu_memory_gib=79")
+    few += ("learner.gradient_checkpointing=true", "learner.microbatch_tokens=4096")
+    text = misfit(*few, "learner.num_ranks=4")
+    assert text.endswith("raise learner.num_ranks to 16")
+    refuse_misfit(compose_train([*few, "learner.num_ranks=16"]))
+
+
+def test_an_engine_whose_weights_do_not_fit_is_refused() -> None:
+    judge = ("critic=qwen2_5_72b", "critic.num_gpus=1", "critic.tensor_parallel=1", "cluster.gpu_memory_gib=79")
+    text = misfit(*judge)
+    assert text.startswith("critic: expected room for one sequence") and "memory" in text
+    assert text.endswith("raise critic.tensor_parallel and critic.num_gpus to 4")
+    refuse_misfit(compose_train(["critic=qwen2_5_72b", "cluster.gpu_memory_gib=79"]))
+
+
+def test_without_a_device_nothing_is_refused_and_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "found_gib", lambda: None)
+    config = compose_train(["engine=gpu", "learner=gpu", "model=qwen2_5_7b", "credit=grpo", "learner.num_ranks=1"])
+    refuse_misfit(config)
+    assert "give cluster.gpu_memory_gib" in plan.to_text(config)
+    monkeypatch.setattr(memory, "found_gib", lambda: 24.0)
+    with pytest.raises(RunFailed, match=r"24\.0 GiB"):
+        refuse_misfit(config)
+
+
+def test_a_dry_run_prints_the_plan_and_ends_as_the_check_does(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["train", "--dry-run", "engine=gpu", "learner=gpu", "model=qwen2_5_1_5b", "credit=grpo", *PLANNED]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert "?" not in printed.partition("# settings")[0] and "N=1,543,714,304" in printed
+    assert main([*line, "cluster.gpu_memory_gib=16"]) == 1
+    both = capsys.readouterr()
+    assert "# memory" in both.out and "memory" in both.err and both.err.count("\n") == 1
+
+
+def test_the_whole_configuration_is_printed_when_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry-run", "learner.lr=1e-5"]) == 0
+    brief = capsys.readouterr().out
+    assert "learner.lr=1e-05" in brief and "keep_checkpoints" not in brief
+    assert brief.startswith("# batch")
+    assert main(["train", "--dry-run=full", "learner.lr=1e-5"]) == 0
+    assert "keep_checkpoints: 2" in capsys.readouterr().out
+
+
+def test_a_config_without_weights_is_enough_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "models--some--model" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_attention_heads": 4}
+    (cached / "config.json").write_text(json.dumps(shape | {"intermediate_size": 128, "model_type": "llama"}))
+    config = compose_train(["model=some/model"])
+    checks.check_model(config.model.path, "policy", "model.path", 512)
+    # 2 x 100 x 64 + 2 x (4 x 64 x 64 + 3 x 64 x 128 + 2 x 64) + 64
+    assert "N=95,040" in plan.to_text(config)
+
+
+def test_a_pipe_among_a_models_files_is_refused_before_anyone_opens_it(model: Path) -> None:
+    os.mkfifo(model / "more.safetensors")
+    assert "more.safetensors is none; remove it" in sentence(config_with(model))

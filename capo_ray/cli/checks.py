@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from capo_ray.cli.models import Role, find_model, read_facts
-from capo_ray.cli.plan import estimate_memory, host_gib, place_actors, reads_critics, reads_token_rewards
+from capo_ray.cli.fit import refuse_misfit
+from capo_ray.cli.memory import estimate_memory, host_gib, own_cluster, reads_critics, reads_token_rewards
+from capo_ray.cli.models import Role, find_model, is_fetched, read_facts
+from capo_ray.cli.plan import place_actors
 from capo_ray.config import TrainConfig
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
@@ -21,24 +23,26 @@ GIB = 1 << 30
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def check_train(config: TrainConfig) -> None:
-    """Raise the first reason why this run could not go well on this machine."""
-    check_run_dir(config)
+def check_plan(config: TrainConfig) -> None:
+    """Raise the first reason why this run could not go well wherever it is started: what a dry run tells."""
     check_model(config.model.path, "policy", "model.path", config.model.max_model_len)
     if reads_critics(config) and config.critic.backend == "vllm":
         check_model(config.critic.model, "critic", "critic.model", config.critic.max_model_len)
     if reads_token_rewards(config) and config.reward_model.path:
         check_model(config.reward_model.path, "policy", "reward_model.path", config.model.max_model_len)
-    check_data(config)
     check_lengths(config)
+    check_tensor_parallel(config)
+    refuse_misfit(config)
+
+
+def check_train(config: TrainConfig) -> None:
+    """Raise the first reason why this run could not go well on this machine."""
+    check_run_dir(config)
+    check_plan(config)
+    check_data(config)
     check_gpus(config)
     if own_cluster(config):
         check_memory(config)
-
-
-def own_cluster(config: TrainConfig) -> bool:
-    """Whether the run makes a cluster of its own on this machine."""
-    return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def check_run_dir(config: TrainConfig) -> None:
@@ -70,6 +74,8 @@ def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
                 f"{key}: expected the shipped {role} in {asset_path(name, role)}, found none; install again"
             )
         _check_hub_name(name, key)
+        return
+    if not is_fetched(name, folder):
         return
     facts = read_facts(folder, key)
     if facts.max_token_id is not None and facts.max_token_id >= facts.vocab:
@@ -125,17 +131,21 @@ def check_lengths(config: TrainConfig) -> None:
         )
 
 
-def check_gpus(config: TrainConfig) -> None:
-    """The GPUs that actors ask for exist here, and every engine has one per tensor-parallel rank.
-
-    CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
-    """
+def check_tensor_parallel(config: TrainConfig) -> None:
+    """Every engine on GPUs has one per tensor-parallel rank."""
     for name, part in (("engine", config.engine), ("critic", config.critic)):
         if 0 < part.num_gpus < part.tensor_parallel:
             raise RunFailed(
                 f"{name}.num_gpus must be >= {name}.tensor_parallel (got {part.num_gpus:g} < {part.tensor_parallel}); "
                 f"set {name}.num_gpus={part.tensor_parallel}"
             )
+
+
+def check_gpus(config: TrainConfig) -> None:
+    """Some GPU is here where actors of an own cluster ask for one.
+
+    CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
+    """
     wanted = sum(actor.count * actor.num_gpus for actor in place_actors(config))
     if wanted and own_cluster(config) and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
         raise RunFailed(

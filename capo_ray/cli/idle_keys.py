@@ -242,6 +242,16 @@ OTHER_RULES: tuple[Rule, ...] = (
         "with cluster.address, which names a cluster that already has its size; remove one of the two",
     ),
     (
+        ("cluster.num_nodes",),
+        lambda c: c.cluster.gpus_per_node == 0,
+        "without cluster.gpus_per_node; give that too",
+    ),
+    (
+        ("cluster.num_nodes", "cluster.gpus_per_node", "cluster.gpu_memory_gib"),
+        lambda c: not (c.engine.num_gpus or c.learner.num_gpus or c.critic.num_gpus or c.reward_model.num_gpus),
+        "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu",
+    ),
+    (
         ("weights.canary_tolerance",),
         lambda c: c.weights.canary_every == 0,
         "with weights.canary_every=0, which never compares; remove one of the two",

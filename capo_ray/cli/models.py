@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing import Shape, known_shape, shape_of
 
 Role = Literal["policy", "critic"]
 _HEADER_LIMIT = 100 << 20  # of a safetensors file, by its own format
@@ -21,14 +22,13 @@ _HEADER_LIMIT = 100 << 20  # of a safetensors file, by its own format
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model's size and shape; `num_params` counts stored tensors once."""
+    """A model's size and shape; `num_params` counts stored tensors once, `shape` is None of other than dense ones."""
 
     num_params: int
-    hidden: int
-    layers: int
     vocab: int
     max_token_id: int | None
     max_positions: int | None
+    shape: Shape | None
 
 
 def find_model(name: str, role: Role) -> Path | None:
@@ -37,8 +37,26 @@ def find_model(name: str, role: Role) -> Path | None:
     return path if path.is_dir() else _in_hub_cache(name)
 
 
+def size_of(name: str, role: Role, key: str) -> tuple[int, Shape | None]:
+    """Parameters and shape of a model by what is here: weights, else config.json, else the table; 0 if nothing is."""
+    folder = find_model(name, role)
+    if folder is None or not (folder / "config.json").is_file():
+        shape = known_shape(name)
+        return (shape.num_params, shape) if shape is not None else (0, None)
+    _require_plain_files(folder, key)
+    shape = shape_of(_read_json(folder / "config.json", key))
+    stored = sum(_count_params(path, key) for path in folder.glob("*.safetensors"))
+    return stored or (shape.num_params if shape is not None else 0), shape
+
+
+def is_fetched(name: str, folder: Path) -> bool:
+    """Whether a model's directory is whole or the user's own; of a hub name the cache may hold some files only."""
+    return any(folder.glob("*.safetensors")) or folder != _in_hub_cache(name)
+
+
 def read_facts(folder: Path, key: str) -> ModelFacts:
     """The facts of a Hugging Face directory; raises `RunFailed` naming `key` where it does not look like one."""
+    _require_plain_files(folder, key)
     config = _read_json(folder / "config.json", key)
     nested = config.get("text_config")  # of models with more than text
     text: dict[str, Any] = nested if isinstance(nested, dict) else config
@@ -55,12 +73,18 @@ def read_facts(folder: Path, key: str) -> ModelFacts:
         )
     return ModelFacts(
         num_params=sum(_count_params(path, key) for path in weights),
-        hidden=text["hidden_size"],
-        layers=text["num_hidden_layers"],
         vocab=text["vocab_size"],
         max_token_id=_max_token_id(folder, key),
         max_positions=text.get("max_position_embeddings"),
+        shape=shape_of(config),
     )
+
+
+def _require_plain_files(folder: Path, key: str) -> None:
+    """Raise for a pipe, socket or device among a model's files: whoever opens one waits for ever."""
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RunFailed(f"{key}: expected plain files in {folder}, but {path.name} is none; remove it")
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

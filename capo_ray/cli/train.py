@@ -17,7 +17,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and the choices that exist."""
     parser.add_argument("overrides", nargs="*", metavar="override", help="group=choice or key=value")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print configuration, placement, batch and memory; start nothing"
+        "--dry-run",
+        action="store_true",
+        help="print batch, placement, memory and time, check the settings; start nothing",
+    )
+    # An option of its own to argparse, so that --dry-run never takes the override behind it for its value.
+    parser.add_argument(
+        "--full", "--dry-run=full", dest="full", action="store_true", help="a dry run with the whole configuration"
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as JSON")
     choices = [f"  {group:<11}{', '.join(list_choices(group))}" for group in GROUPS if list_choices(group)]
@@ -33,17 +39,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of the run, or 0 once its plan is printed."""
-    if args.json and not args.dry_run:
+    if args.json and not (args.dry_run or args.full):
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
     config = compose_train(args.overrides)
-    if args.dry_run:
+    from capo_ray.cli import checks
+
+    if args.dry_run or args.full:
         from capo_ray.cli import plan
 
-        print(json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config))
+        print(
+            json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config, full=args.full),
+            flush=True,
+        )
+        checks.check_plan(config)
         return 0
-    from capo_ray.cli.checks import check_train
-
-    check_train(config)
+    checks.check_train(config)
     from capo_ray.place.train import run as run_training
 
     return run_training(config)

@@ -207,5 +207,12 @@ class ClusterConfig(Section):
     """`auto`, `ray://…` or host:port; empty: RAY_ADDRESS, else a cluster of this run's own."""
     num_cpus: int = Field(0, ge=0)
     """Cores of an own cluster; 0: all."""
+    num_nodes: Positive = 1
+    """Nodes with GPUs that the run is planned for; read with `gpus_per_node`."""
+    gpus_per_node: int = Field(0, ge=0)
+    """GPUs of each such node: a run that they cannot hold is refused before it starts; 0: not known."""
+    gpu_memory_gib: float = Field(0.0, ge=0)
+    """Memory of one GPU (79 of an 80 GB H100): a run that does not fit is refused before it starts. 0: that of the
+    smallest GPU here for a cluster of the run's own, else not known."""
     object_store_mib: Positive = 256
     start_deadline_s: float = Field(120.0, gt=0)

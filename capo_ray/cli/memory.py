@@ -1,0 +1,217 @@
+"""The memory of every role of a run, by formula, and the device that it is held against.
+
+A row is one actor's host memory, or one GPU's. On GPUs an engine takes its share of the device whatever its model, so
+its terms end in the cache that is left; a learner rank takes what its terms add up to.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from capo_ray.cli.models import Role, size_of
+from capo_ray.cli.useless import READS_CRITICS
+from capo_ray.config import TrainConfig
+from capo_ray.config.reward_model import RewardModelConfig
+from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.sizing import EngineLoad, LearnerLoad, Shape, Term, engine_terms, kv_bytes_per_token, learner_terms, total
+
+GIB = 1 << 30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; these four were measured on a default run
+LEARNER_BASE_GIB = 0.5  # torch, transformers and DeepSpeed
+CHILD_BASE_GIB = 0.2  # a verifier actor, and each of its child processes
+RAY_BASE_GIB = 0.8  # driver, GCS and raylet
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of one actor of a role, or of one of its GPUs; `known`: its model's size is."""
+
+    role: str
+    count: int
+    on_gpu: bool
+    terms: tuple[Term, ...]
+    known: bool = True
+    num_params: int = 0
+
+    @property
+    def gib_each(self) -> float:
+        """The sum of the terms."""
+        return total(self.terms) / GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's size; 0 parameters and no shape where nothing of it is here."""
+
+    num_params: int
+    shape: Shape | None
+
+
+def reads_critics(config: TrainConfig) -> bool:
+    """Whether the credit method makes use of critics."""
+    return bool(READS_CRITICS & type(config.credit).needs)
+
+
+def reads_token_rewards(config: TrainConfig) -> bool:
+    """Whether a second model rewards tokens."""
+    return "token_rewards" in type(config.credit).needs
+
+
+def own_cluster(config: TrainConfig) -> bool:
+    """Whether the run makes a cluster of its own on this machine."""
+    return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
+
+
+def device_gib(config: TrainConfig) -> float | None:
+    """The memory of one GPU: as given, else of the smallest here where the run stays here; None where unknown."""
+    if config.cluster.gpu_memory_gib:
+        return config.cluster.gpu_memory_gib
+    return found_gib() if own_cluster(config) else None
+
+
+def found_gib() -> float | None:
+    """The memory of this machine's smallest NVIDIA GPU, or None."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return None
+    try:
+        done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
+        return min(float(line) for line in done.stdout.split()) / 1024
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def policy_of(config: TrainConfig) -> Model:
+    """The policy's size."""
+    return _model(config.model.path, "policy", "model.path")
+
+
+def critic_of(config: TrainConfig) -> Model:
+    """The critic's size."""
+    return _model(config.critic.model, "critic", "critic.model")
+
+
+def reward_model_of(config: TrainConfig) -> Model:
+    """The size of the model that rewards tokens: the policy's where none is named."""
+    name = config.reward_model.path
+    return _model(name, "policy", "reward_model.path") if name else policy_of(config)
+
+
+def estimate_memory(config: TrainConfig) -> list[Memory]:
+    """The memory of every role, in the order in which a group meets them."""
+    policy = policy_of(config)
+    rows = [engine_memory("rollout", config.engine, policy, config.model.dtype, device_gib(config))]
+    processes = config.verifier.num_processes
+    children = Term(
+        "children",
+        CHILD_BASE_GIB * (1 + processes) * GIB,
+        f"{CHILD_BASE_GIB} GiB x (1 + {processes}); a child is killed at {config.verifier.memory_mib} MiB",
+    )
+    rows.append(Memory("verifier", config.verifier.num_workers, False, (children,)))
+    if reads_critics(config) and config.critic.backend != "vllm":
+        base = Term("process", CHILD_BASE_GIB * GIB, f"{CHILD_BASE_GIB} GiB, no model in the cluster")
+        rows.append(Memory("critic", config.critic.num_workers, False, (base,)))
+    elif reads_critics(config):
+        rows.append(engine_memory("critic", config.critic, critic_of(config), config.critic.dtype, device_gib(config)))
+    rows.append(learner_memory(config, policy))
+    if reads_token_rewards(config):
+        rows.append(reward_model_memory(config, reward_model_of(config)))
+    rows.append(_driver_memory(config, policy))
+    return rows
+
+
+def host_gib(config: TrainConfig) -> float:
+    """Host memory of all CPU roles together."""
+    return sum(row.count * row.gib_each for row in estimate_memory(config) if not row.on_gpu)
+
+
+def engine_memory(
+    role: str, section: EngineConfig | CriticConfig, model: Model, dtype: str, device: float | None
+) -> Memory:
+    """The memory of one engine on the CPU, or of one of its GPUs."""
+    unit, tp = DTYPE_BYTES[dtype], section.tensor_parallel
+    if section.num_gpus == 0:
+        base = Term("process", ENGINE_BASE_GIB * GIB, f"{ENGINE_BASE_GIB} GiB")
+        weights = Term("weights", unit * model.num_params, f"{unit} B x N")
+        room = _tokens(section.kv_cache_gib * GIB, model.shape, unit)
+        cache = Term("KV cache", section.kv_cache_gib * GIB, f"{section.kv_cache_gib} GiB{room}")
+        return Memory(
+            role, section.num_workers, False, (base, weights, cache), bool(model.num_params), model.num_params
+        )
+    if model.shape is None:
+        share = Term("weights", unit * model.num_params / tp, f"{unit} B x N / {tp}")
+        return Memory(role, section.num_workers * tp, True, (share,), bool(model.num_params), model.num_params)
+    share_bytes = section.gpu_memory_frac * (device or 0.0) * GIB
+    load = EngineLoad(model.shape, model.num_params, unit, tp, section.max_num_seqs, share_bytes)
+    terms = engine_terms(load)
+    if device is None:
+        terms = terms[:-1]  # the cache is what gpu_memory_frac leaves of a device that is not known
+    return Memory(role, section.num_workers * tp, True, tuple(terms), num_params=model.num_params)
+
+
+def learner_memory(config: TrainConfig, policy: Model) -> Memory:
+    """The memory of one learner rank."""
+    return _rank_memory("learner", config, config.learner, policy, config.loss.kl_coef > 0)
+
+
+def reward_model_memory(config: TrainConfig, model: Model) -> Memory:
+    """The memory of one rank of the model that rewards tokens."""
+    has_reference = config.credit.method == "prime" or (config.credit.method == "etpo" and config.loss.kl_coef > 0)
+    return _rank_memory("reward model", config, config.reward_model, model, has_reference)
+
+
+def largest_microbatch(config: TrainConfig) -> int:
+    """Padded tokens of the largest microbatch: a sample longer than the budget stands alone."""
+    return max(config.learner.microbatch_tokens, config.model.max_model_len)
+
+
+def _rank_memory(
+    role: str, config: TrainConfig, group: LearnerConfig | RewardModelConfig, model: Model, has_reference: bool
+) -> Memory:
+    learner, on_gpu = config.learner, group.num_gpus > 0
+    if model.shape is None:
+        weights = Term("weights", DTYPE_BYTES[config.model.dtype] * model.num_params, "of a model of unknown shape")
+        return Memory(role, group.num_ranks, on_gpu, (weights,), False)
+    load = LearnerLoad(
+        shape=model.shape,
+        num_params=model.num_params,
+        unit=DTYPE_BYTES[config.model.dtype],
+        zero_stage=learner.zero_stage,
+        num_ranks=group.num_ranks,
+        tokens=largest_microbatch(config),
+        checkpointing=learner.gradient_checkpointing,
+        reference=has_reference,
+        on_gpu=on_gpu,
+    )
+    terms = learner_terms(load)
+    if not on_gpu:
+        terms.insert(0, Term("process", LEARNER_BASE_GIB * GIB, f"{LEARNER_BASE_GIB} GiB"))
+    return Memory(role, group.num_ranks, on_gpu, tuple(terms), num_params=model.num_params)
+
+
+def _driver_memory(config: TrainConfig, policy: Model) -> Memory:
+    unit = DTYPE_BYTES[config.model.dtype]
+    store = config.cluster.object_store_mib << 20
+    return Memory(
+        "driver and Ray",
+        1,
+        False,
+        (
+            Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"),
+            Term("object store", store, f"{config.cluster.object_store_mib} MiB"),
+            Term("published weights", 2 * unit * policy.num_params, f"two versions x {unit} B x N"),
+        ),
+        bool(policy.num_params),
+    )
+
+
+def _model(name: str, role: Role, key: str) -> Model:
+    return Model(*size_of(name, role, key))
+
+
+def _tokens(num_bytes: float, shape: Shape | None, unit: int) -> str:
+    return f": {int(num_bytes // kv_bytes_per_token(shape, unit)):,} tokens" if shape is not None else ""

@@ -1,0 +1,24 @@
+"""What a run takes, by arithmetic: bytes of learner ranks and engines, GPUs of a cluster, seconds of an update.
+
+Numbers in, numbers out: no model library, no device and no cluster is touched.
+"""
+
+from capo_ray.sizing.bytes import Term, total
+from capo_ray.sizing.engine import EngineLoad, engine_terms, kv_bytes_per_token
+from capo_ray.sizing.learner import LearnerLoad, learner_terms
+from capo_ray.sizing.nodes import pack
+from capo_ray.sizing.shapes import Shape, known_shape, shape_of
+
+__all__ = [
+    "EngineLoad",
+    "LearnerLoad",
+    "Shape",
+    "Term",
+    "engine_terms",
+    "known_shape",
+    "kv_bytes_per_token",
+    "learner_terms",
+    "pack",
+    "shape_of",
+    "total",
+]

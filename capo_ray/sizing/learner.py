@@ -1,0 +1,138 @@
+"""The memory of one learner rank at its fullest moment, as terms that add up.
+
+    held all along   weights, masters, moments, gradients, reference, buffers
+    a pass           what autograd keeps of every layer, then the fuller of two moments of the backward pass:
+                     the head (logits, their gradient, fp32 blocks), or one layer (recomputed, with its gradients)
+    a move           Adam's temporaries; counted by what they exceed a pass
+
+T tokens of a microbatch (all counted as response tokens), N parameters, u bytes of a number, h, i, V as in `shapes`.
+The layers' bytes are those that Llama, Qwen2 and Qwen3 of transformers keep with a flash-like attention; a test counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capo_ray.sizing.bytes import Term
+from capo_ray.sizing.shapes import Shape
+
+BUCKET_NUMEL = 200_000_000  # elements of a communication bucket (learners/zero.py; a test holds the two together)
+LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) and prefetched, in buckets
+HEAD_ROWS = 1024  # rows of logits in fp32 at a time (loss/logprobs.py)
+HEAD_BLOCKS = 5  # such blocks at once in the backward pass
+GPU_BASE_BYTES = 2 << 30  # CUDA context, NCCL, library workspaces and fragments: an allowance, not a count
+ADAM_COPIES = 2  # temporaries of a move, in fp32 copies of what a rank updates
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerLoad:
+    """What one rank of a learner group is asked to hold."""
+
+    shape: Shape
+    num_params: int
+    unit: int
+    """Bytes of a weight."""
+    zero_stage: int
+    num_ranks: int
+    tokens: int
+    """Padded tokens of the largest microbatch."""
+    checkpointing: bool
+    reference: bool
+    on_gpu: bool
+
+
+def learner_terms(load: LearnerLoad) -> list[Term]:
+    """The terms of one rank's memory; their sum is its fullest moment."""
+    n, u, stage, ranks = load.num_params, load.unit, load.zero_stage, load.num_ranks
+    terms = [_split("weights", n, u, ranks if stage == 3 else 1)]
+    # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
+    if stage in (1, 2) or (stage == 3 and u < 4):
+        terms.append(_split("masters", n, 4, ranks))
+    terms.append(_split("moments", n, 8, ranks if stage else 1))
+    grad = gradient_bytes(load)
+    terms.append(_split("gradients", n, grad, ranks if stage >= 2 else 1))
+    if load.reference:
+        terms.append(_split("reference", n, u, reference_shards(load)))
+    terms.append(_buffers(load))
+    kept, head, layer = _activations(load), _head(load), _layer_at_work(load)
+    terms += [kept, max(head, layer, key=lambda term: term.num_bytes)]
+    in_pass = sum(term.num_bytes for term in terms[-2:])
+    move = ADAM_COPIES * 4 * n / (ranks if stage else 1)
+    if move > in_pass:
+        formula = f"{ADAM_COPIES} x 4 B x N{_over(ranks if stage else 1)} of Adam, less the two above"
+        terms.append(Term("move", move - in_pass, formula))
+    return terms
+
+
+def gradient_bytes(load: LearnerLoad) -> int:
+    """Bytes of an accumulated gradient."""
+    return load.unit
+
+
+def reference_shards(load: LearnerLoad) -> int:
+    """Over how many ranks the reference is split."""
+    return 1
+
+
+def layer_bytes(shape: Shape, unit: int) -> int:
+    """What autograd keeps of one layer, in bytes per token.
+
+    Two norms (an fp32 copy, the normed numbers, the input of the projections), q, k, v and the output of attention with
+    a number per head, four inner tensors of the MLP.
+    """
+    norms = 2 * (4 + 2 * unit) * shape.hidden
+    attention = unit * 2 * (shape.q + shape.kv) + 4 * shape.heads
+    head_norms = (4 + unit) * (shape.q + shape.kv) if shape.qk_norm else 0
+    return norms + attention + head_norms + 4 * unit * shape.inner
+
+
+def _activations(load: LearnerLoad) -> Term:
+    shape, unit = load.shape, load.unit
+    per_layer = unit * shape.hidden if load.checkpointing else layer_bytes(shape, unit)
+    per_token = shape.layers * per_layer + (4 + unit) * shape.hidden
+    what = "each layer's input alone" if load.checkpointing else "of each layer"
+    return Term(
+        "activations",
+        load.tokens * per_token,
+        f"{load.tokens:,} tokens x ({shape.layers} layers x {per_layer:,} B {what} + {(4 + unit) * shape.hidden:,} B)",
+    )
+
+
+def _head(load: LearnerLoad) -> Term:
+    shape, unit = load.shape, load.unit
+    rows = min(HEAD_ROWS, load.tokens)
+    size = load.tokens * (2 * unit * shape.vocab + unit * shape.hidden) + HEAD_BLOCKS * rows * 4 * shape.vocab
+    formula = f"{load.tokens:,} tokens x (2 x {unit} B x V + {unit} B x h) + {HEAD_BLOCKS} blocks of {rows} x 4 B x V"
+    return Term("logits", size, formula)
+
+
+def _layer_at_work(load: LearnerLoad) -> Term:
+    shape, unit = load.shape, load.unit
+    again = layer_bytes(shape, unit) if load.checkpointing else 0
+    size = again + unit * (2 * shape.inner + shape.hidden)
+    return Term("one layer", load.tokens * size, f"{load.tokens:,} tokens x {size:,} B (its backward pass)")
+
+
+def _buffers(load: LearnerLoad) -> Term:
+    """Buckets of collectives, whole weights gathered by ZeRO-3, the largest gradient before it is reduced, the base."""
+    n, unit, shape = load.num_params, load.unit, load.shape
+    bucket = min(BUCKET_NUMEL, n)
+    elements = 0 if load.zero_stage == 0 else 2 * bucket
+    words = [] if load.zero_stage == 0 else ["2 buckets"]
+    if load.zero_stage == 3:
+        elements += min(LIVE_BUCKETS * BUCKET_NUMEL, n)
+        words.append(f"{min(LIVE_BUCKETS * BUCKET_NUMEL, n) / 1e6:,.0f}M weights made whole")
+    if load.zero_stage >= 2:
+        elements += shape.vocab * shape.hidden * (2 if shape.tied else 1)
+        words.append("the head's gradient")
+    base = GPU_BASE_BYTES if load.on_gpu else 0
+    words += ["2 GiB for CUDA and NCCL"] if load.on_gpu else []
+    return Term("buffers", elements * unit + base, " + ".join(words) or "none")
+
+
+def _split(name: str, num_params: int, num_bytes: int, parts: int) -> Term:
+    return Term(name, num_params * num_bytes / parts, f"{num_bytes} B x N{_over(parts)}")
+
+
+def _over(parts: int) -> str:
+    return f" / {parts}" if parts > 1 else ""

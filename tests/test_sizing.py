@@ -1,0 +1,198 @@
+"""Bytes by formula against bytes counted on the meta device, and against what is published of well-known models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from capo_ray.sizing import (
+    EngineLoad,
+    LearnerLoad,
+    Shape,
+    engine_terms,
+    known_shape,
+    kv_bytes_per_token,
+    learner_terms,
+    pack,
+    shape_of,
+    total,
+)
+from capo_ray.sizing import learner as sizing_learner
+from tests.meta_bytes import build_policy, count_pass, count_weights
+
+QWEN: dict[str, Any] = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6}
+LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+
+
+def widths(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": 32768,
+    }
+
+
+# config.json as published, and the number of parameters that the hub counts in the files.
+MODELS: dict[str, tuple[dict[str, Any], int]] = {
+    "Qwen/Qwen2.5-1.5B": (QWEN | TIED | widths(1536, 8960, 28, 12, 2, 151936), 1_543_714_304),
+    "Qwen/Qwen2.5-7B": (QWEN | UNTIED | widths(3584, 18944, 28, 28, 4, 152064), 7_615_616_512),
+    "Qwen/Qwen2.5-32B": (QWEN | UNTIED | widths(5120, 27648, 64, 40, 8, 152064), 32_763_876_352),
+    "meta-llama/Llama-3.2-1B": (LLAMA | TIED | {"head_dim": 64} | widths(2048, 8192, 16, 32, 8, 128256), 1_235_814_400),
+    "meta-llama/Llama-3.2-3B": (
+        LLAMA | TIED | {"head_dim": 128} | widths(3072, 8192, 28, 24, 8, 128256),
+        3_212_749_824,
+    ),
+    "Qwen/Qwen3-0.6B": (
+        QWEN | TIED | {"model_type": "qwen3", "head_dim": 128} | widths(1024, 3072, 28, 16, 8, 151936),
+        596_049_920,
+    ),
+}
+PUBLISHED = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
+    "Qwen/Qwen2.5-14B-Instruct": 14_770_033_664,
+    "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
+    "Qwen/Qwen2.5-Math-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-Coder-32B-Instruct": 32_763_876_352,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "meta-llama/Meta-Llama-3-70B-Instruct": 70_553_706_496,
+} | {name: published for name, (_, published) in MODELS.items()}
+
+
+def load_of(config: dict[str, Any], tokens: int, *, checkpointing: bool, unit: int = 2, **changes: Any) -> LearnerLoad:
+    shape = shape_of(config)
+    assert shape is not None
+    settings: dict[str, Any] = {
+        "shape": shape,
+        "num_params": shape.num_params,
+        "unit": unit,
+        "zero_stage": 0,
+        "num_ranks": 1,
+        "tokens": tokens,
+        "checkpointing": checkpointing,
+        "reference": False,
+        "on_gpu": False,
+    }
+    return LearnerLoad(**settings | changes)
+
+
+def term(load: LearnerLoad, name: str) -> float:
+    return next(t.num_bytes for t in learner_terms(load) if t.name == name)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_well_known_name_has_the_parameters_that_its_files_hold(name: str) -> None:
+    shape = known_shape(name)
+    assert shape is not None and shape.num_params == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_config_has_the_parameters_of_the_module_built_from_it(name: str) -> None:
+    config, published = MODELS[name]
+    load = load_of(config, 1, checkpointing=False)
+    assert load.num_params == published
+    counted = count_weights(build_policy(config, torch.bfloat16, checkpointing=False))
+    assert counted == 2 * published == term(load, "weights")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, checkpointing: bool) -> None:
+    config = MODELS[name][0]
+    counted = count_pass(build_policy(config, torch.bfloat16, checkpointing=checkpointing), 8192, 8192)
+    load = load_of(config, 8192, checkpointing=checkpointing)
+    kept = term(load, "activations") + 8192 * 2 * (config["vocab_size"] + config["hidden_size"])
+    assert kept == pytest.approx(counted.kept, rel=0.02)
+    assert term(load, "activations") + term(load, "logits") == pytest.approx(counted.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B"])
+def test_where_the_head_is_small_one_layer_is_the_fullest_moment(name: str, dtype: torch.dtype) -> None:
+    config = MODELS[name][0] | {"vocab_size": 512, "num_hidden_layers": 4}
+    counted = count_pass(build_policy(config, dtype, checkpointing=True), 16384, 16384)
+    load = load_of(config, 16384, checkpointing=True, unit=dtype.itemsize)
+    assert term(load, "activations") + term(load, "one layer") == pytest.approx(counted.peak, rel=0.1)
+
+
+def test_checkpointing_keeps_a_thirtieth_to_a_fiftieth_of_a_layer() -> None:
+    """By hand, Qwen2.5-7B: 101 and 220 KiB a token and layer at 1.5B and 7B, against 2 B x hidden."""
+    assert (
+        sizing_learner.layer_bytes(load_of(MODELS["Qwen/Qwen2.5-1.5B"][0], 1, checkpointing=False).shape, 2) == 103472
+    )
+    assert sizing_learner.layer_bytes(load_of(MODELS["Qwen/Qwen2.5-7B"][0], 1, checkpointing=False).shape, 2) == 225392
+
+
+def test_the_constants_are_those_of_the_learner() -> None:
+    from capo_ray.learners import zero
+    from capo_ray.loss import logprobs
+
+    assert sizing_learner.BUCKET_NUMEL == zero.BUCKET_NUMEL
+    assert sizing_learner.HEAD_ROWS == logprobs.ROWS
+    config: Any = zero._config(3, "bfloat16", 1.0, 10**10)
+    live = config["zero_optimization"]["stage3_max_live_parameters"]
+    prefetch = config["zero_optimization"]["stage3_prefetch_bucket_size"]
+    assert live + prefetch == sizing_learner.LIVE_BUCKETS * zero.BUCKET_NUMEL
+
+
+def test_states_are_split_over_ranks_by_stage() -> None:
+    """10 parameters in bf16 over 2 ranks, by hand: stage 3 splits weights too, stage 0 nothing."""
+    config = QWEN | UNTIED | widths(2, 4, 1, 1, 1, 4)
+    held = {
+        stage: {
+            t.name: t.num_bytes
+            for t in learner_terms(
+                load_of(config, 1, checkpointing=False, zero_stage=stage, num_ranks=2, num_params=10, reference=True)
+            )
+        }
+        for stage in (0, 1, 2, 3)
+    }
+    assert [held[stage]["weights"] for stage in range(4)] == [20, 20, 20, 10]
+    assert [held[stage].get("masters") for stage in range(4)] == [None, 20, 20, 20]
+    assert [held[stage]["moments"] for stage in range(4)] == [80, 40, 40, 40]
+
+
+def test_the_cache_of_a_token_by_hand() -> None:
+    """Qwen2.5-72B: 2 x 80 layers x 8 heads x 128 x 2 B = 327,680 B; a quarter of it on each of four GPUs."""
+    shape = known_shape("Qwen/Qwen2.5-72B-Instruct")
+    assert shape is not None
+    assert kv_bytes_per_token(shape, 2) == 327_680
+    assert kv_bytes_per_token(shape, 2, 4) == 81_920
+    small = Shape(8, 8, 1, 4, 1, 2, 8, True)
+    assert kv_bytes_per_token(small, 2, 4) == kv_bytes_per_token(small, 2)  # one head cannot be split
+
+
+def test_an_engines_share_is_weights_working_memory_and_cache() -> None:
+    shape = known_shape("Qwen/Qwen2.5-7B")
+    assert shape is not None
+    terms = engine_terms(EngineLoad(shape, shape.num_params, 2, 1, 256, 60 * 2**30))
+    assert total(terms) == pytest.approx(60 * 2**30)
+    assert terms[0].num_bytes == 2 * 7_615_616_512
+    assert 35 < terms[-1].gib < 45
+
+
+def test_bundles_go_into_nodes_whole() -> None:
+    assert pack([4, 1, 2], 1, 8)
+    assert not pack([4, 4, 1], 1, 8)
+    assert not pack([8, 4, 5], 2, 8)  # 17 GPUs of 16
+    assert not pack([5, 5, 5], 2, 8)  # 15 of 16, and yet the third finds no node whole
+    assert pack([0.5, 0.5, 0.5, 7], 2, 8)
+    assert not pack([0.6, 0.6, 7], 1, 8)
+    assert pack([], 0, 0)
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 8}, {**MODELS["Qwen/Qwen3-0.6B"][0], "num_experts": 8}])
+def test_what_is_no_dense_transformer_has_no_shape(config: dict[str, Any]) -> None:
+    assert shape_of(config) is None

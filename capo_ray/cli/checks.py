@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.fit import refuse_misfit
-from capo_ray.cli.memory import estimate_memory, host_gib, own_cluster, reads_critics, reads_token_rewards
-from capo_ray.cli.models import Role, find_model, is_fetched, read_facts
+from capo_ray.cli.memory import estimate_memory, found_gib, host_gib, own_cluster, reads_critics, reads_token_rewards
+from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.plan import place_actors
+from capo_ray.cli.settings import check_settings
 from capo_ray.config import TrainConfig
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
@@ -32,6 +33,9 @@ def check_plan(config: TrainConfig) -> None:
         check_model(config.reward_model.path, "policy", "reward_model.path", config.model.max_model_len)
     check_lengths(config)
     check_tensor_parallel(config)
+    if own_cluster(config):  # elsewhere the files lie on the cluster's nodes
+        check_data(config)
+    check_settings(config)
     refuse_misfit(config)
 
 
@@ -74,8 +78,9 @@ def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
                 f"{key}: expected the shipped {role} in {asset_path(name, role)}, found none; install again"
             )
         _check_hub_name(name, key)
-        return
-    if not is_fetched(name, folder):
+    if folder is None or not is_fetched(name, folder):
+        shape = size_of(name, role, key)[1]
+        _check_positions(key, name, shape.positions if shape else None, max_model_len)
         return
     facts = read_facts(folder, key)
     if facts.max_token_id is not None and facts.max_token_id >= facts.vocab:
@@ -83,10 +88,14 @@ def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
             f"{key}: the tokenizer in {folder} has ids up to {facts.max_token_id}, but the model embeds only "
             f"{facts.vocab}; put the model's own tokenizer there"
         )
-    if facts.max_positions is not None and max_model_len > facts.max_positions:
+    _check_positions(key, str(folder), facts.max_positions, max_model_len)
+
+
+def _check_positions(key: str, name: str, positions: int | None, max_model_len: int) -> None:
+    if positions is not None and max_model_len > positions:
         section = "critic" if key == "critic.model" else "model"
         raise RunFailed(
-            f"{section}.max_model_len must be <= {facts.max_positions}, the positions of {folder} (got {max_model_len})"
+            f"{section}.max_model_len must be <= {positions}, the positions of {name} (got {max_model_len})"
         )
 
 
@@ -142,15 +151,23 @@ def check_tensor_parallel(config: TrainConfig) -> None:
 
 
 def check_gpus(config: TrainConfig) -> None:
-    """Some GPU is here where actors of an own cluster ask for one.
+    """The GPUs that actors of an own cluster ask for are here, with the memory that the plan counts on.
 
     CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
     """
     wanted = sum(actor.count * actor.num_gpus for actor in place_actors(config))
-    if wanted and own_cluster(config) and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+    if not wanted or not own_cluster(config):
+        return
+    here = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    if wanted > here and not Path("/dev/kfd").exists():
         raise RunFailed(
-            f"expected {wanted:g} GPU(s), found none here; choose engine=cpu learner=cpu, or name a cluster.address"
+            f"expected {wanted:g} GPU(s), found {here or 'none'} here; choose engine=cpu learner=cpu, fewer ranks and "
+            "workers, or name a cluster.address"
         )
+    found = found_gib()
+    if found is not None and found < config.cluster.gpu_memory_gib:
+        cluster = config.cluster.model_copy(update={"gpu_memory_gib": found})
+        refuse_misfit(config.model_copy(update={"cluster": cluster}))
 
 
 def check_memory(config: TrainConfig) -> None:

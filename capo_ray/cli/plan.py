@@ -161,6 +161,8 @@ def _batch_words(config: TrainConfig, batch: dict[str, int]) -> list[str]:
             f"{batch['responses_per_update']} responses x {config.critic.num_votes} votes = "
             f"at most {batch['max_critiques_per_update']} critiques per update"
         )
+    if config.data.kind == "chains" and config.model.path != "laptop":
+        words.append("note: data=chains is the laptop's world of one-digit sums; give this model data=… data.path=…")
     words.append(
         f"{batch['updates']} updates x {batch['responses_per_update']} = {batch['responses']:,} responses in all"
     )

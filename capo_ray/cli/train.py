@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not (args.dry_run or args.full):
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
     config = compose_train(args.overrides)
-    from capo_ray.cli import checks
+    from capo_ray.cli import checks, settings
 
     if args.dry_run or args.full:
         from capo_ray.cli import plan
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         checks.check_plan(config)
         return 0
     checks.check_train(config)
+    settings.check_reachable(config)
     from capo_ray.place.train import run as run_training
 
     return run_training(config)

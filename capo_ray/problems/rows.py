@@ -10,11 +10,13 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from capo_ray.config.sft import SftDataConfig
 from capo_ray.protocols import RunFailed
 
+MAX_ROW_BYTES = 1 << 20
+"""Of a line, or a text in a column: to tokenise a megabyte takes seconds in which a run stands still."""
 Kind = Literal["jsonl", "parquet", "hub"]
 
 
@@ -61,6 +63,8 @@ def text_of(row: dict[str, Any], column: str) -> str:
         raise BadRow(f"expected text in {column!r}, got {type(value).__name__}")
     if not str(value).strip():
         raise BadRow(f"expected text in {column!r}, got an empty one")
+    if isinstance(value, str) and len(value) > MAX_ROW_BYTES:
+        raise BadRow(f"expected at most {MAX_ROW_BYTES >> 20} MiB of text in {column!r}, got {len(value) / 2**20:.1f}")
     return str(value)
 
 
@@ -87,10 +91,13 @@ def _epochs(lessons: list[tuple[str, str]], seed: int) -> Iterator[tuple[str, st
 
 def _jsonl_rows(path: Path, report: RowReport) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             place = f"{path}:{number}"
+            if len(line) > MAX_ROW_BYTES:
+                report.add(place, f"expected a line of at most {MAX_ROW_BYTES >> 20} MiB, got a longer one")
+                continue
             try:
                 row = json.loads(line)
             except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -100,6 +107,15 @@ def _jsonl_rows(path: Path, report: RowReport) -> Iterator[tuple[str, dict[str, 
                 yield place, row
             else:
                 report.add(place, f"expected a JSON object, got {type(row).__name__}")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long its first bytes, one more than are allowed."""
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_ROW_BYTES + 1)
+        yield line
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,100 @@
+"""A model's chat template rendered once, in a child with limits of time and memory: a template is a program.
+
+Invariant: a template that does not end is refused here, before a driver or worker renders it without a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from capo_ray.protocols import RunFailed
+
+CPU_S = 3  # a template of any published model takes a hundredth of it
+WALL_S = 60.0
+MEMORY_BYTES = 1 << 30
+
+# As transformers renders: the same sandbox, flags and functions. Its own module would take seconds to import.
+_CHILD = f"""
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY_BYTES}, {MEMORY_BYTES}))
+from datetime import datetime
+from jinja2.exceptions import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+asked = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
+def refuse(message):
+    raise TemplateError(message)
+room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+room.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
+room.globals["raise_exception"] = refuse
+room.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+try:
+    text = room.from_string(asked["template"]).render(**asked["names"])
+except MemoryError:
+    raise
+except Exception:
+    text = None
+print(json.dumps(text))
+"""
+
+
+def render_chat(folder: Path, section: str, system: str, user: str) -> str | None:
+    """The prompt of a system and a user turn; None without a template, or where it is not plain Jinja.
+
+    Raises `RunFailed`, naming `section`.chat_template, where rendering does not end within its limits.
+    """
+    template, names = _read(folder)
+    if template is None:
+        return None
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    asked = json.dumps({"template": template, "names": {**names, "messages": messages, "add_generation_prompt": True}})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD],
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=WALL_S,
+            check=False,
+        )
+        ended = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        ended = False
+    if not ended:
+        raise RunFailed(
+            f"{section}.chat_template=true: expected the chat template of {folder} to end within {CPU_S} s and "
+            f"{MEMORY_BYTES >> 20} MiB, got no end; mend the template, or set {section}.chat_template=false"
+        )
+    rendered: str | None = json.loads(done.stdout)
+    return rendered
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model directory has a chat template."""
+    return _read(folder)[0] is not None
+
+
+def _read(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """The template, and the special tokens by name."""
+    config: dict[str, Any] = {}
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            tree = None
+        config = tree if isinstance(tree, dict) else {}
+    named = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    tokens = {f"{name}_token": t.get("content", "") if isinstance(t, dict) else t or "" for name, t in named.items()}
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8"), tokens
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    return (template if isinstance(template, str) else None), tokens

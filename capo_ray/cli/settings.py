@@ -1,0 +1,241 @@
+"""What a setting names is looked at before anything starts: rubric, endpoint, templates, packages, verifier, data.
+
+Invariant: every check raises `RunFailed` with one sentence and takes a second or two; foreign code and templates run
+in a child with a limit of its own, never here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from capo_ray.cli.chat import has_chat_template, render_chat
+from capo_ray.cli.memory import own_cluster, reads_critics
+from capo_ray.cli.models import Role, find_model
+from capo_ray.config import TrainConfig
+from capo_ray.problems import build_problems
+from capo_ray.problems.rows import BadRow, RowReport, read_rows
+from capo_ray.problems.sources import to_problem
+from capo_ray.prompts import RUBRICS, load_rubric
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Problem
+
+FIRST_ROWS = 64
+REACH_S = 5.0
+IMPORT_S = 60.0
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+IMPORT_CHECK = (
+    "import importlib, sys; module, name = sys.argv[1].split(':'); "
+    "sys.exit(not callable(getattr(importlib.import_module(module), name)))"
+)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raise for the first setting that names what is not there or cannot work."""
+    check_dtype(config)
+    if reads_critics(config):
+        check_rubric(config)
+        if config.critic.backend == "endpoint":
+            check_endpoint(config)
+    check_prompt_template(config)
+    check_packages(config)
+    check_chat_templates(config)
+    if own_cluster(config):  # elsewhere these lie on the cluster's nodes
+        check_verifier(config)
+        check_first_rows(config)
+
+
+def check_reachable(config: TrainConfig) -> None:
+    """Somebody answers at the critic's endpoint and, for models that are not here, at the hub."""
+    if reads_critics(config) and config.critic.backend == "endpoint":
+        _reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
+    if not own_cluster(config):
+        return
+    names: list[tuple[str, str, Role]] = [("model.path", config.model.path, "policy")]
+    if reads_critics(config) and config.critic.backend == "vllm":
+        names.append(("critic.model", config.critic.model, "critic"))
+    for key, name, role in names:
+        if find_model(name, role) is None:
+            hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+            _reach(hub, f"{key}: {name} is not here, and its hub", "check the network, or give a model directory")
+
+
+def check_dtype(config: TrainConfig) -> None:
+    """bf16 weights have fp32 masters, which ZeRO stage 0 does not keep."""
+    if config.model.dtype == "bfloat16" and config.learner.zero_stage == 0:
+        raise RunFailed(
+            "model.dtype=bfloat16 needs fp32 masters, which learner.zero_stage=0 does not keep; set "
+            "learner.zero_stage=1 or more, or model.dtype=float32"
+        )
+
+
+def check_rubric(config: TrainConfig) -> None:
+    """The rubric is one of ours, or a template that can work."""
+    try:
+        load_rubric(config.critic.rubric)
+    except (ValueError, OSError) as error:
+        from difflib import get_close_matches
+
+        near = get_close_matches(config.critic.rubric, RUBRICS, n=1)
+        raise RunFailed(f"{error}{f'; did you mean {near[0]}?' if near else ''}") from error
+
+
+def check_endpoint(config: TrainConfig) -> None:
+    """Address, model and key of the endpoint are given and readable."""
+    from capo_ray.critics import build_judge
+
+    try:
+        build_judge(config.critic, vote=getattr(config.credit, "vote", "majority"), quorum=1)
+    except (ValueError, OSError) as error:
+        got = config.critic.endpoint.base_url
+        raise RunFailed(f"{error}{'' if got else ' (got nothing): add critic.endpoint.base_url=…'}") from error
+
+
+def check_prompt_template(config: TrainConfig) -> None:
+    """The template has one place for the question, where it is used."""
+    template = config.model.prompt_template
+    if template.count("{question}") == 1:
+        return
+    folder = find_model(config.model.path, "policy")
+    if config.model.chat_template and (folder is None or has_chat_template(folder)):
+        return
+    raise RunFailed(
+        f"model.prompt_template must hold {{question}} exactly once (got {template!r}), as in 'Solve: {{question}}'"
+    )
+
+
+def check_packages(config: TrainConfig) -> None:
+    """The packages of trackers and data sets can be imported."""
+    for key, package in PACKAGES.items():
+        if getattr(config.tracking, key) and find_spec(package) is None:
+            raise RunFailed(
+                f"tracking.{key}=true needs the package {package}, and it is not installed; pip install "
+                f"'capo-ray[{package}]', or set tracking.{key}=false"
+            )
+    if config.data.kind == "hub" and find_spec("datasets") is None:
+        raise RunFailed(
+            "data.kind=hub needs the package datasets, and it is not installed; pip install 'capo-ray[hub]', or "
+            "download the data and use data.kind=jsonl or parquet"
+        )
+
+
+def check_chat_templates(config: TrainConfig) -> None:
+    """The chat templates that are used end."""
+    used: list[tuple[str, str, Role]] = []
+    if config.model.chat_template:
+        used.append(("model", config.model.path, "policy"))
+    if reads_critics(config) and config.critic.backend == "vllm" and config.critic.chat_template:
+        used.append(("critic", config.critic.model, "critic"))
+    for section, name, role in used:
+        folder = find_model(name, role)
+        if folder is not None:
+            render_chat(folder, section, config.model.system_prompt if role == "policy" else "", "question")
+
+
+def check_verifier(config: TrainConfig) -> None:
+    """The custom verifier can be imported, the current directory included, and is a function."""
+    if config.verifier.kind != "custom":
+        return
+    path = os.pathsep.join([os.getcwd(), *(entry or os.getcwd() for entry in sys.path)])
+    line = [sys.executable, "-c", IMPORT_CHECK, config.verifier.path]
+    try:
+        done = subprocess.run(
+            line, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=IMPORT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(
+            f"verifier.path={config.verifier.path}: expected an import within {IMPORT_S:.0f} s; make the module lighter"
+        ) from error
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it is no function"
+        raise RunFailed(
+            f"verifier.path={config.verifier.path} must name a function of a module that can be imported here (got: "
+            f"{reason}); start where the module lies, or put its directory on PYTHONPATH"
+        )
+
+
+def check_first_rows(config: TrainConfig) -> None:
+    """The first rows of the data are problems, and some of their prompts fit the context beside a response."""
+    data = config.data
+    if data.kind == "hub" or (data.kind != "chains" and not Path(data.path).is_file()):
+        return
+    problems = (
+        build_problems(data, config.run.seed).held_out(FIRST_ROWS) if data.kind == "chains" else _first_problems(config)
+    )
+    folder = find_model(config.model.path, "policy")
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        check_lengths(config, problems, folder)
+
+
+def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) -> None:
+    """Some prompt fits the context beside a response, and, of chains, some solution into a response."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # noqa: BLE001 - it raises nothing narrower; whoever loads the model says what is wrong
+        return
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    frame, data = _frame(config, folder), config.data
+    shortest = min(count(frame.replace("{question}", problem.prompt)) for problem in problems)
+    room, answer = config.model.max_model_len, config.rollout.max_response_tokens
+    if shortest + answer > room:
+        raise RunFailed(
+            f"expected prompt and rollout.max_response_tokens={answer} to fit into model.max_model_len={room}, but the "
+            f"shortest of the first {len(problems)} prompts has {shortest} tokens; raise model.max_model_len to "
+            f"{shortest + answer} or more, or lower rollout.max_response_tokens"
+        )
+    least = min(count(problem.solution or "") for problem in problems)
+    if data.kind == "chains" and least > answer:
+        raise RunFailed(
+            f"expected answers of data.chain_steps={data.chain_steps} to fit into rollout.max_response_tokens="
+            f"{answer}, but the shortest solution has {least} tokens; raise rollout.max_response_tokens and "
+            "model.max_model_len, or lower data.chain_steps"
+        )
+
+
+def _first_problems(config: TrainConfig) -> list[Problem]:
+    data = config.data
+    assert data.kind != "chains"
+    report, problems, columns, reason = RowReport(FIRST_ROWS), [], "none", ""
+    for place, row in islice(read_rows(data.kind, data.path, data.split, report), FIRST_ROWS):
+        columns = ", ".join(row)
+        try:
+            problems.append(to_problem(data, row, place, ""))
+        except BadRow as error:
+            reason = reason or f"{place}: {error}"
+    if not problems:
+        raise RunFailed(
+            f"data.path={data.path}: expected a problem in one of the first rows, got none "
+            f"({reason or '; '.join(report.bad[:1])}); set data.question_column, data.answer_column and "
+            f"data.answer_marker (the columns are {columns})"
+        )
+    return problems
+
+
+def _frame(config: TrainConfig, folder: Path) -> str:
+    """The prompt with `{question}` where the question goes."""
+    model = config.model
+    if model.chat_template:
+        rendered = render_chat(folder, "model", model.system_prompt, "{question}")
+        if rendered:
+            return rendered
+    return (f"{model.system_prompt}\n" if model.system_prompt else "") + model.prompt_template
+
+
+def _reach(url: str, what: str, cure: str) -> None:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
+    except OSError as error:
+        raise RunFailed(f"{what}: expected an answer at {parts.hostname}:{port}, got: {error}; {cure}") from error

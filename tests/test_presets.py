@@ -1,0 +1,103 @@
+"""The presets of conf/: each fits the devices that it names, and says of the paper what it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.cli import main
+from capo_ray.cli.compose import compose_train, conf_dir, list_choices
+from capo_ray.cli.fit import bundles, refuse_misfit
+from capo_ray.cli.memory import estimate_memory
+from capo_ray.cli.pace import estimate_pace
+from capo_ray.config import TrainConfig
+from capo_ray.protocols import RunFailed
+
+PAPER = [name for name in list_choices("experiment") if name.startswith("paper_")]
+# arXiv 2508.02298: critic, vote and learning rate of each policy; the 32B is not in it.
+OF_THE_PAPER: dict[str, tuple[str, str, float]] = {
+    "paper_1_5b": ("Qwen/Qwen2.5-72B-Instruct", "intersection", 1e-7),
+    "paper_7b": ("Qwen/Qwen2.5-72B-Instruct", "majority", 2e-8),
+    "paper_llama_1b": ("meta-llama/Meta-Llama-3-70B-Instruct", "intersection", 5e-8),
+    "paper_llama_3b": ("meta-llama/Meta-Llama-3-70B-Instruct", "majority", 2e-8),
+}
+
+
+def preset(name: str, *overrides: str) -> TrainConfig:
+    return compose_train([f"experiment={name}", *overrides])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_preset_fits_the_gpus_that_it_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"experiment={name}", "--dry-run"]) == 0
+    assert "?" not in capsys.readouterr().out.partition("# settings")[0]
+    config = preset(name)
+    assert config.cluster.gpu_memory_gib == 79  # of an 80 GB H100
+    assert sum(bundles(config)) <= config.cluster.num_nodes * config.cluster.gpus_per_node
+    assert all(row.gib_each <= 79 for row in estimate_memory(config) if row.on_gpu)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_preset_on_smaller_gpus_is_refused_by_memory(name: str) -> None:
+    with pytest.raises(RunFailed, match="of memory"):
+        refuse_misfit(preset(name, "cluster.gpu_memory_gib=24"))
+    with pytest.raises(RunFailed, match=r"expected .* GPUs for this run's actors"):
+        refuse_misfit(preset(name, "cluster.num_nodes=1", "cluster.gpus_per_node=5"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_no_tier_of_a_paper_preset_waits_that_could_be_smaller(name: str) -> None:
+    config = preset(name)
+    smallest = {
+        "rollout": config.engine.num_workers == 1,
+        "critic": config.critic.num_workers == 1,
+        "learner": config.learner.num_ranks == 1,
+    }
+    tiers = estimate_pace(config)
+    assert {tier.role for tier in tiers} == set(smallest)
+    for tier in tiers:
+        assert tier.idle_frac <= 0.3 or smallest[tier.role], tier
+    busy = sum(t.gpus * (1 - t.idle_frac) for t in tiers) / sum(t.gpus for t in tiers)
+    assert busy > 0.7
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_preset_has_what_the_paper_says_of_every_size(name: str) -> None:
+    config = preset(name)
+    credit: Any = config.credit
+    critic, loss = config.critic, config.loss
+    assert (credit.method, credit.w_whole, credit.w_process) == ("capo", 2, 1)
+    assert (critic.num_votes, critic.temperature, critic.top_p, critic.max_tokens) == (4, 0.7, 0.9, 2048)
+    assert (config.rollout.group_size, config.learner.groups_per_batch, config.learner.num_epochs) == (16, 12, 4)
+    assert (config.rollout.temperature, config.rollout.top_p, loss.kl_coef, config.run.eval_temperature) == (
+        0.7,
+        0.9,
+        0.01,
+        0,
+    )
+    assert config.model.dtype == critic.dtype == "bfloat16"
+    assert config.learner.gradient_checkpointing and config.learner.num_threads == 8
+    assert "# Not as in the paper:" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_PAPER))
+def test_critic_vote_and_learning_rate_are_those_of_the_size(name: str) -> None:
+    config = preset(name)
+    credit: Any = config.credit
+    assert (config.critic.model, credit.vote, config.learner.lr) == OF_THE_PAPER[name]
+    assert preset(name, "credit=grpo").credit.method == "grpo"  # the baseline, everything else the same
+
+
+def test_a_context_of_a_known_model_is_held_against_its_positions(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert main(["train", "--dry-run", "model=qwen2_5_math_1_5b"]) == 0
+    assert main(["train", "--dry-run", "model=qwen2_5_math_1_5b", "model.max_model_len=4097"]) == 1
+
+
+def test_a_try_of_the_endpoint_lasts_as_long_as_the_votes_that_it_asks_for() -> None:
+    """2048 tokens at the 30 tokens/s of a loaded 72B server are 68 s."""
+    config = compose_train(["critic=endpoint", "critic.endpoint.base_url=http://host", "critic.endpoint.model=m"])
+    assert config.critic.endpoint.request_deadline_s >= 2 * config.critic.max_tokens / 30
+    assert config.critic.deadline_s >= config.critic.endpoint.request_deadline_s

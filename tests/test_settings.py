@@ -1,0 +1,152 @@
+"""What a setting names is looked at before anything starts, by a dry run too."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from capo_ray.cli import main
+from capo_ray.cli.chat import render_chat
+from capo_ray.cli.compose import compose_train
+from capo_ray.cli.settings import check_reachable, check_settings
+from capo_ray.config.sections import DataConfig
+from capo_ray.problems import build_problems
+from capo_ray.problems.rows import MAX_ROW_BYTES
+from capo_ray.protocols import RunFailed
+from tests.model_files import write_model
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RunFailed) as caught:
+        check_settings(compose_train(overrides))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(path: Path, *lines: object) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_the_default_run_passes() -> None:
+    check_settings(compose_train([]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("critic.rubric=papr", "critic.rubric must be one of paper, every_step, compact or the path"),
+        ("critic.rubric=papr", "did you mean paper?"),
+        ("critic=endpoint", "add critic.endpoint.base_url="),
+        ("critic=endpoint critic.endpoint.base_url=host:80", "base_url must be http(s)://"),
+        ("critic=endpoint critic.endpoint.base_url=http://host", "critic.endpoint.model"),
+        (
+            "critic=endpoint critic.endpoint.base_url=http://host critic.endpoint.model=m critic.endpoint.key_file=/no",
+            "key_file must be a file",
+        ),
+        ("model.prompt_template=Solve", "must hold {question} exactly once (got 'Solve')"),
+        ("model.dtype=bfloat16 learner.zero_stage=0", "set learner.zero_stage=1 or more"),
+        ("tracking=wandb", "pip install 'capo-ray[wandb]', or set tracking.wandb=false"),
+        ("tracking=mlflow", "tracking.mlflow=true needs the package mlflow"),
+        ("data=math data.kind=hub data.path=some/set", "pip install 'capo-ray[hub]'"),
+        ("verifier.kind=custom verifier.path=no_such_module:check", "No module named 'no_such_module'"),
+        ("verifier.kind=custom verifier.path=json:nothing", "has no attribute 'nothing'"),
+        ("verifier.kind=custom verifier.path=json:__name__", "it is no function"),
+        ("data.chain_steps=40", "but the shortest solution has"),
+        ("model.max_model_len=100", "raise model.max_model_len to 110 or more"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(overrides: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"wandb", "mlflow", "datasets"}
+    monkeypatch.setattr("capo_ray.cli.settings.find_spec", lambda name: None if name in missing else object())
+    assert words in refused(*overrides.split())
+
+
+def test_a_dry_run_tells_the_same_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry-run", "critic.rubric=nope"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("capo-ray train: critic.rubric must be one of") and said.count("\n") == 1
+
+
+def test_a_verifier_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rule.py").write_text("def check(answer, response):\n    return True\n")
+    monkeypatch.chdir(tmp_path)
+    check_settings(compose_train(["verifier.kind=custom", "verifier.path=my_rule:check"]))
+
+
+def test_columns_that_no_first_row_has_are_told_with_those_it_has(tmp_path: Path) -> None:
+    path = rows(tmp_path / "d.jsonl", *({"problem": "1 + 1", "label": "2"},) * 3)
+    text = refused("data=gsm8k", f"data.path={path}")
+    assert "expected a column 'question'" in text and "the columns are problem, label" in text
+    assert "data.question_column" in text
+    (tmp_path / "bad.jsonl").write_text("no json\n")
+    assert "expected a JSON object" in refused("data=gsm8k", f"data.path={tmp_path / 'bad.jsonl'}")
+
+
+def test_rows_of_which_some_are_problems_pass(tmp_path: Path) -> None:
+    path = rows(tmp_path / "d.jsonl", {"other": 1}, {"question": "1 + 1", "answer": "so\n#### 2"})
+    check_settings(compose_train(["data=gsm8k", f"data.path={path}"]))
+
+
+def test_a_line_of_megabytes_is_a_bad_row_and_costs_nothing(tmp_path: Path) -> None:
+    good = {"question": "1 + 1", "answer": "#### 2"}
+    long = {"question": "1" * (8 * MAX_ROW_BYTES), "answer": "#### 2"}
+    path = rows(tmp_path / "d.jsonl", good, long, {"question": "2 + 1", "answer": "#### 3"})
+    config = DataConfig(kind="jsonl", path=str(path), answer_marker="####", eval_frac=0)
+    started = time.perf_counter()
+    problems = build_problems(config, 0)
+    assert time.perf_counter() - started < 2
+    assert [bad.partition(": ")[2] for bad in problems.bad_rows] == [
+        "expected a line of at most 1 MiB, got a longer one"
+    ]
+    assert {problems.train.next_problem().prompt for _ in range(2)} == {"1 + 1", "2 + 1"}
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+HUGE = "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}"
+PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}<|assistant|>"
+
+
+@pytest.mark.parametrize("template", [LOOP, HUGE])
+def test_a_chat_template_that_does_not_end_is_refused(template: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(template)
+    started = time.perf_counter()
+    text = refused(f"model={folder}", "model.chat_template=true")
+    assert "expected the chat template of" in text and "set model.chat_template=false" in text
+    assert time.perf_counter() - started < 30
+    check_settings(compose_train([f"model={folder}"]))  # not used, so not rendered
+
+
+def test_a_chat_template_is_rendered_as_the_tokenizer_does(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": PLAIN, "eos_token": {"content": "</s>"}})
+    )
+    assert render_chat(folder, "model", "be brief", "2 + 2?") == (
+        "<|system|>be brief</s>\n<|user|>2 + 2?</s>\n<|assistant|>"
+    )
+    assert render_chat(write_model(tmp_path / "none"), "model", "", "q") is None
+
+
+def test_an_endpoint_that_nobody_serves_is_refused_with_its_address() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    config = compose_train(
+        ["critic=endpoint", f"critic.endpoint.base_url=http://127.0.0.1:{port}/v1", "critic.endpoint.model=m"]
+    )
+    with pytest.raises(RunFailed, match=rf"127\.0\.0\.1:{port}, got: .*refused; start the server"):
+        check_reachable(config)
+
+
+def test_a_hub_that_does_not_answer_is_named_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunFailed, match=r"model.path: some/model is not here, and its hub: .*check the network"):
+        check_reachable(compose_train(["model=some/model"]))
+    check_reachable(compose_train([]))

@@ -236,3 +236,13 @@ def test_invalid_verdicts_and_critiques_are_as_if_absent(members: list[Member], 
 def test_audit_is_finite_for_every_group(members: list[Member], config: CapoConfig) -> None:
     made: Group = group(*members)
     assert all(math.isfinite(value) for value in audit(made, assign_credit(made, config)).values())
+
+
+def test_capo_keeps_one_flagged_step_among_right_answers_within_the_floor_of_the_deviation() -> None:
+    made = group(Member(1, [3], [[]]), Member(1, [1], [[0]]))
+    # rewards 2 2 2 1: mean 1.75, deviation .433
+    exact = assign_credit(made, CapoConfig())
+    assert exact.advantages[1] == pytest.approx((-0.75 / math.sqrt(0.1875),))
+    floored = assign_credit(made, CapoConfig(min_std=0.5))
+    assert floored.advantages == ((0.5, 0.5, 0.5), (-1.5,))
+    assert assign_credit(made, CapoConfig(min_std=0.4)).advantages == exact.advantages

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from capo_ray.config import CREDIT_METHODS
-from capo_ray.credit import EvidenceError, assign_credit, audit
+from capo_ray.credit import EvidenceError, assign_credit, audit, scale_batch
 from capo_ray.credit.acpo import factors_of
 from capo_ray.credit.mig import watermark_gains
-from capo_ray.credit.pure import returns_to_go
+from capo_ray.credit.pure import min_form
 from capo_ray.flow import CreditedGroup
 from tests.credit_groups import Member, group
 
@@ -123,21 +123,27 @@ def test_acpo_second_stage_weighs_by_confidence_but_gives_an_all_right_group_not
     assert not assign_credit(right, config("acpo"), progress=1.0).has_signal
 
 
-def test_pure_returns_are_those_of_the_worst_step() -> None:
+def test_pure_shares_are_those_of_the_worst_step() -> None:
     # weights e^(-1/.5) for rewards 1 and 1 for -1: softmax of -r/T with T = 1 is e^-1 : e^1 : e^-1
     total = 2 * math.exp(-1) + math.exp(1)
     good, bad = math.exp(-1) / total, -math.exp(1) / total
-    assert returns_to_go([1.0, -1.0, 1.0], 1.0) == pytest.approx([2 * good + bad, good + bad, good])
-    assert returns_to_go([1.0, -1.0, 1.0], 0.01) == pytest.approx([-1.0, -1.0, 0.0])
+    assert min_form([1.0, -1.0, 1.0], 1.0) == pytest.approx([good, bad, good])
+    assert min_form([1.0, -1.0, 1.0], 0.01) == pytest.approx([0.0, -1.0, 0.0])
 
 
 def test_pure_by_hand() -> None:
     made = group(Member(1, [1, 1], [[]]), Member(0, [1, 1], [[1]]), Member(0, [1], []))
     credit = assign_credit(made, config("pure", temperature=0.01))
-    # outcome 1, -1/2, -1/2; process returns (1, 1/2) and (-1, -1) against -1 and 1; none without critiques
-    assert credit.advantages[0] == pytest.approx((1 + 1 + 1, 1 + 0.5 + 1))
-    assert credit.advantages[1] == pytest.approx((-0.5 - 1 - 1, -0.5 - 1 - 1))
+    # shares (1/2, 1/2) against -1 over 2 tokens, and (0, -1) against 1 over 2; outcomes 1, -1/2, -1/2
+    assert credit.advantages[0] == pytest.approx((1 + 2, 1 + 1))
+    assert credit.advantages[1] == pytest.approx((-0.5 - 2, -0.5 - 1.5))
     assert credit.advantages[2] == pytest.approx((-0.5,))
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [3, 1, 2, 7]])
+def test_pure_gives_an_all_right_all_clean_group_nothing(lengths: list[int]) -> None:
+    made = group(*[Member(1, lengths[: 2 + i % 3], [[]]) for i in range(4)])
+    assert not assign_credit(made, config("pure")).has_signal
 
 
 def test_vineppo_advantage_is_the_change_of_value() -> None:
@@ -151,9 +157,28 @@ def test_prime_by_hand() -> None:
     assert assign_credit(made, config("prime")).advantages == ((1 + 1.5 + 2.5, 1 + 2.5), (-1 - 2,))
 
 
-def test_prime_has_no_credit_where_all_rewards_are_equal() -> None:
+def test_prime_by_the_authors_program_by_hand() -> None:
+    made = group(Member(1, [2], token_rewards=[0.5, 1.5]), Member(0, [1], token_rewards=[-0.4]))
+    # largest return 2: r' = (.25, .75) and -.2, means .5 and -.2: S = .3, 2 r' - S = (.2, 1.2) and -.7; outcome +1, -1
+    credit = assign_credit(made, config("prime", form="code"))
+    assert credit.advantages[0] == pytest.approx((1 + 1.4, 1 + 1.2), abs=1e-5)
+    assert credit.advantages[1] == pytest.approx((-1 - 0.7,), abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_prime_has_no_credit_where_all_rewards_are_equal(form: str) -> None:
     made = group(*[Member(1, [n], token_rewards=[0.7] * n) for n in (1, 3, 7, 10)])
-    assert not assign_credit(made, CREDIT_METHODS["prime"]()).has_signal
+    assert not assign_credit(made, config("prime", form=form)).has_signal
+
+
+def test_vineppo_is_standardised_over_the_batch_unless_asked_not_to() -> None:
+    made = group(Member(1, [2, 1], step_values=[0.25, 0.75, 1.0]), Member(0, [1, 1], step_values=[0.25, 0.5, 0.0]))
+    bare = assign_credit(made, config("vineppo"))
+    # .5 .5 .25 .25 -.5: mean .2, deviation sqrt(.135)
+    (scaled,) = scale_batch([bare], config("vineppo"))
+    assert scaled.advantages[0] == pytest.approx((0.8164966, 0.8164966, 0.1360828), abs=1e-6)
+    assert scaled.advantages[1] == pytest.approx((0.1360828, -1.9051587), abs=1e-6)
+    assert scale_batch([bare], config("vineppo", whiten=False)) == (bare,)
 
 
 def test_vineppo_and_etpo_have_credit_wherever_a_value_changes() -> None:
@@ -166,10 +191,10 @@ def test_vineppo_and_etpo_have_credit_wherever_a_value_changes() -> None:
 
 def test_istar_by_hand() -> None:
     made = group(Member(1, [2, 1], token_rewards=[0.5, 0.5, 2.0]), Member(0, [1], token_rewards=[-1.0]))
-    # steps 1, 2 and -1: against -1 and 1.5; outcome +1 and -1
-    assert assign_credit(made, config("istar")).advantages == ((3.0, 3.0, 4.0), (-3.5,))
+    # steps 1, 2 and -1, each against the mean of the two others: .5, 2, -2.5; outcome +1 and -1
+    assert assign_credit(made, config("istar")).advantages == ((1.5, 1.5, 3.0), (-3.5,))
     half = assign_credit(made, config("istar", w_step=0.5))
-    assert half.advantages == ((2.0, 2.0, 2.5), (-2.25,)) and half.token_rewards == ((1.5, 1.5, 2.0), (-0.5,))
+    assert half.advantages == ((1.25, 1.25, 2.0), (-2.25,)) and half.token_rewards == ((1.5, 1.5, 2.0), (-0.5,))
 
 
 def test_qrm_scales_without_centring() -> None:

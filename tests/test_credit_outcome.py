@@ -91,14 +91,14 @@ def test_genorm_adds_the_critics_overall_verdict() -> None:
         Member(0, [1], [None], overall=[None]),
     )
     credit = assign_credit(made, GenormConfig(alpha=1.0, beta=2.0))
-    sigmoid = 1 / (1 + math.exp(-1))
-    assert [row[0] for row in credit.token_rewards] == pytest.approx([sigmoid + 1, 0.5 - 1, 0.5 - 1])
+    # sigmoid(1) + 2 - 1, and sigmoid(1/2) - 1 for half of the verdicts and for none
+    assert [row[0] for row in credit.token_rewards] == pytest.approx([1.7310585786, -0.3775406688, -0.3775406688])
 
 
 def test_genorm_takes_a_steep_sigmoid() -> None:
     made = group(Member(1, [1], [[]], overall=[True]), Member(1, [1], [[0]], overall=[False]))
     credit = assign_credit(made, GenormConfig(alpha=1e4))
-    assert credit.token_rewards == ((2.0,), (1.0,))
+    assert credit.token_rewards == ((2.0,), (1.5,))  # sigmoid(0) is 1/2: a verdict of wrong takes nothing off
     assert credit.advantages == ((1.0,), (-1.0,))
 
 

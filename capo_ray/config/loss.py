@@ -28,7 +28,8 @@ class LossConfig(Section):
     correction_high: float = Field(2.0, gt=0)
     entropy_control: Literal["none", "fixed", "lica", "aer"] = "none"
     """What the entropy bonus is multiplied by: fixed: entropy_coef; lica (2007.02529): entropy_coef divided by the
-    response's mean entropy; aer (2510.10959): a coefficient that is steered towards a target entropy."""
+    response's mean entropy; aer (form reconstructed after
+    2510.10959): a coefficient that is steered towards a target entropy."""
     entropy_coef: float = 0.0
     """fixed, lica: the coefficient; aer: the value that the steered coefficient starts from."""
     entropy_target_frac: float = Field(0.4, ge=0)
@@ -42,14 +43,19 @@ class LossConfig(Section):
     covariance: Literal["none", "clip", "kl"] = "none"
     """Rein in the tokens whose log-probability and advantage go together most (2505.22617): clip takes the policy
     gradient from a few of those between covariance_low and covariance_high, kl penalises those with the largest."""
-    covariance_frac: float = Field(0.002, gt=0, le=1)
-    """Share of the batch's tokens that are reined in."""
+    covariance_frac: float = Field(0.0, ge=0, le=1)
+    """Share of the batch's tokens that are reined in; 0: the authors' own, 0.0002 for clip and 0.002 for kl."""
     covariance_low: float = 1.0
     """clip: lower end of the band."""
     covariance_high: float = 5.0
     """clip: upper end of the band."""
     covariance_kl_coef: float = Field(1.0, ge=0)
     """kl: weight of the penalty |log pi - log pi_behaviour|."""
+
+    @property
+    def reined_frac(self) -> float:
+        """The share of the batch's tokens that are reined in, the authors' where none is given."""
+        return self.covariance_frac or (0.0002 if self.covariance == "clip" else 0.002)
 
     @model_validator(mode="after")
     def _refuse_combinations(self) -> LossConfig:

@@ -8,9 +8,9 @@ zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO:
 """
 
 from capo_ray.credit.audit import audit
+from capo_ray.credit.batch import scale_batch
 from capo_ray.credit.capabilities import capability_matrix
 from capo_ray.credit.indifferent import critiques_matter
-from capo_ray.credit.reinforce_pp import scale_batch
 from capo_ray.credit.rows import EvidenceError
 from capo_ray.credit.table import CREDIT_RULES, assign_credit
 

@@ -4,7 +4,8 @@
     A_t = (R_t - mean) / std over all tokens of all valid responses of the group, population std        (eq. 2)
 
 Our choices, where the paper is silent: population std; abstention of invalid critiques and the quorum; where w_format
-enters; the ramp of W_process; every normalisation but `pooled`; `keep_outcome_sign`.
+enters; the ramp of W_process; a floor under the deviation (`min_std`); every normalisation but `pooled`;
+`keep_outcome_sign`.
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ def normalise(
     """[G][T]: token rewards as advantages; zeros where all of them are equal."""
     weights = r.row_weights(group, config.weighting)
     if config.normalisation == "pooled":
-        return standardise(rewards, weights)
+        return standardise(rewards, weights, config.min_std)
     if config.normalisation == "leave_one_out":
         return leave_one_out(rewards, weights)
     # Standardising takes the scale off each part, so the ratio of the two weights is put back on the process part.
     scale = w_process / config.w_whole
-    parts = zip(standardise(outcome, weights), standardise(process, weights), strict=True)
+    parts = zip(
+        standardise(outcome, weights, config.min_std), standardise(process, weights, config.min_std), strict=True
+    )
     total = [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
     return total if std(total, weights) else [[0.0] * len(row) for row in total]
 

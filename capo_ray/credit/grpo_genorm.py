@@ -2,8 +2,8 @@
 
     R_i = sigmoid(alpha * m_i) + (beta * r_i - 1)
 
-Our choices, where the paper is silent: m_i is the mean of the valid critiques' overall verdicts as +1 (right) and -1
-(wrong) and 0 without any; alpha and beta.
+r_i and m_i lie in {0, 1} (eq. 3). Our choices, where the paper is silent: of k critiques m_i is the mean of the valid
+overall verdicts, and 1/2 without any; alpha and beta.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ def sigmoid(x: float) -> float:
 
 
 def mean_overall(member: Judged) -> float:
-    """The mean of the overall verdicts of valid critiques, right as 1 and wrong as -1; 0.0 without any."""
+    """The mean of the overall verdicts of valid critiques, right as 1 and wrong as 0; 0.5 without any."""
     words = [c.overall for c in member.evidence.critiques if c.valid and c.overall is not None]
-    return sum(1 if word else -1 for word in words) / len(words) if words else 0.0
+    return sum(words) / len(words) if words else 0.5

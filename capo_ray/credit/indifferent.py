@@ -4,6 +4,8 @@
              response to differ from (leave-one-out) or no other step (pooled, separate)
     PURE     w_process is 0, or one single response counts (its process part has no baseline)
     GenORM   one single response counts: one number a response, standardised
+    Cliff    the outcomes are all alike
+    VPPO     no response is wrong: only good prefixes of wrong ones are looked for
 
 Exact: the advantages are equal whatever the critics would say. Token rewards and step weights, which no learner sees,
 may differ. A method that is not listed is never skipped.
@@ -17,7 +19,7 @@ from typing import Any
 from capo_ray.credit.capo import w_process_at
 from capo_ray.types import Judged
 
-SKIPPABLE = frozenset({"capo", "pure", "grpo_genorm"})
+SKIPPABLE = frozenset({"capo", "pure", "grpo_genorm", "cliff", "vppo"})
 """Methods for which there are such groups."""
 
 
@@ -35,4 +37,8 @@ def critiques_matter(members: Sequence[Judged], config: Any, progress: float) ->
         return not (alone or config.w_process == 0.0)
     if config.method == "grpo_genorm":
         return not alone
+    if config.method == "cliff":
+        return len({member.verdict.reward for member in counted}) > 1
+    if config.method == "vppo":
+        return any(not member.verdict.reward for member in counted)
     return True

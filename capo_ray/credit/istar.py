@@ -1,7 +1,10 @@
 """iStar: implicit step rewards beside the episode's, each with its own group advantage (arXiv 2509.19199).
 
 r_k = sum of the token rewards of step k        token rewards: beta (log pi_phi - log pi_old), from a trained model
-A_t = (outcome, leave-one-out) + w_step (r_step(t) - mean over all steps of the other responses)
+A_t = (outcome, leave-one-out) + w_step N/(N-1) (r_step(t) - mean over all N steps of the group)
+
+The step baseline is the authors' code: each step against all other steps of the group, those of its own response
+included. They also divide the rewards by the largest return of the batch, which is left out here, and have no KL.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import math
 
 from capo_ray.config.credit import IstarConfig
 from capo_ray.credit import rows as r
-from capo_ray.credit.statistics import leave_one_out, leave_one_out_scalars
+from capo_ray.credit.statistics import leave_one_out_scalars
 from capo_ray.types import Group, GroupCredit
 
 
@@ -24,7 +27,7 @@ def istar(group: Group, config: IstarConfig, progress: float = 0.0) -> GroupCred
             continue
         tokens = r.require(member.evidence.token_rewards, member.num_tokens, "token_rewards", "istar")
         step_rewards.append([math.fsum(tokens[start:end]) for start, end in member.steps])
-    shifted = leave_one_out(step_rewards, weights)
+    shifted = _against_all_other_steps(step_rewards, weights)
     outcomes = r.outcome_rewards(group)
     advantages, rewards = [], []
     parts = zip(group.members, leave_one_out_scalars(outcomes, weights), shifted, outcomes, step_rewards, strict=True)
@@ -33,3 +36,12 @@ def istar(group: Group, config: IstarConfig, progress: float = 0.0) -> GroupCred
         advantages.append([outcome_advantage + config.w_step * x for x in spread])
         rewards.append([outcome + config.w_step * x for x in r.spread_over_tokens(member.steps, own)])
     return r.to_group_credit(group, advantages, rewards)
+
+
+def _against_all_other_steps(rows: list[list[float]], weights: list[float]) -> list[list[float]]:
+    """[G][K]: each step's reward less the mean of the group's other steps; zeros for responses without weight."""
+    flat = leave_one_out_scalars(
+        [x for row in rows for x in row], [w for row, w in zip(rows, weights, strict=True) for _ in row]
+    )
+    shifted = iter(flat)
+    return [[next(shifted) for _ in row] for row in rows]

@@ -2,17 +2,21 @@
 
     r_k  = 1 - 2 w_k                                w_k: how wrong the critics hold step k to be
     r*_k = r_k softmax_k(-r / temperature)          all but the worst steps count for next to nothing
-    G_k  = sum of r*_j, j >= k                      what is still to come
-    A_t  = (outcome, leave-one-out) + w_process (G_step(t) - mean of the other responses' G_0)
+    b    = (the others' sum of r*) / (the others' number of tokens)
+    A_t  = (outcome, leave-one-out) + w_process * sum over j >= step(t) of (r*_j - b L_j)      L_j: tokens of step j
 
-The paper's step rewards are a trained reward model's; critics in its place, the baseline and w_process are our choice.
-A response without a quorum of critiques has no process part and is in nobody's baseline.
+The baseline per token and its place before the sum are the authors' code: with steps of one length an all-clean group
+comes to exactly 0. Ours: critics in place of the trained reward model; w_process; a group in which every judged step
+has the same reward has no process part, where the authors keep what unequal lengths of steps leave of it. A response
+without a quorum of critiques has no process part and is in nobody's baseline. The authors also add the KL to the
+reward (1e-3) and leave the tokens that separate steps out; here KL is the loss's, with that coefficient in the preset.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from capo_ray.config.credit import PureConfig
 from capo_ray.credit import rows as r
@@ -32,28 +36,42 @@ def pure(group: Group, config: PureConfig, progress: float = 0.0) -> GroupCredit
         step_weights(flags if use else [], len(member.steps), config.vote)
         for flags, use, member in zip(flagged, judged, group.members, strict=True)
     ]
-    returns = [returns_to_go([1.0 - 2.0 * w for w in row], config.temperature) for row in blame]
-    totals = [row[0] if row else 0.0 for row in returns]
-    shifted = leave_one_out_scalars(totals, [float(use) for use in judged])
+    shares = [min_form([1.0 - 2.0 * w for w in row], config.temperature) for row in blame]
+    process = _centre(group, blame, shares, judged)
     outcomes = r.outcome_rewards(group)
     advantages, rewards = [], []
     for i, member in enumerate(group.members):
-        has_sibling = judged[i] and sum(judged) > 1
-        process = [config.w_process * (g - totals[i] + shifted[i]) if has_sibling else 0.0 for g in returns[i]]
-        advantages.append(r.spread_over_tokens(member.steps, process))
-        own = [config.w_process * g if judged[i] else 0.0 for g in returns[i]]
+        to_go = list(accumulate(reversed(process[i])))[::-1]
+        advantages.append(r.spread_over_tokens(member.steps, [config.w_process * x for x in to_go]))
+        own = [config.w_process * x if judged[i] else 0.0 for x in list(accumulate(reversed(shares[i])))[::-1]]
         rewards.append([outcomes[i] + x for x in r.spread_over_tokens(member.steps, own)])
     outcome_advantages = leave_one_out_scalars(outcomes, weights)
     advantages = [[a + x for x in row] for a, row in zip(outcome_advantages, advantages, strict=True)]
     return r.to_group_credit(group, advantages, rewards, blame)
 
 
-def returns_to_go(rewards: Sequence[float], temperature: float) -> list[float]:
-    """[K]: sums from each step to the last of r_k softmax(-r / temperature)_k."""
+def min_form(rewards: Sequence[float], temperature: float) -> list[float]:
+    """[K]: r_k softmax(-r / temperature)_k, which sum to the soft minimum of the rewards."""
     if not rewards:
         return []
     lowest = min(rewards)
     weights = [math.exp((lowest - x) / temperature) for x in rewards]
     total = math.fsum(weights)
-    parts = [x * w / total for x, w in zip(rewards, weights, strict=True)]
-    return [math.fsum(parts[k:]) for k in range(len(parts))]
+    return [x * w / total for x, w in zip(rewards, weights, strict=True)]
+
+
+def _centre(
+    group: Group, blame: Sequence[Sequence[float]], shares: Sequence[Sequence[float]], judged: Sequence[bool]
+) -> list[list[float]]:
+    """[G][K]: r*_k less the tokens of the step times the others' mean per token; zeros where nothing differs."""
+    seen = {w for row, use in zip(blame, judged, strict=True) if use for w in row}
+    centred: list[list[float]] = []
+    for i, member in enumerate(group.members):
+        others = [j for j, use in enumerate(judged) if use and j != i]
+        if not judged[i] or not others or len(seen) == 1:
+            centred.append([0.0] * len(member.steps))
+            continue
+        total = math.fsum(x for j in others for x in shares[j])
+        baseline = total / sum(group.members[j].num_tokens for j in others)
+        centred.append([x - baseline * (end - start) for x, (start, end) in zip(shares[i], member.steps, strict=True)])
+    return centred

@@ -35,11 +35,12 @@ def std(rows: Rows, row_weights: Sequence[float]) -> float:
     return math.sqrt(mean([[(x - centre) ** 2 for x in row] for row in rows], row_weights))
 
 
-def standardise(rows: Rows, row_weights: Sequence[float]) -> list[list[float]]:
-    """(x - mean) / std for the rows with weight, zeros for the others and where std is 0."""
+def standardise(rows: Rows, row_weights: Sequence[float], min_std: float = 0.0) -> list[list[float]]:
+    """(x - mean) / max(std, min_std) for the rows with weight, zeros for the others and where std is 0."""
     centre, scale = mean(rows, row_weights), std(rows, row_weights)
     if scale == 0.0:
         return [[0.0] * len(row) for row in rows]
+    scale = max(scale, min_std)
     return [[(x - centre) / scale if w else 0.0 for x in row] for w, row in zip(row_weights, rows, strict=True)]
 
 

@@ -9,6 +9,7 @@ from capo_ray.config.credit import CreditBase
 from capo_ray.credit.acpo import acpo
 from capo_ray.credit.capo import capo
 from capo_ray.credit.cispo import cispo
+from capo_ray.credit.cliff import cliff
 from capo_ray.credit.dapo import dapo
 from capo_ray.credit.dr_grpo import dr_grpo
 from capo_ray.credit.etpo import etpo
@@ -23,6 +24,7 @@ from capo_ray.credit.qrm import qrm
 from capo_ray.credit.reinforce_pp import reinforce_pp
 from capo_ray.credit.rloo import rloo
 from capo_ray.credit.vineppo import vineppo
+from capo_ray.credit.vppo import vppo
 from capo_ray.steps import check_spans
 from capo_ray.types import Group, GroupCredit
 
@@ -40,6 +42,8 @@ CREDIT_RULES: dict[str, Callable[[Group, Any, float], GroupCredit]] = {
     "acpo": acpo,
     "mig": mig,
     "pure": pure,
+    "cliff": cliff,
+    "vppo": vppo,
     "vineppo": vineppo,
     "prime": prime,
     "istar": istar,

@@ -1,4 +1,7 @@
-"""VinePPO: a step's advantage is the change of the Monte-Carlo value across it (arXiv 2410.01679, eq. 7, gamma 1)."""
+"""VinePPO: a step's advantage is the change of the Monte-Carlo value across it (arXiv 2410.01679, eq. 7, gamma 1).
+
+The authors' runs standardise it over the batch (`credit.whiten`): bare, values differ by less than the KL term weighs.
+"""
 
 from __future__ import annotations
 

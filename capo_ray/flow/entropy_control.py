@@ -3,8 +3,10 @@
     credit's shares [G][T] x coefficient x (aer: what the question's pass rate leaves) -> GroupCredit.entropy_weights
     report of the update -> entropy H -> (aer) coefficient of the next update
 
-AER (2510.10959): H* = tau H_0;  lambda <- clip(lambda + eta (H* - H), 0, max);  alpha_q = lambda max(0, 1 - p_q/rho).
-Our choices, where the paper is silent or was not read: H_0 and H are the learner's mean entropy over the tokens of a
+AER, reconstructed after 2510.10959 (its abstract and others' accounts name tau and a difficulty threshold rho; no
+source with the formula could be read):
+    H* = tau H_0;  lambda <- clip(lambda + eta (H* - H), 0, max);  alpha_q = lambda max(0, 1 - p_q/rho).
+Our choices beyond that: H_0 and H are the learner's mean entropy over the tokens of a
 batch before its first move, at the sampling temperature; lambda starts at `entropy_coef` and is at most
 `entropy_max_coef`; H of a batch decides on the next one. With `lica` the learner divides by the entropy itself.
 

@@ -35,7 +35,7 @@ def reined_tokens(
     counted = [cell.weights != 0 for cell in cells]
     covs, total = _covariances(cells, counted, backend)
     if config.covariance == "kl":
-        count = max(1, round(config.covariance_frac * total))
+        count = max(1, round(config.reined_frac * total))
         threshold = _threshold(covs, count, backend, num_ranks)
         above, tied = [cov > threshold for cov in covs], [cov == threshold for cov in covs]
         # Many tokens of a sure policy have logprob 0 and one advantage: only so many of them are wanted.
@@ -47,7 +47,7 @@ def reined_tokens(
     bands = [covariance_band(cov, config.covariance_low, config.covariance_high) for cov in covs]
     size = _size(bands, backend)
     # The paper draws exactly frac * N of the band; here each token is drawn with the chance that makes it as many.
-    chance = min(1.0, config.covariance_frac * total / size) if size else 0.0
+    chance = min(1.0, config.reined_frac * total / size) if size else 0.0
     return [band & (_draws(cell).to(band.device) < chance) for band, cell in zip(bands, column, strict=True)]
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from capo_ray.config.base import Section
 from capo_ray.config.credit.base import CreditBase, Needs, Segmenter, Vote
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
+from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
 from capo_ray.config.credit.likelihood import AcpoConfig, MigConfig
 from capo_ray.config.credit.outcome import (
     CispoConfig,
@@ -25,10 +26,12 @@ __all__ = [
     "CREDIT_METHODS",
     "AcpoConfig",
     "CapoConfig",
+    "CliffConfig",
     "CreditBase",
     "CreditConfig",
     "DapoConfig",
     "EtpoConfig",
+    "FirstErrorBase",
     "GenormConfig",
     "IstarConfig",
     "MigConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "Segmenter",
     "VinePpoConfig",
     "Vote",
+    "VppoConfig",
     "refuse_other_loss",
 ]
 
@@ -55,6 +59,8 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     AcpoConfig,
     MigConfig,
     PureConfig,
+    CliffConfig,
+    VppoConfig,
     VinePpoConfig,
     PrimeConfig,
     IstarConfig,
@@ -88,6 +94,8 @@ CreditConfig = Annotated[
     | AcpoConfig
     | MigConfig
     | PureConfig
+    | CliffConfig
+    | VppoConfig
     | VinePpoConfig
     | PrimeConfig
     | IstarConfig

@@ -38,6 +38,11 @@ class CreditBase(Section):
     """Where a response is cut into steps."""
 
     @property
+    def whitens_batch(self) -> bool:
+        """Whether advantages are standardised over all valid tokens of a batch."""
+        return False
+
+    @property
     def entropy_cuts(self) -> EntropyCuts:
         """Where segmenter=entropy cuts."""
         return EntropyCuts()

@@ -36,6 +36,11 @@ class ReinforcePpConfig(CreditBase):
     source: ClassVar[str] = "2501.03262"
     method: Literal["reinforce_pp"] = "reinforce_pp"
 
+    @property
+    def whitens_batch(self) -> bool:
+        """The paper's own scale."""
+        return True
+
 
 class DapoConfig(CreditBase):
     """DAPO (2503.14476): GRPO with overlong shaping; clip-higher and the token mean stand in its loss preset."""

@@ -17,6 +17,13 @@ class VinePpoConfig(CreditBase):
     method: Literal["vineppo"] = "vineppo"
     rollouts_per_prefix: int = Field(9, ge=1)
     """Continuations from which the value of each prefix is estimated; each costs up to a whole response."""
+    whiten: bool = True
+    """Standardise advantages over the batch, as the authors' runs do; false: bare differences of values (eq. 7)."""
+
+    @property
+    def whitens_batch(self) -> bool:
+        """As `whiten` says."""
+        return self.whiten
 
 
 class PrimeConfig(CreditBase):
@@ -25,6 +32,15 @@ class PrimeConfig(CreditBase):
     needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2502.01456"
     method: Literal["prime"] = "prime"
+    form: Literal["paper", "code"] = "paper"
+    """paper: eq. 5, each token against the others' mean token; code: the authors' program (see credit/prime.py)."""
+    whiten: bool = True
+    """Standardise advantages over the batch, as the authors' program does."""
+
+    @property
+    def whitens_batch(self) -> bool:
+        """As `whiten` says."""
+        return self.whiten
 
 
 class IstarConfig(CreditBase):

@@ -27,6 +27,8 @@ RUN pip install vllm==0.32.0 \
     && grep -E '^(ray|deepspeed|transformers|pydantic|math-verify|latex2sympy2_extended|hydra-core|omegaconf|antlr4-python3-runtime|pyarrow|tensorboard|matplotlib|rich)==' \
        constraints.txt > own.txt \
     && pip install "ray[default]" -r own.txt
+# What tracking=wandb, tracking=mlflow and data.kind=hub need; nothing that is installed may change for them.
+RUN pip freeze > held.txt && pip install -c held.txt wandb mlflow datasets
 
 COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf

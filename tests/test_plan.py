@@ -248,6 +248,14 @@ def test_states_that_do_not_fit_ask_for_ranks_and_those_ranks_fit() -> None:
     refuse_misfit(compose_train([*few, "learner.num_ranks=16"]))
 
 
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(model: Path, tmp_path: Path) -> None:
+    refuse_misfit(compose_train(["experiment=one_gpu"]))
+    assert "lower engine.gpu_memory_frac to 0.3" in misfit("experiment=one_gpu", "engine.gpu_memory_frac=0.6")
+    assert "expected at most 7.8 GiB of memory" in misfit("experiment=one_gpu", "learner.num_gpus=0.2")
+    beside = ["critic.placement=colocated", "engine.num_gpus=0.5", "critic.num_gpus=0.5", "engine.gpu_memory_frac=0.45"]
+    checks.check_tensor_parallel(config_with(model, *beside, "critic.gpu_memory_frac=0.45"))
+
+
 def test_an_engine_whose_weights_do_not_fit_is_refused() -> None:
     judge = ("critic=qwen2_5_72b", "critic.num_gpus=1", "critic.tensor_parallel=1", "cluster.gpu_memory_gib=79")
     text = misfit(*judge)

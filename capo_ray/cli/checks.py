@@ -143,7 +143,7 @@ def check_lengths(config: TrainConfig) -> None:
 def check_tensor_parallel(config: TrainConfig) -> None:
     """Every engine on GPUs has one per tensor-parallel rank."""
     for name, part in (("engine", config.engine), ("critic", config.critic)):
-        if 0 < part.num_gpus < part.tensor_parallel:
+        if part.tensor_parallel > 1 and 0 < part.num_gpus < part.tensor_parallel:
             raise RunFailed(
                 f"{name}.num_gpus must be >= {name}.tensor_parallel (got {part.num_gpus:g} < {part.tensor_parallel}); "
                 f"set {name}.num_gpus={part.tensor_parallel}"

@@ -85,6 +85,7 @@ def _fits_with_ranks(config: TrainConfig, ranks: int) -> bool:
 def _refuse_rank(name: str, config: TrainConfig, model: Model, device: float) -> None:
     """Raise where a rank's terms exceed its GPU."""
     row = ROWS[name](config, model)
+    device *= min(1.0, getattr(config, name).num_gpus)  # a share of a GPU is a share of its memory
     if not row.on_gpu or not row.known or row.gib_each <= device:
         return
     largest = max(row.terms, key=lambda term: term.num_bytes)
@@ -135,6 +136,11 @@ def _refuse_engine(name: str, section: EngineConfig | CriticConfig, config: Trai
     if section.num_gpus == 0 or model.shape is None:
         return
     unit, shape = memory.DTYPE_BYTES[part.dtype], model.shape
+    if section.num_gpus < min(1.0, section.gpu_memory_frac) and config.critic.placement != "colocated":
+        raise RunFailed(
+            f"{name}.gpu_memory_frac must be <= {name}.num_gpus, its share of a GPU whose memory others have too (got "
+            f"{section.gpu_memory_frac:g} > {section.num_gpus:g}); lower {name}.gpu_memory_frac to {section.num_gpus:g}"
+        )
 
     def room(changed: EngineConfig | CriticConfig) -> float:
         row = memory.engine_memory(name, changed, model, part.dtype, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from capo_ray.cli.idle_critic_keys import Rule
@@ -240,6 +241,11 @@ OTHER_RULES: tuple[Rule, ...] = (
         ("cluster.num_cpus", "cluster.object_store_mib"),
         lambda c: bool(c.cluster.address),
         "with cluster.address, which names a cluster that already has its size; remove one of the two",
+    ),
+    (
+        ("cluster.wait_s",),
+        lambda c: not (c.cluster.address or os.environ.get("RAY_ADDRESS")),
+        "without cluster.address: no node joins a cluster of the run's own; remove it or name the cluster",
     ),
     (
         ("cluster.num_nodes",),

@@ -214,5 +214,8 @@ class ClusterConfig(Section):
     gpu_memory_gib: float = Field(0.0, ge=0)
     """Memory of one GPU (79 of an 80 GB H100): a run that does not fit is refused before it starts. 0: that of the
     smallest GPU here for a cluster of the run's own, else not known."""
+    wait_s: float = Field(0.0, ge=0)
+    """Wait so long for nodes that join late, and ask an autoscaler for them; 0: what a joined cluster lacks ends the
+    run at once."""
     object_store_mib: Positive = 256
     start_deadline_s: float = Field(120.0, gt=0)

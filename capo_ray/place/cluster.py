@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -15,10 +17,12 @@ from ray.exceptions import RaySystemError
 from capo_ray.config import TrainConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.place.placement import ask_of
 from capo_ray.protocols import RunFailed
 
 MIB = 1 << 20
 REACH_S = 10.0
+POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Demand:
 
     num_cpus: float
     num_gpus: float
+    bundles: tuple[dict[str, float], ...] = ()
+    """What each actor asks for, its fence included."""
 
 
 def demand_of(config: TrainConfig) -> Demand:
@@ -39,7 +45,16 @@ def demand_of(config: TrainConfig) -> Demand:
         rows.append((config.critic.num_workers, config.critic))
     if "token_rewards" in config.credit.needs:
         rows.append((config.reward_model.num_ranks, config.reward_model))
-    return Demand(sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows))
+    bundles = [_bundle(part) for n, part in rows for _ in range(n)]
+    return Demand(
+        sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows), tuple(bundles)
+    )
+
+
+def _bundle(part: EngineConfig | LearnerConfig | CriticConfig | RewardModelConfig) -> dict[str, float]:
+    options = ask_of(part)
+    named = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+    return {name: amount for name, amount in named.items() if amount}
 
 
 async def join(config: TrainConfig) -> str:
@@ -65,7 +80,7 @@ async def join(config: TrainConfig) -> str:
 
     threading.Thread(target=call, name="connect to Ray", daemon=True).start()
     try:
-        return await asyncio.wait_for(joined, config.cluster.start_deadline_s)
+        return await asyncio.wait_for(joined, config.cluster.start_deadline_s + config.cluster.wait_s)
     except TimeoutError as error:
         raise RunFailed(
             f"expected Ray at {_address(config) or 'a cluster of its own'} to answer within cluster.start_deadline_s="
@@ -100,7 +115,7 @@ def connect(config: TrainConfig) -> str:
         raise RunFailed(
             f"expected to reach Ray at {where}, got: {_first_line(error)}; check cluster.address"
         ) from error
-    _check_capacity(demand)
+    await_capacity(demand, config.cluster.wait_s, ray.cluster_resources, _ask_autoscaler)
     return str(ray.get_runtime_context().gcs_address)
 
 
@@ -121,14 +136,54 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def _check_capacity(demand: Demand) -> None:
-    have = ray.cluster_resources()
+def await_capacity(
+    demand: Demand,
+    wait_s: float,
+    resources: Callable[[], Mapping[str, float]],
+    ask: Callable[[Sequence[dict[str, float]]], None],
+) -> None:
+    """Returns once `resources` hold the demand; RunFailed where they do not within `wait_s`.
+
+    While something lacks, `ask` tells an autoscaler of the bundles, since there are no actors yet that it could see; at
+    the end it is told of none, so that it holds no node for a run that has gone.
+    """
+    deadline, asked = time.monotonic() + wait_s, False
+    try:
+        while lacking := _lacking(demand, resources()):
+            if not asked and wait_s:
+                ask(demand.bundles)
+                asked = True
+            _give_up(lacking, wait_s, deadline)
+            time.sleep(min(POLL_S, wait_s))
+    finally:
+        if asked:
+            ask(())
+
+
+def _give_up(lacking: tuple[str, float, float], wait_s: float, deadline: float) -> None:
+    if time.monotonic() < deadline:
+        return
+    name, wanted, have = lacking
+    waited = f" within cluster.wait_s={wait_s:g}" if wait_s else ""
+    raise RunFailed(
+        f"expected a cluster with {wanted:g} {name}s for this run's actors{waited}, got {have:g}; add nodes, wait for "
+        "them with cluster.wait_s, or lower num_workers, num_ranks, num_cpus or num_gpus (see --dry-run)"
+    )
+
+
+def _lacking(demand: Demand, have: Mapping[str, float]) -> tuple[str, float, float] | None:
+    """The first resource of which there is too little: its name, what is wanted and what is there."""
     for name, wanted in (("CPU", demand.num_cpus), ("GPU", demand.num_gpus)):
         if wanted > have.get(name, 0.0):
-            raise RunFailed(
-                f"expected a cluster with {wanted:g} {name}s for this run's actors, got {have.get(name, 0.0):g}; "
-                f"add nodes, or lower num_workers, num_ranks, num_cpus or num_gpus (see --dry-run)"
-            )
+            return name, wanted, have.get(name, 0.0)
+    return None
+
+
+def _ask_autoscaler(bundles: Sequence[dict[str, float]]) -> None:
+    """Tell an autoscaler, where there is one, to hold nodes for these bundles in place of those told before."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=list(bundles))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
-from capo_ray.cli.schema import ConfigError, train_keys
+from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 
@@ -71,6 +71,23 @@ def test_a_typo_in_a_key_is_answered_with_the_nearest_key_and_its_siblings() -> 
     assert "quorum" in sentence
     assert "did you mean learner.lr?" in refusal("lerner.lr=1")
     assert "did you mean credit.vote?" in refusal("vote=union")
+    assert "did you mean learner.lr?" in refusal("learner.learning_rate=1e-5")  # as TRL calls it
+    assert "did you mean rollout.group_size?" in refusal("num_generations=8")
+    assert "did you mean credit=grpo?" in refusal("credits=grpo")
+
+
+def test_the_names_of_other_trainers_lead_to_keys_that_exist() -> None:
+    assert set(ELSEWHERE.values()) <= set(train_keys("capo"))
+
+
+def test_several_values_are_told_how_they_are_written() -> None:
+    for text in ("(0.9,0.99)", "0.9,0.99"):
+        assert "written [0.9,0.99]" in refusal(f"learner.betas={text}")
+    assert compose_train(["learner.betas=[0.9,0.99]"]).learner.betas == (0.9, 0.99)
+
+
+def test_a_fraction_where_a_whole_number_is_wanted_is_told_plainly() -> None:
+    assert "run.num_updates: expected a whole number, got 4.5" in refusal("run.num_updates=4.5")
 
 
 @pytest.mark.parametrize("override", ["learner.lr=inf", "credit.w_whole=inf", "loss.clip_high=nan"])

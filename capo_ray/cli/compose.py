@@ -46,7 +46,7 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
     keys = train_keys(method)
     for setting in settings:
         if setting.key not in keys:
-            raise refuse_unknown(setting.key, method)
+            raise _no_group(setting) or refuse_unknown(setting.key, method)
         _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
     _refuse_interpolation(tree, "")
     try:
@@ -94,6 +94,14 @@ def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
         else:
             raise _no_choice(key, value)
     return choices, settings
+
+
+def _no_group(setting: _Setting) -> ConfigError | None:
+    """The error for a group that is nearly spelt, with a choice that it has; None for anything else."""
+    near = get_close_matches(setting.key, GROUPS, n=1, cutoff=0.75)
+    if not near or setting.text not in list_choices(near[0]):
+        return None
+    return ConfigError(f"{setting.key} is no group of choices; did you mean {near[0]}={setting.text}?")
 
 
 def _no_choice(group: str, value: str) -> ConfigError:
@@ -179,11 +187,15 @@ def _value(setting: _Setting, literal: bool) -> Any:
         override = OverridesParser.create().parse_override(f"{setting.key}={setting.text}")
         if override.is_sweep_override():
             raise ConfigError(
-                f"{setting.key}: expected one value, got {setting.text}; several runs are several commands"
+                f"{setting.key}: expected one value, got {setting.text}; several values of one key are written "
+                f"[{setting.text}], and several runs are several commands"
             )
         return override.value()
     except HydraException:
-        raise ConfigError(f"{setting.key}: expected a value, got {setting.text}; put it in single quotes") from None
+        cure = "put it in single quotes"
+        if setting.text[:1] == "(" and setting.text[-1:] == ")":
+            cure = f"several values of one key are written [{setting.text[1:-1]}]"
+        raise ConfigError(f"{setting.key}: expected a value, got {setting.text}; {cure}") from None
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -16,6 +16,41 @@ from pydantic.fields import FieldInfo
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.protocols import RunFailed
 
+# What other trainers (TRL, verl, OpenRLHF) call a key of ours, by the last word of theirs.
+ELSEWHERE = {
+    "learning_rate": "learner.lr",
+    "lr_scheduler_type": "learner.schedule",
+    "warmup_steps": "learner.warmup_updates",
+    "train_batch_size": "learner.groups_per_batch",
+    "batch_size": "learner.groups_per_batch",
+    "ppo_epochs": "learner.num_epochs",
+    "num_train_epochs": "learner.num_epochs",
+    "num_iterations": "learner.num_epochs",
+    "num_generations": "rollout.group_size",
+    "n_samples_per_prompt": "rollout.group_size",
+    "max_completion_length": "rollout.max_response_tokens",
+    "max_response_length": "rollout.max_response_tokens",
+    "max_new_tokens": "rollout.max_response_tokens",
+    "kl_loss_coef": "loss.kl_coef",
+    "init_kl_coef": "loss.kl_coef",
+    "clip_ratio": "loss.clip_low",
+    "epsilon": "loss.clip_low",
+    "epsilon_high": "loss.clip_high",
+    "max_steps": "run.num_updates",
+    "total_training_steps": "run.num_updates",
+    "save_steps": "run.checkpoint_every",
+    "save_freq": "run.checkpoint_every",
+    "eval_steps": "run.eval_every",
+    "test_freq": "run.eval_every",
+    "output_dir": "run.dir",
+    "model_name_or_path": "model.path",
+    "bf16": "model.dtype",
+    "dataset_name": "data.path",
+    "tensor_model_parallel_size": "engine.tensor_parallel",
+    "tensor_parallel_size": "engine.tensor_parallel",
+    "gpu_memory_utilization": "engine.gpu_memory_frac",
+}
+
 
 class ConfigError(RunFailed):
     """A refused configuration; the message is one sentence: expected, got, what to do."""
@@ -61,7 +96,12 @@ def refuse_unknown(key: str, method: str) -> ConfigError:
             f"{key} is a section, not a key: set one of {_list(k for k in keys if k.startswith(key + '.'))}"
         )
     siblings = [known for known in keys if section and known.startswith(section + ".")]
-    near = get_close_matches(key, siblings or keys, n=1, cutoff=0.5) or get_close_matches(key, keys, n=1, cutoff=0.5)
+    near = [ELSEWHERE[leaf]] if leaf in ELSEWHERE else []
+    near = (
+        near
+        or get_close_matches(key, siblings or keys, n=1, cutoff=0.5)
+        or get_close_matches(key, keys, n=1, cutoff=0.5)
+    )
     if not near:
         near = [k for k in keys if k.rpartition(".")[2] == leaf][:1]
     hint = f"; did you mean {near[0]}?" if near else "."
@@ -81,7 +121,8 @@ def as_sentence(error: ValidationError, method: str) -> ConfigError:
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
         return ConfigError(f"{key}: {text}{more}" if key else f"{text}{more}")
-    wanted = first["msg"].removeprefix("Input should be ").replace("a valid ", "a ").partition(", unable to parse")[0]
+    wanted = first["msg"].removeprefix("Input should be ").partition(", unable to parse")[0].partition(", got a ")[0]
+    wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
     return ConfigError(f"{key}: expected {wanted}, got {_shown(first['input'])}{more}")
 
 

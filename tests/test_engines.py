@@ -24,9 +24,11 @@ State = Mapping[str, Any]
 class World:
     """An engine, and the same model in Hugging Face under any weights."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **spec: Any) -> None:
         write_tiny_model(path, init_scale=3.0)
-        self.engine = VllmEngine(EngineSpec(model_path=str(path), max_model_len=640, kv_cache_gib=0.25, deadline_s=60))
+        self.engine = VllmEngine(
+            EngineSpec(model_path=str(path), max_model_len=640, kv_cache_gib=0.25, deadline_s=60, **spec)
+        )
         self.engine.start()
         from transformers import AutoModelForCausalLM
 

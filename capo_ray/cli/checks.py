@@ -17,6 +17,7 @@ from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_o
 from capo_ray.cli.plan import place_actors
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 
@@ -32,6 +33,7 @@ def check_plan(config: TrainConfig) -> None:
     if reads_token_rewards(config) and config.reward_model.path:
         check_model(config.reward_model.path, "policy", "reward_model.path", config.model.max_model_len)
     check_lengths(config)
+    check_engine_arguments(config)
     check_tensor_parallel(config)
     if own_cluster(config):  # elsewhere the files lie on the cluster's nodes
         check_data(config)
@@ -148,6 +150,31 @@ def check_tensor_parallel(config: TrainConfig) -> None:
                 f"{name}.num_gpus must be >= {name}.tensor_parallel (got {part.num_gpus:g} < {part.tensor_parallel}); "
                 f"set {name}.num_gpus={part.tensor_parallel}"
             )
+
+
+def check_engine_arguments(config: TrainConfig) -> None:
+    """What is passed through exists in vLLM, and a step holds a whole prompt where it must."""
+    parts: list[tuple[str, EngineConfig | CriticConfig, int]] = [("engine", config.engine, config.model.max_model_len)]
+    if reads_critics(config) and config.critic.backend == "vllm":
+        parts.append(("critic", config.critic, config.critic.max_model_len))
+    for name, part, length in parts:
+        if part.num_gpus == 0 and 0 < part.max_batched_tokens <= length:
+            raise RunFailed(
+                f"{name}.max_batched_tokens must be > {length}, the model length, since a prompt is computed whole on "
+                f"CPUs (got {part.max_batched_tokens}); raise it, or set 0"
+            )
+        if 0 < part.max_batched_tokens <= part.max_num_seqs:
+            raise RunFailed(
+                f"{name}.max_batched_tokens must be > {name}.max_num_seqs, one token each (got "
+                f"{part.max_batched_tokens} <= {part.max_num_seqs})"
+            )
+        if part.extra:
+            from capo_ray.engines.extra import check_extra
+
+            try:
+                check_extra(part.extra, name, on_gpu=part.num_gpus > 0)
+            except ValueError as error:
+                raise RunFailed(str(error)) from error
 
 
 def check_gpus(config: TrainConfig) -> None:

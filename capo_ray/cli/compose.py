@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import capo_ray
-from capo_ray.cli.schema import ConfigError, as_sentence, refuse_unknown, takes_text, train_keys
+from capo_ray.cli.schema import ConfigError, as_sentence, is_mapping, refuse_unknown, takes_text, train_keys
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 
@@ -45,6 +45,10 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
     method = _method(tree, settings)
     keys = train_keys(method)
     for setting in settings:
+        parent, _, name = setting.key.rpartition(".")
+        if name and parent in keys and is_mapping(keys[parent]):
+            _put(tree, setting.key, _value(setting, False))
+            continue
         if setting.key not in keys:
             raise _no_group(setting) or refuse_unknown(setting.key, method)
         _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))

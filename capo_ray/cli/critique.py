@@ -170,9 +170,12 @@ def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:
     engine = VllmEngine(
         EngineSpec(
             model_path=path,
+            device="gpu" if critic.num_gpus > 0 else "cpu",
             dtype=critic.dtype,
             max_model_len=critic.max_model_len,
             max_num_seqs=critic.max_num_seqs,
+            max_batched_tokens=critic.max_batched_tokens,
+            extra=critic.extra,
             kv_cache_gib=critic.kv_cache_gib,
             gpu_memory_frac=critic.gpu_memory_frac,
             tensor_parallel=critic.tensor_parallel,

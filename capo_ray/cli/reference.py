@@ -73,6 +73,8 @@ def _values(field: FieldInfo) -> str:
 def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " \\| ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "names with values"
     if get_origin(annotation) is not None:
         inner = [arg for arg in get_args(annotation) if arg is not Ellipsis]
         if hasattr(annotation, "__metadata__"):

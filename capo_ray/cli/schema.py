@@ -80,6 +80,11 @@ def train_keys(method: str) -> dict[str, FieldInfo]:
     return keys | keys_of(CREDIT_METHODS[method], "credit.")
 
 
+def is_mapping(field: FieldInfo) -> bool:
+    """Whether a field holds names of the user's choice, each set as `key.name=value`."""
+    return get_origin(field.annotation) is dict
+
+
 def takes_text(field: FieldInfo) -> bool:
     """Whether the values of a field are texts, to be taken as they are written."""
     kinds = get_args(field.annotation) if get_origin(field.annotation) is not None else (field.annotation,)

@@ -29,5 +29,6 @@ def refuse_useless(config: TrainConfig, given: Sequence[str]) -> None:
                 "remove it or choose credit=capo"
             )
         for keys, idle, reason in RULES:
-            if (key in keys or any(k.endswith(".") and key.startswith(k) for k in keys)) and idle(config):
+            # `critic.extra.block_size` is set under the key critic.extra.
+            if (key in keys or any(key.startswith(f"{k.removesuffix('.')}.") for k in keys)) and idle(config):
                 raise ConfigError(f"{key} has no effect {reason}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Scalar, Section
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -100,8 +100,14 @@ class CriticConfig(Section):
     """Each worker on any node, on the node of a rollout worker, or on that worker's own GPU (shares of one)."""
     tensor_parallel: Positive = 1
     max_num_seqs: Positive = 128
+    max_batched_tokens: int = Field(0, ge=0)
+    """As `engine.max_batched_tokens`."""
     kv_cache_gib: float = Field(0.5, gt=0)
     gpu_memory_frac: float = Field(0.85, gt=0, le=1)
+    extra: dict[str, Scalar] = Field(default_factory=dict)
+    """As `engine.extra`, for the critics' engines."""
+    step_deadline_s: float = Field(120.0, gt=0)
+    """As `engine.step_deadline_s`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
     """Share of recent groups that may fall back to outcome-only credit before the run ends."""

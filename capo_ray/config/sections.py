@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Scalar, Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.critic import EndpointConfig as EndpointConfig
 from capo_ray.config.curriculum import CurriculumConfig
@@ -108,10 +108,18 @@ class EngineConfig(Section):
     """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
     tensor_parallel: Positive = 1
     max_num_seqs: Positive = 128
+    max_batched_tokens: int = Field(0, ge=0)
+    """Most tokens of one step, prompts and samples together; 0: 8192 to 16384 by model length on GPUs, 4096 or the
+    model length on CPUs, where a prompt is computed whole."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """KV cache on the CPU."""
     gpu_memory_frac: float = Field(0.85, gt=0, le=1)
+    extra: dict[str, Scalar] = Field(default_factory=dict)
+    """Further engine arguments of vLLM, by vLLM's names, as `engine.extra.enable_expert_parallel=true`."""
     start_deadline_s: float = Field(180.0, gt=0)
+    step_deadline_s: float = Field(120.0, gt=0)
+    """A step that has not ended after this long means that the worker hangs, and it is replaced. Until its first
+    request has ended `start_deadline_s` counts, if longer: first steps compile."""
 
 
 class VerifierConfig(Section):
@@ -188,6 +196,9 @@ class WeightsConfig(Section):
     """Publishes between comparisons of engine and learner logprobs; 0: never."""
     canary_tolerance: float = Field(1e-3, gt=0)
     """Largest difference allowed, in nats."""
+    running: Literal["recompute", "keep"] = "recompute"
+    """Responses under way when new weights come: recompute their keys and values before they go on (exact), or keep
+    the old ones (nothing waits; later tokens attend to keys of older weights)."""
     deadline_s: float = Field(120.0, gt=0)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -11,10 +12,14 @@ class EngineSpec:
     """One vLLM engine. `weight_transport="none"` is for engines whose weights never change (critics)."""
 
     model_path: str
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Follows from the GPUs that the engine is given, not from those that its process happens to see."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_model_len: int = 512
     """Longest prompt + response, in tokens."""
     max_num_seqs: int = 128
+    max_batched_tokens: int = 0
+    """Most tokens of one step; 0: chosen by `batched_tokens`."""
     kv_cache_gib: float = 0.5
     """KV cache on the CPU; fractions work."""
     gpu_memory_frac: float = 0.85
@@ -22,15 +27,28 @@ class EngineSpec:
     tensor_parallel: int = 1
     seed: int = 0
     weight_transport: Literal["shared_memory", "none"] = "shared_memory"
+    running: Literal["recompute", "keep"] = "recompute"
+    """What becomes of the keys and values of running sequences when the weights change."""
     enforce_eager: bool | None = None
     """None: eager on the CPU, where compiling costs more than a short run gains, and compiled on a GPU."""
     num_threads: int = 1
     """OpenMP threads on the CPU, unless OMP_NUM_THREADS is set already."""
+    extra: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Further engine arguments of vLLM; see `engines.extra` for those that are refused."""
     deadline_s: float = 600.0
     """For one request; then it is aborted and `PartTimeout` raised."""
     start_deadline_s: float = 600.0
+    step_deadline_s: float = 120.0
+    """A step that has not ended after this long is a hang; before the first answer `start_deadline_s`, if longer."""
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "kv_cache_gib", "tensor_parallel", "deadline_s"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "kv_cache_gib",
+            "tensor_parallel",
+            "deadline_s",
+            "step_deadline_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"EngineSpec.{name} must be > 0 (got {getattr(self, name)})")

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.engines.scheduling import Pace, core_of, in_flight, nothing_scheduled
 from capo_ray.protocols import PartLost, PartTimeout
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Stepper:
         self.cause: BaseException | None = None
         self.salt = "0"
         self.seconds_busy = 0.0
+        self.num_steps = 0
+        self._step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"steps {name}", daemon=True)
 
     # -- from any thread
@@ -133,25 +136,51 @@ class Stepper:
         if not self.alive:
             raise self._broken()
 
+    def seconds_in_step(self) -> float:
+        """How long the step under way has taken so far; 0 where there is none."""
+        began = self._step_began
+        return 0.0 if began is None else time.perf_counter() - began
+
+    def request_counts(self) -> tuple[int, int]:
+        """Requests running and waiting; none where there is no engine (any more)."""
+        # The stepping thread may take the engine away at any moment.
+        engine: LLMEngine | None = getattr(self, "engine", None)
+        if engine is None:
+            return 0, 0
+        running, waiting = core_of(engine).scheduler.get_request_counts()
+        return running, waiting
+
     # -- on the stepping thread
 
     def step(self) -> list[tuple[Job, int, RequestOutput]]:
         """The finished requests of one engine step, each with its job; the jobs have not been told yet."""
-        before = time.perf_counter()
+        before = self._step_began = time.perf_counter()
         outputs = self.engine.step()
         spent = time.perf_counter() - before
+        self._step_began = None
         self.seconds_busy += spent
+        self.num_steps += 1
+        self.pace.after_step()
         finished: list[tuple[Job, int, RequestOutput]] = []
         for output in outputs:
             job = self._jobs.get(output.request_id)
             if job is not None and output.finished:
                 del self._jobs[output.request_id]
                 finished.append((job, job.pending.pop(output.request_id), output))
-        if not outputs and spent < 1e-3:
-            # Nothing ran: a grammar is still compiling. Leave it the core.
+        if not outputs and spent < 1e-3 and not core_of(self.engine).scheduler.running:
+            # Nothing ran, nothing is in flight: a grammar is still compiling. Leave it the core.
             with self._wake:
                 if not self._inbox and not self._closing:
                     self._wake.wait(2e-3)
+        return finished
+
+    def drain(self) -> list[tuple[Job, int, RequestOutput]]:
+        """As `step`, but schedules nothing and returns with no step in flight: the next token is of a new step."""
+        finished: list[tuple[Job, int, RequestOutput]] = []
+        if in_flight(self.engine):
+            with nothing_scheduled(self.engine):
+                while in_flight(self.engine):
+                    finished += self.step()
         return finished
 
     def add(self, job: Job, indices: Sequence[int] | None = None) -> None:
@@ -205,7 +234,14 @@ class Stepper:
 
     def _run(self) -> None:
         try:
-            self.engine = self._build()
+            engine = self._build()
+            config = engine.vllm_config
+            self.pace = Pace(
+                engine,
+                config.model_config.max_model_len,
+                whole_prompts=not config.scheduler_config.enable_chunked_prefill,
+            )
+            self.engine = engine
         except BaseException as error:  # noqa: BLE001 - whoever called `start` raises it
             self.cause = error
             self._started.set_exception(error)

@@ -1,9 +1,11 @@
 """One version of the weights for another, between two decode steps.
 
-    verify (engine still serves) | pause: load, forget every cached key and value, score the canary | serve
+    verify (engine still serves) | pause: drain, load, forget, score the canary | serve, computing anew by and by
 
-Invariants: what was verified is what is loaded; no token is sampled with keys and values of older weights; what was
-sampled beside the canary is handed out only once the canary has passed.
+Invariants: what was verified is what is loaded; no step is in flight while weights change, so a token's version is that
+of the weights that sampled it; no token is sampled with keys and values of older weights (`keep`: only a sequence that
+was running reads its own); the canary is answered before a sequence is computed anew; what was sampled beside it is
+handed out only once it has passed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.engines.scheduling import canary_alone, forget
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
 from capo_ray.protocols import WeightsHandle
 from capo_ray.weights import Canary, Manifest, WeightsRefused, as_bytes, verify_handle
@@ -65,8 +68,12 @@ def checkpoint_shapes(model_path: str) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def swap(stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s: float) -> float:
+def swap(
+    stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s: float, *, keep: bool = False
+) -> float:
     """The seconds for which nobody was served. Runs on the stepping thread.
+
+    With `keep`, running sequences go on with the keys and values that they have.
 
     Raises `WeightsRefused` if the canary fails (every waiting job has then been failed with it), and `EngineBroken` if
     vLLM could not load verified weights: half-loaded weights cannot be mended.
@@ -75,13 +82,17 @@ def swap(stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s
     restarting = [(job, list(job.pending.values())) for job in stepper.jobs() if job.restarts]
     for job, _ in restarting:
         stepper.abort(job)
+    for job, index, output in stepper.drain():
+        job.done(index, output)
     try:
         _load(stepper, handle, manifest)
         stepper.engine.set_weight_version(str(manifest.version))
-        stepper.engine.reset_prefix_cache(reset_running_requests=True)
+        forget(stepper.engine, str(manifest.version), keep=keep)
     except Exception as error:
         raise EngineBroken(f"vLLM could not load version {manifest.version}: {error!r}") from error
     stepper.salt = str(manifest.version)
+    if not keep:
+        stepper.pace.slow()
     for job, indices in restarting:
         stepper.add(job, indices)
     held: list[tuple[Job, int, RequestOutput]] = []
@@ -140,15 +151,16 @@ def _prove(
         stepper.add(job)
     except ValueError as error:
         raise WeightsRefused(f"version {version}: the canary cannot be scored ({error})") from error
-    while not answers:
-        if time.perf_counter() > deadline:
-            stepper.abort(job)
-            raise WeightsRefused(f"version {version}: the canary was not scored in time; is the engine overloaded?")
-        for owner, index, output in stepper.step():
-            if owner is job:
-                answers.append(output)
-            else:
-                held.append((owner, index, output))
+    with canary_alone(stepper.engine, len(canary.token_ids)):
+        while not answers:
+            if time.perf_counter() > deadline:
+                stepper.abort(job)
+                raise WeightsRefused(f"version {version}: the canary was not scored in time; is the engine overloaded?")
+            for owner, index, output in stepper.step():
+                if owner is job:
+                    answers.append(output)
+                else:
+                    held.append((owner, index, output))
     got = scored(answers[0], canary.start)
     worst = max(abs(a - b) for a, b in zip(got, canary.logprobs, strict=True))
     if not worst <= canary.tolerance:

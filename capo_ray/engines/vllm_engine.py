@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from capo_ray.engines.requests import completion, sampling_params, score_params, scored, version_of
 from capo_ray.engines.runtime import build_engine, close_engine
 from capo_ray.engines.spec import EngineSpec
-from capo_ray.engines.stepper import Job, Stepper
+from capo_ray.engines.stepper import EngineBroken, Job, Stepper
 from capo_ray.engines.swap import checkpoint_shapes, swap, verify_for
 from capo_ray.engines.tokenizer import HfTokenizer
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
@@ -67,17 +67,25 @@ class VllmEngine:
         return self._version
 
     def ping(self) -> int:
-        """The version held; raises what a request would raise now."""
+        """The version held; raises what a request would raise now, or `EngineBroken` if a step does not end."""
         self._ready()
+        limit = self.spec.step_deadline_s
+        if not self._totals["requests"]:
+            limit = max(limit, self.spec.start_deadline_s)
+        seconds = self._stepper.seconds_in_step()
+        if seconds > limit:
+            running, waiting = self._stepper.request_counts()
+            raise EngineBroken(
+                f"engine {self.spec.model_path}: step {self._stepper.num_steps + 1} of version {self._version} "
+                f"({running} requests running, {waiting} waiting) has not ended after {seconds:.0f} s, allowed "
+                f"{limit:g}; a worker or its device hangs, or step_deadline_s is too short for a step"
+            )
         return self._version
 
     def stats(self) -> dict[str, float]:
         """Totals since the start, and what is under way; raises nothing, also when broken."""
         stepper = self._stepper
-        running, waiting = 0, 0
-        if stepper.alive:
-            core: Any = stepper.engine.engine_core
-            running, waiting = core.engine_core.scheduler.get_request_counts()
+        running, waiting = stepper.request_counts()
         return {
             **self._totals,
             "running": float(running),
@@ -86,6 +94,7 @@ class VllmEngine:
             "swap_ms": self._swap_ms,
             "swap_max_ms": self._swap_max_ms,
             "busy_s": stepper.seconds_busy,
+            "steps": float(stepper.num_steps),
             "serving": float(stepper.alive and self._refused is None),
         }
 
@@ -166,7 +175,7 @@ class VllmEngine:
 
     def _swap(self, handle: WeightsHandle, manifest: Manifest) -> None:
         try:
-            seconds = swap(self._stepper, handle, manifest, self.spec.deadline_s)
+            seconds = swap(self._stepper, handle, manifest, self.spec.deadline_s, keep=self.spec.running == "keep")
         except WeightsRefused as error:
             self._refuse(error)
             raise

@@ -60,6 +60,7 @@ def build_rollout_pool(config: TrainConfig, places: Neighbourhoods) -> RolloutPo
         max_model_len=config.model.max_model_len,
         seed=config.run.seed,
         weight_transport=config.weights.transport,
+        running=config.weights.running,
         **_engine_share(config.engine),
     )
     return RolloutPool(
@@ -155,8 +156,16 @@ def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> t
 
 
 def _engine_share(part: EngineConfig | CriticConfig) -> dict[str, Any]:
-    names = ("tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_frac")
-    return {name: getattr(part, name) for name in names}
+    names = (
+        "tensor_parallel",
+        "max_num_seqs",
+        "max_batched_tokens",
+        "kv_cache_gib",
+        "gpu_memory_frac",
+        "extra",
+        "step_deadline_s",
+    )
+    return {"device": "gpu" if part.num_gpus > 0 else "cpu"} | {name: getattr(part, name) for name in names}
 
 
 def _spawn(actor: type, place: dict[str, Any], **options: Any) -> Any:

@@ -1,0 +1,170 @@
+"""Swaps under load, with steps scheduled ahead as on GPUs: versions, keys and values, the canary's turn, hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
+from capo_ray.protocols import Sampling
+from capo_ray.types import Completion
+from tests.engine_world import kept_logprobs, scheduling_ahead
+from tests.test_engines import LONG, World, check, close_to
+
+pytestmark = pytest.mark.real
+SEATS = 6
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with scheduling_ahead():
+        world = World(tmp_path_factory.mktemp("model"), max_num_seqs=SEATS)
+    assert core_of(world).batch_queue_size == 2
+    yield world
+    world.engine.close()
+
+
+def core_of(world: World) -> Any:
+    engine: Any = world.engine._stepper.engine.engine_core
+    return engine.engine_core
+
+
+def swap_amid(world: World, running: str, num_swaps: int, num_samples: int) -> tuple[Completion, ...]:
+    """Completions of a long prompt, made while the weights were swapped again and again."""
+    first = world.engine.version
+    prompt = world.engine.tokenizer.encode(LONG)
+
+    async def both() -> tuple[Completion, ...]:
+        handles = []
+        for version in range(first + 1, first + 1 + num_swaps):
+            world.versions[version] = world.perturbed(version)
+            handles.append(world.handle(world.versions[version], version))
+        task = asyncio.create_task(world.engine.generate(prompt, Sampling(max_tokens=150, n=num_samples)))
+        while world.engine.stats()["running"] < min(num_samples, SEATS):
+            await asyncio.sleep(0.002)
+        for handle in handles:
+            steps = world.engine.stats()["steps"]
+            while world.engine.stats()["steps"] < steps + 7 and not task.done():
+                await asyncio.sleep(0.001)
+            await world.engine.load_weights(handle)
+        return await task
+
+    world.engine.spec = dataclasses.replace(world.engine.spec, running=running)
+    return asyncio.run(both())
+
+
+def test_each_token_has_the_version_that_sampled_it_through_many_swaps(world: World) -> None:
+    done = swap_amid(world, "recompute", num_swaps=6, num_samples=SEATS)
+    assert max(len(each.versions) for each in done) >= 5
+    for each in done:
+        check(world, LONG, each)
+
+
+def test_kept_sequences_read_their_own_old_keys_and_nobody_elses(world: World) -> None:
+    """Twice as many as there are seats: those who wait began under no version, and must find no older keys."""
+    done = swap_amid(world, "keep", num_swaps=4, num_samples=2 * SEATS)
+    prompt = world.engine.tokenizer.encode(LONG)
+    assert max(len(each.versions) for each in done) >= 3
+    assert len({each.versions[0].version for each in done}) > 1
+    for each in done:
+        assert close_to(each.logprobs, kept_logprobs(world.model, world.versions, prompt, each))
+    after = world.generate(LONG, Sampling(max_tokens=4))
+    check(world, LONG, after[0])
+
+
+@pytest.mark.parametrize("running", ["recompute", "keep"])
+def test_the_canary_is_answered_before_anything_is_computed_anew(
+    world: World, running: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = core_of(world)
+    steps: list[tuple[str, list[int]]] = []
+    usual = core.model_executor.execute_model
+
+    def noted(output: Any, *args: Any, **more: Any) -> Any:
+        if output.num_scheduled_tokens:
+            steps.append((core.get_weight_version(), sorted(output.num_scheduled_tokens.values())))
+        return usual(output, *args, **more)
+
+    monkeypatch.setattr(core.model_executor, "execute_model", noted)
+    swap_amid(world, running, num_swaps=1, num_samples=2 * SEATS)
+    canary = len(world.engine.tokenizer.encode(LONG))
+    beside = [1] * SEATS if running == "keep" else []
+    mine = [tokens for version, tokens in steps if version == str(world.engine.version)]
+    assert mine[0] == [*beside, canary]
+    if running == "keep":
+        assert mine[1] == [1] * SEATS or mine[2] == [1] * SEATS, "nobody who was running is computed anew"
+
+
+def test_a_step_that_does_not_end_fails_the_ping_with_what_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, go_on = core_of(world), threading.Event()
+    usual = core.model_executor.execute_model
+
+    def stuck(*args: Any, **more: Any) -> Any:
+        go_on.wait(20)
+        return usual(*args, **more)
+
+    monkeypatch.setattr(world.engine, "spec", dataclasses.replace(world.engine.spec, step_deadline_s=0.2))
+    assert world.engine.ping() == world.engine.version
+
+    async def hang() -> None:
+        monkeypatch.setattr(core.model_executor, "execute_model", stuck)
+        task = asyncio.create_task(world.engine.generate([5, 6], Sampling(max_tokens=2)))
+        await asyncio.sleep(0.5)
+        try:
+            with pytest.raises(
+                EngineBroken, match=r"1 requests running, 0 waiting\) has not ended after .* allowed 0\.2"
+            ):
+                world.engine.ping()
+        finally:
+            go_on.set()
+        await task
+
+    asyncio.run(hang())
+    world.engine.ping()
+    assert world.idle()
+
+
+def test_the_names_of_vllms_arguments_are_read_as_it_has_them() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from capo_ray.engines.extra import engine_arguments
+
+    assert set(engine_arguments()) == {field.name for field in dataclasses.fields(EngineArgs)}
+
+
+def test_the_position_limit_is_that_of_the_model_also_for_a_hub_name(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    import huggingface_hub.constants
+
+    from capo_ray.engines.runtime import engine_model_len
+    from capo_ray.engines.tiny import write_tiny_model
+
+    snapshot = tmp_path / "hub" / "models--maker--short" / "snapshots" / ("0" * 40)
+    write_tiny_model(snapshot, max_positions=512)
+    (tmp_path / "hub" / "models--maker--short" / "refs").mkdir()
+    (tmp_path / "hub" / "models--maker--short" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for path in ("maker/short", str(snapshot)):
+        lengths = [engine_model_len(EngineSpec(model_path=path, max_model_len=n)) for n in (511, 512)]
+        assert lengths == [512, 512], path
+    config = json.loads((snapshot / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    (snapshot / "config.json").write_text(json.dumps(config))
+    assert engine_model_len(EngineSpec(model_path=str(snapshot), max_model_len=600)) == 601
+
+
+def test_an_engine_without_its_device_says_what_to_do(world: World) -> None:
+    engine = VllmEngine(dataclasses.replace(world.engine.spec, device="gpu"))
+    with pytest.raises(ValueError, match="was given a GPU, but the installed vLLM sees none"):
+        engine.start()

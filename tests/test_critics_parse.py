@@ -52,7 +52,17 @@ def test_what_critics_really_write_is_read(text: str, flagged: set[int], overall
         "<incorrect_steps>8</incorrect_steps>",
         "<incorrect_steps>-1</incorrect_steps>",
         "<incorrect_steps>1.5</incorrect_steps>",
-        "<incorrect_steps>2-4</incorrect_steps>",
+        "<incorrect_steps>4-2</incorrect_steps>",
+        "<incorrect_steps>6-8</incorrect_steps>",
+        "Judgement: No <incorrect_steps>-1</incorrect_steps>",
+        "<incorrect_steps>None of the steps are correct</incorrect_steps>",
+        "<incorrect_steps>1. 2\n2. 3</incorrect_steps>",
+        "<incorrect_steps>2. step_3\n3. step_4</incorrect_steps>",
+        "<incorrect_steps>1²</incorrect_steps>",
+        "Judgement: Is the solution correct (Yes/No)?",
+        "Judgement: Is the solution correct (Yes/No)? No",
+        "Judgement (Yes/No): No",
+        "Judgement: The solution is correct except for step 2",
         "<incorrect_steps>all</incorrect_steps>",
         "<incorrect_steps>5th</incorrect_steps>",
         "<incorrect_steps>1, then some words</incorrect_steps>",
@@ -116,3 +126,54 @@ def test_parse_time_is_linear_in_the_text(unit: str, frame: str) -> None:
     parse_critique(text, 5)
     # Linear time is below 0.2 s; quadratic time takes minutes.
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("listed", "flagged"),
+    [
+        ("2-4", {2, 3, 4}),
+        ("0, steps 2 to 4", {0, 2, 3, 4}),
+        ("<step_1>-<step_2>, 6", {1, 2, 6}),
+        ("5–6", {5, 6}),
+        ("\n- step 2\n- step 3\n", {2, 3}),
+        ("\n• 2\n* 4\n", {2, 4}),
+        ("\n1. step_2\n2. step_3\n", {2, 3}),
+        ("\n1) **Step 0**\n2) Step 5", {0, 5}),
+        ("2、3，4；step_5", {2, 3, 4, 5}),
+        ("<step>2</step><step>3</step>", {2, 3}),
+        ("<step_2></step_2> <step_4/>", {2, 4}),
+        ("#2, #3", {2, 3}),
+        ("No errors", set()),
+        ("None of the steps", set()),
+        ("There are no incorrect steps.", set()),
+        ("-1", set()),
+        ("无", set()),
+    ],
+)
+def test_lists_are_read_in_the_styles_that_critics_write(listed: str, flagged: set[int]) -> None:
+    read, _, _ = parse_critique(f"Judgement: Yes\n<incorrect_steps>{listed}</incorrect_steps>", 8)
+    assert read == flagged
+
+
+@pytest.mark.parametrize(
+    ("text", "overall"),
+    [
+        ("Judgment: Is the solution correct (Yes/No)? Yes", True),
+        ("Judgment: Is the solution correct (Yes/No)? No", False),
+        ("Judgement (Yes/No): No", False),
+        ("Judgement: \\boxed{Yes}", True),
+        ("**Judgement:** The solution is correct.", True),
+        ("Judgement: The solution is incorrect.", False),
+        ("Judgement: The final answer is not correct\nbecause", False),
+        ("Judgement: The solution is correct up to step 3", None),
+    ],
+)
+def test_the_verdict_is_read_in_the_papers_own_form_and_as_a_sentence(text: str, overall: bool | None) -> None:
+    flagged, said, _ = parse_critique(text, 8)
+    assert said is overall
+    assert flagged == (frozenset() if overall else None)
+    assert parse_critique(f"{text}\n<incorrect_steps>3, 5</incorrect_steps>", 8)[:2] == (frozenset({3, 5}), overall)
+
+
+def test_an_answer_cut_off_before_its_list_says_so() -> None:
+    assert parse_critique("", 8, truncated=True)[2] == "cut off at max_tokens before its list of wrong steps"

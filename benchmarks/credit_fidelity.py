@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from plain_torch.fidelity import calibration, measure, step_credit
 from plain_torch.fidelity_report import draw, show
@@ -129,7 +130,8 @@ class World:
         """The groups with the token rewards of the method's model, trained on `batches`."""
         rows = trained_on(method, policy, batches).judge(self.groups)
         return [
-            with_evidence(g, [Evidence(token_rewards=r) for r in row]) for g, row in zip(self.groups, rows, strict=True)
+            with_evidence(g, [Evidence(token_rewards=np.array(r)) for r in row])
+            for g, row in zip(self.groups, rows, strict=True)
         ]
 
 

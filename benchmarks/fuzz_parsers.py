@@ -23,6 +23,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from capo_ray.config.sections import CriticConfig, DataConfig, VerifierConfig
@@ -103,7 +104,7 @@ def make_response(rng: random.Random) -> Completion:
     count = len(pieces)
     logprobs = tuple(-rng.random() for _ in range(count))
     return Completion(
-        tuple(range(count)), logprobs, tuple(ends), "".join(pieces), (VersionRun(0, count),), "stop"
+        np.arange(count), np.array(logprobs), np.array(ends), "".join(pieces), (VersionRun(0, count),), "stop"
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Watch(Pipeline):
     async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
         self.ends.append(time.perf_counter())
         self.trained.append([g.group.problem.id for g in groups])
-        self.credit |= {g.group.problem.id: g.credit.advantages for g in groups}
+        self.credit |= {g.group.problem.id: tuple(map(tuple, g.credit.advantages)) for g in groups}
         await super()._after_update(groups, figures)
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from capo_ray.arrays import FloatArray, IntArray
 from capo_ray.types import (
     Batch,
     Completion,
@@ -168,7 +169,7 @@ class RewardModel(Protocol):
     not seen it, as old as any of the updates made while it waited. Calls are served one after the other.
     """
 
-    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
         """[T] rewards of each response under the present weights."""
 
     async def update(self, groups: Sequence[Group]) -> UpdateReport:
@@ -206,7 +207,6 @@ class Tracker(Protocol):
         """Flush and release; called once."""
 
 
-def step_texts(text: str, char_ends: Sequence[int], steps: Sequence[Span]) -> tuple[str, ...]:
+def step_texts(text: str, char_ends: Sequence[int] | IntArray, steps: Sequence[Span]) -> tuple[str, ...]:
     """The text of each step: the characters that its tokens contribute (delimiters included)."""
-    bounds = [0, *char_ends]
-    return tuple(text[bounds[start] : bounds[end]] for start, end in steps)
+    return tuple(text[char_ends[start - 1] if start else 0 : char_ends[end - 1]] for start, end in steps)

@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms: frozen, complete when made, standard library only.
+"""The nouns that travel between the rooms: frozen, complete when made, standard library and numpy only.
 
     Problem -> Trajectory -> Judged -> Group -> GroupCredit -> Sample -> Batch -> UpdateReport
 
@@ -6,12 +6,19 @@ A stage returns a new noun and never fills a field of an old one later.
 
 Axis letters: P prompt tokens, T response tokens, L = P + T, K reasoning steps, G siblings of a group.
 All spans are half-open `[start, end)`; all indices start at 0; all log-probabilities are in nats.
+
+What there is one of per token is a read-only array (or `Runs`, where neighbours are equal), made of whatever sequence
+is given: a Python number takes 32 bytes. Beware that `+` adds arrays; `concatenate` puts one after the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
+
+from capo_ray.arrays import NO_RUNS, ByValue, FloatArray, IntArray, Runs, freeze_fields
 
 Finish = Literal["stop", "length", "aborted"]
 Span = tuple[int, int]
@@ -49,8 +56,8 @@ class VersionRun:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion(ByValue):
     """What an engine returns for one sampled continuation (T tokens, end-of-sequence included when sampled).
 
     `logprobs[T]` are at the sampling temperature; `char_ends[T]` is the length of `text` once token t is decoded
@@ -58,13 +65,22 @@ class Completion:
     `entropies[T]` in nats, of the distribution each token was drawn from; empty unless asked for.
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    char_ends: tuple[int, ...]
+    token_ids: IntArray
+    logprobs: FloatArray
+    char_ends: IntArray
     text: str
     versions: tuple[VersionRun, ...]
     finish: Finish
-    entropies: tuple[float, ...] = ()
+    entropies: FloatArray = ()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        ints, floats = (np.int32,), (np.float32,)
+        freeze_fields(self, token_ids=ints, char_ends=ints, logprobs=floats, entropies=floats)
+
+    def owned(self) -> Completion:
+        """The same with arrays of its own: those that came over the wire may hold all that they came with."""
+        arrays = {name: getattr(self, name).copy() for name in ("token_ids", "logprobs", "char_ends", "entropies")}
+        return replace(self, **arrays)
 
     @property
     def min_version(self) -> int:
@@ -72,13 +88,21 @@ class Completion:
         return min(run.version for run in self.versions)
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectory:
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory(ByValue):
     """A prompt (P tokens) and the policy's response to it."""
 
     key: TrajectoryKey
-    prompt_ids: tuple[int, ...]
+    prompt_ids: IntArray
     response: Completion
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, prompt_ids=(np.int32,))
+
+    @property
+    def token_ids(self) -> IntArray:
+        """[L]: prompt and response."""
+        return np.concatenate((self.prompt_ids, self.response.token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +147,20 @@ class Critique:
         return self.flagged is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence(ByValue):
     """What a credit rule may read beside the verdict; each kind is empty unless the rule declared that it needs it."""
 
     critiques: tuple[Critique, ...] = ()
     answer_logprobs: tuple[float, ...] = ()  # [K+1]: mean logprob of the reference answer after 0..K steps
     step_values: tuple[float, ...] = ()  # [K+1]: Monte-Carlo value of each prefix
-    token_rewards: tuple[float, ...] = ()  # [T]: implicit or token-level rewards of a second model
-    entropies: tuple[float, ...] = ()  # [T]: sampler entropy of each response token
+    token_rewards: FloatArray = ()  # type: ignore[assignment]  # [T]: implicit or token-level rewards of a second model
+    entropies: FloatArray = ()  # type: ignore[assignment]  # [T]: sampler entropy of each response token
     num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
+
+    def __post_init__(self) -> None:
+        # Rewards come from a model in float32; those that a file gives keep all their digits.
+        freeze_fields(self, token_rewards=(np.float64, np.float32), entropies=(np.float32,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,35 +190,44 @@ class Group:
 class GroupCredit:
     """Per-token credit of a group, aligned with `Group.members`; invalid members have zeros and `included` False."""
 
-    advantages: tuple[tuple[float, ...], ...]  # [G][T]
-    token_rewards: tuple[tuple[float, ...], ...]  # [G][T]
+    advantages: tuple[Runs, ...]  # [G][T]
+    token_rewards: tuple[Runs, ...]  # [G][T]
     step_weights: tuple[tuple[float, ...], ...]  # [G][K]: how wrong each step is held to be, 0..1
     valid_critiques: tuple[int, ...]  # [G]
     included: tuple[bool, ...]  # [G]: False where the verdict was invalid
     # [G][T]: share of the entropy bonus that loss.entropy_control gives to each token; (): 1 everywhere
-    entropy_weights: tuple[tuple[float, ...], ...] = ()
-    imitation_weights: tuple[tuple[float, ...], ...] = ()  # [G][T]: tokens to imitate beside the policy gradient
+    entropy_weights: tuple[Runs, ...] = ()
+    imitation_weights: tuple[Runs, ...] = ()  # [G][T]: tokens to imitate beside the policy gradient
+
+    def __post_init__(self) -> None:
+        for name in ("advantages", "token_rewards", "entropy_weights", "imitation_weights"):
+            object.__setattr__(self, name, tuple(map(Runs.of, getattr(self, name))))
 
     @property
     def has_signal(self) -> bool:
         """Whether any token has an advantage other than zero."""
-        return any(a != 0.0 for row in self.advantages for a in row)
+        return any(row.any() for row in self.advantages)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample(ByValue):
     """All the learner ever knows of a response: tokens [L], and for its last T tokens logprobs and advantages.
 
     `entropy_weights` and `imitation_weights` are [T], or empty for none: factors of -H_t and of -log pi_t in the loss.
     """
 
     key: TrajectoryKey
-    token_ids: tuple[int, ...]
-    sampler_logprobs: tuple[float, ...]
-    advantages: tuple[float, ...]
+    token_ids: IntArray
+    sampler_logprobs: FloatArray
+    advantages: Runs
     versions: tuple[VersionRun, ...]
-    entropy_weights: tuple[float, ...] = ()
-    imitation_weights: tuple[float, ...] = ()
+    entropy_weights: Runs = NO_RUNS
+    imitation_weights: Runs = NO_RUNS
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, token_ids=(np.int32,), sampler_logprobs=(np.float32,))
+        for name in ("advantages", "entropy_weights", "imitation_weights"):
+            object.__setattr__(self, name, Runs.of(getattr(self, name)))
 
     @property
     def num_response_tokens(self) -> int:
@@ -206,7 +243,10 @@ class WeightedSample:
     """A sample and the weight [T] of each of its tokens in the batch loss (they sum to 1 over the whole batch)."""
 
     sample: Sample
-    loss_weights: tuple[float, ...]
+    loss_weights: Runs
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss_weights", Runs.of(self.loss_weights))
 
 
 @dataclass(frozen=True, slots=True)

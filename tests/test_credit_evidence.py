@@ -10,6 +10,7 @@ from capo_ray.credit.acpo import factors_of
 from capo_ray.credit.mig import watermark_gains
 from capo_ray.credit.pure import min_form
 from capo_ray.flow import CreditedGroup
+from capo_ray.flow.group import to_samples
 from tests.credit_groups import Member, group
 
 
@@ -61,7 +62,7 @@ def test_acpo_keeps_up_entropy_on_its_weightiest_steps_in_the_first_stage_alone(
     )
     credit = assign_credit(made, config("acpo", entropy_frac=0.5))
     assert credit.entropy_weights == ((1, 1, 0, 1, 0), (1, 0, 0), (1, 1))
-    assert CreditedGroup(made, credit, {}, ended_at=0.0).samples[1].entropy_weights == (1, 0, 0), (
+    assert to_samples(CreditedGroup(made, credit, {}, ended_at=0.0))[1].entropy_weights == (1, 0, 0), (
         "an invalid member is no sample"
     )
     late = assign_credit(made, config("acpo", entropy_frac=0.5), progress=0.5)

@@ -116,7 +116,7 @@ def check(world: World, prompt: str, done: Completion, temperature: float = 1.0)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_of_sampled_tokens_equal_those_of_the_model(world: World, temperature: float) -> None:
     done = world.generate("3+4=", Sampling(temperature=temperature, max_tokens=40, n=4))
-    assert len(done) == 4 and len({d.token_ids for d in done}) == 4
+    assert len(done) == 4 and len({tuple(d.token_ids) for d in done}) == 4
     for each in done:
         check(world, "3+4=", each, temperature)
         assert each.finish == ("stop" if each.token_ids[-1] == world.engine.tokenizer.eos_id else "length")
@@ -131,7 +131,7 @@ def test_entropies_are_those_of_the_distributions_that_were_sampled_from(world: 
         assert close_to(each.entropies, world.entropies([*prompt, *each.token_ids], len(prompt), temperature))
     assert max(done[0].entropies) > 0.5, "the model is not sure of everything"
     (plain,) = world.generate("3+4=", Sampling(max_tokens=4))
-    assert plain.entropies == ()
+    assert len(plain.entropies) == 0
 
 
 def test_entropies_of_a_nucleus_are_those_of_the_nucleus(world: World) -> None:
@@ -150,7 +150,7 @@ def test_greedy_samples_the_argmax_with_logprobs_at_temperature_one(world: World
 
 def test_a_seed_gives_the_same_samples_in_the_same_order(world: World) -> None:
     first, second = (world.generate("a", Sampling(max_tokens=12, n=3, seed=5)) for _ in range(2))
-    assert [d.token_ids for d in first] == [d.token_ids for d in second]
+    assert [d.token_ids.tolist() for d in first] == [d.token_ids.tolist() for d in second]
 
 
 def test_scores_equal_those_of_the_model_also_when_prefixes_are_shared(world: World) -> None:
@@ -346,7 +346,7 @@ def test_a_bad_request_fails_alone(world: World) -> None:
                 await world.engine.generate(bad, sampling)
         with pytest.raises(ValueError, match="1 <= start"):
             await world.engine.score([prompt], [0])
-        assert (await good)[0].token_ids
+        assert len((await good)[0].token_ids)
 
     asyncio.run(both())
 

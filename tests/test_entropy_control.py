@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from capo_ray.config.loss import LossConfig
 from capo_ray.flow import CreditedGroup
 from capo_ray.flow.entropy_control import EntropyControl, EntropyState
+from capo_ray.flow.group import to_samples
 from capo_ray.types import GroupCredit
 from tests.credit_groups import Member, group
 
@@ -31,7 +32,7 @@ def credited(*rewards: int | None, shares: tuple[tuple[float, ...], ...] = ()) -
 
 
 def weights(control: EntropyControl, one: CreditedGroup) -> list[tuple[float, ...]]:
-    return [sample.entropy_weights for sample in control.weigh([one])[0].samples]
+    return [sample.entropy_weights for sample in to_samples(control.weigh([one])[0])]
 
 
 def test_without_control_no_sample_carries_weights_whatever_the_credit_shares() -> None:

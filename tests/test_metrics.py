@@ -225,8 +225,8 @@ def test_a_transcript_shows_what_was_written_what_was_judged_and_what_each_token
     path = tmp_path / "transcripts.jsonl"
     writer = TranscriptWriter(path)
     group, credit = one_group()
-    writer.write_group(5, group, credit, [["a", "b"]])
-    writer.write_group(10, group, credit, [["a", "b"]])
+    writer.write_group(5, group, credit)
+    writer.write_group(10, group, credit)
     line = read_rows(path)[0]
     assert (
         line["update"] == 5

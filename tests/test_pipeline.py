@@ -262,7 +262,7 @@ def test_token_rewards_reach_the_credit_and_invalid_members_are_not_asked_for(tm
     parts = fake_parts(tmp_path, make_config("qrm"), judge=None, reward_model=model, verifier=Half())
     walked = asyncio.run(GroupWay(parts).walk(0, Problem("p7", "digit 7", "7"), 0, 0.0))
     assert [key.sample for key in model.rewarded] == [1, 2, 3]
-    assert [m.evidence.token_rewards[-1:] for m in walked.group.members] == [(), (0.25,), (0.25,), (0.25,)]
+    assert [m.evidence.token_rewards[-1:].tolist() for m in walked.group.members] == [[], [0.25], [0.25], [0.25]]
     # one 0.25 in nine tokens: deviation 0.25 sqrt(8) / 9
     assert walked.credit.advantages[1][-1] == pytest.approx(9 / 8**0.5)
     assert not any(walked.credit.advantages[0])

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
@@ -102,7 +103,10 @@ def token_rewards(parts: Parts, groups: Sequence[Group]) -> list[Group]:
     assert parts.reward_model is not None
     rows = parts.reward_model.judge(groups)
     parts.reward_model.train(groups)
-    return [with_evidence(g, [Evidence(token_rewards=r) for r in row]) for g, row in zip(groups, rows, strict=True)]
+    return [
+        with_evidence(g, [Evidence(token_rewards=np.array(r)) for r in row])
+        for g, row in zip(groups, rows, strict=True)
+    ]
 
 
 CRITIC, PHI = frozenset({"critic"}), frozenset({"phi"})

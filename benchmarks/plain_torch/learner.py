@@ -79,10 +79,11 @@ def merge_equal(groups: Sequence[Group], credits: Sequence[GroupCredit]) -> list
     imitation = [row for g, c in kept for row in c.imitation_weights or ((),) * len(g.members)]
     for member, advantages, imitated, weight in zip(members, rows, imitation, each, strict=True):
         path = member.trajectory
-        ids, start = path.prompt_ids + path.response.token_ids, len(path.prompt_ids)
-        key = (ids, advantages, imitated)
+        ids, start = tuple(path.token_ids.tolist()), len(path.prompt_ids)
+        row = Row(ids, start, tuple(path.response.logprobs.tolist()), tuple(advantages), 0.0, tuple(imitated))
+        key = (ids, row.advantages, row.imitation_weights)
         merged.setdefault(key, []).append(weight)
-        first.setdefault(key, Row(ids, start, path.response.logprobs, advantages, 0.0, imitated))
+        first.setdefault(key, row)
     return [replace(row, weight=sum(merged[key])) for key, row in first.items()]
 
 

@@ -114,9 +114,9 @@ def trained_on(method: str, policy: str | Path, batches: Sequence[Sequence[Group
 def _rows(groups: Sequence[Group]) -> list[Row]:
     return [
         Row(
-            m.trajectory.prompt_ids + m.trajectory.response.token_ids,
+            tuple(m.trajectory.token_ids.tolist()),
             len(m.trajectory.prompt_ids),
-            m.trajectory.response.logprobs,
+            tuple(m.trajectory.response.logprobs.tolist()),
             (0.0,) * m.num_tokens,
             1.0,
         )

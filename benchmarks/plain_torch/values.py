@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from capo_ray.problems.chains import shown_answer
-from capo_ray.types import Group, Judged
+from capo_ray.types import Group, Judged, Trajectory
 from plain_torch.sampling import sample
 from plain_torch.world import Actor
 
@@ -27,11 +27,9 @@ def step_values(
         for member in group.members:
             path = member.trajectory
             for end in starts(member):
-                shown = actor.tokenizer.decode(path.response.token_ids[:end])
+                shown = actor.tokenizer.decode(path.response.token_ids[:end].tolist())
                 room = member.num_tokens - end + ROOM
-                prefixes.setdefault(
-                    path.prompt_ids + path.response.token_ids[:end], (shown, group.problem.answer, room)
-                )
+                prefixes.setdefault(_prefix(path, end), (shown, group.problem.answer, room))
     ordered = sorted(prefixes, key=lambda prefix: prefixes[prefix][2])
     values: dict[tuple[int, ...], float] = {}
     for at in range(0, len(ordered), PREFIXES_AT_ONCE):
@@ -50,8 +48,13 @@ def starts(member: Judged) -> tuple[int, ...]:
     return tuple(start for start, _ in member.steps)
 
 
+def _prefix(path: Trajectory, end: int) -> tuple[int, ...]:
+    """The prompt and the first `end` tokens of the response."""
+    return tuple(path.token_ids[: len(path.prompt_ids) + end].tolist())
+
+
 def values_of(member: Judged, values: dict[tuple[int, ...], float]) -> list[float]:
     """[K+1] of one response."""
     path = member.trajectory
-    found = [values[path.prompt_ids + path.response.token_ids[:start]] for start in starts(member)]
+    found = [values[_prefix(path, start)] for start in starts(member)]
     return [*found, float(member.verdict.reward or 0)]

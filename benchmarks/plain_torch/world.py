@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from capo_ray.config.sections import CriticConfig
@@ -63,16 +64,18 @@ class Actor:
     def judged(self, problem: ChainProblem, prompt: tuple[int, ...], index: int, stream: Sampled) -> Judged:
         text, char_ends = self.tokenizer.decode_pieces(stream.ids)
         response = Completion(
-            token_ids=stream.ids,
-            logprobs=stream.logprobs,
-            char_ends=char_ends,
+            token_ids=np.array(stream.ids),
+            logprobs=np.array(stream.logprobs),
+            char_ends=np.array(char_ends),
             text=text,
             versions=(VersionRun(0, len(stream.ids)),),
             finish="stop" if stream.finished else "length",
         )
         shown = shown_answer(text)
         verdict = Verdict(int(shown == problem.answer), "", shown)
-        return Judged(Trajectory(TrajectoryKey(problem.id, 0, index), prompt, response), verdict, split_steps(response))
+        return Judged(
+            Trajectory(TrajectoryKey(problem.id, 0, index), np.array(prompt), response), verdict, split_steps(response)
+        )
 
     @torch.no_grad()
     def score_answers(self, group: Group) -> list[tuple[float, ...]]:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+
 from capo_ray.config.credit import CreditBase
 from capo_ray.critics import parse_critique
 from capo_ray.steps import SpanError, split_steps
@@ -66,7 +68,7 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
         _refuse(where, "an object", item)
     response = _read_tokens(item, where)
     entropies = _read_numbers(item, "entropies", len(response.token_ids), where)
-    if config.segmenter == "entropy" and response.token_ids and not entropies and "logprobs" not in item:
+    if config.segmenter == "entropy" and len(response.token_ids) and not entropies and "logprobs" not in item:
         wanted = f"{len(response.token_ids)} numbers (or logprobs), which credit.segmenter=entropy reads"
         _refuse(f"{where}.entropies", wanted, None)
     try:
@@ -77,13 +79,13 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
     series = {name: _read_series(item, name, response, steps, where, config, reward is not None) for name in SERIES}
     evidence = Evidence(
         critiques=_read_critiques(item, len(steps), where, config, rubric, wanted=reward is not None),
-        entropies=entropies,
+        entropies=np.array(entropies),
         answer_logprobs=series["answer_logprobs"],
         step_values=series["step_values"],
-        token_rewards=series["token_rewards"],
+        token_rewards=np.array(series["token_rewards"]),
     )
     verdict = Verdict(reward, "given" if reward is not None else "invalid", _read_extracted(item, where, config))
-    return Judged(Trajectory(TrajectoryKey(name, 0, index), (), response), verdict, steps, evidence)
+    return Judged(Trajectory(TrajectoryKey(name, 0, index), np.empty(0, np.int32), response), verdict, steps, evidence)
 
 
 def _read_tokens(item: dict[str, Any], where: str) -> Completion:
@@ -105,7 +107,7 @@ def _read_tokens(item: dict[str, Any], where: str) -> Completion:
     count = len(tokens)
     logprobs = _read_numbers(item, "logprobs", count, where) or (math.nan,) * count
     runs = (VersionRun(0, count),)
-    return Completion(tuple(range(count)), logprobs, tuple(ends), text, runs, "stop")
+    return Completion(np.arange(count), np.array(logprobs), np.array(ends), text, runs, "stop")
 
 
 def _read_reward(item: dict[str, Any], where: str) -> int | None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from capo_ray.arrays import Runs
 from capo_ray.types import Group, GroupCredit, Judged
 
 CODED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format, half a pair, line and paragraph separators
@@ -24,7 +25,7 @@ class Canvas(Console):
 def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, audit: dict[str, float]) -> None:
     """Print one group; numbers stand beside the colours, so that it reads without them too."""
     console.print(Text(f"group {visible(name)}  {visible(group.problem.prompt)}", style="bold"), soft_wrap=True)
-    strongest = max((abs(a) for row in credit.advantages for a in row), default=0.0)
+    strongest = max((abs(a) for row in credit.advantages for a in row.values.tolist()), default=0.0)
     for i, member in enumerate(group.members):
         words = {None: "invalid", 1: "right", 0: "wrong"}
         head = f"  response {i}  {words[member.verdict.reward]}  {credit.valid_critiques[i]} valid critiques"
@@ -37,12 +38,12 @@ def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, 
     console.print(Text(f"  audit  {figures}\n", style="dim"), soft_wrap=True)
 
 
-def _paint_step(member: Judged, k: int, advantages: tuple[float, ...], weight: float, strongest: float) -> Text:
+def _paint_step(member: Judged, k: int, advantages: Runs, weight: float, strongest: float) -> Text:
     start, end = member.steps[k]
     low, high = min(advantages[start:end]), max(advantages[start:end])
     credit = f"{low:+.3f}" if low == high else f"{low:+.3f}…{high:+.3f}"
     line = Text(f"    step {k}  wrong {weight:.2f}  credit {credit}  ", style="dim")
-    bounds = (0, *member.trajectory.response.char_ends)
+    bounds = (0, *member.trajectory.response.char_ends.tolist())
     for t in range(start, end):
         piece = visible(member.trajectory.response.text[bounds[t] : bounds[t + 1]])
         line.append(piece, Style(color="white", bgcolor=_colour(advantages[t], strongest), dim=False))

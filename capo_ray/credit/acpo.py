@@ -39,17 +39,17 @@ def acpo(group: Group, config: AcpoConfig, progress: float = 0.0) -> GroupCredit
         weigh_steps(m, config) if w else [0.0] * len(m.steps) for m, w in zip(group.members, weights, strict=True)
     ]
     rewards = [
-        [outcome * c for c in r.spread_over_tokens(member.steps, row)]
+        r.spread_over_tokens(member.steps, [outcome * c for c in row])
         for outcome, member, row in zip(outcomes, group.members, factors, strict=True)
     ]
     scalars = [[outcome] for outcome in outcomes]
     centre, scale = mean(scalars, weights), std(scalars, weights)
     advantages = [
-        [_same_sign(x - centre, sign) / scale if sign else 0.0 for x in row]
+        row.map(lambda x, sign=sign: _same_sign(x - centre, sign) / scale if sign else 0.0)  # type: ignore[misc]
         for sign, row in zip(signs, rewards, strict=True)
     ]
     shares = [bonus_shares(row, config, progress) for row in factors]
-    bonus = tuple(tuple(r.spread_over_tokens(m.steps, row)) for m, row in zip(group.members, shares, strict=True))
+    bonus = tuple(r.spread_over_tokens(m.steps, row) for m, row in zip(group.members, shares, strict=True))
     return replace(r.to_group_credit(group, advantages, rewards), entropy_weights=bonus)
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
+import numpy as np
+
+from capo_ray.arrays import Runs, exact_sum
 from capo_ray.credit.rows import spread_over_tokens
 from capo_ray.credit.statistics import correlation
 from capo_ray.types import Group, GroupCredit, Judged
+
+AuditRow = tuple[Judged, Runs, tuple[float, ...]]  # advantages [T], step weights [K]
+Token = tuple[float, float, float]  # advantage, step weight, +1 right / -1 wrong
 
 
 def audit(group: Group, credit: GroupCredit) -> dict[str, float]:
@@ -25,19 +32,14 @@ def audit(group: Group, credit: GroupCredit) -> dict[str, float]:
     figures.update(_signal(group, credit))
     if not rows:
         return figures
-    tokens = [
-        (a, w, 1.0 if member.verdict.reward else -1.0)
-        for member, advantages, weights in rows
-        for a, w in zip(advantages, spread_over_tokens(member.steps, weights), strict=True)
-    ]
-    figures.update(_token_figures(tokens))
+    figures.update(_token_figures(_count_tokens(rows)))
     figures.update(_correlations(rows))
     if credit.imitation_weights:
-        imitated = [any(row) for row, ok in zip(credit.imitation_weights, credit.included, strict=True) if ok]
+        imitated = [row.any() for row, ok in zip(credit.imitation_weights, credit.included, strict=True) if ok]
         figures["credit/imitated_frac"] = sum(imitated) / len(imitated)
-    logprobs = [lp for member, _, _ in rows for lp in member.trajectory.response.logprobs]
+    sums = [float(member.trajectory.response.logprobs.sum(dtype=np.float64)) for member, _, _ in rows]
     # The mean surprisal of sampled tokens is the entropy of the sampler, estimated from its own samples.
-    figures["credit/sampler_entropy_nats"] = -math.fsum(logprobs) / len(logprobs)
+    figures["credit/sampler_entropy_nats"] = -math.fsum(sums) / sum(member.num_tokens for member, _, _ in rows)
     critiqued = [member for member, _, _ in rows if member.evidence.critiques]
     if critiqued:
         counts = [len(member.evidence.critiques) for member in critiqued]
@@ -57,26 +59,38 @@ def _signal(group: Group, credit: GroupCredit) -> dict[str, float]:
     }
 
 
-def _token_figures(tokens: list[tuple[float, float, float]]) -> dict[str, float]:
-    """Shares over (advantage, step weight, +1 right / -1 wrong) of each token."""
-    count = len(tokens)
-    mass = math.fsum(abs(a) for a, _, _ in tokens)
-    wrong = [a for a, _, sign in tokens if sign < 0]
+def _count_tokens(rows: list[AuditRow]) -> Counter[Token]:
+    """How many tokens have each (advantage, step weight, +1 right / -1 wrong)."""
+    tokens: Counter[Token] = Counter()
+    for member, advantages, weights in rows:
+        sign = 1.0 if member.verdict.reward else -1.0
+        for a, w, size in advantages.beside(spread_over_tokens(member.steps, weights)):
+            tokens[a, w, sign] += size
+    return tokens
+
+
+def _token_figures(tokens: Counter[Token]) -> dict[str, float]:
+    """Shares over all tokens; sums take each as often as it is counted, and are exactly rounded."""
+    count = tokens.total()
+    wrong = sum(n for (_, _, sign), n in tokens.items() if sign < 0)
+    mass = exact_sum((abs(a), n) for (a, _, _), n in tokens.items())
     figures = {
-        "credit/sign_flip_frac": sum(a * sign < 0 for a, _, sign in tokens) / count,
-        "credit/flagged_frac": math.fsum(w for _, w, _ in tokens) / count,
+        "credit/sign_flip_frac": sum(n for (a, _, sign), n in tokens.items() if a * sign < 0) / count,
+        "credit/flagged_frac": exact_sum((w, n) for (_, w, _), n in tokens.items()) / count,
         "credit/advantage_abs_mean": mass / count,
     }
     if mass > 0:
-        figures["credit/penalty_mass_frac"] = math.fsum(-a for a, w, _ in tokens if w > 0 and a < 0) / mass
+        blamed = exact_sum((-a, n) for (a, w, _), n in tokens.items() if w > 0 and a < 0)
+        figures["credit/penalty_mass_frac"] = blamed / mass
     if wrong:
-        figures["credit/positive_on_wrong_frac"] = sum(a > 0 for a in wrong) / len(wrong)
+        raised = sum(n for (a, _, sign), n in tokens.items() if sign < 0 and a > 0)
+        figures["credit/positive_on_wrong_frac"] = raised / wrong
     return figures
 
 
-def _correlations(rows: list[tuple[Judged, tuple[float, ...], tuple[float, ...]]]) -> dict[str, float]:
+def _correlations(rows: list[AuditRow]) -> dict[str, float]:
     """Over responses: mean advantage against length and against step count, where both vary."""
-    means = [math.fsum(advantages) / len(advantages) for _, advantages, _ in rows]
+    means = [exact_sum(advantages.counts().items()) / len(advantages) for _, advantages, _ in rows]
     pairs = {
         "credit/length_corr": correlation(means, [float(member.num_tokens) for member, _, _ in rows]),
         "credit/num_steps_corr": correlation(means, [float(len(member.steps)) for member, _, _ in rows]),

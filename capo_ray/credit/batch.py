@@ -24,6 +24,4 @@ def scale_batch(credits: Sequence[GroupCredit], config: CreditBase) -> tuple[Gro
     rows = [row for credit in credits for row in credit.advantages]
     weights = [float(ok) for credit in credits for ok in credit.included]
     scaled = iter(standardise(rows, weights))
-    return tuple(
-        replace(credit, advantages=tuple(tuple(next(scaled)) for _ in credit.advantages)) for credit in credits
-    )
+    return tuple(replace(credit, advantages=tuple(next(scaled) for _ in credit.advantages)) for credit in credits)

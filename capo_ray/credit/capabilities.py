@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit.table import assign_credit
 from capo_ray.types import (
@@ -61,21 +63,21 @@ def _crosses(group: Group, credit: GroupCredit) -> bool:
 def _probe(rewards: tuple[int, ...]) -> Group:
     """Responses of two steps (3 and 5 tokens); the first of each pair of critics calls an early step wrong."""
     evidence = (
-        Evidence(_critics({0}, {0}), (-3.0, -4.0, -0.5), (0.5, 0.2, 0.9), (-0.2,) * 3 + (0.4,) * 5),
-        Evidence(_critics(set(), set()), (-3.0, -2.0, -0.2), (0.5, 0.7, 1.0), (0.3,) * 3 + (0.6,) * 5),
-        Evidence(_critics({1}, {1}), (-3.0, -1.0, -2.0), (0.5, 0.8, 0.0), (0.5,) * 3 + (-0.9,) * 5),
+        Evidence(_critics({0}, {0}), (-3.0, -4.0, -0.5), (0.5, 0.2, 0.9), np.repeat((-0.2, 0.4), (3, 5))),
+        Evidence(_critics(set(), set()), (-3.0, -2.0, -0.2), (0.5, 0.7, 1.0), np.repeat((0.3, 0.6), (3, 5))),
+        Evidence(_critics({1}, {1}), (-3.0, -1.0, -2.0), (0.5, 0.8, 0.0), np.repeat((0.5, -0.9), (3, 5))),
     )
     response = Completion(
-        token_ids=tuple(range(8)),
-        logprobs=(-0.5,) * 8,
-        char_ends=tuple(range(1, 9)),
+        token_ids=np.arange(8),
+        logprobs=np.full(8, -0.5),
+        char_ends=np.arange(1, 9),
         text="a\n\nbbbbb",
         versions=(VersionRun(0, 8),),
         finish="stop",
     )
     members = tuple(
         Judged(
-            Trajectory(TrajectoryKey("probe", 0, i), (0,), response),
+            Trajectory(TrajectoryKey("probe", 0, i), np.zeros(1, np.int32), response),
             Verdict(reward, "", "1"),
             ((0, 3), (3, 8)),
             evidence[i],

@@ -10,6 +10,9 @@ enters; the ramp of W_process; a floor under the deviation (`min_std`); every no
 
 from __future__ import annotations
 
+from operator import add
+
+from capo_ray.arrays import Runs
 from capo_ray.config.credit import CapoConfig
 from capo_ray.credit import rows as r
 from capo_ray.credit.statistics import leave_one_out, standardise, std
@@ -23,10 +26,10 @@ def capo(group: Group, config: CapoConfig, progress: float = 0.0) -> GroupCredit
     w_process = w_process_at(config, progress)
     outcome = r.spread_over_responses(group, [outcome_part(member, config) for member in group.members])
     process = [
-        [-w_process * w for w in r.spread_over_tokens(member.steps, weights)]
+        r.spread_over_tokens(member.steps, [-w_process * w for w in weights])
         for member, weights in zip(group.members, blame, strict=True)
     ]
-    rewards = [[o + p for o, p in zip(*pair, strict=True)] for pair in zip(outcome, process, strict=True)]
+    rewards = [o.with_each(p, add) for o, p in zip(outcome, process, strict=True)]
     advantages = normalise(group, config, outcome, process, rewards, w_process)
     if config.keep_outcome_sign:
         advantages = keep_outcome_sign(group, advantages)
@@ -57,11 +60,11 @@ def outcome_part(member: Judged, config: CapoConfig) -> float:
 def normalise(
     group: Group,
     config: CapoConfig,
-    outcome: list[list[float]],
-    process: list[list[float]],
-    rewards: list[list[float]],
+    outcome: list[Runs],
+    process: list[Runs],
+    rewards: list[Runs],
     w_process: float,
-) -> list[list[float]]:
+) -> list[Runs]:
     """[G][T]: token rewards as advantages; zeros where all of them are equal."""
     weights = r.row_weights(group, config.weighting)
     if config.normalisation == "pooled":
@@ -73,13 +76,13 @@ def normalise(
     parts = zip(
         standardise(outcome, weights, config.min_std), standardise(process, weights, config.min_std), strict=True
     )
-    total = [[o + scale * p for o, p in zip(*pair, strict=True)] for pair in parts]
-    return total if std(total, weights) else [[0.0] * len(row) for row in total]
+    total = [o.with_each(p, lambda own, other: own + scale * other) for o, p in parts]
+    return total if std(total, weights) else [Runs.constant(0.0, len(row)) for row in total]
 
 
-def keep_outcome_sign(group: Group, advantages: list[list[float]]) -> list[list[float]]:
+def keep_outcome_sign(group: Group, advantages: list[Runs]) -> list[Runs]:
     """[G][T]: advantages with those set to 0 that would lower a token of a right answer or raise one of a wrong one."""
     return [
-        [max(a, 0.0) if member.verdict.reward else min(a, 0.0) for a in row]
+        row.map(lambda a: max(a, 0.0)) if member.verdict.reward else row.map(lambda a: min(a, 0.0))
         for member, row in zip(group.members, advantages, strict=True)
     ]

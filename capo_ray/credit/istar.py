@@ -32,9 +32,9 @@ def istar(group: Group, config: IstarConfig, progress: float = 0.0) -> GroupCred
     advantages, rewards = [], []
     parts = zip(group.members, leave_one_out_scalars(outcomes, weights), shifted, outcomes, step_rewards, strict=True)
     for member, outcome_advantage, step_advantages, outcome, own in parts:
-        spread = r.spread_over_tokens(member.steps, step_advantages)
-        advantages.append([outcome_advantage + config.w_step * x for x in spread])
-        rewards.append([outcome + config.w_step * x for x in r.spread_over_tokens(member.steps, own)])
+        process = [outcome_advantage + config.w_step * x for x in step_advantages]
+        advantages.append(r.spread_over_tokens(member.steps, process))
+        rewards.append(r.spread_over_tokens(member.steps, [outcome + config.w_step * x for x in own]))
     return r.to_group_credit(group, advantages, rewards)
 
 

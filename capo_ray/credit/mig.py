@@ -36,10 +36,11 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
     shares = [[1.0] * (len(m.steps) - 1) + [0.0] * bool(m.steps) for m in group.members]
     spread = [r.spread_over_tokens(m.steps, share) for m, share in zip(group.members, shares, strict=True)]
     advantages = [
-        [outcome + config.w_gain * gain * x for x in row] for (outcome, gain), row in zip(pairs, spread, strict=True)
+        row.map(lambda x, o=outcome, g=gain: o + config.w_gain * g * x)  # type: ignore[misc]
+        for (outcome, gain), row in zip(pairs, spread, strict=True)
     ]
     rewards = [
-        [outcome + config.w_gain * gain * x for x in row]
+        row.map(lambda x, o=outcome, g=gain: o + config.w_gain * g * x)  # type: ignore[misc]
         for outcome, gain, row in zip(outcomes, gains, spread, strict=True)
     ]
     credit = r.to_group_credit(group, advantages, rewards)
@@ -49,7 +50,7 @@ def mig(group: Group, config: MigConfig, progress: float = 0.0) -> GroupCredit:
         config.w_sft * (w * outcome > 0 and gain > r.NOISE_NATS)
         for w, outcome, gain in zip(weights, outcomes, gains, strict=True)
     ]
-    return replace(credit, imitation_weights=tuple(map(tuple, r.spread_over_responses(group, gates))))
+    return replace(credit, imitation_weights=tuple(r.spread_over_responses(group, gates)))
 
 
 def watermark_gains(scores: Sequence[float]) -> list[float]:

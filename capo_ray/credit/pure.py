@@ -39,14 +39,14 @@ def pure(group: Group, config: PureConfig, progress: float = 0.0) -> GroupCredit
     shares = [min_form([1.0 - 2.0 * w for w in row], config.temperature) for row in blame]
     process = _centre(group, blame, shares, judged)
     outcomes = r.outcome_rewards(group)
+    outcome_advantages = leave_one_out_scalars(outcomes, weights)
     advantages, rewards = [], []
     for i, member in enumerate(group.members):
         to_go = list(accumulate(reversed(process[i])))[::-1]
-        advantages.append(r.spread_over_tokens(member.steps, [config.w_process * x for x in to_go]))
+        process_part = [outcome_advantages[i] + config.w_process * x for x in to_go]
+        advantages.append(r.spread_over_tokens(member.steps, process_part))
         own = [config.w_process * x if judged[i] else 0.0 for x in list(accumulate(reversed(shares[i])))[::-1]]
-        rewards.append([outcomes[i] + x for x in r.spread_over_tokens(member.steps, own)])
-    outcome_advantages = leave_one_out_scalars(outcomes, weights)
-    advantages = [[a + x for x in row] for a, row in zip(outcome_advantages, advantages, strict=True)]
+        rewards.append(r.spread_over_tokens(member.steps, [outcomes[i] + x for x in own]))
     return r.to_group_credit(group, advantages, rewards, blame)
 
 

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
+from capo_ray.arrays import FloatArray, Runs
 from capo_ray.types import Group, GroupCredit, Judged, Span
 
 Weighting = Literal["token", "trajectory"]
@@ -40,14 +43,14 @@ def outcome_rewards(group: Group) -> list[float]:
     return [float(member.verdict.reward or 0) for member in group.members]
 
 
-def spread_over_tokens(steps: Sequence[Span], per_step: Sequence[float]) -> list[float]:
+def spread_over_tokens(steps: Sequence[Span], per_step: Sequence[float]) -> Runs:
     """[T]: each token gets the number of its step."""
-    return [x for (start, end), x in zip(steps, per_step, strict=True) for _ in range(end - start)]
+    return Runs.over(steps, per_step)
 
 
-def spread_over_responses(group: Group, per_response: Sequence[float]) -> list[list[float]]:
+def spread_over_responses(group: Group, per_response: Sequence[float]) -> list[Runs]:
     """[G][T]: each token gets the number of its response."""
-    return [[x] * member.num_tokens for x, member in zip(per_response, group.members, strict=True)]
+    return [Runs.constant(x, member.num_tokens) for x, member in zip(per_response, group.members, strict=True)]
 
 
 def response_weights(group: Group) -> list[float]:
@@ -55,12 +58,13 @@ def response_weights(group: Group) -> list[float]:
     return [float(ok) for ok in included(group)]
 
 
-def require(values: Sequence[float], count: int, name: str, method: str) -> Sequence[float]:
-    """`values`; raises `EvidenceError` unless there are `count` of them, all finite."""
+def require(values: Sequence[float] | FloatArray, count: int, name: str, method: str) -> list[float]:
+    """`values` as Python numbers; raises `EvidenceError` unless there are `count` of them, all finite."""
+    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if len(values) != count:
         raise EvidenceError(f"credit={method} reads {name}: expected {count} numbers, got {len(values)}")
     if not all(map(math.isfinite, values)):
-        raise EvidenceError(f"credit={method} reads {name}: expected finite numbers, got {list(values)}")
+        raise EvidenceError(f"credit={method} reads {name}: expected finite numbers, got {values}")
     return values
 
 
@@ -84,13 +88,13 @@ def to_group_credit(
     ok = included(group)
     weights = step_weights if step_weights is not None else [[0.0] * len(member.steps) for member in group.members]
 
-    def kept(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(row) if use else (0.0,) * len(row) for use, row in zip(ok, rows, strict=True))
+    def kept(rows: Sequence[Sequence[float]]) -> tuple[Runs, ...]:
+        return tuple(Runs.of(row) if use else Runs.constant(0.0, len(row)) for use, row in zip(ok, rows, strict=True))
 
     return GroupCredit(
         advantages=kept(advantages),
         token_rewards=kept(token_rewards),
-        step_weights=kept(weights),
+        step_weights=tuple(tuple(row) if use else (0.0,) * len(row) for use, row in zip(ok, weights, strict=True)),
         valid_critiques=tuple(len(valid_flags(member)) for member in group.members),
         included=tuple(ok),
     )

@@ -1,30 +1,48 @@
 """The few sums that every credit rule is made of: numbers in, numbers out.
 
 Sums are exactly rounded (`fsum`), so that the order of siblings cannot change a bit of anyone's advantage.
-A row is one response's tokens; a row weight multiplies each of its tokens (0: the row counts for nothing).
+A row is one response's tokens, or its steps; a row weight multiplies each of them (0: the row counts for nothing).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
-Rows = Sequence[Sequence[float]]
+from capo_ray.arrays import Runs, exact_sum
+
+Row = TypeVar("Row", bound=Sequence[float])
 
 ROUNDING = 1e-12  # rewards that differ by less are equal: the sums they come from round, as 0.1 + 0.2 - 0.1 and 0.2 do
 
 
-def mean(rows: Rows, row_weights: Sequence[float]) -> float:
+def changed(row: Row, change: Callable[[float], float]) -> Row:
+    """The row with each number changed; of its own kind, runs or list."""
+    return cast(Row, row.map(change) if isinstance(row, Runs) else [change(x) for x in row])
+
+
+def mean(rows: Sequence[Sequence[float]], row_weights: Sequence[float]) -> float:
     """The weighted mean of all entries; 0.0 where nothing has weight."""
     total = math.fsum(w * len(row) for w, row in zip(row_weights, rows, strict=True))
     if total == 0.0:
         return 0.0
-    return math.fsum(w * x for w, row in zip(row_weights, rows, strict=True) if w for x in row) / total
+    counted: Counter[float] = Counter()
+    for w, row in zip(row_weights, rows, strict=True):
+        if w:
+            for x, n in _counts(row).items():
+                counted[w * x] += n
+    return exact_sum(counted.items()) / total
 
 
-def std(rows: Rows, row_weights: Sequence[float]) -> float:
+def _counts(row: Sequence[float]) -> Counter[float]:
+    return row.counts() if isinstance(row, Runs) else Counter(row)
+
+
+def std(rows: Sequence[Sequence[float]], row_weights: Sequence[float]) -> float:
     """The weighted population standard deviation of all entries; exactly 0.0 where they are equal up to rounding."""
-    entries = [x for w, row in zip(row_weights, rows, strict=True) if w for x in row]
+    entries = [x for w, row in zip(row_weights, rows, strict=True) if w for x in _counts(row)]
     if not entries:
         return 0.0
     low, high = min(entries), max(entries)
@@ -32,33 +50,40 @@ def std(rows: Rows, row_weights: Sequence[float]) -> float:
     if high - low <= ROUNDING * max(1.0, abs(low), abs(high)):
         return 0.0
     centre = mean(rows, row_weights)
-    return math.sqrt(mean([[(x - centre) ** 2 for x in row] for row in rows], row_weights))
+    return math.sqrt(mean([changed(row, lambda x: (x - centre) ** 2) for row in rows], row_weights))
 
 
-def standardise(rows: Rows, row_weights: Sequence[float], min_std: float = 0.0) -> list[list[float]]:
+def standardise(rows: Sequence[Row], row_weights: Sequence[float], min_std: float = 0.0) -> list[Row]:
     """(x - mean) / max(std, min_std) for the rows with weight, zeros for the others and where std is 0."""
     centre, scale = mean(rows, row_weights), std(rows, row_weights)
     if scale == 0.0:
-        return [[0.0] * len(row) for row in rows]
+        return [_zeros(row) for row in rows]
     scale = max(scale, min_std)
-    return [[(x - centre) / scale if w else 0.0 for x in row] for w, row in zip(row_weights, rows, strict=True)]
+    return [
+        changed(row, lambda x: (x - centre) / scale) if w else _zeros(row)
+        for w, row in zip(row_weights, rows, strict=True)
+    ]
 
 
-def leave_one_out(rows: Rows, row_weights: Sequence[float]) -> list[list[float]]:
+def leave_one_out(rows: Sequence[Row], row_weights: Sequence[float]) -> list[Row]:
     """x - mean of the other rows' entries for the rows with weight; zeros where there is no other row with weight."""
     if std(rows, row_weights) == 0.0:
-        return [[0.0] * len(row) for row in rows]
-    sums = [w * math.fsum(row) for w, row in zip(row_weights, rows, strict=True)]
+        return [_zeros(row) for row in rows]
+    sums = [w * exact_sum(_counts(row).items()) for w, row in zip(row_weights, rows, strict=True)]
     sizes = [w * len(row) for w, row in zip(row_weights, rows, strict=True)]
-    result: list[list[float]] = []
+    result: list[Row] = []
     for i, row in enumerate(rows):
         others = math.fsum(size for j, size in enumerate(sizes) if j != i)
         if not row_weights[i] or others == 0.0:
-            result.append([0.0] * len(row))
+            result.append(_zeros(row))
             continue
         baseline = math.fsum(x for j, x in enumerate(sums) if j != i) / others
-        result.append([x - baseline for x in row])
+        result.append(changed(row, lambda x, baseline=baseline: x - baseline))  # type: ignore[misc]
     return result
+
+
+def _zeros(row: Row) -> Row:
+    return changed(row, lambda _: 0.0)
 
 
 def standardise_scalars(xs: Sequence[float], weights: Sequence[float], noise: float = 0.0) -> list[float]:

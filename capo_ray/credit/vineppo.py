@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from capo_ray.arrays import Runs
 from capo_ray.config.credit import CreditBase
 from capo_ray.credit import rows as r
 from capo_ray.types import Group, GroupCredit
@@ -14,10 +15,10 @@ from capo_ray.types import Group, GroupCredit
 
 def vineppo(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredit:
     """A_t = V_(k+1) - V_k for the tokens of step k; every valid member has `step_values` [K+1], V_K its outcome."""
-    advantages: list[list[float]] = []
+    advantages: list[Runs] = []
     for member, ok in zip(group.members, r.included(group), strict=True):
         if not ok:
-            advantages.append([0.0] * member.num_tokens)
+            advantages.append(Runs.constant(0.0, member.num_tokens))
             continue
         values = r.require(member.evidence.step_values, len(member.steps) + 1, "step_values", "vineppo")
         changes = [after - before for before, after in pairwise(values)]

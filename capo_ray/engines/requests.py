@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from capo_ray.engines.tokenizer import HfTokenizer
 from capo_ray.protocols import Sampling
 from capo_ray.types import Completion, Finish, VersionRun
@@ -65,22 +67,25 @@ def score_params(*, read_cache: bool = False) -> SamplingParams:
 def completion(output: RequestOutput, tokenizer: HfTokenizer, *, entropies: bool = False) -> Completion:
     """The completion in a finished request's output; every token knows the version it was sampled under."""
     sample = output.outputs[0]
-    token_ids = tuple(sample.token_ids)
+    token_ids = np.array(sample.token_ids, np.int32)
     logprobs: Any = sample.logprobs
-    # Of each position the sampled token comes first, then the largest in order where they were asked for.
-    values = tuple(logprobs.logprobs[start] for start in logprobs.start_indices) if token_ids else ()
-    heights: tuple[float, ...] = ()
-    if entropies and token_ids:
+    values, heights = np.empty(0, np.float32), np.empty(0, np.float32)
+    if len(token_ids):
+        # Of each position the sampled token comes first, then the largest in order where they were asked for.
+        values = np.array(logprobs.logprobs, np.float32)[logprobs.start_indices]
+    if entropies and len(token_ids):
         bounds = zip(logprobs.start_indices, logprobs.end_indices, strict=True)
-        heights = tuple(entropy(logprobs.logprobs[start + 1 : end]) for start, end in bounds)
+        heights = np.array([entropy(logprobs.logprobs[start + 1 : end]) for start, end in bounds], np.float32)
     spans = sample.weight_versions or []
     runs = tuple(VersionRun(int(span.version), span.end) for span in spans)
     if len(values) != len(token_ids) or (runs[-1].end if runs else 0) != len(token_ids):
         raise RuntimeError(
             f"vLLM returned {len(token_ids)} tokens, {len(values)} logprobs and versions up to {runs}; expected as many"
         )
-    text, char_ends = tokenizer.decode_pieces(token_ids)
-    return Completion(token_ids, values, char_ends, text, runs, _FINISH[sample.finish_reason or "abort"], heights)
+    text, char_ends = tokenizer.decode_pieces(sample.token_ids)
+    return Completion(
+        token_ids, values, np.array(char_ends, np.int32), text, runs, _FINISH[sample.finish_reason or "abort"], heights
+    )
 
 
 def entropy(logprobs: Sequence[float]) -> float:

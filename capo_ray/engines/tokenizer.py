@@ -103,7 +103,9 @@ class HfTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
-        return str(self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(
+            self.hf.decode(list(map(int, token_ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
 
     def decode_pieces(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         """The text of the ids and, per token, the length of the text once it is decoded.

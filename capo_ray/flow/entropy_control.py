@@ -16,9 +16,11 @@ The controller is state of the run: it goes into checkpoints, and a resumed run 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from capo_ray.arrays import NO_RUNS, Runs, exact_sum
 from capo_ray.config.loss import LossConfig
 from capo_ray.flow.group import CreditedGroup
 
@@ -59,7 +61,7 @@ class EntropyControl:
     def weigh(self, groups: Sequence[CreditedGroup]) -> list[CreditedGroup]:
         """The groups with the weight of every token's entropy in the loss; without any where the coefficient is 0."""
         rows = [group.credit.entropy_weights for group in groups]
-        self._shared = any(not shares or any(map(any, shares)) for shares in rows)
+        self._shared = any(not shares or any(row.any() for row in shares) for shares in rows)
         return [self._weigh(group) for group in groups]
 
     def observe(self, entropy_nats: float) -> None:
@@ -79,11 +81,17 @@ class EntropyControl:
         """The metrics of a batch that `weigh` returned; call it before `observe`."""
         if self._config.entropy_control == "none":
             return {}
-        weights = [w for g in groups for s in g.samples for w in (s.entropy_weights or (0.0,) * s.num_response_tokens)]
+        weights: Counter[float] = Counter()
+        for credit in (group.credit for group in groups):
+            for i, included in enumerate(credit.included):
+                if included:
+                    row = credit.entropy_weights[i] if credit.entropy_weights else NO_RUNS
+                    weights += row.counts() or Counter({0.0: len(credit.advantages[i])})
+        count = max(1, weights.total())
         figures = {
             "entropy/coefficient": self.coefficient,
-            "entropy/weight_mean": math.fsum(weights) / max(1, len(weights)),
-            "entropy/weighted_frac": sum(w != 0 for w in weights) / max(1, len(weights)),
+            "entropy/weight_mean": exact_sum(weights.items()) / count,
+            "entropy/weighted_frac": sum(n for w, n in weights.items() if w != 0) / count,
         }
         return figures if self.target_nats is None else {**figures, "entropy/target_nats": self.target_nats}
 
@@ -92,8 +100,8 @@ class EntropyControl:
         scale = self.coefficient * self._need(group)
         if scale == 0.0:
             return replace(group, credit=replace(credit, entropy_weights=()))
-        shares = credit.entropy_weights or tuple((1.0,) * len(row) for row in credit.advantages)
-        rows = tuple(tuple(scale * share for share in row) for row in shares)
+        shares = credit.entropy_weights or tuple(Runs.constant(1.0, len(row)) for row in credit.advantages)
+        rows = tuple(row.map(lambda share: scale * share) for row in shares)
         return replace(group, credit=replace(credit, entropy_weights=rows))
 
     def _need(self, group: CreditedGroup) -> float:

@@ -25,7 +25,10 @@ async def score_answers(parts: Parts, problem: Problem, members: Sequence[Judged
     """
     cue, answer = answer_tokens(parts, problem)
     sequences = [
-        [(*member.trajectory.prompt_ids, *said[:end], *cue, *answer) for end in (0, *(end for _, end in member.steps))]
+        [
+            (*member.trajectory.prompt_ids.tolist(), *said[:end], *cue, *answer)
+            for end in (0, *(end for _, end in member.steps))
+        ]
         for member in members
         for said in (_said(member.trajectory.response, parts.tokenizer.eos_id),)
     ]
@@ -40,7 +43,7 @@ def _said(response: Completion, eos: int) -> tuple[int, ...]:
 
     Models may have several (`eos_token_id` of generation_config.json is a list); after any of them no answer follows.
     """
-    ids = response.token_ids
+    ids = tuple(response.token_ids.tolist())
     return ids[:-1] if response.finish == "stop" or ids[-1:] == (eos,) else ids
 
 

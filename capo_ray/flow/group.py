@@ -13,9 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from capo_ray.arrays import NO_RUNS, FloatArray, frozen
 from capo_ray.config.credit import VinePpoConfig
 from capo_ray.credit import assign_credit, critiques_matter
 from capo_ray.flow.evidence import answer_tokens, score_answers
+from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
@@ -29,6 +33,7 @@ from capo_ray.types import (
     Judged,
     Problem,
     Sample,
+    Span,
     Trajectory,
     TrajectoryKey,
     Verdict,
@@ -36,7 +41,6 @@ from capo_ray.types import (
 
 GROUP_FAILURES = (PartTimeout, PartLost, SpanError)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
-Row = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +57,18 @@ class CreditedGroup:
     ended_at: float
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
-        """What the learner may see: the members that count."""
-        credit, nothing = self.credit, [()] * len(self.group.members)
-        rows = zip(
-            self.group.members,
-            credit.advantages,
-            credit.entropy_weights or nothing,
-            credit.imitation_weights or nothing,
-            credit.included,
-            strict=True,
-        )
-        return tuple(
-            _to_sample(member.trajectory, advantages, entropy_weights, imitation_weights)
-            for member, advantages, entropy_weights, imitation_weights, included in rows
-            if included
-        )
-
-    @property
     def keys(self) -> tuple[TrajectoryKey, ...]:
         return tuple(member.trajectory.key for member in self.group.members)
+
+    @property
+    def trained_keys(self) -> tuple[TrajectoryKey, ...]:
+        """Those that count: the learner sees them."""
+        return tuple(key for key, included in zip(self.keys, self.credit.included, strict=True) if included)
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens of all members."""
+        return sum(member.num_tokens for member in self.group.members)
 
     @property
     def oldest_version(self) -> int:
@@ -84,17 +80,30 @@ class CreditedGroup:
         return tuple(m.verdict.reward for m in self.group.members if m.verdict.reward is not None)
 
 
-def _to_sample(trajectory: Trajectory, advantages: Row, entropy_weights: Row, imitation_weights: Row) -> Sample:
-    response = trajectory.response
-    return Sample(
-        key=trajectory.key,
-        token_ids=trajectory.prompt_ids + response.token_ids,
-        sampler_logprobs=response.logprobs,
-        advantages=advantages,
-        versions=response.versions,
-        entropy_weights=entropy_weights,
-        imitation_weights=imitation_weights,
+def to_samples(group: CreditedGroup) -> list[Sample]:
+    """What the learner may see of a group: the members that count. Arrays are made here, so call it once."""
+    credit, nothing = group.credit, (NO_RUNS,) * len(group.group.members)
+    rows = zip(
+        group.group.members,
+        credit.advantages,
+        credit.entropy_weights or nothing,
+        credit.imitation_weights or nothing,
+        credit.included,
+        strict=True,
     )
+    return [
+        Sample(
+            key=member.trajectory.key,
+            token_ids=member.trajectory.token_ids,
+            sampler_logprobs=member.trajectory.response.logprobs,
+            advantages=advantages,
+            versions=member.trajectory.response.versions,
+            entropy_weights=entropy_weights,
+            imitation_weights=imitation_weights,
+        )
+        for member, advantages, entropy_weights, imitation_weights, included in rows
+        if included
+    ]
 
 
 class GroupWay:
@@ -150,7 +159,8 @@ class GroupWay:
             ledger.record(keys, "critiqued")
         mark("evidence")
         group = Group(group_id, problem, tuple(members))
-        credit = assign_credit(group, self._parts.config.credit, progress)
+        num_tokens = sum(member.num_tokens for member in members)
+        credit = await off_loop(assign_credit, group, self._parts.config.credit, progress, num_tokens=num_tokens)
         ledger.record(keys, "credited")
         mark("credit")
         return CreditedGroup(group, credit, stage_s, ended_at=started)
@@ -158,10 +168,14 @@ class GroupWay:
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
         verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
+        num_tokens = sum(len(t.response.token_ids) for t in trajectories)
+        steps = await off_loop(self._split, trajectories, num_tokens=num_tokens)
+        return [Judged(t, v, spans) for t, v, spans in zip(trajectories, verdicts, steps, strict=True)]
+
+    def _split(self, trajectories: Sequence[Trajectory]) -> list[tuple[Span, ...]]:
         credit = self._parts.config.credit
         return [
-            Judged(t, v, split_steps(t.response, credit.segmenter, t.response.entropies, credit.entropy_cuts))
-            for t, v in zip(trajectories, verdicts, strict=True)
+            split_steps(t.response, credit.segmenter, t.response.entropies, credit.entropy_cuts) for t in trajectories
         ]
 
     async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:
@@ -181,8 +195,9 @@ class GroupWay:
                     f"the engine was asked for the entropies of {len(completion.token_ids)} tokens, got "
                     f"{len(completion.entropies)}"
                 )
+        shared = frozen(prompt_ids, np.int32)
         return [
-            Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), prompt_ids, completion)
+            Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), shared, completion)
             for sample, completion in enumerate(completions)
         ]
 
@@ -243,13 +258,13 @@ class GroupWay:
         assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
         return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
 
-    async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
+    async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[FloatArray]:
         """The token rewards of each member, none where the credit rule reads none.
 
         They are those of the reward model's weights at this moment, so of weights that have not seen the group.
         """
         if "token_rewards" not in self._needs or not members:
-            return [()] * len(members)
+            return [np.empty(0)] * len(members)
         model = self._parts.reward_model
         assert model is not None, "the credit rule reads token rewards, so the run has a reward model"
         return await model.token_rewards([m.trajectory for m in members])

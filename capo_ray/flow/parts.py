@@ -25,7 +25,7 @@ class Progress(Protocol):
 class Transcripts(Protocol):
     """Where sampled groups are written down for people to read."""
 
-    def write_group(self, update: int, group: Group, credit: GroupCredit, tokens: Sequence[Sequence[str]]) -> None:
+    def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
         """Append one line per member."""
 
 

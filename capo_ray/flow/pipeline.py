@@ -23,6 +23,7 @@ from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
 from capo_ray.flow.judging import judge_figures
+from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState, save_checkpoint
 from capo_ray.flow.training import Training
@@ -217,7 +218,9 @@ class Pipeline:
         self.parts.progress.update(phase="publish")
         publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
-        figures = update_figures(groups, report.metrics, self.state.version - 1)
+        figures = await off_loop(
+            update_figures, groups, report.metrics, self.state.version - 1, num_tokens=sum(g.num_tokens for g in groups)
+        )
         figures |= {
             "time/update_s": report.seconds,
             "time/publish_s": publish_s,
@@ -235,7 +238,7 @@ class Pipeline:
 
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:
         """Write down what was trained, and what of the groups was not."""
-        trained = [sample.key for group in groups for sample in group.samples]
+        trained = [key for group in groups for key in group.trained_keys]
         seen = set(trained)
         invalid = [key for group in groups for key in group.keys if key not in seen]
         self.parts.ledger.record(trained, "trained", update=report.version)
@@ -253,7 +256,8 @@ class Pipeline:
             report = await self._evaluate(log=False)
             figures |= _eval_figures(report)
         if version % run.transcripts_every == 0:
-            self._write_transcript(groups[0])
+            first = groups[0]
+            await asyncio.to_thread(parts.transcripts.write_group, version, first.group, first.credit)
         parts.tracker.log(figures, update=version)
         parts.progress.update(
             update=version,
@@ -273,11 +277,6 @@ class Pipeline:
             self.parts.tracker.log(_eval_figures(report), update=self.state.version)
         self.parts.progress.update(held_out=report.accuracy)
         return report
-
-    def _write_transcript(self, group: CreditedGroup) -> None:
-        decode = self.parts.tokenizer.decode
-        tokens = [[decode([i]) for i in m.trajectory.response.token_ids] for m in group.group.members]
-        self.parts.transcripts.write_group(self.state.version, group.group, group.credit, tokens)
 
     def _queues(self) -> dict[str, int]:
         finished = self.buffer.num_finished

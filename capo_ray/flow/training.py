@@ -13,11 +13,12 @@ from dataclasses import replace
 
 from capo_ray.credit import scale_batch
 from capo_ray.flow.entropy_control import EntropyControl
-from capo_ray.flow.group import CreditedGroup
+from capo_ray.flow.group import CreditedGroup, to_samples
+from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
-from capo_ray.types import UpdateReport
+from capo_ray.types import Batch, UpdateReport
 
 
 class Training:
@@ -35,13 +36,8 @@ class Training:
         credits = scale_batch([group.credit for group in groups], config.credit)
         trained = [replace(group, credit=credit) for group, credit in zip(groups, credits, strict=True)]
         trained = self._entropy.weigh(trained)
-        batch = build_batch(
-            [sample for group in trained for sample in group.samples],
-            num_ranks=config.learner.num_ranks,
-            microbatch_tokens=config.learner.microbatch_tokens,
-            aggregation=config.loss.aggregation,
-            max_response_tokens=config.rollout.max_response_tokens,
-        )
+        num_tokens = sum(group.num_tokens for group in trained)
+        batch = await off_loop(self._build_batch, trained, num_tokens=num_tokens)
         report, figures = await asyncio.gather(
             self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress))),
             self._update_reward_model(groups),
@@ -49,6 +45,17 @@ class Training:
         figures |= self._entropy.figures(trained)
         self._entropy.observe(report.metrics["loss/entropy_nats"])
         return trained, replace(report, metrics={**report.metrics, **figures})
+
+    def _build_batch(self, groups: Sequence[CreditedGroup]) -> Batch:
+        """The batch of the groups, whose samples are made here and live as long as it."""
+        config = self._parts.config
+        return build_batch(
+            [sample for group in groups for sample in to_samples(group)],
+            num_ranks=config.learner.num_ranks,
+            microbatch_tokens=config.learner.microbatch_tokens,
+            aggregation=config.loss.aggregation,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
 
     async def _update_reward_model(self, groups: Sequence[CreditedGroup]) -> dict[str, float]:
         """The figures of the reward model's update on the batch's groups; none in a run without one."""

@@ -38,8 +38,9 @@ async def estimate_step_values(
 ) -> list[StepValues]:
     """The values of each valid member's prefixes, from `num_rollouts` continuations each."""
     limit = parts.config.rollout.max_response_tokens
-    prefixes = dict.fromkeys(m.trajectory.response.token_ids[:start] for m in members for start, _ in m.steps)
-    prompt = members[0].trajectory.prompt_ids
+    said = [tuple(m.trajectory.response.token_ids.tolist()) for m in members]
+    prefixes = dict.fromkeys(ids[:start] for m, ids in zip(members, said, strict=True) for start, _ in m.steps)
+    prompt = members[0].trajectory.prompt_ids.tolist()
     tasks = {
         ids: asyncio.ensure_future(_estimate(parts, problem, prompt, ids, limit - len(ids), num_rollouts))
         for ids in prefixes
@@ -55,8 +56,8 @@ async def estimate_step_values(
     outcomes = [_outcome(member) for member in members]
     average = sum(outcomes) / len(outcomes)
     found = []
-    for member, outcome in zip(members, outcomes, strict=True):
-        keys = [member.trajectory.response.token_ids[:start] for start, _ in member.steps]
+    for member, ids, outcome in zip(members, said, outcomes, strict=True):
+        keys = [ids[:start] for start, _ in member.steps]
         values = [estimates[key].value if key in estimates else outcome for key in keys]
         found.append(StepValues((*_filled(values, average), outcome), sum(unpaid.pop(key, 0) for key in keys)))
     return found
@@ -70,7 +71,7 @@ async def _estimate(
     sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=max_tokens, n=num_rollouts)
     completions = await parts.engine.generate((*prompt, *prefix), sampling)
     # Decoded as one: a continuation's own text lacks the space before its first word where the tokenizer strips it.
-    texts = [parts.tokenizer.decode((*prefix, *completion.token_ids)) for completion in completions]
+    texts = [parts.tokenizer.decode((*prefix, *completion.token_ids.tolist())) for completion in completions]
     verdicts = await parts.verifier.verify(problem.answer, texts)
     rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
     return _Estimate(

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from capo_ray.arrays import IntArray, Runs
 from capo_ray.types import WeightedSample
 
 
@@ -39,23 +41,21 @@ class Microbatch:
     imitation_weights: torch.Tensor | None = None
 
 
-def to_inputs(token_ids: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device) -> Inputs:
+def to_inputs(token_ids: Sequence[Sequence[int] | IntArray], starts: Sequence[int], device: torch.device) -> Inputs:
     """The inputs that predict tokens [start, end) of each sequence; every start must be at least 1."""
     width = max(len(ids) for ids in token_ids)
-    # Built as flat lists and made tensors once: per-row tensor writes dominate at small sizes.
-    rows: list[list[int]] = []
-    predictors: list[int] = []
-    targets: list[int] = []
+    rows = np.zeros((len(token_ids), width), np.int64)
+    predictors: list[np.ndarray] = []
     for row, (ids, start) in enumerate(zip(token_ids, starts, strict=True)):
         if not 1 <= start < len(ids):
             raise ValueError(f"a scored span must start at 1 or later and end at {len(ids)} or before (got {start})")
-        rows.append(list(ids) + [0] * (width - len(ids)))
-        predictors.extend(range(row * width + start - 1, row * width + len(ids) - 1))
-        targets.extend(ids[start:])
+        rows[row, : len(ids)] = ids
+        predictors.append(np.arange(row * width + start - 1, row * width + len(ids) - 1))
+    at = np.concatenate(predictors)
     return Inputs(
-        input_ids=torch.tensor(rows, device=device),
-        predictors=torch.tensor(predictors, device=device),
-        targets=torch.tensor(targets, device=device),
+        input_ids=torch.from_numpy(rows).to(device),
+        predictors=torch.from_numpy(at).to(device),
+        targets=torch.from_numpy(rows.reshape(-1)[at + 1]).to(device),
     )
 
 
@@ -69,20 +69,24 @@ def to_microbatch(cell: Sequence[WeightedSample], device: torch.device) -> Micro
         [s.token_ids for s in samples], [len(s.token_ids) - s.num_response_tokens for s in samples], device
     )
 
-    def flat(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-        return torch.tensor([value for row in rows for value in row], dtype=torch.float32, device=device)
+    def flat(rows: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(rows)).to(device)
 
-    def optional(rows: Sequence[Sequence[float]]) -> torch.Tensor | None:
-        if not any(any(row) for row in rows):
+    def spread(rows: Sequence[Runs]) -> torch.Tensor:
+        return flat([row.expand(np.float32) for row in rows])
+
+    def optional(rows: Sequence[Runs]) -> torch.Tensor | None:
+        if not any(row.any() for row in rows):
             return None
-        return flat([row or (0.0,) * s.num_response_tokens for row, s in zip(rows, samples, strict=True)])
+        return spread([row or Runs.constant(0.0, s.num_response_tokens) for row, s in zip(rows, samples, strict=True)])
 
+    lengths = [s.num_response_tokens for s in samples]
     return Microbatch(
         inputs=inputs,
         sampler_logprobs=flat([s.sampler_logprobs for s in samples]),
-        advantages=flat([s.advantages for s in samples]),
-        weights=flat([w.loss_weights for w in cell]),
-        sequences=torch.tensor([i for i, s in enumerate(samples) for _ in s.advantages], device=device),
+        advantages=spread([s.advantages for s in samples]),
+        weights=spread([w.loss_weights for w in cell]),
+        sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device),
         padded_tokens=inputs.input_ids.numel(),
         entropy_weights=optional([s.entropy_weights for s in samples]),
         imitation_weights=optional([s.imitation_weights for s in samples]),

@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from capo_ray.arrays import FloatArray
 from capo_ray.learners import rank, shards
 from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.policy import Policy, load_policy
@@ -84,15 +86,16 @@ class RewardLearner:
         )
 
     @torch.no_grad()
-    def token_rewards(self, column: Column) -> tuple[tuple[float, ...], ...]:
+    def token_rewards(self, column: Column) -> tuple[FloatArray, ...]:
         """[T] rewards of each response of this rank's column, in the column's order."""
-        rows: list[tuple[float, ...]] = []
+        rows: list[FloatArray] = []
         for samples in column:
             cell = self._to_cell(samples, {}, with_reference=self._objective.baseline == "reference")
-            flat = self._outputs(cell).tolist()
-            for length in cell.lengths:
-                rows.append(tuple(flat[:length]))
-                flat = flat[length:]
+            if cell.lengths:
+                flat = self._outputs(cell).float().cpu().numpy()
+                rows.extend(np.split(flat, np.cumsum(cell.lengths)[:-1]))
+            else:
+                self._outputs(cell)  # the other ranks' collectives wait for it
         return tuple(rows)
 
     def update(self, column: Column, labels: Sequence[Label]) -> UpdateReport:

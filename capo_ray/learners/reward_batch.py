@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from capo_ray.arrays import Runs
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Group, Sample, Trajectory, TrajectoryKey
 
@@ -47,9 +48,9 @@ def to_batch(trajectories: Sequence[Trajectory], *, num_ranks: int, microbatch_t
     samples = [
         Sample(
             key=trajectory.key,
-            token_ids=trajectory.prompt_ids + trajectory.response.token_ids,
+            token_ids=trajectory.token_ids,
             sampler_logprobs=trajectory.response.logprobs,
-            advantages=(0.0,) * len(trajectory.response.token_ids),
+            advantages=Runs.constant(0.0, len(trajectory.response.token_ids)),
             versions=trajectory.response.versions,
         )
         for trajectory in trajectories

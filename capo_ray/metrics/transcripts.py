@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ class TranscriptWriter:
         keep_rows(path, resume_from)
         self._path = path
 
-    def write_group(self, update: int, group: Group, credit: GroupCredit, tokens: Sequence[Sequence[str]]) -> None:
-        """Append one line per member; `tokens[i]` are the token strings of member i [T]."""
+    def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
+        """Append one line per member."""
         lines = []
-        for i, (member, strings) in enumerate(zip(group.members, tokens, strict=True)):
-            line = {"update": update, **_member_fields(group, member), "tokens": list(strings)}
+        for i, member in enumerate(group.members):
+            line = {"update": update, **_member_fields(group, member), "tokens": _token_texts(member)}
             line["credit"] = [to_plain(x) for x in credit.advantages[i]]
             line["token_rewards"] = [to_plain(x) for x in credit.token_rewards[i]]
             line["step_weights"] = [to_plain(x) for x in credit.step_weights[i]]
@@ -29,6 +29,12 @@ class TranscriptWriter:
             lines.append(to_line(line))
         with self._path.open("ab") as file:
             file.write(b"".join(lines))
+
+
+def _token_texts(member: Judged) -> list[str]:
+    """[T]: the characters that each token contributes; together they are the text, and no tokenizer is asked."""
+    text, ends = member.trajectory.response.text, member.trajectory.response.char_ends.tolist()
+    return [text[start:end] for start, end in pairwise((0, *ends))]
 
 
 def _member_fields(group: Group, member: Judged) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from capo_ray.arrays import Runs
 from capo_ray.types import Batch, Sample, WeightedSample
 
 __all__ = ["build_batch", "padded_tokens", "token_weights"]
@@ -41,7 +42,7 @@ def build_batch(
     lengths = [sample.num_response_tokens for sample in samples]
     weights = token_weights(lengths, aggregation, max_response_tokens)
     weighted = [
-        WeightedSample(sample=sample, loss_weights=(weight,) * length)
+        WeightedSample(sample=sample, loss_weights=Runs.constant(weight, length))
         for sample, weight, length in zip(samples, weights, lengths, strict=True)
     ]
     # The key breaks ties, so that the grid does not depend on the order in which groups happened to end.

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.actor import ActorHandle
 
+from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.place.ranks import RankActors
@@ -32,7 +33,7 @@ class RewardModelActors(RankActors):
         """Returns once all ranks have met and built the model."""
         await self._start(lambda rank, meeting: (self._build_spec(rank, meeting),))
 
-    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> tuple[tuple[float, ...], ...]:
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
         """As `RewardModel.token_rewards`."""
         if not trajectories:
             return ()

@@ -40,7 +40,9 @@ class RolloutPool:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
         """As `TextEngine.generate`, on the least loaded worker."""
         deadline_s = self._config.rollout.deadline_s
-        return await self.pool.call("generate", tuple(prompt_ids), sampling, deadline_s=deadline_s)
+        completions = await self.pool.call("generate", tuple(prompt_ids), sampling, deadline_s=deadline_s)
+        # Ray's arrays lie in its object store and would keep a group's place there until it is trained.
+        return tuple(completion.owned() for completion in completions)
 
     async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
         """As `TextEngine.stream`, though all completions come at the end: a group is the unit of flow."""

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.arrays import FloatArray
 from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
 from capo_ray.types import Completion, Critique, Problem, Verdict
 
@@ -190,7 +191,7 @@ class RewardModelRank(GroupRank):
         self._learner = RewardLearner(spec)
         return os.getpid()
 
-    def token_rewards(self, column: Any) -> tuple[tuple[float, ...], ...]:
+    def token_rewards(self, column: Any) -> tuple[FloatArray, ...]:
         """The rewards of this rank's responses."""
         return self._learner.token_rewards(column)
 

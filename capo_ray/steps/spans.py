@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
+from capo_ray.arrays import FloatArray, IntArray
 from capo_ray.config.credit.base import EntropyCuts
 from capo_ray.steps.entropy import keep_decisions
 from capo_ray.steps.segmenters import SEGMENTERS
@@ -22,7 +24,7 @@ class SpanError(ValueError):
 def split_steps(
     response: Completion,
     segmenter: str = "blank_line",
-    entropies: Sequence[float] = (),
+    entropies: Sequence[float] | FloatArray = (),
     cuts: EntropyCuts = DEFAULT_CUTS,
 ) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
@@ -37,7 +39,8 @@ def split_steps(
     cut = SEGMENTERS["sentence" if segmenter == ENTROPY else segmenter]
     ends = token_cuts(response.text, response.char_ends, drop_blank_pieces(response.text, cut(response.text)))
     if segmenter == ENTROPY and ends:
-        heights = entropies or [-logprob for logprob in response.logprobs]
+        # Python numbers: they are compared one by one.
+        heights = np.asarray(entropies if len(entropies) else -response.logprobs, np.float64).tolist()
         if len(heights) != ends[-1]:
             raise SpanError(f"expected one entropy for each of the {ends[-1]} tokens, got {len(heights)}")
         ends = keep_decisions(ends, heights, cuts)
@@ -51,11 +54,10 @@ def check_char_ends(response: Completion) -> None:
     ends, num_tokens = response.char_ends, len(response.token_ids)
     if len(ends) != num_tokens:
         raise SpanError(f"expected one char_end for each of the {num_tokens} tokens, got {len(ends)}")
-    for t in range(1, num_tokens):
-        if ends[t] < ends[t - 1]:
-            raise SpanError(
-                f"char_ends must not decrease: token {t} ends at {ends[t]}, the one before at {ends[t - 1]}"
-            )
+    falls = np.flatnonzero(ends[1:] < ends[:-1])
+    if len(falls):
+        t = int(falls[0]) + 1
+        raise SpanError(f"char_ends must not decrease: token {t} ends at {ends[t]}, the one before at {ends[t - 1]}")
     if num_tokens and ends[0] < 0:
         raise SpanError(f"char_ends must be >= 0, got {ends[0]}")
     last = ends[-1] if num_tokens else 0
@@ -79,7 +81,7 @@ def drop_blank_pieces(text: str, cuts: Sequence[int]) -> list[int]:
     return kept
 
 
-def token_cuts(text: str, char_ends: Sequence[int], cuts: Sequence[int]) -> list[int]:
+def token_cuts(text: str, char_ends: IntArray, cuts: Sequence[int]) -> list[int]:
     """The token index at which each step ends, T last.
 
     A piece of text in which no token starts makes no step, nor does one whose own tokens hold whitespace alone (a token
@@ -87,9 +89,8 @@ def token_cuts(text: str, char_ends: Sequence[int], cuts: Sequence[int]) -> list
     """
     num_tokens, last_word = len(char_ends), len(text.rstrip())
     ends: list[int] = []
-    for cut in cuts:
-        # The step ends before the first token that starts at or after the cut; token t starts where t - 1 ended.
-        end = bisect_left(char_ends, cut) + 1
+    # A step ends before the first token that starts at or after the cut; token t starts where t - 1 ended.
+    for end in (np.searchsorted(char_ends, cuts) + 1).tolist():
         # Tokens that are left without a word (end-of-sequence) make no step: it would have no text to judge.
         if char_ends[end - 1] >= last_word:
             break

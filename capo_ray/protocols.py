@@ -64,12 +64,16 @@ class WeightsHandle:
     """One published version: `payload` is the flat bytes (a uint8 buffer), or a transport's own token for them.
 
     `manifest` is JSON text made by `weights.build_handle`: per tensor its name, dtype, shape, offset and checksum, and
-    the canary (token ids and the logprobs that the learner gives them).
+    the canary (token ids and the logprobs that the learner gives them). `fingerprint` is the manifest's, as the sender
+    told whoever announces the version; empty: nobody announced it.
     """
 
     version: int
     manifest: str
     payload: object
+    fingerprint: str = ""
+    num_bytes: int = 0
+    """Of the payload."""
 
 
 class Tokenizer(Protocol):

@@ -14,7 +14,7 @@ from capo_ray.engines import EngineSpec, VllmEngine
 from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.protocols import PartLost, PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
-from capo_ray.weights import Canary, WeightsRefused, build_handle
+from capo_ray.weights import Apart, Canary, WeightsRefused, build_handle
 
 pytestmark = pytest.mark.real
 LONG = "Count: " + " ".join(str(i) for i in range(120)) + "\n"  # about 400 characters: three blocks of 128
@@ -68,7 +68,7 @@ class World:
     def handle(self, state: State, version: int, error: float = 0.0) -> WeightsHandle:
         """The state as a learner publishes it; `error` is put on the canary's logprobs."""
         ids = self.engine.tokenizer.encode(LONG)
-        canary = Canary(tuple(ids), tuple(x + error for x in self.logprobs(ids, 1, state)), 1e-3)
+        canary = Canary(tuple(ids), tuple(x + error for x in self.logprobs(ids, 1, state)), Apart(1e-3, 1e-3))
         return build_handle(state, version, canary)
 
     def load(self, seed: int, version: int) -> dict[str, Any]:

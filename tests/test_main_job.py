@@ -121,7 +121,7 @@ def test_the_ledger_of_a_run_balances(clean: Path) -> None:
 
 
 def test_engine_and_learner_agree_after_every_publish(clean: Path) -> None:
-    # Each publish carried a canary of 160 tokens, longer than a cache block, which the engine scored to 1e-4 while it
+    # Each publish carried a canary of 48 tokens, longer than a cache block, which the engine scored to 1e-4 while it
     # went on generating; a worker that disagrees is refused and the run fails.
     rows = [row for row in rows_of(clean) if "loss/total" in row]
     assert len(rows) == 4

@@ -116,6 +116,19 @@ def test_the_printed_plan_names_every_actor_and_every_formula(model: Path) -> No
         assert word in text
 
 
+def test_the_object_store_is_sized_from_the_model_and_the_plan_says_what_it_cannot_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """342,336 parameters of 4 bytes are 1.3 MiB; 7,615,616,512 of 2 bytes, twice, 29,051 MiB."""
+    config = compose_train([])
+    assert "object store 258 MiB, two versions and 256 MiB +" in plan.to_text(config)
+    config = compose_train(["experiment=paper_7b", "cluster.object_store_mib=10000"])
+    assert "10000 MiB, as given; 19051 MiB of two versions go through a file on disk" in plan.to_text(config)
+    monkeypatch.setattr(memory, "shm_bytes", lambda: 8 * GIB)
+    config = compose_train(["experiment=paper_7b"])
+    assert "7372 MiB, two versions and 256 MiB; /dev/shm holds no more; 21678 MiB of two" in plan.to_text(config)
+
+
 def test_a_fit_configuration_passes_every_check(model: Path, tmp_path: Path) -> None:
     checks.check_train(config_with(model, f"run.dir={tmp_path}"))
 

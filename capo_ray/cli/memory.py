@@ -16,7 +16,18 @@ from capo_ray.cli.useless import READS_CRITICS
 from capo_ray.config import TrainConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
-from capo_ray.sizing import EngineLoad, LearnerLoad, Shape, Term, engine_terms, kv_bytes_per_token, learner_terms, total
+from capo_ray.sizing import (
+    EngineLoad,
+    LearnerLoad,
+    Shape,
+    Term,
+    engine_terms,
+    kv_bytes_per_token,
+    learner_terms,
+    shm_bytes,
+    store_bytes,
+    total,
+)
 
 GIB = 1 << 30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -195,18 +206,29 @@ def _rank_memory(
 
 def _driver_memory(config: TrainConfig, policy: Model) -> Memory:
     unit = DTYPE_BYTES[config.model.dtype]
-    store = config.cluster.object_store_mib << 20
+    version = unit * policy.num_params
     return Memory(
         "driver and Ray",
         1,
         False,
         (
             Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"),
-            Term("object store", store, f"{config.cluster.object_store_mib} MiB"),
-            Term("published weights", 2 * unit * policy.num_params, f"two versions x {unit} B x N"),
+            _store_term(config, version),
+            Term("version that is sent", version, f"rank 0's copy, {unit} B x N"),
         ),
         bool(policy.num_params),
     )
+
+
+def _store_term(config: TrainConfig, version: int) -> Term:
+    """The object store of the run's own cluster, and what of two versions it cannot hold."""
+    given = config.cluster.object_store_mib << 20
+    size = given or store_bytes(version, shm_bytes())
+    words = f"{size >> 20} MiB, " + ("as given" if given else "two versions and 256 MiB")
+    if size < 2 * version:
+        words += "; /dev/shm holds no more" if not given else ""
+        words += f"; {(2 * version - size) >> 20} MiB of two versions go through a file on disk"
+    return Term("object store", size, words)
 
 
 def _model(name: str, role: Role, key: str) -> Model:

@@ -194,12 +194,15 @@ class WeightsConfig(Section):
     transport: Literal["shared_memory"] = "shared_memory"
     canary_every: int = Field(1, ge=0)
     """Publishes between comparisons of engine and learner logprobs; 0: never."""
-    canary_tolerance: float = Field(1e-3, gt=0)
-    """Largest difference allowed, in nats."""
+    canary_tolerance: float = Field(0.0, ge=0)
+    """Largest difference allowed, in nats; 0: what `model.dtype` and the difference at version 0, where both sides hold
+    the same file, let expect.
+    """
     running: Literal["recompute", "keep"] = "recompute"
     """Responses under way when new weights come: recompute their keys and values before they go on (exact), or keep
     the old ones (nothing waits; later tokens attend to keys of older weights)."""
-    deadline_s: float = Field(120.0, gt=0)
+    deadline_s: float = Field(0.0, ge=0)
+    """For engines to hold a published version; 0: 120 s and 10 s for each GB of it."""
 
 
 class TrackingConfig(Section):
@@ -228,5 +231,6 @@ class ClusterConfig(Section):
     wait_s: float = Field(0.0, ge=0)
     """Wait so long for nodes that join late, and ask an autoscaler for them; 0: what a joined cluster lacks ends the
     run at once."""
-    object_store_mib: Positive = 256
+    object_store_mib: int = Field(0, ge=0)
+    """Shared memory of an own cluster; 0: two versions of the policy and 256 MiB, as far as /dev/shm has room."""
     start_deadline_s: float = Field(120.0, gt=0)

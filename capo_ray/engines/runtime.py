@@ -163,6 +163,11 @@ def engine_model_len(spec: EngineSpec) -> int:
     return spec.max_model_len + (spec.max_model_len < limit)
 
 
+def verify_threads(spec: EngineSpec) -> int:
+    """The threads that compare new weights with their checksums while the engine serves."""
+    return min(8, os.cpu_count() or 1) if spec.device == "gpu" else spec.num_threads
+
+
 def close_engine(engine: LLMEngine) -> None:
     """Release the workers and their process group."""
     engine.engine_core.shutdown()

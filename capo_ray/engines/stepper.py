@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.scheduling import Pace, core_of, in_flight, nothing_scheduled
 from capo_ray.protocols import PartLost, PartTimeout
+from capo_ray.weights import Held
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -65,6 +66,7 @@ class Stepper:
         self._started: Future[None] = Future()
         self.cause: BaseException | None = None
         self.salt = "0"
+        self.held: Held | None = None
         self.seconds_busy = 0.0
         self.num_steps = 0
         self._step_began: float | None = None
@@ -145,10 +147,8 @@ class Stepper:
         """Requests running and waiting; none where there is no engine (any more)."""
         # The stepping thread may take the engine away at any moment.
         engine: LLMEngine | None = getattr(self, "engine", None)
-        if engine is None:
-            return 0, 0
-        running, waiting = core_of(engine).scheduler.get_request_counts()
-        return running, waiting
+        counts: tuple[int, int] = core_of(engine).scheduler.get_request_counts() if engine is not None else (0, 0)
+        return counts
 
     # -- on the stepping thread
 

@@ -10,16 +10,15 @@ handed out only once it has passed.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.scheduling import canary_alone, forget
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Canary, Manifest, WeightsRefused, as_bytes, verify_handle
+from capo_ray.weights import Canary, Held, Manifest, WeightsRefused, as_bytes, verify_handle
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -28,9 +27,11 @@ if TYPE_CHECKING:
 _TIED = "lm_head.weight"
 
 
-def verify_for(handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool) -> Manifest:
+def verify_for(
+    handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool, num_threads: int = 1
+) -> Manifest:
     """The handle's manifest, once its bytes and its names, shapes and dtypes were compared with the model's."""
-    manifest = verify_handle(handle)
+    manifest = verify_handle(handle, num_threads)
     got = {entry.name: entry for entry in manifest.tensors}
     optional = {_TIED} if tied else set()
     missing = sorted(set(shapes) - set(got) - optional)
@@ -50,28 +51,26 @@ def verify_for(handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dty
     return manifest
 
 
-def checkpoint_shapes(model_path: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the model's safetensors files, from their headers alone."""
-    root = Path(model_path)
-    if not root.is_dir():
-        from huggingface_hub import snapshot_download
+@contextmanager
+def staged(engine: LLMEngine, handle: WeightsHandle) -> Iterator[dict[str, Any]]:
+    """Where every worker of the engine finds verified weights, until the block ends; made while it still serves.
 
-        root = Path(snapshot_download(model_path, allow_patterns=["*.safetensors*"], local_files_only=True))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(root.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        shapes |= {name: tuple(info["shape"]) for name, info in header.items() if name != "__metadata__"}
-    if not shapes:
-        raise ValueError(f"{root} must hold *.safetensors files, so that published weights can be compared with them")
-    # Old Llama checkpoints carry this constant; nobody trains it.
-    return {name: shape for name, shape in shapes.items() if not name.endswith("rotary_emb.inv_freq")}
+    One worker in this process takes the payload as it is; workers in processes of their own map a private file.
+    """
+    from capo_ray.engines.transfer import shared_file
+
+    payload = as_bytes(handle.payload)
+    if in_process(engine):
+        yield {"manifest": handle.manifest, "payload": payload}
+        return
+    with shared_file(payload) as path:
+        yield {"manifest": handle.manifest, "path": path}
 
 
 def swap(
-    stepper: Stepper, handle: WeightsHandle, manifest: Manifest, deadline_s: float, *, keep: bool = False
+    stepper: Stepper, source: dict[str, Any], manifest: Manifest, deadline_s: float, *, keep: bool = False
 ) -> float:
-    """The seconds for which nobody was served. Runs on the stepping thread.
+    """The seconds for which nobody was served; `source` is what `staged` gave. Runs on the stepping thread.
 
     With `keep`, running sequences go on with the keys and values that they have.
 
@@ -85,7 +84,7 @@ def swap(
     for job, index, output in stepper.drain():
         job.done(index, output)
     try:
-        _load(stepper, handle, manifest)
+        _load(stepper, source)
         stepper.engine.set_weight_version(str(manifest.version))
         forget(stepper.engine, str(manifest.version), keep=keep)
     except Exception as error:
@@ -98,7 +97,7 @@ def swap(
     held: list[tuple[Job, int, RequestOutput]] = []
     if manifest.canary is not None:
         try:
-            _prove(stepper, manifest.canary, manifest.version, before + deadline_s, held)
+            stepper.held = _prove(stepper, manifest.canary, manifest.version, before + deadline_s, held)
         except WeightsRefused as error:
             for job in dict.fromkeys(job for job, _, _ in held):
                 job.fail(error)
@@ -115,24 +114,12 @@ def in_process(engine: LLMEngine) -> bool:
     return engine.vllm_config.parallel_config.world_size == 1
 
 
-def _load(stepper: Stepper, handle: WeightsHandle, manifest: Manifest) -> None:
+def _load(stepper: Stepper, source: dict[str, Any]) -> None:
     """Drive vLLM's own weight-update interface on every worker."""
-    from capo_ray.engines.transfer import shared_file
-
     engine = stepper.engine
-    payload = as_bytes(handle.payload)
-
-    def update(**source: Any) -> None:
-        info = {"manifest": handle.manifest, **source}
-        engine.collective_rpc("start_weight_update")
-        engine.collective_rpc("update_weights", kwargs={"update_info": info})
-        engine.collective_rpc("finish_weight_update")
-
-    if in_process(engine):
-        update(payload=payload)
-    else:
-        with shared_file(payload) as path:
-            update(path=path)
+    engine.collective_rpc("start_weight_update")
+    engine.collective_rpc("update_weights", kwargs={"update_info": source})
+    engine.collective_rpc("finish_weight_update")
 
 
 def _prove(
@@ -141,8 +128,11 @@ def _prove(
     version: int,
     deadline: float,
     held: list[tuple[Job, int, RequestOutput]],
-) -> None:
-    """Score the canary ahead of all else, or raise `WeightsRefused`; what finishes beside it goes to `held`."""
+) -> Held:
+    """The canary that the engine has passed, scored ahead of all else; what finishes beside it goes to `held`.
+
+    Raises `WeightsRefused` where it does not pass.
+    """
     from capo_ray.engines.requests import score_params, scored
 
     answers: list[RequestOutput] = []
@@ -161,13 +151,7 @@ def _prove(
                     answers.append(output)
                 else:
                     held.append((owner, index, output))
-    got = scored(answers[0], canary.start)
-    worst = max(abs(a - b) for a, b in zip(got, canary.logprobs, strict=True))
-    if not worst <= canary.tolerance:
-        raise WeightsRefused(
-            f"version {version}: the engine's logprobs of the canary differ from the learner's by {worst:.3g} nats "
-            f"(allowed {canary.tolerance:g}); the weights did not arrive as they were sent"
-        )
+    return canary.judge(scored(answers[0], canary.start), version, stepper.held)
 
 
 def _ignore(_: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's weight-transfer interface over host memory: a worker takes one verified payload and loads it.
+"""vLLM's weight-transfer interface over host memory: a worker takes one payload, verified before, and loads it.
 
     start_weight_update -> update_weights(manifest, payload | path) -> finish_weight_update
 
@@ -62,9 +62,29 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
         """Bring the weights back into the kernels' layouts, in the storage that captured graphs know."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+        self._require_all_layers()
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._repack_heads()
+            self._repack_experts()
+
+    def _require_all_layers(self) -> None:
+        """Raise for a layer that was sent nothing: the reload would put its old weights back, with a log line at most.
+
+        In bf16 one layer that is one update old lies within the noise of the canary.
+        """
+        from vllm.model_executor.layers.attention import is_deferred_attention_layer
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+        tied = bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
+        for name, layer in self.model.named_modules():
+            info = get_layerwise_info(layer)
+            if not info.can_load() or info.load_numel or not any(p is not None for p in layer._parameters.values()):
+                continue
+            if is_deferred_attention_layer(layer) or (tied and isinstance(layer, ParallelLMHead)):
+                continue  # scales of a quantised cache; the embedding's own weight
+            raise RuntimeError(f"the layer {name} was sent no weights: it still holds those of an older version")
 
     def _repack_heads(self) -> None:
         """Pack the embeddings and output heads again.
@@ -78,6 +98,13 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
             if isinstance(layer, VocabParallelEmbedding) and hasattr(layer, "cpu_linear"):
                 layer.quant_method.process_weights_after_loading(layer)
 
+    def _repack_experts(self) -> None:
+        """Pack the experts again: on an update vLLM leaves that step out, and the CPU's kernel reads packed ones."""
+        for layer in self.model.modules():
+            kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+            if kernel is not None:
+                kernel.fused_experts.process_weights_after_loading(layer)
+
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one version. The base class synchronises an accelerator, which a CPU does not have."""
         self.receive_weights(self.parse_update_info(update_info))
@@ -85,7 +112,7 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        """Load every tensor, its checksum compared once more on this side of the transport."""
+        """Load every tensor; the engine has compared the payload with its manifest before it came here."""
         if update_info.path is None:
             self._load(iterate_tensors(update_info.manifest, update_info.payload))
             return
@@ -110,8 +137,10 @@ def shared_file(payload: np.ndarray[Any, Any]) -> Iterator[str]:
     directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     descriptor, path = tempfile.mkstemp(prefix="capo-ray-weights-", dir=directory)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload.data)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            view = payload.data
+            while len(view):  # one call writes at most 2 GiB
+                view = view[file.write(view) :]
         yield path
     finally:
         os.unlink(path)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.requests import completion, sampling_params, score_params, scored, version_of
-from capo_ray.engines.runtime import build_engine, close_engine
+from capo_ray.engines.runtime import build_engine, close_engine, verify_threads
 from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
-from capo_ray.engines.swap import checkpoint_shapes, swap, verify_for
+from capo_ray.engines.swap import staged, swap, verify_for
 from capo_ray.engines.tokenizer import HfTokenizer
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
-from capo_ray.weights import Manifest, WeightsRefused
+from capo_ray.weights import Manifest, WeightsRefused, checkpoint_shapes
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -162,20 +162,23 @@ class VllmEngine:
         self._stepper.raise_if_broken()
         if self.spec.weight_transport == "none":
             raise WeightsRefused("this engine was started with weight_transport=none and takes no weights")
+        engine, threads = self._stepper.engine, verify_threads(self.spec)
         try:
-            manifest = await asyncio.to_thread(verify_for, handle, self._shapes, self.spec.dtype, self._tied)
+            manifest = await asyncio.to_thread(verify_for, handle, self._shapes, self.spec.dtype, self._tied, threads)
         except WeightsRefused as error:
             refused = error  # `error` itself is unbound once this block ends
             await self._between_steps(lambda _: self._refuse(refused))
             raise
-        await self._between_steps(lambda _: self._swap(handle, manifest))
+        async with AsyncExitStack() as stack:
+            source = await asyncio.to_thread(stack.enter_context, staged(engine, handle))
+            await self._between_steps(lambda _: self._swap(source, manifest))
         return manifest.version
 
     # -- on the stepping thread
 
-    def _swap(self, handle: WeightsHandle, manifest: Manifest) -> None:
+    def _swap(self, source: dict[str, Any], manifest: Manifest) -> None:
         try:
-            seconds = swap(self._stepper, handle, manifest, self.spec.deadline_s, keep=self.spec.running == "keep")
+            seconds = swap(self._stepper, source, manifest, self.spec.deadline_s, keep=self.spec.running == "keep")
         except WeightsRefused as error:
             self._refuse(error)
             raise

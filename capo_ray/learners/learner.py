@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from capo_ray.learners import rank, shards
+from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import export_model, load_policy
 from capo_ray.learners.reference import Reference
@@ -34,6 +35,7 @@ from capo_ray.loss import (
 )
 from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport, WeightedSample
+from capo_ray.weights import require_finite
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Learner:
         device = rank.prepare_process(spec)
         policy = load_policy(spec.model_path, spec.dtype, gradient_checkpointing=config.gradient_checkpointing)
         self._model_config = policy.model.config
+        self._names = FileNames(policy.model)
+        self.weight_bytes = sum(p.numel() * p.element_size() for p in policy.parameters())
         self._reference = Reference(spec.model_path, spec.dtype, device) if spec.loss.kl_coef > 0 else None
         self._backend = rank.build_backend(policy, spec, device)
 
@@ -179,16 +183,29 @@ class Learner:
             min_frac=config.min_lr_frac,
         )
 
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Calls `visit` on rank 0 with all weights under the names of the model's own files, a portion at a time.
+
+        What is visited is the model's own memory, valid until `visit` returns.
+        """
+        self._backend.visit_weights(lambda portion: visit(self._names.to_files(portion)))
+
+    def require_files_weights(self) -> None:
+        """Raises RunFailed unless what would be published now is what the model's files hold; for version 0 alone."""
+        path = self.spec.model_path
+        files = Files(path)
+        self.visit_weights(lambda portion: require_files_weights(portion, files, path))
+
     def named_tensors(self) -> dict[str, torch.Tensor] | None:
-        """All weights on the CPU under the model's Hugging Face names on rank 0; None on the other ranks."""
-        weights = self._backend.gather_weights()
-        if weights is None:
-            return None
-        named = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-        for name, tensor in named.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise RunFailed(f"weights must be finite to be published (got NaN or infinity in {name})")
-        return named
+        """Copies of all weights on the CPU, finite, named as in the model's files, on rank 0; None on the others."""
+        named: dict[str, torch.Tensor] = {}
+
+        def keep(portion: dict[str, torch.Tensor]) -> None:
+            require_finite(portion, self.version)
+            named.update({name: tensor.to("cpu", copy=True).contiguous() for name, tensor in portion.items()})
+
+        self.visit_weights(keep)
+        return named if self.spec.rank == 0 else None
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO, stages 0 to 3, behind the few methods that a learner needs; the one file that knows DeepSpeed.
 
     forward, backward, backward, ... -> move(lr)      gradients add up until the move; the caller owns the boundary
-    gather_weights()                                  whole tensors, on rank 0
+    visit_weights(visit)                              whole tensors, on rank 0, a portion at a time
     shard() / load_shard()                            this rank's masters and moments, as plain tensors
 
 DeepSpeed averages gradients over ranks; losses here are already divided by counts of the whole batch, so `backward`
@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,16 @@ class ZeroBackend:
         """Returns once every rank has come here."""
         dist.barrier()
 
-    def gather_weights(self) -> dict[str, torch.Tensor] | None:
-        """Copies on the CPU of all weights by their names in the module on rank 0; None on the others."""
-        weights: dict[str, torch.Tensor] = {}
+    @torch.no_grad()
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Calls `visit` on rank 0 with all weights by their names in the module, portion by portion.
+
+        The tensors are the model's own, where it lies: whole, not copied, and gone once `visit` returns.
+        """
         for names, params in _portions(self._engine.module):
-            if self.stage == 3:
-                with self._deepspeed.zero.GatheredParameters(params):
-                    self._copy(names, params, weights)
-            else:
-                self._copy(names, params, weights)
-        return weights if self.rank == 0 else None
+            with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
+                if self.rank == 0:
+                    visit({name: param.detach() for name, param in zip(names, params, strict=True)})
 
     @torch.no_grad()
     def copy_weights(self, target: nn.Module) -> None:
@@ -126,11 +126,6 @@ class ZeroBackend:
             with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
                 for name, param in zip(names, params, strict=True):
                     places[name].copy_(param)
-
-    def _copy(self, names: list[str], params: list[nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
-        if self.rank == 0:
-            for name, param in zip(names, params, strict=True):
-                weights[name] = param.detach().to("cpu", copy=True).contiguous()
 
     def shard(self) -> dict[str, torch.Tensor]:
         """This rank's master weights and Adam's state of each, named `master.i` and `state.i.key`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
 from capo_ray.place import build
+from capo_ray.place.agreement import agree_at_start
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Neighbourhoods, check_fences
 from capo_ray.place.reward_model import RewardModelActors
@@ -43,7 +44,10 @@ class Actors:
         )
 
     async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
-        """Start all side by side: the slowest decides. From then on `workers.json` names their processes."""
+        """Start all side by side: the slowest decides. From then on `workers.json` names their processes.
+
+        Engines and learner have then scored `canary` alike under the weights that they were started with.
+        """
         pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
 
         def note() -> None:
@@ -62,6 +66,7 @@ class Actors:
             starts.append(self.reward_model.start())
         await asyncio.gather(*starts)
         note()
+        self.learner.allowed = await agree_at_start(self.places.config, canary, self.rollout, self.learner)
 
     def stats(self) -> dict[str, float]:
         """The figures of all pools, names as in metrics."""

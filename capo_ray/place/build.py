@@ -19,8 +19,9 @@ from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, R
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 
-CANARY_TOKENS = 160
-"""Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows."""
+CANARY_TOKENS = 48
+"""Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
+score it at every publish, which on a CPU costs more than moving the weights."""
 CRITIQUES_FILE = "critiques.sqlite"
 
 

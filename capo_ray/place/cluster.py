@@ -18,7 +18,10 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.place.placement import ask_of
+from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing import shm_bytes, store_bytes
+from capo_ray.weights import publish_bytes
 
 MIB = 1 << 20
 REACH_S = 10.0
@@ -106,7 +109,7 @@ def connect(config: TrainConfig) -> str:
                 address="local",
                 num_cpus=max(cores, int(-(-demand.num_cpus // 1))),
                 include_dashboard=False,
-                object_store_memory=config.cluster.object_store_mib * MIB,
+                object_store_memory=object_store_bytes(config),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -117,6 +120,14 @@ def connect(config: TrainConfig) -> str:
         ) from error
     await_capacity(demand, config.cluster.wait_s, ray.cluster_resources, _ask_autoscaler)
     return str(ray.get_runtime_context().gcs_address)
+
+
+def object_store_bytes(config: TrainConfig) -> int:
+    """The object store of a cluster of the run's own: as given, else from the policy's files, which are here."""
+    if config.cluster.object_store_mib:
+        return config.cluster.object_store_mib * MIB
+    policy = str(asset_path(config.model.path, "policy"))
+    return store_bytes(publish_bytes(policy, config.model.dtype), shm_bytes())
 
 
 def _address(config: TrainConfig) -> str:

@@ -9,8 +9,9 @@ from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.place.ranks import RankActors
-from capo_ray.protocols import WeightsHandle
+from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, UpdateReport
+from capo_ray.weights import Apart
 
 
 class LearnerActors(RankActors):
@@ -23,11 +24,11 @@ class LearnerActors(RankActors):
         super().__init__("learner", ranks, config.learner.deadline_s)
         self._config, self._build_spec = config, build_spec
         self._num_publishes = 0
+        self.allowed: Apart | None = None
 
     async def start(self, canary_ids: Sequence[int]) -> None:
         """Returns once all ranks have met and built the model."""
-        tolerance = self._config.weights.canary_tolerance
-        await self._start(lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids, tolerance))
+        await self._start(lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids))
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; the report of rank 0 (figures are already summed over ranks)."""
@@ -42,11 +43,18 @@ class LearnerActors(RankActors):
     async def publishable(self) -> WeightsHandle:
         """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here."""
         every = self._config.weights.canary_every
-        with_canary = bool(every) and self._num_publishes % every == 0
+        allowed = self.allowed if every and self._num_publishes % every == 0 else None
         self._num_publishes += 1
-        refs: list[Any] = [rank.publish.options(num_returns=2).remote(with_canary) for rank in self._ranks]
-        await self._gather([(ref, f"learner rank {i} (publish)") for i, (ref, _handle) in enumerate(refs)])
-        return WeightsHandle(self.version, "", refs[0][1])
+        refs: list[Any] = [rank.publish.options(num_returns=2).remote(allowed) for rank in self._ranks]
+        told = await self._gather([(ref, f"learner rank {i} (publish)") for i, (ref, _handle) in enumerate(refs)])
+        versions = {version for version, _, _ in told}
+        if versions != {self.version}:
+            raise RunFailed(
+                f"expected version {self.version} of the weights from every learner rank, got {sorted(versions)}; go "
+                f"on from the last checkpoint with resume=RUN"
+            )
+        _, fingerprint, num_bytes = told[0]
+        return WeightsHandle(self.version, "", refs[0][1], fingerprint, num_bytes)
 
     async def logprobs(
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]

@@ -120,16 +120,21 @@ class WorkerPool:
             finally:
                 worker.in_flight -= 1
 
-    async def broadcast(self, method: str, *args: Any, deadline_s: float) -> list[Any]:
+    async def broadcast(
+        self, method: str, *args: Any, deadline_s: float, accept: Callable[[Any], None] = lambda _: None
+    ) -> list[Any]:
         """The results of `method` on every ready worker; one that is lost is replaced and has no result here.
 
-        A worker that raises or does not answer in time is replaced too and its exception is among the results.
+        A worker that raises or does not answer in time is replaced too and its exception is among the results; so is
+        one whose answer `accept` raises at.
         """
 
         async def one(worker: _Worker) -> Any:
             try:
                 ref = getattr(worker.handle, method).remote(*args)
-                return await await_ref(ref, deadline_s, self._name(worker, method))
+                answer = await await_ref(ref, deadline_s, self._name(worker, method))
+                accept(answer)
+                return answer
             except (PartLost, PartTimeout, RuntimeError) as error:
                 self._replace(worker, error)
                 return error

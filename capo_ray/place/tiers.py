@@ -15,6 +15,7 @@ from capo_ray.critics.panel import was_not_answered
 from capo_ray.critics.retries import Breaker, RetryBudget
 from capo_ray.place.pool import WorkerPool, await_ref
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
+from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
 
 Spawn = Callable[[int], ActorHandle]
@@ -56,11 +57,15 @@ class RolloutPool:
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version held by every ready worker; one that refuses or is lost is replaced by one that holds it.
 
-        The call returns once at least one worker serves the version; `RunFailed` when a fresh worker refuses it too.
+        One that answers with another version is replaced as well: its tokens would all be dropped as too old.
         """
         self._weights = handle
-        deadline_s = self._config.weights.deadline_s
-        results = await self.pool.broadcast("load_weights", handle.payload, deadline_s=deadline_s)
+        results = await self.pool.broadcast(
+            "load_weights",
+            *(handle.payload, handle.version, handle.fingerprint),
+            deadline_s=self._deadline_s(handle),
+            accept=lambda held: _require_version(held, handle),
+        )
         refusals = [r for r in results if isinstance(r, BaseException) and not isinstance(r, PartLost | PartTimeout)]
         if refusals:
             raise RunFailed(f"an engine refused version {handle.version} of the weights: {refusals[0]}") from refusals[
@@ -68,13 +73,32 @@ class RolloutPool:
             ]
         return handle.version
 
+    async def scores_at_start(self, token_ids: Sequence[int]) -> list[tuple[float, ...]]:
+        """The logprobs of tokens [1, end) by every worker; raises what a worker raised."""
+        results = await self.pool.broadcast("score", [token_ids], [1], deadline_s=self._config.engine.start_deadline_s)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise RunFailed(f"an engine could not score the canary at its start: {result}") from result
+        return [scores for (scores,) in results]
+
+    def _deadline_s(self, handle: WeightsHandle) -> float:
+        """The seconds for an engine to hold a version."""
+        return self._config.weights.deadline_s or transfer_deadline_s(handle.num_bytes)
+
     async def _bring_to_version(self, worker: ActorHandle) -> None:
         """Load the announced weights into a fresh worker, again if a newer version was announced meanwhile."""
         while (handle := self._weights) is not None:
-            ref: Any = worker.load_weights.remote(handle.payload)
-            await await_ref(ref, self._config.weights.deadline_s, "rollout worker (first weights)")
+            ref: Any = worker.load_weights.remote(handle.payload, handle.version, handle.fingerprint)
+            held = await await_ref(ref, self._deadline_s(handle), "rollout worker (first weights)")
+            _require_version(held, handle)
             if handle is self._weights:
                 return
+
+
+def _require_version(held: int, handle: WeightsHandle) -> None:
+    """Raises `PartLost` for an engine that answered a publish without holding what was published."""
+    if held != handle.version:
+        raise PartLost(f"the engine answered version {handle.version} of the weights with version {held}")
 
 
 class CriticPool:

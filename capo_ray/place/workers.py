@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.arrays import FloatArray
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from capo_ray.config.sections import CriticConfig, VerifierConfig
     from capo_ray.engines import EngineSpec
     from capo_ray.learners import LearnerSpec, RewardSpec
+    from capo_ray.weights import Apart
 
 
 class RolloutWorker:
@@ -44,9 +46,9 @@ class RolloutWorker:
         """As `TextEngine.score`."""
         return await self._engine.score(token_ids, starts)
 
-    async def load_weights(self, handle: WeightsHandle) -> int:
-        """As `TextEngine.load_weights`."""
-        return await self._engine.load_weights(handle)
+    async def load_weights(self, handle: WeightsHandle, version: int, fingerprint: str) -> int:
+        """As `TextEngine.load_weights`; version and fingerprint are those that the driver has from the learner."""
+        return await self._engine.load_weights(replace(handle, version=version, fingerprint=fingerprint))
 
 
 class CriticWorker:
@@ -136,12 +138,15 @@ class GroupRank:
 class LearnerRank(GroupRank):
     """One rank of the learner group."""
 
-    def start(self, spec: LearnerSpec, canary_ids: Sequence[int], canary_tolerance: float) -> int:
+    def start(self, spec: LearnerSpec, canary_ids: Sequence[int]) -> int:
         """Build the learner; the process id."""
         from capo_ray.learners import Learner
+        from capo_ray.weights import PayloadWriter
 
         self._learner = Learner(spec)
-        self._canary_ids, self._canary_tolerance = tuple(canary_ids), canary_tolerance
+        self._learner.require_files_weights()
+        self._canary_ids = tuple(canary_ids)
+        self._writer = PayloadWriter(spec.learner.num_threads)
         return os.getpid()
 
     def update(self, column: Any, kl_scale: float) -> Any:
@@ -152,17 +157,24 @@ class LearnerRank(GroupRank):
         """As `LearnerGroup.refresh_reference`."""
         self._learner.refresh_reference()
 
-    def publish(self, with_canary: bool) -> tuple[int, WeightsHandle | None]:
-        """The version, and the weights as every engine can load them (rank 0; nothing elsewhere)."""
-        from capo_ray.weights import Canary, build_handle
+    def publish(self, allowed: Apart | None) -> tuple[tuple[int, str, int], WeightsHandle | None]:
+        """(version, fingerprint, bytes), and the weights as every engine can load them (rank 0; nothing elsewhere).
+
+        A canary goes with them where it is said how far engines may lie apart from it.
+        """
+        from capo_ray.weights import Canary
 
         canary = None
-        if with_canary and self._canary_ids:
+        if allowed is not None and self._canary_ids:
             (logprobs,) = self._learner.logprobs([self._canary_ids], [1])
-            canary = Canary(self._canary_ids, logprobs, self._canary_tolerance)
-        tensors = self._learner.named_tensors()
-        version = self._learner.version
-        return version, None if tensors is None else build_handle(tensors, version, canary)
+            canary = Canary(self._canary_ids, logprobs, allowed)
+        self._writer.begin(self._learner.version, self._learner.weight_bytes)
+        self._learner.visit_weights(self._writer.add)
+        if self._rank:
+            return (self._learner.version, "", 0), None
+        # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
+        handle = self._writer.finish(canary)
+        return (handle.version, handle.fingerprint, handle.num_bytes), handle
 
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """As `LearnerGroup.logprobs`."""

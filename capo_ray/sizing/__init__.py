@@ -7,6 +7,7 @@ from capo_ray.sizing.bytes import Term, total
 from capo_ray.sizing.engine import EngineLoad, engine_terms, kv_bytes_per_token
 from capo_ray.sizing.learner import LearnerLoad, learner_terms
 from capo_ray.sizing.nodes import pack
+from capo_ray.sizing.publish import shm_bytes, store_bytes, transfer_deadline_s
 from capo_ray.sizing.shapes import Shape, known_shape, shape_of
 
 __all__ = [
@@ -20,5 +21,8 @@ __all__ = [
     "learner_terms",
     "pack",
     "shape_of",
+    "shm_bytes",
+    "store_bytes",
     "total",
+    "transfer_deadline_s",
 ]

@@ -1,22 +1,37 @@
 """Weights in transit: one flat payload and a manifest that proves it. Pure: neither vLLM nor Ray.
 
-    learner --build_handle--> WeightsHandle(version, manifest, payload) --iterate_tensors--> engine
+    learner --PayloadWriter--> WeightsHandle(version, manifest, payload, fingerprint)
+                                    --verify_handle--> manifest --iterate_tensors--> engine --canary--> serves
 
-Invariant: a tensor leaves `iterate_tensors` only after its own checksum was compared; whatever does not fit raises
-`WeightsRefused`, and an engine that refused weights serves nothing until good ones arrive.
+Invariant: an engine loads only what `verify_handle` compared, byte by byte, with the fingerprint that the sender gave
+the driver; whatever does not fit raises `WeightsRefused`, and an engine that refused serves nothing until good ones
+arrive.
 """
 
-from capo_ray.weights.manifest import Canary, Manifest, TensorEntry, WeightsRefused, read_manifest
-from capo_ray.weights.payload import as_bytes, build_handle, iterate_tensors, verify_handle
+from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
+from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
+from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
+from capo_ray.weights.payload import as_bytes, iterate_tensors, verify_handle
+from capo_ray.weights.writer import PayloadWriter, build_handle, require_finite
 
 __all__ = [
+    "START",
+    "Apart",
     "Canary",
+    "Held",
     "Manifest",
+    "PayloadWriter",
     "TensorEntry",
     "WeightsRefused",
+    "allowance",
+    "apart",
     "as_bytes",
     "build_handle",
+    "checkpoint_files",
+    "checkpoint_shapes",
     "iterate_tensors",
+    "publish_bytes",
     "read_manifest",
+    "require_finite",
     "verify_handle",
 ]

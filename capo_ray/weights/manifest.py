@@ -7,43 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-FORMAT = 1
+from capo_ray.weights.canary import Apart, Canary, WeightsRefused
 
-
-class WeightsRefused(RuntimeError):
-    """Weights that are not what their manifest or the model says; serve nothing until good ones arrive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """A token sequence and the learner's own logprobs (nats, temperature 1) of its last `len(logprobs)` tokens.
-
-    An engine holds the version only if it scores each of them within `tolerance` nats.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    tolerance: float
-
-    def __post_init__(self) -> None:
-        if not 0 < len(self.logprobs) < len(self.token_ids):
-            raise ValueError(
-                f"a canary needs 1 to {len(self.token_ids) - 1} logprobs for its {len(self.token_ids)} tokens "
-                f"(got {len(self.logprobs)}): the first token has no context to be scored in"
-            )
-        if not all(math.isfinite(x) for x in self.logprobs):
-            raise ValueError("a canary's logprobs must be finite; a learner with other ones must not publish")
-        if not self.tolerance > 0:
-            raise ValueError(f"a canary's tolerance must be > 0 nats (got {self.tolerance})")
-
-    @property
-    def start(self) -> int:
-        """The index of the first scored token."""
-        return len(self.token_ids) - len(self.logprobs)
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +39,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """The hex SHA-256 of everything else in the manifest: two sides with the same one hold the same weights."""
+        """The hex SHA-256 of everything else in the manifest: two sides with the same one hold the same weights.
+
+        It goes from sender to receiver on a way of its own (`WeightsHandle.fingerprint`), so that an older version
+        under a new number, which is whole in itself, does not pass for the new one.
+        """
         return hashlib.sha256(_canonical(self._body()).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -111,14 +85,15 @@ def read_manifest(text: str) -> Manifest:
     return manifest
 
 
-def _read_canary(data: Mapping[str, object] | None) -> Canary | None:
+def _read_canary(data: Mapping[str, Any] | None) -> Canary | None:
     """The canary in its JSON form, if there is one."""
     if data is None:
         return None
-    token_ids, logprobs, tolerance = data["token_ids"], data["logprobs"], data["tolerance"]
-    if not isinstance(token_ids, list) or not isinstance(logprobs, list) or not isinstance(tolerance, float | int):
+    token_ids, logprobs, allowed = data["token_ids"], data["logprobs"], data["allowed"]
+    if not isinstance(token_ids, list) or not isinstance(logprobs, list) or not isinstance(allowed, dict):
         raise TypeError("canary fields have the wrong types")
-    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), float(tolerance))
+    limits = Apart(float(allowed["mean"]), float(allowed["worst"]))
+    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), limits)
 
 
 def _canonical(body: Mapping[str, object]) -> str:

@@ -1,0 +1,53 @@
+"""Before the first update engine and learner hold the same file: what their scores differ by then is noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from capo_ray.config import TrainConfig
+from capo_ray.protocols import RunFailed
+from capo_ray.weights import START, Apart, allowance, apart
+
+Scores = tuple[float, ...]
+
+
+class Engines(Protocol):
+    """What is asked of the rollout pool."""
+
+    async def scores_at_start(self, token_ids: Sequence[int]) -> list[Scores]:
+        """The logprobs of tokens [1, end) by every worker."""
+
+
+class Learners(Protocol):
+    """What is asked of the learner group."""
+
+    async def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Scores, ...]:
+        """As `LearnerGroup.logprobs`."""
+
+
+async def agree_at_start(
+    config: TrainConfig, canary: Sequence[int], engines: Engines, learners: Learners
+) -> Apart | None:
+    """How far any engine may lie apart from the learner at later versions; None where nothing will be compared.
+
+    Raises `RunFailed` where they lie further apart than the same weights do: nodes that see different files.
+    """
+    weights, dtype = config.weights, config.model.dtype
+    if not weights.canary_every or len(canary) < 2:
+        return None
+    (ours,) = await learners.logprobs([canary], [1])
+    theirs = [apart(scores, ours) for scores in await engines.scores_at_start(canary)]
+    given = weights.canary_tolerance
+    limit = Apart(given, given) if given else START[dtype]
+    for index, distance in enumerate(theirs):
+        if not distance.within(limit):
+            raise RunFailed(
+                f"rollout worker {index} and the learner must start from the same weights, got logprobs that differ "
+                f"by {distance} (allowed {limit}); check that every node sees the same files under model.path="
+                f"{config.model.path}, or set weights.canary_tolerance"
+            )
+    if given:
+        return limit
+    noise = Apart(max((d.mean for d in theirs), default=0.0), max((d.worst for d in theirs), default=0.0))
+    return allowance(dtype, noise)

@@ -1,0 +1,183 @@
+"""Seconds from a trained learner to an engine that serves its weights: a real learner actor, a real engine actor.
+
+    make bench NAME=publish [ARGS="--models 1M,30M,135M --dtypes float32,bfloat16 --repeats 5"]
+
+Whole publishes are timed from outside; the parts are timed one by one on the same actors afterwards. Everything stands
+beside a memcpy of the same bytes in the learner's process. Models are random, of Qwen2's architecture; 135M has the
+shape of SmolLM2-135M.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig
+from capo_ray.engines import EngineSpec
+from capo_ray.engines.tiny import write_tokenizer
+from capo_ray.learners import LearnerSpec
+from capo_ray.place.workers import LearnerRank, RolloutWorker
+from capo_ray.sizing import store_bytes
+from capo_ray.weights import Apart, verify_handle
+
+RESULTS = Path(__file__).parent / "results" / "publish.json"
+CANARY = tuple(range(3, 51))
+ANY = Apart(100.0, 100.0)
+SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary
+    "1M": (128, 4, 4, 2, 512, 256),
+    "30M": (384, 12, 6, 2, 1280, 16384),
+    "135M": (576, 30, 9, 3, 1536, 49152),
+}
+
+
+def write_model(path: Path, size: str) -> int:
+    """The number of parameters of a random model written under `path`."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    hidden, layers, heads, kv_heads, intermediate, vocab = SHAPES[size]
+    write_tokenizer(path)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=intermediate,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(path)
+    return sum(p.numel() for p in model.parameters())
+
+
+class TimedLearner(LearnerRank):
+    """A learner rank that also times the parts of a publish."""
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of a memcpy of all weights, of the canary's forward pass and of writing the payload."""
+        seconds = {}
+        started = time.perf_counter()
+        self._learner.logprobs([CANARY], [1])
+        seconds["learner_canary_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        self._writer.begin(1, self._learner.weight_bytes)
+        self._learner.visit_weights(self._writer.add)
+        handle = self._writer.finish(None)
+        seconds["learner_write_s"] = time.perf_counter() - started
+        source = handle.payload
+        assert isinstance(source, np.ndarray)
+        target = np.zeros_like(source)
+        np.copyto(target, source)
+        started = time.perf_counter()
+        np.copyto(target, source)
+        seconds["memcpy_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        verify_handle(handle)
+        seconds["engine_verify_s"] = time.perf_counter() - started
+        return seconds
+
+
+def measure(size: str, dtype: str, repeats: int, num_threads: int) -> dict[str, Any]:
+    """The figures of one model in one dtype."""
+    with tempfile.TemporaryDirectory() as folder:
+        params = write_model(Path(folder), size)
+        spec = LearnerSpec(
+            model_path=folder,
+            dtype=dtype,
+            learner=LearnerConfig(num_threads=num_threads),
+            loss=LossConfig(kl_coef=0.0),
+            temperature=1.0,
+            total_updates=1,
+            device="cpu",
+        )
+        engine_spec = EngineSpec(model_path=folder, dtype=dtype, max_model_len=256, kv_cache_gib=0.1)  # type: ignore[arg-type]
+        env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}}
+        learner: Any = ray.remote(TimedLearner).options(num_cpus=1, runtime_env=env).remote(0)
+        engine: Any = ray.remote(RolloutWorker).options(num_cpus=1).remote(engine_spec)
+        ray.get([learner.start.remote(spec, CANARY), engine.start.remote()])
+        rows = [publish(learner, engine) for _ in range(repeats + 1)]
+        parts = [ray.get(learner.parts.remote()) for _ in range(repeats)]
+        for actor in (learner, engine):
+            ray.kill(actor)
+    first, rows = rows[0], rows[1:]
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    medians |= {name: statistics.median(row[name] for row in parts) for name in parts[0]}
+    total = medians["total_s"]
+    return {
+        "model": size,
+        "parameters": params,
+        "dtype": dtype,
+        "bytes": int(ray_bytes(params, dtype)),
+        "first_total_s": first["total_s"],
+        "range_total_s": [min(row["total_s"] for row in rows), max(row["total_s"] for row in rows)],
+        **medians,
+        "total_over_memcpy": total / medians["memcpy_s"],
+        "without_canaries_over_memcpy": medians["without_canaries_s"] / medians["memcpy_s"],
+    }
+
+
+def ray_bytes(params: int, dtype: str) -> int:
+    """The bytes of a version."""
+    return params * (4 if dtype == "float32" else 2)
+
+
+def publish(learner: Any, engine: Any) -> dict[str, float]:
+    """One publish as the driver makes it: with a canary, and then once more without."""
+    seconds = {}
+    for name, allowed in (("total_s", ANY), ("without_canaries_s", None)):
+        started = time.perf_counter()
+        told, handle = learner.publish.options(num_returns=2).remote(allowed)
+        version, fingerprint, _ = ray.get(told)
+        sent = time.perf_counter()
+        assert ray.get(engine.load_weights.remote(handle, version, fingerprint)) == version
+        ended = time.perf_counter()
+        seconds[name] = ended - started
+        if allowed is not None:
+            seconds["learner_s"], seconds["engine_s"] = sent - started, ended - sent
+            seconds["engine_paused_s"] = ray.get(engine.ping.remote())["swap_ms"] / 1e3
+        del handle
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="1M,30M,135M")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the learner, as learner.num_threads")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    store = store_bytes(ray_bytes(200_000_000, "float32"), 1 << 40)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=store, log_to_driver=False)
+    rows = []
+    for size in args.models.split(","):
+        for dtype in args.dtypes.split(","):
+            rows.append(measure(size, dtype, args.repeats, args.threads))
+            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
+    args.out.write_text(json.dumps({"threads": args.threads, "machine": machine, "rows": rows}, indent=1) + "\n")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -91,3 +91,30 @@ def test_an_engine_that_is_being_built_or_taken_down_still_has_figures() -> None
         go_on.set()
         stepper._thread.join(10)
     assert engine.stats()["serving"] == 0
+
+
+def test_an_engine_is_on_the_device_that_it_is_given() -> None:
+    from capo_ray.place.build import _engine_share
+
+    shares = [_engine_share(compose_train(words).engine) for words in (["engine=cpu"], ["engine=gpu"])]
+    assert [share["device"] for share in shares] == ["cpu", "gpu"]
+    for share in shares:
+        EngineSpec(model_path="none", **share)
+
+
+@pytest.mark.parametrize(
+    ("device", "length", "given", "expected"),
+    [
+        ("gpu", 512, 0, 8192),
+        ("gpu", 12000, 0, 12001),
+        ("gpu", 40000, 0, 16384),
+        ("cpu", 512, 0, 4096),
+        ("cpu", 8192, 0, 8193),
+        ("gpu", 512, 3000, 3000),
+    ],
+)
+def test_a_steps_tokens_follow_from_device_and_length(device: Any, length: int, given: int, expected: int) -> None:
+    from capo_ray.engines.runtime import batched_tokens
+
+    spec = EngineSpec(model_path="none", device=device, max_model_len=length, max_batched_tokens=given)
+    assert batched_tokens(spec) == expected

@@ -154,13 +154,13 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
             transfer.SharedMemoryTransfer._load = instead  # type: ignore[method-assign, assignment]
             try:
                 verdicts.append(world.verdict(good))
-            except PartLost as error:
+            except PartLost as error:  # half-loaded weights cannot be mended: the pool would start another engine
                 verdicts.append(str(error))
-            finally:
-                transfer.SharedMemoryTransfer._load = load  # type: ignore[method-assign]
-            if not world.engine._stepper.alive:
+                world.engine.close()
                 world.engine = VllmEngine(world.engine.spec)
                 world.engine.start()
+            finally:
+                transfer.SharedMemoryTransfer._load = load  # type: ignore[method-assign]
         note("engine", name, verdicts, None)
     alarms, distances = clean_publishes(world, clean)
     world.engine.close()

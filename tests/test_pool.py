@@ -5,33 +5,46 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from capo_ray.place.pool import MAX_BROKEN, WorkerPool
-from capo_ray.protocols import PartTimeout, RunFailed
+from capo_ray.place import pool as place_pool
+from capo_ray.place.calls import ActorGone
+from capo_ray.place.pool import MAX_LATE, WorkerPool
+from capo_ray.place.ranks import PINGS, RankActors
+from capo_ray.place.restarts import MAX_BROKEN, RESTART_WINDOW_S, Restarts
+from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
-pytestmark = pytest.mark.real
+real = pytest.mark.real
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-def make_actor() -> Any:
-    """An actor class, pickled by value since it is local."""
+def make_actor(fails_without: Path | None = None, error: type[Exception] = ValueError) -> Any:
+    """An actor class, pickled by value since it is local; a start that finds no such file makes it, and fails."""
 
     class Worker:
+        spoilt = False
+
         async def start(self) -> int:
+            if fails_without is not None and not fails_without.exists():
+                fails_without.touch()
+                raise error("No available memory for the cache blocks")
             return os.getpid()
 
         async def ping(self) -> dict[str, float]:
+            if self.spoilt:
+                raise AttributeError("no queue: the engine is gone")
             return {"pings": 1.0}
 
         begun = cancelled = 0
@@ -50,6 +63,9 @@ def make_actor() -> Any:
 
         async def fail(self, message: str) -> None:
             raise ZeroDivisionError(message)
+
+        async def spoil_pings(self) -> None:
+            self.spoilt = True
 
         async def refuse(self) -> None:
             from capo_ray.protocols import PartLost
@@ -72,6 +88,8 @@ def with_pool(test: Callable[[WorkerPool], Awaitable[None]], num_workers: int = 
     asyncio.run(go())
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_calls_of_a_killed_worker_are_sent_again_and_a_new_worker_takes_its_place() -> None:
     async def test(pool: WorkerPool) -> None:
         before = pool.pids()
@@ -87,6 +105,8 @@ def test_calls_of_a_killed_worker_are_sent_again_and_a_new_worker_takes_its_plac
     with_pool(test)
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(PartTimeout, match=r"sleepy worker 0 \(work\) did not answer within 1 s"):
@@ -95,6 +115,8 @@ def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
     with_pool(test, num_workers=1)
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
     async def test(pool: WorkerPool) -> None:
         used: set[int] = set()
@@ -105,6 +127,8 @@ def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
     with_pool(test)
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_cancelling_a_call_cancels_it_on_the_worker() -> None:
     async def test(pool: WorkerPool) -> None:
         call = asyncio.ensure_future(pool.call("work", 30.0, deadline_s=30))
@@ -116,6 +140,8 @@ def test_cancelling_a_call_cancels_it_on_the_worker() -> None:
     with_pool(test, num_workers=1)
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_an_exception_of_the_part_arrives_as_itself_with_its_place_noted() -> None:
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(ZeroDivisionError, match="by hand") as caught:
@@ -126,9 +152,134 @@ def test_an_exception_of_the_part_arrives_as_itself_with_its_place_noted() -> No
     with_pool(test, num_workers=1)
 
 
+@real
+@pytest.mark.usefixtures("local_ray")
 def test_workers_that_break_by_themselves_end_the_run_with_their_own_words() -> None:
     async def test(pool: WorkerPool) -> None:
-        with pytest.raises(RunFailed, match=rf"broke {MAX_BROKEN + 1} times, the last with: .*out of rope"):
+        with pytest.raises(RunFailed, match=rf"broke {MAX_BROKEN + 1} times in a row, the last with: .*out of rope"):
             await pool.call("refuse", deadline_s=60)
 
     with_pool(test, num_workers=1)
+
+
+@real
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_answers_pings_but_no_call_is_replaced() -> None:
+    async def test(pool: WorkerPool) -> None:
+        before = pool.pids()
+        late = [asyncio.ensure_future(pool.call("work", 60.0, deadline_s=1)) for _ in range(MAX_LATE)]
+        assert all(isinstance(r, PartTimeout) for r in await asyncio.gather(*late, return_exceptions=True))
+        assert await pool.call("work", 0.0, deadline_s=30) not in before
+        assert pool.num_restarts == 1
+
+    with_pool(test, num_workers=1)
+
+
+@real
+@pytest.mark.usefixtures("local_ray")
+def test_a_late_call_now_and_then_costs_no_worker() -> None:
+    async def test(pool: WorkerPool) -> None:
+        for _ in range(MAX_LATE + 1):
+            with pytest.raises(PartTimeout):
+                await pool.call("work", 60.0, deadline_s=0.5)
+            await pool.call("work", 0.0, deadline_s=10)
+        assert pool.num_restarts == 0
+
+    with_pool(test, num_workers=1)
+
+
+@real
+@pytest.mark.usefixtures("local_ray")
+def test_a_ping_that_raises_anything_replaces_its_worker_and_supervision_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(place_pool, "PING_EVERY_S", 0.2)
+
+    async def test(pool: WorkerPool) -> None:
+        for times in (1, 2):
+            await pool.call("spoil_pings", deadline_s=10)
+            while pool.num_restarts < times or pool.num_ready < 1:
+                await asyncio.sleep(0.1)
+
+    with_pool(test, num_workers=1)
+
+
+@real
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("error", [ValueError, KeyError])
+def test_a_successor_that_cannot_start_is_tried_again_whatever_it_raised(
+    error: type[Exception], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = tmp_path / "started"
+    started.touch()
+
+    async def go() -> None:
+        actor = make_actor(started, error)
+        pool = WorkerPool("picky", lambda _: actor.remote(), 1, start_deadline_s=60)
+        await pool.start()
+        started.unlink()
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        assert await pool.call("work", 0.0, deadline_s=60)
+        assert pool.num_restarts == 2
+        pool.close()
+
+    asyncio.run(go())
+    assert "never retrieved" not in caplog.text
+
+
+def test_an_answer_begins_a_places_row_of_breaks_anew() -> None:
+    broken, clock = PartLost("the engine broke"), iter(range(0, 10_000, 100))
+    restarts = Restarts("rollout", max_restarts=20)
+    for _ in range(5):
+        assert [restarts.lost(0, broken, next(clock)) for _ in range(MAX_BROKEN)] == [""] * MAX_BROKEN
+        restarts.answered(0)
+    assert restarts.total == 5 * MAX_BROKEN
+    assert restarts.wait_s(0) == 0
+    assert [restarts.lost(1, broken, next(clock)) for _ in range(MAX_BROKEN)] == [""] * MAX_BROKEN
+    assert [restarts.wait_s(0), restarts.wait_s(1)] == [0, 4]
+    assert "rollout worker 1 broke 4 times in a row, the last with: the engine broke" in restarts.lost(1, broken, 9999)
+
+
+def test_workers_killed_faster_than_they_start_end_the_run_and_slow_kills_do_not() -> None:
+    gone = ActorGone("worker 0 was lost")
+    slow = Restarts("critic", max_restarts=3)
+    assert not any(slow.lost(0, gone, at * RESTART_WINDOW_S / 2) for at in range(100))
+    fast = Restarts("critic", max_restarts=3)
+    assert [bool(fast.lost(0, gone, float(at))) for at in range(4)] == [False, False, False, True]
+
+
+@real
+@pytest.mark.usefixtures("local_ray")
+def test_a_stopped_rank_is_found_though_its_call_may_take_ten_minutes_and_a_busy_one_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("capo_ray.place.ranks.PING_EVERY_S", 0.2)
+    monkeypatch.setattr("capo_ray.place.ranks.SILENT_S", 2.0)
+
+    class Sleeper:
+        def rendezvous(self, alone: bool) -> str:
+            return ""
+
+        def start(self, rank: int) -> int:
+            return os.getpid()
+
+        def ping(self) -> None:
+            pass
+
+        def work(self, seconds: float) -> None:
+            time.sleep(seconds)
+
+    async def go() -> None:
+        actor = ray.remote(num_cpus=0, concurrency_groups={PINGS: 1})(Sleeper)
+        ranks = RankActors("learner", lambda _: actor.remote(), 2, deadline_s=600, alone=True)
+        await ranks._start(lambda rank, _: (rank,))
+        await ranks._all("work", lambda _: (4.0,))
+        os.kill(ranks.pids[1], signal.SIGSTOP)
+        try:
+            with pytest.raises(RunFailed, match=r"learner rank 1 \(ping\) did not answer within 2 s"):
+                await asyncio.wait_for(ranks._all("work", lambda _: (60.0,)), 30)
+        finally:
+            os.kill(ranks.pids[1], signal.SIGKILL)
+            ranks.close()
+
+    asyncio.run(go())

@@ -8,6 +8,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
+from capo_ray.place.cluster import is_own
 from capo_ray.place.ranks import RankActors
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, UpdateReport
@@ -20,8 +21,7 @@ class LearnerActors(RankActors):
     def __init__(
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
     ) -> None:
-        ranks = [spawn(rank) for rank in range(config.learner.num_ranks)]
-        super().__init__("learner", ranks, config.learner.deadline_s)
+        super().__init__("learner", spawn, config.learner.num_ranks, config.learner.deadline_s, alone=is_own(config))
         self._config, self._build_spec = config, build_spec
         self._num_publishes = 0
         self.allowed: Apart | None = None

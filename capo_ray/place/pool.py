@@ -3,63 +3,44 @@
 Invariants
 - A call ends with a result, the actor's own exception, `PartTimeout` or `PartLost`, within `deadline_s`.
 - An actor serves only after `prepare` has succeeded on it (a rollout worker: holds the announced weights).
-- More than `max_restarts` replacements in `RESTART_WINDOW_S` end the run: something kills them faster than they start.
-  Parts that break by themselves (not killed from outside) end it sooner, with the last one's own words.
+- A worker is replaced when its process is lost, when it does not answer a ping or answers with an exception, and when
+  `MAX_LATE` of its calls in a row pass their deadline with none answered between: it may answer pings and do nothing.
+- A place is filled again, whatever its last worker raised, until `Restarts` says that the run must end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from capo_ray.place.calls import ActorGone, await_ref, end_actor, one_line
+from capo_ray.place.restarts import MAX_BROKEN, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
 PING_EVERY_S = 5.0
 PING_DEADLINE_S = 30.0
-RESTART_WINDOW_S = 300.0
-MAX_BROKEN = 3
-
-
-class ActorGone(PartLost):
-    """The actor's process died."""
-
-
-async def await_ref(ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
-    """The value behind a reference; `PartTimeout` names `what` after `deadline_s`, `PartLost` when its actor died."""
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(ref.future()), deadline_s)
-    except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        if cause is not error:
-            cause.add_note(str(error))  # where in the actor it was raised
-        raise cause from None
-    except TimeoutError as error:
-        ray.cancel(ref, force=False)
-        raise PartTimeout(f"{what} did not answer within {deadline_s:.0f} s") from error
-    except (RayActorError, ActorUnavailableError) as error:
-        raise ActorGone(f"{what} was lost: {str(error).splitlines()[0]}") from error
+MAX_LATE = 3
 
 
 @dataclass(eq=False)
 class _Worker:
     index: int
-    handle: ActorHandle
+    handle: ActorHandle | None = None
     ready: bool = False
     in_flight: int = 0
+    num_late: int = 0
+    """Calls in a row that passed their deadline."""
     pid: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
 
 class WorkerPool:
-    """Actors of one role."""
+    """Actors of one role; `in_turn`: each starts when the one before it is ready (they share a device)."""
 
     def __init__(
         self,
@@ -69,56 +50,56 @@ class WorkerPool:
         *,
         start_deadline_s: float,
         prepare: Callable[[ActorHandle], Awaitable[None]] | None = None,
+        in_turn: bool = False,
         max_restarts: int = 20,
     ) -> None:
         self.role = role
+        self.start_deadline_s = start_deadline_s
         self.on_ready: Callable[[], None] = lambda: None
-        self.num_restarts = 0
         self.num_resent = 0
-        self._spawn, self._prepare = spawn, prepare
-        self._num_workers, self._start_deadline_s = num_workers, start_deadline_s
-        self._max_restarts = max_restarts
-        self._restarts: deque[float] = deque()
-        self._num_broken = 0
-        self._workers: dict[int, _Worker] = {}
+        self._spawn, self._prepare, self._in_turn = spawn, prepare, in_turn
+        self._restarts = Restarts(role, max(max_restarts, 4 * num_workers))
+        self._workers = {index: _Worker(index) for index in range(num_workers)}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._last_loss = ""
         self._failure: RunFailed | None = None
         self._closed = False
 
     async def start(self) -> None:
         """Returns once every worker is ready; a worker that cannot start is a `RunFailed` with its cause."""
-        for index in range(self._num_workers):
-            self._workers[index] = _Worker(index, self._spawn(index))
         try:
-            await asyncio.gather(*(self._make_ready(worker) for worker in self._workers.values()))
-        except (PartTimeout, PartLost) as error:
-            raise RunFailed(f"the {self.role} worker could not start: {error}") from error
+            if self._in_turn:
+                for worker in self._workers.values():
+                    await self._make_ready(worker)
+            else:
+                await asyncio.gather(*(self._make_ready(worker) for worker in self._workers.values()))
+        except RunFailed:
+            raise
+        except Exception as error:
+            raise RunFailed(f"the {self.role} worker could not start: {one_line(error)}") from error
         self._keep(self._supervise())
 
     async def call(self, method: str, *args: Any, deadline_s: float, used: set[int] | None = None) -> Any:
         """The result of `method` on some ready worker; lost calls are sent again while time is left.
 
         Workers in `used` (indices) are asked only where no other is ready; those asked are added to it. Cancelling the
-        call cancels it on the worker.
+        call cancels it on the worker. A call that breaks more than `MAX_BROKEN` workers raises what it did to the last.
         """
         ends = time.monotonic() + deadline_s
+        num_broken = 0
         while True:
             worker = await self._pick(ends, method, deadline_s, used or set())
-            worker.in_flight += 1
             if used is not None:
                 used.add(worker.index)
             try:
-                ref = getattr(worker.handle, method).remote(*args)
-                return await await_ref(ref, max(0.01, ends - time.monotonic()), self._name(worker, method))
-            except asyncio.CancelledError:
-                ray.cancel(ref, force=False)
-                raise
+                return await self._ask(worker, method, args, max(0.01, ends - time.monotonic()))
             except PartLost as error:
                 self._replace(worker, error)
+                num_broken += not isinstance(error, ActorGone)
+                if num_broken > MAX_BROKEN and self._failure is None:
+                    raise
                 self.num_resent += 1
-            finally:
-                worker.in_flight -= 1
 
     async def broadcast(
         self, method: str, *args: Any, deadline_s: float, accept: Callable[[Any], None] = lambda _: None
@@ -131,11 +112,10 @@ class WorkerPool:
 
         async def one(worker: _Worker) -> Any:
             try:
-                ref = getattr(worker.handle, method).remote(*args)
-                answer = await await_ref(ref, deadline_s, self._name(worker, method))
+                answer = await self._ask(worker, method, args, deadline_s)
                 accept(answer)
                 return answer
-            except (PartLost, PartTimeout, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - the worker is replaced for it, which is counted
                 self._replace(worker, error)
                 return error
 
@@ -145,6 +125,10 @@ class WorkerPool:
     @property
     def num_ready(self) -> int:
         return sum(worker.ready for worker in self._workers.values())
+
+    @property
+    def num_restarts(self) -> int:
+        return self._restarts.total
 
     def pids(self) -> list[int]:
         """The process ids of the ready workers."""
@@ -173,12 +157,26 @@ class WorkerPool:
         for task in self._tasks:
             task.cancel()
         for worker in self._workers.values():
-            ray.kill(worker.handle)
+            end_actor(worker.handle)
 
-    # --- supervision -----------------------------------------------------------------------------------------------
+    # --- calls -------------------------------------------------------------------------------------------------------
 
-    def _name(self, worker: _Worker, method: str) -> str:
-        return f"{self.role} worker {worker.index} ({method})"
+    async def _ask(self, worker: _Worker, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+        """The worker's answer, with the account kept of what it answers and what it lets pass."""
+        worker.in_flight += 1
+        try:
+            ref: Any = getattr(worker.handle, method).remote(*args)
+            answer = await await_ref(ref, deadline_s, self._name(worker, method))
+        except PartTimeout as error:
+            worker.num_late += 1
+            if worker.num_late >= MAX_LATE:
+                self._replace(worker, PartTimeout(f"{worker.num_late} calls in a row were late: {error}"))
+            raise
+        finally:
+            worker.in_flight -= 1
+        worker.num_late = 0
+        self._restarts.answered(worker.index)
+        return answer
 
     async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> _Worker:
         while True:
@@ -191,11 +189,20 @@ class WorkerPool:
             try:
                 await asyncio.wait_for(self._changed.wait(), max(0.01, ends - time.monotonic()))
             except TimeoutError as error:
-                raise PartTimeout(f"no {self.role} worker was ready for {method} within {deadline_s:.0f} s") from error
+                why = f"; the last one was lost: {self._last_loss}" if self._last_loss else ""
+                raise PartTimeout(
+                    f"no {self.role} worker was ready for {method} within {deadline_s:.0f} s{why}"
+                ) from error
+
+    def _name(self, worker: _Worker, method: str) -> str:
+        return f"{self.role} worker {worker.index} ({method})"
+
+    # --- supervision -------------------------------------------------------------------------------------------------
 
     async def _make_ready(self, worker: _Worker) -> None:
+        worker.handle = self._spawn(worker.index)
         start: Any = worker.handle.start.remote()
-        worker.pid = await await_ref(start, self._start_deadline_s, self._name(worker, "start"))
+        worker.pid = await await_ref(start, self.start_deadline_s, self._name(worker, "start"))
         if self._prepare is not None:
             await self._prepare(worker.handle)
         worker.ready = True
@@ -207,53 +214,50 @@ class WorkerPool:
         if self._closed or self._workers.get(worker.index) is not worker:
             return
         worker.ready = False
-        ray.kill(worker.handle)
-        now = time.monotonic()
-        self._restarts.append(now)
-        while self._restarts[0] < now - RESTART_WINDOW_S:
-            self._restarts.popleft()
-        self.num_restarts += 1
-        if len(self._restarts) > self._max_restarts:
-            self._fail(f"{self.role} workers died {len(self._restarts)} times in {RESTART_WINDOW_S:.0f} s")
+        end_actor(worker.handle)
+        self._last_loss = one_line(cause)
+        sentence = self._restarts.lost(worker.index, cause, time.monotonic())
+        if sentence:
+            self._fail(sentence)
             return
-        self._num_broken += not isinstance(cause, ActorGone)
-        if self._num_broken > MAX_BROKEN:
-            self._fail(f"{self.role} workers broke {self._num_broken} times, the last with: {_one_line(cause)}")
-            return
-        fresh = _Worker(worker.index, self._spawn(worker.index))
+        fresh = _Worker(worker.index)
         self._workers[worker.index] = fresh
         self._keep(self._bring_up(fresh))
 
     async def _bring_up(self, worker: _Worker) -> None:
+        """Start a successor; one that cannot start, whatever it raises, is replaced in its turn."""
+        await asyncio.sleep(self._restarts.wait_s(worker.index))
         try:
             await self._make_ready(worker)
-        except (PartLost, PartTimeout, RuntimeError) as error:
-            await asyncio.sleep(1.0)
+        except Exception as error:  # noqa: BLE001 - counted by `Restarts`, which ends the run with it
             self._replace(worker, error)
 
-    def _fail(self, sentence: str) -> None:
-        self._failure = RunFailed(f"{sentence}; see the worker logs of the Ray session, or `capo-ray doctor`")
-        self._changed.set()
-
-    def _keep(self, coroutine: Any) -> None:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _supervise(self) -> None:
-        """Replace workers that no longer answer a ping."""
+        """Replace workers that do not answer a ping, or answer with an exception of any kind."""
 
         async def check(worker: _Worker) -> None:
             try:
-                ping: Any = worker.handle.ping.remote()
+                ping: Any = worker.handle.ping.remote()  # type: ignore[union-attr]
                 worker.figures = await await_ref(ping, PING_DEADLINE_S, self._name(worker, "ping"))
-            except (PartLost, PartTimeout, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 - as in `_bring_up`
                 self._replace(worker, error)
 
         while True:
             await asyncio.sleep(PING_EVERY_S)
             await asyncio.gather(*(check(worker) for worker in list(self._workers.values()) if worker.ready))
 
+    def _fail(self, sentence: str) -> None:
+        self._failure = RunFailed(f"{sentence}; see the worker logs of the Ray session, or `capo-ray doctor`")
+        self._changed.set()
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run beside everything else until it ends or the pool is closed; what it raises ends the run."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fail(f"the supervision of {self.role} workers ended: {one_line(error)}")
+
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(ended)

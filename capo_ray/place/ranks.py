@@ -9,28 +9,43 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from capo_ray.place.pool import await_ref
+from capo_ray.place.calls import await_ref, end_actor, one_line
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
+
+PINGS = "pings"
+"""The concurrency group of a rank's actor that answers pings."""
+PING_EVERY_S = 5.0
+SILENT_S = 40.0
+"""Without an answer to a ping for this long a rank counts as lost, though its process may be there (stopped, or deep
+in a call that lets nobody else run). Longer than for a worker: a rank cannot be replaced."""
 
 
 class RankActors:
     """A lost or late rank ends the run: its shard is gone, the checkpoint is not.
 
     Every call is sent to all ranks before anything is awaited, and an actor serves one caller's calls in the order they
-    were sent: so all ranks see the same order, whoever calls meanwhile.
+    were sent: so all ranks see the same order, whoever calls meanwhile. Pings have a thread of their own in the actor:
+    a rank answers them while it works, or waits for the others in a collective.
     """
 
-    def __init__(self, role: str, ranks: Sequence[ActorHandle], deadline_s: float) -> None:
-        self._role, self._ranks, self._deadline_s = role, ranks, deadline_s
+    def __init__(
+        self, role: str, spawn: Callable[[int], ActorHandle], num_ranks: int, deadline_s: float, *, alone: bool
+    ) -> None:
+        self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
+        self.deadline_s, self._alone = deadline_s, alone
+        self._ranks: list[ActorHandle] = []
+        self._lost: asyncio.Future[str] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self.pids: list[int] = []
         self.version = 0
 
     async def _start(self, arguments: Callable[[int, str], tuple[Any, ...]]) -> None:
         """Returns once all ranks have met and built the model; `arguments` are of (rank, meeting place)."""
-        meeting = await await_ref(
-            self._ranks[0].rendezvous.remote(), self._deadline_s, f"{self._role} rank 0 (rendezvous)"
-        )
+        self._come()
+        rendezvous: Any = self._ranks[0].rendezvous.remote(self._alone)
+        meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
         self.pids = await self._all("start", lambda rank: arguments(rank, meeting))
+        self._watch = asyncio.ensure_future(self._ping_all())
 
     async def save(self, path: str) -> None:
         """Write all shards; `path` is on a file system that every rank sees."""
@@ -43,11 +58,14 @@ class RankActors:
 
     def close(self) -> None:
         """Kill every rank."""
+        if self._watch is not None:
+            self._watch.cancel()
         for rank in self._ranks:
-            ray.kill(rank)
+            end_actor(rank)
 
     async def _all(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
         """The results of every rank, each called with its own arguments."""
+        self._come()
         return await self._gather(
             [
                 (getattr(rank, method).remote(*arguments(i)), f"{self._role} rank {i} ({method})")
@@ -55,9 +73,38 @@ class RankActors:
             ]
         )
 
+    def _come(self) -> None:
+        """Make the actors; nothing if they are there. Not before the first call: their places are reserved by then."""
+        if not self._ranks:
+            self._ranks = [self._spawn(rank) for rank in range(self._num_ranks)]
+            self._lost = asyncio.get_running_loop().create_future()
+
     async def _gather(self, calls: Sequence[tuple[ray.ObjectRef, str]]) -> list[Any]:
         """The results; the first failure ends the wait, since the other ranks then hang in a collective."""
+        assert self._lost is not None
+        work = asyncio.gather(*(await_ref(ref, self.deadline_s, what) for ref, what in calls))
         try:
-            return list(await asyncio.gather(*(await_ref(ref, self._deadline_s, what) for ref, what in calls)))
+            either: set[asyncio.Future[Any]] = {work, self._lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise PartLost(self._lost.result())
+            return list(work.result())
         except (PartLost, PartTimeout) as error:
             raise RunFailed(f"{error}; go on from the last checkpoint with resume=RUN") from error
+        finally:
+            work.cancel()
+
+    async def _ping_all(self) -> None:
+        """Ask every rank now and then whether it is there; returns once one is not, whose loss ends every call."""
+        assert self._lost is not None
+
+        async def check(rank: int) -> None:
+            ping: Any = self._ranks[rank].ping.options(concurrency_group=PINGS).remote()
+            await await_ref(ping, SILENT_S, f"{self._role} rank {rank} (ping)")
+
+        try:
+            while True:
+                await asyncio.sleep(PING_EVERY_S)
+                await asyncio.gather(*(check(rank) for rank in range(self._num_ranks)))
+        except Exception as error:  # noqa: BLE001 - told to whoever calls the ranks, now or next
+            self._lost.set_result(one_line(error))

@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
+from capo_ray.place.cluster import is_own
 from capo_ray.place.ranks import RankActors
 from capo_ray.types import Batch, Group, Trajectory, UpdateReport
 
@@ -24,8 +25,9 @@ class RewardModelActors(RankActors):
     def __init__(
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
     ) -> None:
-        ranks = [spawn(rank) for rank in range(config.reward_model.num_ranks)]
-        super().__init__("reward model", ranks, config.learner.deadline_s)
+        super().__init__(
+            "reward model", spawn, config.reward_model.num_ranks, config.learner.deadline_s, alone=is_own(config)
+        )
         self._config, self._build_spec = config, build_spec
         self._turn = asyncio.Lock()
 

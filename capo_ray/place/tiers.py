@@ -13,7 +13,9 @@ from ray.actor import ActorHandle
 from capo_ray.config import TrainConfig
 from capo_ray.critics.panel import was_not_answered
 from capo_ray.critics.retries import Breaker, RetryBudget
-from capo_ray.place.pool import WorkerPool, await_ref
+from capo_ray.place.calls import await_ref
+from capo_ray.place.placement import shares_devices
+from capo_ray.place.pool import WorkerPool
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
@@ -36,6 +38,7 @@ class RolloutPool:
             config.engine.num_workers,
             start_deadline_s=config.engine.start_deadline_s,
             prepare=self._bring_to_version,
+            in_turn=shares_devices(config),
         )
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
@@ -114,7 +117,11 @@ class CriticPool:
         self._breaker = Breaker(config.critic.breaker_failures, config.critic.breaker_open_s)
         self.counts = Counter({"lost_groups": 0, "retried_groups": 0, "hedged_groups": 0, "unsent_groups": 0})
         self.pool = WorkerPool(
-            "critic", spawn, config.critic.num_workers, start_deadline_s=config.engine.start_deadline_s
+            "critic",
+            spawn,
+            config.critic.num_workers,
+            start_deadline_s=config.engine.start_deadline_s,
+            in_turn=shares_devices(config),
         )
 
     async def critique(

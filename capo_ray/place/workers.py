@@ -125,11 +125,15 @@ class GroupRank:
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
-    def rendezvous(self) -> str:
-        """An address on this node at which the ranks can meet (a port that is free now)."""
+    def ping(self) -> None:
+        """Answers while another call is under way, if this process runs at all."""
+
+    def rendezvous(self, alone: bool) -> str:
+        """An address on this node at which the ranks can meet (a port that is free now); loopback if there is no other
+        node."""
         import ray
 
-        host = ray.util.get_node_ip_address()
+        host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
             return f"tcp://{host}:{probe.getsockname()[1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 from ray.cluster_utils import Cluster
 
 from capo_ray.config import TrainConfig
-from capo_ray.place.placement import Neighbourhoods, ask_of, check_fences
+from capo_ray.place.capacity import Muster, shortage
+from capo_ray.place.placement import Places, ask_of, node_resources, shares_devices
 from capo_ray.protocols import RunFailed
 
 
@@ -37,13 +39,13 @@ def test_a_fence_beside_a_placement_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[None]:
+def two_nodes() -> Iterator[Cluster]:
     cluster = Cluster()
     for name in ("rollouts", "judges"):
         cluster.add_node(num_cpus=2, num_gpus=2, resources={name: 1}, include_dashboard=False)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
-    yield
+    yield cluster
     ray.shutdown()
     cluster.shutdown()
 
@@ -62,28 +64,30 @@ def where(options: dict[str, Any]) -> Any:
 
 def places(config: TrainConfig) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
     """(node, GPUs) of the rollout workers and of the critics."""
-    neighbourhoods = Neighbourhoods(config)
-    asyncio.run(neighbourhoods.reserve())
-    rollout = [where(neighbourhoods.rollout(i)) for i in range(config.engine.num_workers)]
-    critic = [where(neighbourhoods.critic(i)) for i in range(config.critic.num_workers)]
+    reserved = Places(config)
+    asyncio.run(reserved.reserve())
+    rollout = [where(reserved.rollout(i)) for i in range(config.engine.num_workers)]
+    critic = [where(reserved.critic(i)) for i in range(config.critic.num_workers)]
     found = ray.get([ref for _, ref in rollout], timeout=30), ray.get([ref for _, ref in critic], timeout=30)
     for actor, _ in rollout + critic:
         ray.kill(actor)
-    neighbourhoods.close()
+    reserved.close()
     return found
 
 
 @pytest.mark.real
-def test_colocated_critics_share_their_rollout_workers_gpu(two_nodes: None) -> None:
+def test_colocated_critics_share_their_rollout_workers_gpu(two_nodes: Cluster) -> None:
     rollout, critic = places(config({"placement": "colocated", "num_workers": 2}))
     assert critic == rollout
     assert len(set(rollout)) == 2
 
 
 @pytest.mark.real
-def test_critics_of_the_same_node_have_gpus_of_their_own(two_nodes: None) -> None:
+def test_critics_of_the_same_node_have_gpus_of_their_own(two_nodes: Cluster) -> None:
     wanted = config({"placement": "same_node", "num_workers": 3, "num_gpus": 1}, num_gpus=1, num_workers=1)
-    with pytest.raises(RunFailed, match="on one node, and no node had that free within 2 s"):
+    with pytest.raises(
+        RunFailed, match=r"room for rollout worker 0 and its critics .* on one node, and got none within 2 s"
+    ):
         places(wanted.model_copy(update={"engine": wanted.engine.model_copy(update={"start_deadline_s": 2.0})}))
     rollout, critic = places(
         config({"placement": "same_node", "num_workers": 1, "num_gpus": 1}, num_gpus=1, num_workers=1)
@@ -93,9 +97,9 @@ def test_critics_of_the_same_node_have_gpus_of_their_own(two_nodes: None) -> Non
 
 
 @pytest.mark.real
-def test_a_fence_keeps_workers_on_the_nodes_that_announce_it(two_nodes: None) -> None:
+def test_a_fence_keeps_workers_on_the_nodes_that_announce_it(two_nodes: Cluster) -> None:
     fenced = config({"node_resource": "judges", "num_workers": 3}, node_resource="rollouts")
-    check_fences(fenced)
+    assert not shortage(fenced, node_resources())
     rollout, critic = places(fenced)
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     assert all("rollouts" in nodes[node] for node, _ in rollout)
@@ -103,11 +107,84 @@ def test_a_fence_keeps_workers_on_the_nodes_that_announce_it(two_nodes: None) ->
 
 
 @pytest.mark.real
-def test_a_fence_that_no_node_announces_is_named(two_nodes: None) -> None:
+def test_a_fence_that_no_node_announces_is_named(two_nodes: Cluster) -> None:
     with pytest.raises(RunFailed, match=r"critic\.node_resource=elsewhere is announced by no node"):
-        check_fences(config({"node_resource": "elsewhere"}))
+        asyncio.run(Muster(config({"node_resource": "elsewhere"})).wait(print))
 
 
-def test_without_placement_an_actor_asks_for_its_share_alone() -> None:
-    part = config({}).critic
-    assert ask_of(part) == {"num_cpus": 0.1, "num_gpus": 0.5, "resources": {}}
+def test_what_is_missing_is_named() -> None:
+    small, large = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 8.0, "judges": 1.0}
+    wanted = config({"num_gpus": 4, "tensor_parallel": 4, "node_resource": "judges"}, num_gpus=1, num_workers=4)
+    assert shortage(wanted, [small, large]) == ""
+    assert "critic.node_resource=judges is announced by no node" in shortage(wanted, [small])
+    one_node = "too few GPUs on one node: critic asks for 4 on each, and the largest with judges has 2"
+    assert one_node in shortage(wanted, [small | {"judges": 1.0}, {"GPU": 8.0, "CPU": 8.0}])
+    less = "too few GPUs: expected a cluster with 8 for this run's actors, got 6 on 2 node(s)"
+    assert less in shortage(wanted, [small, large | {"GPU": 4.0}])
+
+
+@pytest.mark.real
+def test_a_node_that_joins_late_is_waited_for(two_nodes: Cluster) -> None:
+    wanted = config({"num_gpus": 1}, num_gpus=1, num_workers=4).model_copy(
+        update={"cluster": TrainConfig().cluster.model_copy(update={"wait_s": 60.0})}
+    )
+    told: list[str] = []
+
+    async def go() -> None:
+        waiting = asyncio.ensure_future(Muster(wanted).wait(told.append))
+        await asyncio.sleep(1.5)
+        assert not waiting.done()
+        node = two_nodes.add_node(num_cpus=1, num_gpus=1)
+        await waiting
+        two_nodes.remove_node(node)
+
+    asyncio.run(go())
+    assert "too few GPUs: expected a cluster with 5 for this run's actors, got 4" in told[0]
+
+
+def test_without_placement_an_actor_asks_for_its_share_alone_and_sees_no_gpu_without_one() -> None:
+    assert ask_of(config({}).critic) == {"num_cpus": 0.1, "num_gpus": 0.5, "resources": {}}
+    hidden = ask_of(config({"num_gpus": 0}).critic)
+    assert hidden.pop("runtime_env") == {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    assert hidden == {"num_cpus": 0.1, "num_gpus": 0, "resources": {}}
+
+
+@pytest.mark.real
+def test_an_actor_without_gpus_sees_none_on_a_node_that_has_some(two_nodes: Cluster) -> None:
+    class Worker:
+        def seen(self) -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    plain = ask_of(config({"num_gpus": 0}).critic)
+    bare = ray.remote(Worker).options(num_cpus=0.1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}).remote()
+    actor = ray.remote(Worker).options(**plain).remote()
+    assert ray.get([actor.seen.remote(), bare.seen.remote()], timeout=60) == ["", None]
+    for one in (actor, bare):
+        ray.kill(one)
+
+
+@pytest.mark.real
+def test_ranks_are_packed_on_one_node_and_an_engine_over_two_gpus_finds_its_node_whole(two_nodes: Cluster) -> None:
+    wanted = TrainConfig.model_validate(
+        {
+            "engine": {"num_gpus": 2, "num_cpus": 0.1, "tensor_parallel": 2},
+            "learner": {"num_ranks": 2, "num_gpus": 1, "num_cpus": 0.1},
+            "credit": {"method": "grpo"},
+        }
+    )
+    reserved = Places(wanted)
+    asyncio.run(reserved.reserve())
+    ranks = [where(reserved.learner(rank)) for rank in range(2)]
+    engine = where(reserved.rollout(0))
+    (first, second, rollout) = ray.get([ref for _, ref in (*ranks, engine)], timeout=60)
+    for actor, _ in (*ranks, engine):
+        ray.kill(actor)
+    reserved.close()
+    assert first[0] == second[0] != rollout[0]
+    assert len(rollout[1]) == 2 and first[1] != second[1]
+
+
+def test_engines_on_shares_of_a_gpu_start_in_turn() -> None:
+    assert shares_devices(config({"placement": "colocated"}))
+    assert not shares_devices(config({"num_gpus": 1}, num_gpus=2))
+    assert not shares_devices(TrainConfig())

@@ -15,7 +15,7 @@ from capo_ray.cli.fit import refuse_misfit
 from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
 from capo_ray.cli.models import find_model
 from capo_ray.config import TrainConfig
-from capo_ray.place.cluster import demand_of
+from capo_ray.place.capacity import demand_of
 from capo_ray.protocols import RunFailed
 from tests.model_files import write_model
 

@@ -40,6 +40,8 @@ class EngineSpec:
     start_deadline_s: float = 600.0
     step_deadline_s: float = 120.0
     """A step that has not ended after this long is a hang; before the first answer `start_deadline_s`, if longer."""
+    swap_deadline_s: float = 600.0
+    """For new weights, from the first byte loaded to the canary's answer; then they are refused."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -49,6 +51,8 @@ class EngineSpec:
             "tensor_parallel",
             "deadline_s",
             "step_deadline_s",
+            "start_deadline_s",
+            "swap_deadline_s",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"EngineSpec.{name} must be > 0 (got {getattr(self, name)})")

@@ -178,7 +178,8 @@ class VllmEngine:
 
     def _swap(self, source: dict[str, Any], manifest: Manifest) -> None:
         try:
-            seconds = swap(self._stepper, source, manifest, self.spec.deadline_s, keep=self.spec.running == "keep")
+            limit_s = self.spec.swap_deadline_s
+            seconds = swap(self._stepper, source, manifest, limit_s, keep=self.spec.running == "keep")
         except WeightsRefused as error:
             self._refuse(error)
             raise

@@ -12,7 +12,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place import build
 from capo_ray.place.agreement import agree_at_start
 from capo_ray.place.learner import LearnerActors
-from capo_ray.place.placement import Neighbourhoods, check_fences
+from capo_ray.place.placement import Places, shares_devices
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 
@@ -28,25 +28,26 @@ class Actors:
     critic: CriticPool | None
     learner: LearnerActors
     reward_model: RewardModelActors | None
-    places: Neighbourhoods
+    places: Places
 
     @classmethod
     def build(cls, config: TrainConfig, run_dir: Path) -> Actors:
         """The actors that a configuration asks for, not started."""
-        places = Neighbourhoods(config)
+        places = Places(config)
         return cls(
             build.build_rollout_pool(config, places),
             build.build_verifier_tier(config),
             build.build_critic_pool(config, run_dir, places) if "critiques" in config.credit.needs else None,
-            build.build_learner(config),
-            build.build_reward_model(config) if "token_rewards" in config.credit.needs else None,
+            build.build_learner(config, places),
+            build.build_reward_model(config, places) if "token_rewards" in config.credit.needs else None,
             places,
         )
 
     async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
-        """Start all side by side: the slowest decides. From then on `workers.json` names their processes.
+        """Start all side by side, the slowest decides; engines that share a GPU start in turn.
 
-        Engines and learner have then scored `canary` alike under the weights that they were started with.
+        From then on `workers.json` names their processes, and engines and learner have scored `canary` alike under the
+        weights that they were started with.
         """
         pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
 
@@ -59,12 +60,18 @@ class Actors:
 
         for pool in pools:
             pool.on_ready = note
-        check_fences(self.places.config)
         await self.places.reserve()
-        starts = [self.learner.start(canary), *(pool.start() for pool in pools)]
+        ranks = [self.learner.start(canary)]
         if self.reward_model is not None:
-            starts.append(self.reward_model.start())
-        await asyncio.gather(*starts)
+            ranks.append(self.reward_model.start())
+        if not shares_devices(self.places.config):
+            await asyncio.gather(*ranks, *(pool.start() for pool in pools))
+        else:
+            # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
+            await asyncio.gather(*ranks, self.verifier.pool.start())
+            await self.rollout.pool.start()
+            if self.critic is not None:
+                await self.critic.pool.start()
         note()
         self.learner.allowed = await agree_at_start(self.places.config, canary, self.rollout, self.learner)
 

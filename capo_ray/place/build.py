@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.engines import EngineSpec, HfTokenizer
 from capo_ray.learners.spec import LearnerSpec, RewardSpec
 from capo_ray.place.learner import LearnerActors
-from capo_ray.place.placement import Neighbourhoods, ask_of
+from capo_ray.place.placement import Places
+from capo_ray.place.ranks import PINGS
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, RolloutWorker, VerifierWorker
@@ -23,6 +25,8 @@ CANARY_TOKENS = 48
 """Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
 score it at every publish, which on a CPU costs more than moving the weights."""
 CRITIQUES_FILE = "critiques.sqlite"
+SWAP_S = 600.0
+"""For an engine to take in new weights where `weights.deadline_s` is left to their size, which the driver counts."""
 
 
 def policy_path(config: TrainConfig) -> str:
@@ -53,38 +57,55 @@ def require_policys_tokens(config: TrainConfig, tokenizer: HfTokenizer) -> None:
             )
 
 
-def build_rollout_pool(config: TrainConfig, places: Neighbourhoods) -> RolloutPool:
-    """Rollout workers, not started."""
-    spec = EngineSpec(
+def policy_engine(config: TrainConfig) -> EngineSpec:
+    """The engine of a rollout worker."""
+    return EngineSpec(
         model_path=policy_path(config),
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         seed=config.run.seed,
         weight_transport=config.weights.transport,
         running=config.weights.running,
+        deadline_s=config.rollout.deadline_s,
+        start_deadline_s=config.engine.start_deadline_s,
+        swap_deadline_s=config.weights.deadline_s or SWAP_S,
         **_engine_share(config.engine),
     )
+
+
+def critic_engine(config: TrainConfig) -> EngineSpec | None:
+    """The engine of a critic worker; only `critic.backend=vllm` has one."""
+    if config.critic.backend != "vllm":
+        return None
+    return EngineSpec(
+        model_path=critic_path(config),
+        dtype=config.critic.dtype,
+        max_model_len=config.critic.max_model_len,
+        seed=config.run.seed,
+        weight_transport="none",
+        deadline_s=config.critic.deadline_s,
+        start_deadline_s=config.engine.start_deadline_s,
+        **_engine_share(config.critic),
+    )
+
+
+def build_rollout_pool(config: TrainConfig, places: Places) -> RolloutPool:
+    """Rollout workers, not started."""
+    spec = policy_engine(config)
     return RolloutPool(
         config, lambda index: _spawn(RolloutWorker, places.rollout(index), max_concurrency=1000).remote(spec)
     )
 
 
-def build_critic_pool(config: TrainConfig, run_dir: Path, places: Neighbourhoods) -> CriticPool:
-    """Critic workers, not started; only `critic.backend=vllm` has an engine."""
-    spec = (
-        None
-        if config.critic.backend != "vllm"
-        else EngineSpec(
-            model_path=critic_path(config),
-            dtype=config.critic.dtype,
-            max_model_len=config.critic.max_model_len,
-            seed=config.run.seed,
-            weight_transport="none",
-            **_engine_share(config.critic),
-        )
-    )
+def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> CriticPool:
+    """Critic workers, not started."""
     credit: Any = config.credit
-    arguments = (spec, config.critic, getattr(credit, "vote", "majority"), getattr(credit, "quorum", 1))
+    arguments = (
+        critic_engine(config),
+        config.critic,
+        getattr(credit, "vote", "majority"),
+        getattr(credit, "quorum", 1),
+    )
     store = config.critic.store or str(run_dir / CRITIQUES_FILE)
     return CriticPool(
         config,
@@ -98,7 +119,7 @@ def build_verifier_tier(config: TrainConfig) -> VerifierTier:
     return VerifierTier(config, lambda _: actor.remote(config.verifier))
 
 
-def build_learner(config: TrainConfig) -> LearnerActors:
+def build_learner(config: TrainConfig, places: Places) -> LearnerActors:
     """Learner ranks, not started."""
 
     def build_spec(rank: int, meeting: str) -> LearnerSpec:
@@ -115,12 +136,10 @@ def build_learner(config: TrainConfig) -> LearnerActors:
             seed=config.run.seed,
         )
 
-    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
-    actor = _spawn(LearnerRank, ask_of(config.learner), runtime_env={"env_vars": threads})
-    return LearnerActors(config, lambda rank: actor.remote(rank), build_spec)
+    return LearnerActors(config, lambda rank: _spawn_rank(LearnerRank, places.learner(rank), config, rank), build_spec)
 
 
-def build_reward_model(config: TrainConfig) -> RewardModelActors:
+def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors:
     """The ranks of the model that rewards tokens, not started."""
     num_ranks = config.reward_model.num_ranks
 
@@ -142,9 +161,9 @@ def build_reward_model(config: TrainConfig) -> RewardModelActors:
             device="auto" if config.reward_model.num_gpus > 0 else "cpu",
         )
 
-    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
-    actor = _spawn(RewardModelRank, ask_of(config.reward_model), runtime_env={"env_vars": threads})
-    return RewardModelActors(config, lambda rank: actor.remote(rank), build_spec)
+    return RewardModelActors(
+        config, lambda rank: _spawn_rank(RewardModelRank, places.reward_model(rank), config, rank), build_spec
+    )
 
 
 def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:
@@ -170,4 +189,12 @@ def _engine_share(part: EngineConfig | CriticConfig) -> dict[str, Any]:
 
 
 def _spawn(actor: type, place: dict[str, Any], **options: Any) -> Any:
-    return ray.remote(actor).options(**place, **options)
+    return ray.remote(**place, **options)(actor)
+
+
+def _spawn_rank(actor: type, place: dict[str, Any], config: TrainConfig, rank: int) -> ActorHandle:
+    hidden = place.get("runtime_env", {}).get("env_vars", {})
+    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
+    options = place | {"runtime_env": {"env_vars": hidden | threads}}
+    handle: ActorHandle = _spawn(actor, options, concurrency_groups={PINGS: 1}).remote(rank)
+    return handle

@@ -1,107 +1,182 @@
-"""On which node an actor goes: fences by custom resources, and critics beside rollout workers.
+"""On which node an actor goes: fences by custom resources, and placement groups, reserved before anything is loaded.
 
 node_resource           the role's workers take a grain of it, so they go only where nodes announce it
 critic.placement        anywhere: Ray's choice; same_node, colocated: a placement group per rollout worker
 
 same_node   {rollout} {critic} {critic}   on one node      colocated   {rollout + critics}   in one bundle, one GPU
+
+Reserved in this order, the largest first, so that one-GPU actors do not strand those that need a node's many:
+neighbourhoods and engines over several GPUs, then the ranks of a group (one node where one has room, else as few as
+can be). What needs one GPU or none takes what is left, by Ray's own choice.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.config import TrainConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
-from capo_ray.place.pool import await_ref
-from capo_ray.protocols import PartTimeout, RunFailed
+from capo_ray.protocols import RunFailed
 
 GRAIN = 0.001
 """Of a node's custom resource that one worker takes: a fence, not a count."""
-
+ONE_NODE_S = 10.0
+"""How long ranks wait for room on a single node that is large enough, before they take several."""
+POLL_S = 0.1
 
 Part = EngineConfig | CriticConfig | LearnerConfig | RewardModelConfig
+Bundle = dict[str, float]
 
 
 def ask_of(part: Part) -> dict[str, Any]:
-    """The options of an actor of this role: CPUs, GPUs and the fence."""
+    """The options of an actor of this role: CPUs, GPUs and the fence. One without GPUs sees none."""
     resources = {part.node_resource: GRAIN} if part.node_resource else {}
-    return {"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, "resources": resources}
+    options: dict[str, Any] = {"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, "resources": resources}
+    if part.num_gpus == 0:
+        # Ray leaves the variable alone for actors without GPUs, and engines and ranks would all take the first one.
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    return options
 
 
-class Neighbourhoods:
-    """A placement group for each rollout worker and the critics beside it; none with `critic.placement=anywhere`."""
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Bundles that belong together, and who lives in them: (role, index) by bundle."""
+
+    bundles: list[Bundle]
+    members: dict[tuple[str, int], int]
+    what: str
+    """For the sentence that says what was not free."""
+
+
+class Places:
+    """The placement groups of a run; none where Ray's own choice is good enough."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self._groups: list[PlacementGroup] = []
-        engine, critic = config.engine, config.critic
-        if "critiques" not in config.credit.needs or critic.placement == "anywhere":
-            return
-        for index in range(engine.num_workers):
-            num_critics = len(range(index, critic.num_workers, engine.num_workers))
-            bundles = [_bundle(ask_of(engine)), *(_bundle(ask_of(critic)) for _ in range(num_critics))]
-            if critic.placement == "colocated":
-                bundles = [{name: sum(b.get(name, 0.0) for b in bundles) for b in bundles for name in b}]
-            self._groups.append(placement_group(bundles, strategy="STRICT_PACK"))
+        self._seats: dict[tuple[str, int], tuple[PlacementGroup, int]] = {}
 
     def rollout(self, index: int) -> dict[str, Any]:
         """The options of a rollout worker."""
-        return self._place(ask_of(self.config.engine), index, 0)
+        return self._place(self.config.engine, "rollout", index)
 
     def critic(self, index: int) -> dict[str, Any]:
-        """The options of a critic worker; worker i stands beside rollout worker i modulo their number."""
-        home, place = index % self.config.engine.num_workers, 1 + index // self.config.engine.num_workers
-        colocated = self.config.critic.placement == "colocated"
-        return self._place(ask_of(self.config.critic), home, 0 if colocated else place)
+        """The options of a critic worker; where beside a rollout worker: its index modulo theirs."""
+        return self._place(self.config.critic, "critic", index)
+
+    def learner(self, rank: int) -> dict[str, Any]:
+        """The options of a learner rank."""
+        return self._place(self.config.learner, "learner", rank)
+
+    def reward_model(self, rank: int) -> dict[str, Any]:
+        """The options of a rank of the reward model."""
+        return self._place(self.config.reward_model, "reward_model", rank)
 
     async def reserve(self) -> None:
         """Returns once the cluster holds a place for every group; RunFailed where it does not in time."""
-        deadline_s = self.config.engine.start_deadline_s
-        for index, group in enumerate(self._groups):
-            try:
-                await await_ref(group.ready(), deadline_s, f"the place of rollout worker {index} and its critics")
-            except PartTimeout as error:
-                raise RunFailed(
-                    f"critic.placement={self.config.critic.placement} needs {group.bundle_specs} on one node, and no "
-                    f"node had that free within {deadline_s:.0f} s; add nodes, or choose critic.placement=anywhere"
-                ) from error
+        ends = time.monotonic() + self.config.engine.start_deadline_s
+        for home in _engine_homes(self.config):
+            await self._take(home, "STRICT_PACK", ends)
+        for home in _rank_homes(self.config):
+            whole = {name: sum(b.get(name, 0.0) for b in home.bundles) for b in home.bundles for name in b}
+            if any(all(node.get(n, 0.0) >= amount for n, amount in whole.items()) for node in node_resources()):
+                try:
+                    await self._take(home, "STRICT_PACK", min(ends, time.monotonic() + ONE_NODE_S))
+                    continue
+                except RunFailed:
+                    remove_placement_group(self._groups.pop())
+            await self._take(home, "PACK", ends)
 
     def close(self) -> None:
         """Give the places back."""
         for group in self._groups:
             remove_placement_group(group)
 
-    def _place(self, options: dict[str, Any], group: int, bundle: int) -> dict[str, Any]:
-        if not self._groups:
-            return options
-        return options | {
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._groups[group], placement_group_bundle_index=bundle
-            )
-        }
+    async def _take(self, home: _Home, strategy: str, ends: float) -> None:
+        began = time.monotonic()
+        group = placement_group(home.bundles, strategy=strategy)
+        self._groups.append(group)
+        while placement_group_table(group)["state"] != "CREATED":
+            if time.monotonic() > ends:
+                raise RunFailed(
+                    f"expected room for {home.what}, which asks for {home.bundles}"
+                    f"{' on one node' if strategy == 'STRICT_PACK' else ''}, and got none within "
+                    f"{time.monotonic() - began:.0f} s; add nodes, or lower what is asked for (see --dry-run)"
+                )
+            await asyncio.sleep(POLL_S)
+        self._seats |= {member: (group, bundle) for member, bundle in home.members.items()}
+
+    def _place(self, part: Part, role: str, index: int) -> dict[str, Any]:
+        if (role, index) not in self._seats:
+            return ask_of(part)
+        group, bundle = self._seats[role, index]
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        return ask_of(part) | {"scheduling_strategy": strategy}
 
 
-def check_fences(config: TrainConfig) -> None:
-    """Every `node_resource` is announced by some node of the joined cluster; RunFailed otherwise."""
-    parts: dict[str, Part] = {"engine": config.engine, "learner": config.learner}
-    if "critiques" in config.credit.needs:
-        parts["critic"] = config.critic
+def shares_devices(config: TrainConfig) -> bool:
+    """Whether two engines may stand on one GPU: then one profiles its memory only when the other is at rest."""
+    judges = "critiques" in config.credit.needs
+    return 0 < config.engine.num_gpus < 1 or (judges and 0 < config.critic.num_gpus < 1)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What every living node of the joined cluster has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _engine_homes(config: TrainConfig) -> list[_Home]:
+    """The neighbourhoods, or each engine over several GPUs, the largest first."""
+    engine, critic = config.engine, config.critic
+    judges = "critiques" in config.credit.needs
+    homes = []
+    if judges and critic.placement != "anywhere":
+        for index in range(engine.num_workers):
+            neighbours = range(index, critic.num_workers, engine.num_workers)
+            bundles = [bundle_of(ask_of(engine)), *(bundle_of(ask_of(critic)) for _ in neighbours)]
+            if critic.placement == "colocated":
+                bundles = [{name: sum(b.get(name, 0.0) for b in bundles) for b in bundles for name in b}]
+            members = {("rollout", index): 0}
+            members |= {("critic", n): 0 if len(bundles) == 1 else 1 + at for at, n in enumerate(neighbours)}
+            what = f"rollout worker {index} and its critics (critic.placement={critic.placement})"
+            homes.append(_Home(bundles, members, what))
+    else:
+        roles: list[tuple[str, EngineConfig | CriticConfig]] = [("rollout", engine)]
+        roles += [("critic", critic)] if judges else []
+        for role, part in roles:
+            if part.num_gpus > 1:
+                homes += [
+                    _Home([bundle_of(ask_of(part))], {(role, i): 0}, f"{role} worker {i}")
+                    for i in range(part.num_workers)
+                ]
+    return sorted(homes, key=lambda home: -sum(bundle.get("GPU", 0.0) for bundle in home.bundles))
+
+
+def _rank_homes(config: TrainConfig) -> list[_Home]:
+    """The ranks of the learner, and those of the reward model, where there are several."""
+    groups: list[tuple[str, LearnerConfig | RewardModelConfig]] = [("learner", config.learner)]
     if "token_rewards" in config.credit.needs:
-        parts["reward_model"] = config.reward_model
-    have = ray.cluster_resources()
-    for name, part in parts.items():
-        if part.node_resource and part.node_resource not in have:
-            raise RunFailed(
-                f"{name}.node_resource={part.node_resource} is announced by no node of the cluster; start nodes with "
-                f"`ray start --resources '{{\"{part.node_resource}\": 1}}'` (KubeRay: rayStartParams.resources)"
-            )
+        groups.append(("reward_model", config.reward_model))
+    return [
+        _Home(
+            [bundle_of(ask_of(part)) for _ in range(part.num_ranks)],
+            {(role, rank): rank for rank in range(part.num_ranks)},
+            f"the {part.num_ranks} ranks of {role}",
+        )
+        for role, part in groups
+        if part.num_ranks > 1
+    ]
 
 
-def _bundle(options: dict[str, Any]) -> dict[str, float]:
+def bundle_of(options: dict[str, Any]) -> Bundle:
+    """What an actor with these options takes; never nothing, which is no bundle."""
     named = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
     return {name: float(amount) for name, amount in named.items() if amount} or {"CPU": GRAIN}

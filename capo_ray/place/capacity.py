@@ -1,0 +1,119 @@
+"""Whether the cluster has what the actors of a run ask for, and the wait for nodes that join late.
+
+Invariant: nothing is loaded before every role has nodes that could hold it, or one sentence says what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from capo_ray.config import TrainConfig
+from capo_ray.place.placement import Part, ask_of, bundle_of, node_resources
+from capo_ray.protocols import RunFailed
+
+POLL_S = 1.0
+Node = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the actors of a run ask of the cluster."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+def roles_of(config: TrainConfig) -> list[tuple[str, int, Part]]:
+    """The config section, number of actors and share of every role (verifier workers ask for nothing)."""
+    roles: list[tuple[str, int, Part]] = [
+        ("engine", config.engine.num_workers, config.engine),
+        ("learner", config.learner.num_ranks, config.learner),
+    ]
+    if "critiques" in config.credit.needs:
+        roles.append(("critic", config.critic.num_workers, config.critic))
+    if "token_rewards" in config.credit.needs:
+        roles.append(("reward_model", config.reward_model.num_ranks, config.reward_model))
+    return roles
+
+
+def demand_of(config: TrainConfig) -> Demand:
+    """The sum over all actors."""
+    roles = roles_of(config)
+    return Demand(sum(n * part.num_cpus for _, n, part in roles), sum(n * part.num_gpus for _, n, part in roles))
+
+
+def bundles_of(config: TrainConfig) -> list[Node]:
+    """What each actor asks for, its fence included."""
+    return [bundle_of(ask_of(part)) for _, count, part in roles_of(config) for _ in range(count)]
+
+
+def shortage(config: TrainConfig, nodes: Sequence[Node]) -> str:
+    """What these nodes lack for the run, with what to do about it; empty where nothing."""
+    for name, _, part in roles_of(config):
+        fenced = [node for node in nodes if not part.node_resource or part.node_resource in node]
+        if not fenced:
+            return (
+                f"{name}.node_resource={part.node_resource} is announced by no node of the cluster; start nodes with "
+                f"`ray start --resources '{{\"{part.node_resource}\": 1}}'` (KubeRay: rayStartParams.resources)"
+            )
+        for kind, amount in (("CPU", part.num_cpus), ("GPU", part.num_gpus)):
+            largest = max(node.get(kind, 0.0) for node in fenced)
+            if amount > largest:
+                return (
+                    f"too few {kind}s on one node: {name} asks for {amount:g} on each, and the largest"
+                    f"{f' with {part.node_resource}' if part.node_resource else ''} has {largest:g}; "
+                    f"add larger nodes, or lower {name}.num_{kind.lower()}s (see --dry-run)"
+                )
+    demand = demand_of(config)
+    for kind, wanted in (("CPU", demand.num_cpus), ("GPU", demand.num_gpus)):
+        have = sum(node.get(kind, 0.0) for node in nodes)
+        if wanted > have:
+            return (
+                f"too few {kind}s: expected a cluster with {wanted:g} for this run's actors, got {have:g} on "
+                f"{len(nodes)} node(s); add nodes, or lower num_workers, num_ranks, num_{kind.lower()}s (see --dry-run)"
+            )
+    return ""
+
+
+def ask_autoscaler(bundles: Sequence[Node]) -> None:
+    """Tell an autoscaler, where there is one, to hold nodes for these bundles in place of those told before."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=list(bundles))
+
+
+class Muster:
+    """The wait, of `cluster.wait_s`, for nodes that join late.
+
+    While something lacks, an autoscaler is told of every bundle, since there are no actors yet that it could see; at
+    the end it is told of none, so that it holds no node for a run that has gone.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        nodes: Callable[[], Sequence[Node]] = node_resources,
+        ask: Callable[[Sequence[Node]], None] = ask_autoscaler,
+    ) -> None:
+        self._config, self._nodes, self._ask = config, nodes, ask
+        self.wait_s = config.cluster.wait_s
+
+    async def wait(self, tell: Callable[[str], None]) -> None:
+        """Returns once the cluster could hold every actor; RunFailed with what is missing after `wait_s`."""
+        began, asked = time.monotonic(), False
+        try:
+            while missing := shortage(self._config, self._nodes()):
+                if time.monotonic() - began >= self.wait_s:
+                    hint = f"waited cluster.wait_s={self.wait_s:g}" if self.wait_s else "cluster.wait_s waits for nodes"
+                    raise RunFailed(f"{missing} ({hint})")
+                if not asked:
+                    asked = True
+                    self._ask(bundles_of(self._config))
+                tell(f"waiting up to {self.wait_s:.0f} s for nodes: {missing.partition(';')[0]}")
+                await asyncio.sleep(min(POLL_S, self.wait_s))
+        finally:
+            if asked:
+                self._ask(())

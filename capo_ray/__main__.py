@@ -1,8 +1,6 @@
 """`python -m capo_ray` is the console script `capo-ray`."""
 
-import sys
-
-from capo_ray.cli import main
+from capo_ray.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capo_ray.config import TrainConfig
-from capo_ray.place import cluster
+from capo_ray.learners.store import build_store
+from capo_ray.place import capacity, cluster
 from capo_ray.protocols import RunFailed
 
 
@@ -42,40 +45,75 @@ def test_a_port_that_never_speaks_ends_the_program_within_the_deadline(tmp_path:
 
 
 class Growing:
-    """A cluster to which a node with a GPU comes at every look, from the second on, once it was asked for."""
+    """A cluster to which a node with a GPU comes at every look, once it was asked for."""
 
     def __init__(self, most: int) -> None:
         self.most, self.gpus = most, 0
         self.asked: list[object] = []
 
-    def resources(self) -> dict[str, float]:
+    def nodes(self) -> list[dict[str, float]]:
         if self.asked and self.gpus < self.most:
             self.gpus += 1
-        return {"CPU": 8.0, "GPU": float(self.gpus)}
+        return [{"CPU": 8.0, "rollout": 1.0}] + [{"CPU": 8.0, "GPU": 1.0, "rollout": 1.0}] * self.gpus
 
     def ask(self, bundles: object) -> None:
         self.asked.append(bundles)
 
 
 def test_nodes_that_join_late_are_asked_for_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "POLL_S", 0.01)
-    asked = TrainConfig.model_validate(
-        {"engine": {"num_gpus": 1, "node_resource": "rollout"}, "learner": {"num_ranks": 2, "num_gpus": 1}}
-    )
-    demand = cluster.demand_of(asked)
-    assert [b["GPU"] for b in demand.bundles if "GPU" in b] == [1, 1, 1] and "rollout" in demand.bundles[0]
+    monkeypatch.setattr(capacity, "POLL_S", 0.01)
+    engine, learner = {"num_gpus": 1, "node_resource": "rollout"}, {"num_ranks": 2, "num_gpus": 1}
+    wanted = TrainConfig.model_validate({"engine": engine, "learner": learner, "cluster": {"wait_s": 0.3}})
+    bundles = capacity.bundles_of(wanted)
+    assert [b["GPU"] for b in bundles if "GPU" in b] == [1, 1, 1] and "rollout" in bundles[0]
+    told: list[str] = []
     growing = Growing(most=3)
-    cluster.await_capacity(demand, 5.0, growing.resources, growing.ask)
-    assert growing.gpus == 3 and growing.asked == [demand.bundles, ()]  # held, then let go
+    asyncio.run(capacity.Muster(wanted, growing.nodes, growing.ask).wait(told.append))
+    assert growing.gpus == 3 and growing.asked == [bundles, ()]  # held, then let go
+    assert "for nodes: too few GPUs" in told[0]
 
     growing = Growing(most=2)
-    with pytest.raises(RunFailed, match=r"expected a cluster with 3 GPUs .* within cluster.wait_s=0.2, got 2"):
-        cluster.await_capacity(demand, 0.2, growing.resources, growing.ask)
+    with pytest.raises(
+        RunFailed, match=r"too few GPUs: expected a cluster with 3 .* got 2 .*waited cluster.wait_s=0.3"
+    ):
+        asyncio.run(capacity.Muster(wanted, growing.nodes, growing.ask).wait(told.append))
     assert growing.asked[-1] == ()
 
 
 def test_without_a_wait_a_cluster_that_is_too_small_is_refused_at_once() -> None:
     growing = Growing(most=3)
-    with pytest.raises(RunFailed, match=r"expected a cluster with 1 GPUs .* got 0; add nodes, wait for them"):
-        cluster.await_capacity(cluster.Demand(1.0, 1.0), 0.0, growing.resources, growing.ask)
+    wanted = TrainConfig.model_validate({"engine": {"num_gpus": 1}})
+    with pytest.raises(
+        RunFailed, match=r"too few GPUs on one node: engine asks for 1 .*cluster.wait_s waits for nodes"
+    ):
+        asyncio.run(capacity.Muster(wanted, growing.nodes, growing.ask).wait(print))
     assert growing.asked == []
+
+
+@pytest.mark.parametrize("address, refused", [("", True), ("10.0.0.7:6379", True), ("127.0.0.1:1", False)])
+def test_open_ports_without_a_token_are_refused_before_ray_starts(
+    address: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = "RAY_AUTH_MODE=disabled" if refused else "nothing answers there"
+    with pytest.raises(RunFailed, match=words):
+        cluster.connect(config(address))
+
+
+def test_the_store_of_two_ranks_listens_on_its_own_address_alone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    store = build_store(f"tcp://127.0.0.1:{port}", 0, 1, datetime.timedelta(seconds=10))
+    places = {c.laddr[0] for c in psutil.Process().net_connections() if c.laddr and c.laddr[1] == port}
+    assert places == {"127.0.0.1"}
+    del store
+
+
+def test_a_process_that_hangs_after_its_last_word_is_ended_with_its_code() -> None:
+    hangs = (
+        "import sys, threading; from capo_ray.place.last_resort import force_exit_after; "
+        "threading.Thread(target=threading.Event().wait).start(); force_exit_after(0.5, 3, 'the words'); sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", hangs], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "the words\n")

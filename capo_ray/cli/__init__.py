@@ -34,11 +34,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("capo_ray.cli.export", "capo-ray export runs/latest --output policy"),
     "submit": ("capo_ray.cli.submit", "capo-ray submit --address http://127.0.0.1:8265 credit=capo"),
 }
+LEAVE_S = 20.0
 INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143
 
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be, so that both take the same way out."""
+
+
+def program() -> None:
+    """One command line as a process of its own, which is gone soon after its last word whatever still waits in it."""
+    from capo_ray.place.last_resort import force_exit_after
+
+    code = main()
+    force_exit_after(LEAVE_S, code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -234,3 +234,8 @@ class ClusterConfig(Section):
     object_store_mib: int = Field(0, ge=0)
     """Shared memory of an own cluster; 0: two versions of the policy and 256 MiB, as far as /dev/shm has room."""
     start_deadline_s: float = Field(120.0, gt=0)
+    """For Ray to answer at the start."""
+    without_token: bool = False
+    """Take RAY_AUTH_MODE=disabled for a cluster with ports open beyond loopback: whoever reaches them runs code."""
+    deadline_s: float = Field(30.0, gt=0)
+    """The run ends when the cluster's head has not answered for this long."""

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from capo_ray.learners.store import build_store
 from capo_ray.protocols import RunFailed
 
 GATHER_NUMEL = 200_000_000  # elements made whole at a time when ZeRO-3 weights are gathered
@@ -203,12 +204,12 @@ def _join(deepspeed: Any, device: str, rank: int, world_size: int, init_method: 
     """Makes this process one rank of the group, within the deadline."""
     if dist.is_initialized():
         raise RunFailed("a process holds one learner at a time (got a second one); close the first")
-    meeting: dict[str, Any] = {"init_method": init_method} if init_method else {"store": dist.HashStore()}
     timeout = datetime.timedelta(seconds=deadline_s)
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting)
-    except (RuntimeError, ValueError) as error:
+        store = build_store(init_method, rank, world_size, timeout)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, store=store)
+    except (RuntimeError, ValueError, OSError) as error:
         raise RunFailed(
             f"learner rank {rank} of {world_size} could not meet the others at {init_method} within "
             f"{deadline_s:.0f} s: {error}"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
+import psutil
 import ray
-from ray.exceptions import RaySystemError
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.reward_model import RewardModelConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
-from capo_ray.place.placement import ask_of
+from capo_ray.place.capacity import Muster, demand_of
+from capo_ray.place.last_resort import force_exit_after
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import shm_bytes, store_bytes
@@ -25,79 +23,95 @@ from capo_ray.weights import publish_bytes
 
 MIB = 1 << 20
 REACH_S = 10.0
-POLL_S = 2.0
+LEAVE_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the actors of a run ask of the cluster."""
-
-    num_cpus: float
-    num_gpus: float
-    bundles: tuple[dict[str, float], ...] = ()
-    """What each actor asks for, its fence included."""
+async def join(config: TrainConfig, tell: Callable[[str], None] = lambda _: None) -> str:
+    """The address of the cluster, once it has what the run asks for; `tell` hears what is waited for."""
+    address = await Joining(config).address()
+    await Muster(config).wait(tell)
+    return address
 
 
-def demand_of(config: TrainConfig) -> Demand:
-    """The sum over all actors (verifier workers ask for nothing: their children are nearly always idle)."""
-    rows: list[tuple[int, EngineConfig | LearnerConfig | CriticConfig | RewardModelConfig]] = [
-        (config.engine.num_workers, config.engine),
-        (config.learner.num_ranks, config.learner),
-    ]
-    if "critiques" in config.credit.needs:
-        rows.append((config.critic.num_workers, config.critic))
-    if "token_rewards" in config.credit.needs:
-        rows.append((config.reward_model.num_ranks, config.reward_model))
-    bundles = [_bundle(part) for n, part in rows for _ in range(n)]
-    return Demand(
-        sum(n * part.num_cpus for n, part in rows), sum(n * part.num_gpus for n, part in rows), tuple(bundles)
-    )
-
-
-def _bundle(part: EngineConfig | LearnerConfig | CriticConfig | RewardModelConfig) -> dict[str, float]:
-    options = ask_of(part)
-    named = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
-    return {name: amount for name, amount in named.items() if amount}
-
-
-async def join(config: TrainConfig) -> str:
-    """As `connect`, within `cluster.start_deadline_s`; past it `RunFailed`, and the thread that waits is left behind.
+class Joining:
+    """`connect`, within `cluster.start_deadline_s`; past it `RunFailed`, and the thread that waits is left behind.
 
     A daemon thread, since Ray's own connecting cannot be cancelled and must not keep a failed program alive.
     """
-    loop = asyncio.get_running_loop()
-    joined: asyncio.Future[str] = loop.create_future()
 
-    def settle(result: str | BaseException) -> None:
-        if not joined.done():
-            joined.set_exception(result) if isinstance(result, BaseException) else joined.set_result(result)
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self.deadline_s = config.cluster.start_deadline_s
 
-    def call() -> None:
+    async def address(self) -> str:
+        """The address of the cluster that this process then belongs to."""
+        loop = asyncio.get_running_loop()
+        joined: asyncio.Future[str] = loop.create_future()
+
+        def settle(result: str | BaseException) -> None:
+            if not joined.done():
+                joined.set_exception(result) if isinstance(result, BaseException) else joined.set_result(result)
+
+        def call() -> None:
+            try:
+                result: str | BaseException = connect(self._config)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits, whatever it is
+                result = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result)
+            threading.Event().wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
+
+        threading.Thread(target=call, name="connect to Ray", daemon=True).start()
         try:
-            result: str | BaseException = connect(config)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, whatever it is
-            result = error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result)
-        threading.Event().wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
+            return await asyncio.wait_for(joined, self.deadline_s)
+        except TimeoutError as error:
+            raise RunFailed(
+                f"expected Ray at {_address(self._config) or 'a cluster of its own'} to answer within "
+                f"cluster.start_deadline_s={self.deadline_s:g}, got nothing; check the address and the token"
+            ) from error
 
-    threading.Thread(target=call, name="connect to Ray", daemon=True).start()
+
+@contextlib.contextmanager
+def left_behind() -> Iterator[None]:
+    """Ray is left at the end, which may hang where the cluster is gone: after `LEAVE_S` the process ends by force."""
+    failure: BaseException | None = None
+    before = set(psutil.Process().children())
     try:
-        return await asyncio.wait_for(joined, config.cluster.start_deadline_s + config.cluster.wait_s)
-    except TimeoutError as error:
-        raise RunFailed(
-            f"expected Ray at {_address(config) or 'a cluster of its own'} to answer within cluster.start_deadline_s="
-            f"{config.cluster.start_deadline_s:g}, got nothing; check the address and the token"
-        ) from error
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        words = f"capo-ray: {failure}" if isinstance(failure, RunFailed) else ""
+        timer = force_exit_after(LEAVE_S, 1, words)
+        own = _family(set(psutil.Process().children()) - before)
+        ray.shutdown()
+        for process in own:  # Ray's agents outlive a dead head by minutes
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        timer.cancel()
+
+
+def _family(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The processes and all that they have started."""
+    found = list(processes)
+    for process in tuple(found):
+        with contextlib.suppress(psutil.Error):
+            found += process.children(recursive=True)
+    return found
 
 
 def connect(config: TrainConfig) -> str:
-    """The address of the cluster that this process now belongs to; raises `RunFailed` where it cannot serve the run."""
+    """The address of the cluster that this process now belongs to; raises `RunFailed` where there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would run its workers at nice 15: beside two busy programs on two cores engines took over 180 s to start.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray would end this process, with no word of ours, 60 s after it lost the head: the watch is to come before it.
+    reconnect_s = str(int(config.cluster.deadline_s) + 60)
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", reconnect_s)
     address = _address(config)
+    _check_token(config, address)
     _check_reachable(address)
     demand = demand_of(config)
     try:
@@ -113,13 +127,20 @@ def connect(config: TrainConfig) -> str:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RaySystemError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises what it likes here, bare `Exception` too
         where = address or "a cluster of this run's own"
         raise RunFailed(
             f"expected to reach Ray at {where}, got: {_first_line(error)}; check cluster.address"
         ) from error
-    await_capacity(demand, config.cluster.wait_s, ray.cluster_resources, _ask_autoscaler)
-    return str(ray.get_runtime_context().gcs_address)
+    head = str(ray.get_runtime_context().gcs_address)
+    if address:
+        _check_token(config, head)  # `auto` named none before
+    return head
+
+
+def is_own(config: TrainConfig) -> bool:
+    """Whether the run makes a cluster of its own, of this one node."""
+    return not _address(config)
 
 
 def object_store_bytes(config: TrainConfig) -> int:
@@ -134,6 +155,22 @@ def _address(config: TrainConfig) -> str:
     return config.cluster.address or os.environ.get("RAY_ADDRESS", "")
 
 
+def _check_token(config: TrainConfig, address: str) -> None:
+    """Calls are authenticated wherever ports are open beyond this machine, or the user has said that they need not be.
+
+    A cluster of the run's own listens on every interface.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled" or config.cluster.without_token:
+        return
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    if (address and not host) or host in ("127.0.0.1", "localhost", "::1"):
+        return
+    raise RunFailed(
+        f"expected calls to Ray to need a token, got RAY_AUTH_MODE=disabled for {address or 'a cluster of this run'}, "
+        "where whoever reaches its ports runs code; unset it, or set cluster.without_token=true on a closed network"
+    )
+
+
 def _check_reachable(address: str) -> None:
     """Somebody listens at `host:port`: Ray itself would retry a wrong address for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -145,56 +182,6 @@ def _check_reachable(address: str) -> None:
         raise RunFailed(
             f"expected Ray at {address}, but nothing answers there ({error}); check cluster.address and RAY_ADDRESS"
         ) from error
-
-
-def await_capacity(
-    demand: Demand,
-    wait_s: float,
-    resources: Callable[[], Mapping[str, float]],
-    ask: Callable[[Sequence[dict[str, float]]], None],
-) -> None:
-    """Returns once `resources` hold the demand; RunFailed where they do not within `wait_s`.
-
-    While something lacks, `ask` tells an autoscaler of the bundles, since there are no actors yet that it could see; at
-    the end it is told of none, so that it holds no node for a run that has gone.
-    """
-    deadline, asked = time.monotonic() + wait_s, False
-    try:
-        while lacking := _lacking(demand, resources()):
-            if not asked and wait_s:
-                ask(demand.bundles)
-                asked = True
-            _give_up(lacking, wait_s, deadline)
-            time.sleep(min(POLL_S, wait_s))
-    finally:
-        if asked:
-            ask(())
-
-
-def _give_up(lacking: tuple[str, float, float], wait_s: float, deadline: float) -> None:
-    if time.monotonic() < deadline:
-        return
-    name, wanted, have = lacking
-    waited = f" within cluster.wait_s={wait_s:g}" if wait_s else ""
-    raise RunFailed(
-        f"expected a cluster with {wanted:g} {name}s for this run's actors{waited}, got {have:g}; add nodes, wait for "
-        "them with cluster.wait_s, or lower num_workers, num_ranks, num_cpus or num_gpus (see --dry-run)"
-    )
-
-
-def _lacking(demand: Demand, have: Mapping[str, float]) -> tuple[str, float, float] | None:
-    """The first resource of which there is too little: its name, what is wanted and what is there."""
-    for name, wanted in (("CPU", demand.num_cpus), ("GPU", demand.num_gpus)):
-        if wanted > have.get(name, 0.0):
-            return name, wanted, have.get(name, 0.0)
-    return None
-
-
-def _ask_autoscaler(bundles: Sequence[dict[str, float]]) -> None:
-    """Tell an autoscaler, where there is one, to hold nodes for these bundles in place of those told before."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=list(bundles))
 
 
 def _first_line(error: Exception) -> str:

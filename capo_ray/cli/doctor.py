@@ -20,7 +20,8 @@ from capo_ray.cli.checks import available_bytes
 
 HELP = """look at this machine: Python, packages, compiler, memory, cores, accelerators, Ray's token
 
-Exit code 1 where something would keep a run from working; --deep also imports the heavy packages (half a minute)."""
+Exit code 1 where something would keep a run from working; --deep also imports the heavy packages (half a minute);
+--cluster asks every node of a running cluster, and takes the overrides of the run that is to be."""
 GIB = 1 << 30
 IMPORT_DEADLINE_S = 120
 PARTS = ("torch", "ray", "deepspeed", "transformers", "math-verify", "hydra-core", "pydantic")
@@ -39,11 +40,19 @@ class Finding:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--deep", action="store_true", help="also import torch, vLLM, Ray and DeepSpeed")
+    parser.add_argument("--cluster", action="store_true", help="ask every node of the cluster that a run would join")
+    parser.add_argument("overrides", nargs="*", metavar="override", help="with --cluster: as for capo-ray train")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 where nothing is bad."""
+    if args.cluster:
+        from capo_ray.cli import doctor_cluster
+
+        return doctor_cluster.run(args.overrides, as_json=args.json)
+    if args.overrides:
+        raise SystemExit("overrides belong to --cluster, whose nodes are held against what a run would need there")
     findings = [*examine(), *(examine_imports() if args.deep else ())]
     healthy = all(finding.status != "bad" for finding in findings)
     if args.json:

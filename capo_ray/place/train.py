@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
-
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
@@ -31,11 +29,12 @@ from capo_ray.metrics import (
     plot_learning_curve,
     write_summary,
 )
-from capo_ray.place import build, cluster, rundir
+from capo_ray.place import build, cluster, nodes, rundir
 from capo_ray.place.actors import Actors
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.report import CURVE_FILE, closing_rows, summarise
 from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed
@@ -50,15 +49,13 @@ def run(config: TrainConfig) -> int:
     else:
         run_dir, config = rundir.open_new(config)
     try:
-        with RunLock(run_dir):
+        with RunLock(run_dir), cluster.left_behind():
             return asyncio.run(_run(config, run_dir))
     except asyncio.CancelledError:
         raise SystemExit(int(signal.SIGTERM)) from None
     except BaseException as error:
         error.run_dir = run_dir  # type: ignore[attr-defined]
         raise
-    finally:
-        ray.shutdown()
 
 
 async def _run(config: TrainConfig, run_dir: Path) -> int:
@@ -70,14 +67,16 @@ async def _run(config: TrainConfig, run_dir: Path) -> int:
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
     with screen:
         screen.update(phase="starting Ray")
-        address = await cluster.join(config)
+        address = await cluster.join(config, lambda phase: screen.update(phase=phase))
         _end_on_sigterm()
+        await asyncio.to_thread(nodes.check_nodes, config, run_dir)
         screen.update(phase=f"starting workers on {address}")
-        with contextlib.closing(Actors.build(config, run_dir)) as actors:
+        with contextlib.closing(Actors.build(config, run_dir)) as actors, ClusterWatch(config) as watch:
             prompts = [problem.prompt for problem in problems.held_out(16)]
-            await actors.start(build.canary_ids(tokenizer, prompts, config.model.max_model_len), run_dir)
+            canary = build.canary_ids(tokenizer, prompts, config.model.max_model_len)
+            await watch.guard(actors.start(canary, run_dir))
             with _open_ledger(config, run_dir) as ledger:
-                outcome = await _train(config, run_dir, actors, ledger, screen, tokenizer, problems)
+                outcome = await watch.guard(_train(config, run_dir, actors, ledger, screen, tokenizer, problems))
             restarts = actors.restarts()
         screen.update(phase="summary")
         balance = read_balance(run_dir / LEDGER_FILE).to_dict()

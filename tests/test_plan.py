@@ -321,3 +321,15 @@ def test_a_config_without_weights_is_enough_for_the_plan(tmp_path: Path, monkeyp
 def test_a_pipe_among_a_models_files_is_refused_before_anyone_opens_it(model: Path) -> None:
     os.mkfifo(model / "more.safetensors")
     assert "more.safetensors is none; remove it" in sentence(config_with(model))
+
+
+def test_the_gpus_here_must_have_bf16_and_the_memory_that_the_plan_counts_on() -> None:
+    table = "81559, 9.0\n15360, 7.5\n"
+    assert [round(gib) for gib, _ in memory.read_gpus(table)] == [80, 15]
+    config = compose_train(["engine=gpu", "learner=gpu", "model=qwen2_5_1_5b", "credit=grpo", *PLANNED])
+    with pytest.raises(RunFailed, match=r"model.dtype=bfloat16 needs GPUs .* got 7\.5; set model.dtype=float32"):
+        checks.check_devices(config, memory.read_gpus(table))
+    with pytest.raises(RunFailed, match=r"at most 15\.0 GiB of memory"):
+        checks.check_devices(config, [(15.0, 8.0)])
+    checks.check_devices(config, [(79.6, 9.0)])
+    checks.check_devices(config, [])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from capo_ray.learners.rank import grow_segments
 from capo_ray.sizing import (
     EngineLoad,
     LearnerLoad,
@@ -196,3 +197,13 @@ def test_bundles_go_into_nodes_whole() -> None:
 @pytest.mark.parametrize("config", [{}, {"hidden_size": 8}, {**MODELS["Qwen/Qwen3-0.6B"][0], "num_experts": 8}])
 def test_what_is_no_dense_transformer_has_no_shape(config: dict[str, Any]) -> None:
     assert shape_of(config) is None
+
+
+def test_cuda_memory_grows_in_place_unless_the_user_says_otherwise() -> None:
+    """What fragments is not in the plan: microbatches of differing lengths would leave blocks that nothing fits."""
+    environment: dict[str, str] = {}
+    grow_segments(environment)
+    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
+    grow_segments(own)
+    assert list(own) == ["PYTORCH_CUDA_ALLOC_CONF"]

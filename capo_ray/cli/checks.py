@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from capo_ray.cli.fit import refuse_misfit
-from capo_ray.cli.memory import estimate_memory, found_gib, host_gib, own_cluster, reads_critics, reads_token_rewards
+from capo_ray.cli.memory import (
+    available_bytes,
+    estimate_memory,
+    found_gpus,
+    host_gib,
+    own_cluster,
+    reads_critics,
+    reads_token_rewards,
+)
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.plan import place_actors
 from capo_ray.cli.settings import check_settings
@@ -22,6 +29,7 @@ from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 
 GIB = 1 << 30
+BF16_CAPABILITY = 8.0
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -191,9 +199,28 @@ def check_gpus(config: TrainConfig) -> None:
             f"expected {wanted:g} GPU(s), found {here or 'none'} here; choose engine=cpu learner=cpu, fewer ranks and "
             "workers, or name a cluster.address"
         )
-    found = found_gib()
-    if found is not None and found < config.cluster.gpu_memory_gib:
-        cluster = config.cluster.model_copy(update={"gpu_memory_gib": found})
+    check_devices(config, found_gpus())
+
+
+def check_devices(config: TrainConfig, found: Sequence[tuple[float, float]]) -> None:
+    """These GPUs (GiB, compute capability) have the memory that the plan counts on, and bf16 where it is asked for."""
+    if not found:
+        return
+    roles: list[tuple[str, str, float]] = [
+        ("model.dtype", config.model.dtype, config.engine.num_gpus + config.learner.num_gpus)
+    ]
+    if reads_critics(config) and config.critic.backend == "vllm":
+        roles.append(("critic.dtype", config.critic.dtype, config.critic.num_gpus))
+    capability = min(capability for _, capability in found)
+    for key, dtype, gpus in roles:
+        if dtype == "bfloat16" and gpus and capability < BF16_CAPABILITY:
+            raise RunFailed(
+                f"{key}=bfloat16 needs GPUs of compute capability {BF16_CAPABILITY} (Ampere) or more, got {capability}"
+                f"; set {key}=float32, or use other GPUs"
+            )
+    smallest = min(gib for gib, _ in found)
+    if smallest < config.cluster.gpu_memory_gib:
+        cluster = config.cluster.model_copy(update={"gpu_memory_gib": smallest})
         refuse_misfit(config.model_copy(update={"cluster": cluster}))
 
 
@@ -209,17 +236,3 @@ def check_memory(config: TrainConfig) -> None:
             f"{largest.gib_each:.1f}), got {free:.1f}; lower engine.kv_cache_gib, critic.kv_cache_gib or the "
             "numbers of workers, or see capo-ray train --dry-run"
         )
-
-
-def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Free memory of this machine or, where it is less, of this container."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return free
-    if limit == "max":
-        return free
-    return min(free, int(limit) - used + int(stat.get("inactive_file", 0)))

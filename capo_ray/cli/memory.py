@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from capo_ray.cli.models import Role, size_of
 from capo_ray.cli.useless import READS_CRITICS
 from capo_ray.config import TrainConfig
@@ -35,7 +37,7 @@ ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; thes
 LEARNER_BASE_GIB = 0.5  # torch, transformers and DeepSpeed
 CHILD_BASE_GIB = 0.2  # a verifier actor, and each of its child processes
 RAY_BASE_GIB = 0.8  # driver, GCS and raylet
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,38 @@ def device_gib(config: TrainConfig) -> float | None:
 
 def found_gib() -> float | None:
     """The memory of this machine's smallest NVIDIA GPU, or None."""
+    return min((gib for gib, _ in found_gpus()), default=None)
+
+
+def found_gpus() -> list[tuple[float, float]]:
+    """Memory in GiB and compute capability (8.0 is Ampere) of each NVIDIA GPU of this machine."""
     if not any(Path("/dev").glob("nvidia[0-9]*")):
-        return None
+        return []
     try:
         done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
-        return min(float(line) for line in done.stdout.split()) / 1024
+        return read_gpus(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        return []
+
+
+def read_gpus(table: str) -> list[tuple[float, float]]:
+    """The same from the lines of nvidia-smi: MiB and capability, as `81559, 9.0`."""
+    rows = [line.split(",") for line in table.splitlines() if line.strip()]
+    return [(float(mib) / 1024, float(capability)) for mib, capability in rows]
+
+
+def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Free memory of this machine or, where it is less, of this container."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    if limit == "max":
+        return free
+    return min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def policy_of(config: TrainConfig) -> Model:

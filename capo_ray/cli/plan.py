@@ -10,7 +10,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from capo_ray.cli.memory import Memory, device_gib, estimate_memory, host_gib, reads_critics, reads_token_rewards
+from capo_ray.cli.memory import (
+    Memory,
+    available_bytes,
+    device_gib,
+    estimate_memory,
+    host_gib,
+    own_cluster,
+    reads_critics,
+    reads_token_rewards,
+)
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.config import TrainConfig
 
@@ -127,7 +136,8 @@ def _memory_words(config: TrainConfig) -> list[str]:
         lines.append(f"{row.role:<15}{row.count:>3} x {size} GiB {where}{said if row.known else f', {UNKNOWN}'}")
         if row.on_gpu and row.known:
             lines += [f"    {term.name:<15}{term.gib:8.2f} GiB = {term.formula}" for term in row.terms]
-    lines.append(f"{'host together':<15}    {host_gib(config):7.2f} GiB")
+    here = f" ({available_bytes() / (1 << 30):.1f} GiB free on this machine)" if own_cluster(config) else ""
+    lines.append(f"{'host together':<15}    {host_gib(config):7.2f} GiB{here}")
     if device is None and any(row.on_gpu for row in rows):
         lines.append("the GPUs' memory is not known here: give cluster.gpu_memory_gib to hold the plan against it")
     return lines

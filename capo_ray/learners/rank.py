@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from capo_ray.protocols import RunFailed
 
 def prepare_process(spec: RankSpec) -> str:
     """The device of this rank; threads and random generators are set."""
+    grow_segments(os.environ)
     torch.set_num_threads(spec.learner.num_threads)
     seed = spec.seed + spec.rank
     random.seed(seed)
@@ -24,6 +27,15 @@ def prepare_process(spec: RankSpec) -> str:
     if spec.device != "auto":
         return spec.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def grow_segments(environment: MutableMapping[str, str]) -> None:
+    """Let CUDA's memory grow in place, unless the user has settings of their own: microbatches differ in length.
+
+    Blocks of fixed size would be left in pieces that no later microbatch fits, at the memory that the plan counts on.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def build_backend(module: nn.Module, spec: RankSpec, device: str) -> ZeroBackend:

@@ -21,6 +21,7 @@ from capo_ray.sizing import (
     total,
 )
 from capo_ray.sizing import learner as sizing_learner
+from capo_ray.sizing.engine import BATCHED_TOKENS
 from tests.meta_bytes import build_policy, count_pass, count_weights
 
 QWEN: dict[str, Any] = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6}
@@ -182,6 +183,15 @@ def test_an_engines_share_is_weights_working_memory_and_cache() -> None:
     assert total(terms) == pytest.approx(60 * 2**30)
     assert terms[0].num_bytes == 2 * 7_615_616_512
     assert 35 < terms[-1].gib < 45
+    fewer = engine_terms(EngineLoad(shape, shape.num_params, 2, 1, 256, 60 * 2**30, batched_tokens=2048))
+    # 14,336 tokens less of 2 B x (3 x 18944 + 6 x 3584)
+    assert fewer[-1].num_bytes - terms[-1].num_bytes == 14336 * 2 * (3 * 18944 + 6 * 3584)
+
+
+def test_a_step_of_an_engine_has_no_more_tokens_than_the_plan_counts() -> None:
+    from capo_ray.engines import runtime
+
+    assert runtime.GPU_BATCH_TOKENS[1] == BATCHED_TOKENS
 
 
 def test_bundles_go_into_nodes_whole() -> None:

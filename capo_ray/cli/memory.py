@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -185,6 +185,8 @@ def engine_memory(
         return Memory(role, section.num_workers * tp, True, (share,), bool(model.num_params), model.num_params)
     share_bytes = section.gpu_memory_frac * (device or 0.0) * GIB
     load = EngineLoad(model.shape, model.num_params, unit, tp, section.max_num_seqs, share_bytes)
+    if section.max_batched_tokens:
+        load = replace(load, batched_tokens=section.max_batched_tokens)
     terms = engine_terms(load)
     if device is None:
         terms = terms[:-1]  # the cache is what gpu_memory_frac leaves of a device that is not known

@@ -8,7 +8,7 @@ from capo_ray.sizing.bytes import Term
 from capo_ray.sizing.shapes import Shape
 
 BASE_BYTES = 2 << 30  # CUDA context, NCCL, kernels and CUDA graphs: an allowance, not a count
-BATCHED_TOKENS = 8192  # of one scheduling step, for the working memory
+BATCHED_TOKENS = 16384  # of one step where nothing is asked for, at most (engines/runtime.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class EngineLoad:
     max_num_seqs: int
     share_bytes: float
     """Of the device, for this engine (gpu_memory_frac of it)."""
+    batched_tokens: int = BATCHED_TOKENS
+    """Tokens of one scheduling step, for the working memory."""
 
 
 def kv_bytes_per_token(shape: Shape, unit: int, tensor_parallel: int = 1) -> float:
@@ -35,11 +37,13 @@ def engine_terms(load: EngineLoad) -> list[Term]:
     shape, unit, tp = load.shape, load.unit, load.tensor_parallel
     split = f" / {tp}" if tp > 1 else ""
     weights = Term("weights", load.num_params * unit / tp, f"{unit} B x N{split}")
-    work = BATCHED_TOKENS * unit * (3 * shape.inner / tp + 6 * shape.hidden) + 3 * 4 * load.max_num_seqs * shape.vocab
+    work = (
+        load.batched_tokens * unit * (3 * shape.inner / tp + 6 * shape.hidden) + 3 * 4 * load.max_num_seqs * shape.vocab
+    )
     working = Term(
         "working memory",
         BASE_BYTES + work,
-        f"2 GiB + {BATCHED_TOKENS:,} tokens x {unit} B x (3 i{split} + 6 h) + {load.max_num_seqs} x 12 B x V",
+        f"2 GiB + {load.batched_tokens:,} tokens x {unit} B x (3 i{split} + 6 h) + {load.max_num_seqs} x 12 B x V",
     )
     cache = load.share_bytes - weights.num_bytes - working.num_bytes
     per_token = kv_bytes_per_token(shape, unit, tp)

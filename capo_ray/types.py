@@ -157,10 +157,12 @@ class Evidence(ByValue):
     token_rewards: FloatArray = ()  # type: ignore[assignment]  # [T]: implicit or token-level rewards of a second model
     entropies: FloatArray = ()  # type: ignore[assignment]  # [T]: sampler entropy of each response token
     num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
+    hint_gains: FloatArray = ()  # type: ignore[assignment]  # [T]: logprob of each token under a hint, less without it
 
     def __post_init__(self) -> None:
-        # Rewards come from a model in float32; those that a file gives keep all their digits.
-        freeze_fields(self, token_rewards=(np.float64, np.float32), entropies=(np.float32,))
+        # What comes from a model is float32; what a file gives keeps all its digits.
+        either = (np.float64, np.float32)
+        freeze_fields(self, token_rewards=either, entropies=(np.float32,), hint_gains=either)
 
 
 @dataclass(frozen=True, slots=True)

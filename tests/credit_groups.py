@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from capo_ray.types import (
     Completion,
     Critique,
@@ -33,6 +35,7 @@ class Member:
     answer_logprobs: Sequence[float] = ()
     step_values: Sequence[float] = ()
     token_rewards: Sequence[float] = ()
+    hint_gains: Sequence[float] = ()
     logprob: float = -0.5
     finish: str = "stop"
 
@@ -67,6 +70,7 @@ def judged(member: Member, sample: int = 0) -> Judged:
         answer_logprobs=tuple(member.answer_logprobs),
         step_values=tuple(member.step_values),
         token_rewards=tuple(member.token_rewards),
+        hint_gains=np.array(member.hint_gains),
     )
     return Judged(
         trajectory=Trajectory(TrajectoryKey("p", 0, sample), (1, 2), response),

@@ -294,12 +294,33 @@ def test_every_method_runs_offline_on_a_line_with_its_evidence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     responses = [
-        {**r, "overall": [True], "answer_logprobs": [-1.0] * k, "step_values": [0.5] * k, "token_rewards": [0.1] * t}
+        {
+            **r,
+            "overall": [True],
+            "answer_logprobs": [-1.0] * k,
+            "step_values": [0.5] * k,
+            "token_rewards": [0.1] * t,
+            "logprobs": [-0.7] * t,
+            "hinted_logprobs": [-0.5] * t,
+        }
         for r, k, t in ((RIGHT, 2, 4), (WRONG, 3, 6))
     ]
     words = ["credit.segmenter=blank_line", "--json"]
     assert run(tmp_path, [{**WORKED, "responses": responses}], *words, method=method) == 0
     validate(json.loads(capsys.readouterr().out), SCHEMA)
+
+
+def test_hinted_logprobs_are_compared_with_the_plain_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hinted = [{**r, "hinted_logprobs": [-0.5] * t} for r, t in ((RIGHT, 4), (WRONG, 6))]
+    plain = [{**r, "logprobs": [-0.6] * t} for r, t in zip(hinted, (4, 6), strict=True)]
+    lines = [{**WORKED, "responses": hinted}, {**WORKED, "responses": plain}]
+    assert run(tmp_path, lines, "--json", method="rlsd") == 1
+    captured = capsys.readouterr()
+    assert "line 1: responses[0].logprobs: expected 4 numbers beside hinted_logprobs" in captured.err
+    (row,) = map(json.loads, captured.out.splitlines())
+    # e^0.1 of the right one's size, e^-0.1 of the wrong one's, half of each
+    assert row["responses"][0]["advantages"] == pytest.approx([0.5 + 0.5 * 1.1051709] * 4)
+    assert row["responses"][1]["advantages"] == pytest.approx([-(0.5 + 0.5 * 0.9048374)] * 6)
 
 
 def test_entropy_segmenter_without_entropies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

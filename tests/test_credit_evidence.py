@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capo_ray.config import CREDIT_METHODS
 from capo_ray.credit import EvidenceError, assign_credit, audit, scale_batch
@@ -236,11 +238,32 @@ def test_etpo_by_hand() -> None:
     assert assign_credit(made, config("etpo", trace_decay=1.0)).advantages[0] == (0.75, 0.5, 0.25)
 
 
-@pytest.mark.parametrize("method", ["acpo", "mig", "vineppo", "prime", "istar", "qrm", "etpo"])
+def test_rlsd_by_hand() -> None:
+    made = group(Member(1, [2], hint_gains=[math.log(1.1), math.log(2.0)]), Member(0, [1], hint_gains=[math.log(1.1)]))
+    # A 1 and -1; half of it follows 1.1 and 2 clipped to 1.2, and 1/1.1 where the answer is wrong
+    credit = assign_credit(made, config("rlsd"))
+    assert credit.advantages[0] == pytest.approx((1.05, 1.1))
+    assert credit.advantages[1] == pytest.approx((-(0.5 + 0.5 / 1.1),))
+    # half way through the run a quarter is left of it, at its end nothing
+    assert assign_credit(made, config("rlsd"), progress=0.5).advantages[0] == pytest.approx((1.025, 1.05))
+    assert assign_credit(made, config("rlsd"), progress=1.0).advantages == ((1.0, 1.0), (-1.0,))
+    assert assign_credit(made, config("rlsd", mix_until=0.0), progress=1.0).advantages[0] == pytest.approx((1.05, 1.1))
+    whole = assign_credit(made, config("rlsd", mix=1.0, clip=0.5))
+    assert whole.advantages[0] == pytest.approx((1.1, 1.5))
+
+
+@given(gains=st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3), mix=st.floats(0, 1))
+def test_rlsd_never_crosses_the_verifiers_sign_nor_its_clip(gains: list[float], mix: float) -> None:
+    made = group(Member(1, [3], hint_gains=gains), Member(0, [3], hint_gains=gains))
+    right, wrong = assign_credit(made, config("rlsd", mix=mix)).advantages
+    assert all(0.8 - 1e-9 <= a <= 1.2 + 1e-9 for a in right) and all(-1.2 - 1e-9 <= a <= -0.8 + 1e-9 for a in wrong)
+
+
+@pytest.mark.parametrize("method", ["acpo", "mig", "vineppo", "prime", "istar", "qrm", "etpo", "rlsd"])
 def test_missing_or_broken_evidence_is_refused(method: str) -> None:
     with pytest.raises(EvidenceError, match=f"credit={method} reads"):
-        assign_credit(group(Member(1, [2, 2])), config(method))
+        assign_credit(group(Member(1, [2, 2]), Member(0, [1])), config(method))
     nans = [float("nan")] * 4
-    broken = Member(1, [2, 1, 1], answer_logprobs=nans, step_values=nans, token_rewards=nans)
+    broken = Member(1, [2, 1, 1], answer_logprobs=nans, step_values=nans, token_rewards=nans, hint_gains=nans)
     with pytest.raises(EvidenceError, match="finite"):
-        assign_credit(group(broken), config(method))
+        assign_credit(group(broken, Member(0, [])), config(method))

@@ -424,9 +424,33 @@ def test_no_answer_is_scored_after_the_token_that_ended_a_response_whichever_it_
     assert asked == ["?=7", "?a\n\n=7", "?a\n\nb=7", "?a\n\nbc=7"]
 
 
+def test_a_hint_is_told_behind_the_question_and_both_prompts_are_scored_at_once(tmp_path: Path) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Asked(FakeEngine):
+        async def score(self, token_ids, starts):  # type: ignore[no-untyped-def]
+            asked.extend(("".join(map(chr, ids)), start) for ids, start in zip(token_ids, starts, strict=True))
+            return await super().score(token_ids, starts)
+
+    parts = fake_parts(tmp_path, make_config("rlsd", credit={"method": "rlsd", "hint": " {answer}"}), engine=Asked())
+    group = asyncio.run(GroupWay(parts).walk(0, Problem("p", "3", "7"), 0, 0.0))
+    size = len(group.group.members)
+    assert len(asked) == 2 * size
+    plain, hinted = asked[:size], asked[size:]
+    said = [text[start:] for text, start in plain]
+    assert [text[start:] for text, start in hinted] == said
+    assert all(" 7" in text[:start] for text, start in hinted) and not any(
+        " 7" in text[:start] for text, start in plain
+    )
+    gains = group.group.members[0].evidence.hint_gains
+    # the fake engine scores -1 / (length of the sequence), and the hint makes it longer by two
+    length = len(plain[0][0])
+    assert gains.tolist() == pytest.approx([1 / length - 1 / (length + 2)] * len(said[0]))
+
+
 @pytest.mark.parametrize(
     ("method", "seconds"),
-    [("grpo", 111), ("capo", 121), ("acpo", 211), ("vineppo", 212), ("prime", 1111)],
+    [("grpo", 111), ("capo", 121), ("acpo", 211), ("vineppo", 212), ("prime", 1111), ("rlsd", 211)],
 )
 def test_a_batch_may_take_as_long_as_every_part_of_a_group_may(method: str, seconds: float) -> None:
     config = make_config(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from capo_ray.arrays import FloatArray
 from capo_ray.config.credit import CreditBase
 from capo_ray.critics import parse_critique
 from capo_ray.steps import SpanError, split_steps
@@ -31,7 +32,8 @@ from capo_ray.types import (
 )
 
 READ_FROM_CRITIQUES = frozenset({"critiques", "overall"})
-SERIES = ("answer_logprobs", "step_values", "token_rewards")
+SERIES = ("answer_logprobs", "step_values", "token_rewards", "hinted_logprobs")
+PER_TOKEN = frozenset({"token_rewards", "hinted_logprobs"})
 LARGEST = 1e100  # of a number of evidence; its square is still finite
 ROUNDING = 1e-3  # by which a mean of logprobs may come out above 0
 
@@ -83,9 +85,20 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
         answer_logprobs=series["answer_logprobs"],
         step_values=series["step_values"],
         token_rewards=np.array(series["token_rewards"]),
+        hint_gains=_read_gains(item, series["hinted_logprobs"], where),
     )
     verdict = Verdict(reward, "given" if reward is not None else "invalid", _read_extracted(item, where, config))
     return Judged(Trajectory(TrajectoryKey(name, 0, index), np.empty(0, np.int32), response), verdict, steps, evidence)
+
+
+def _read_gains(item: dict[str, Any], hinted: Sequence[float], where: str) -> FloatArray:
+    """What the hint adds to the logprob of each token; nothing where there is no hint."""
+    if not hinted:
+        return np.empty(0)
+    plain = _read_numbers(item, "logprobs", len(hinted), where)
+    if not plain:
+        _refuse(f"{where}.logprobs", f"{len(hinted)} numbers beside hinted_logprobs, to be compared with them", None)
+    return np.array(hinted) - np.array(plain)
 
 
 def _read_tokens(item: dict[str, Any], where: str) -> Completion:
@@ -186,11 +199,11 @@ def _read_series(
     wanted: bool,
 ) -> tuple[float, ...]:
     """One series of evidence: per token, or per prefix of steps (K + 1)."""
-    count = len(response.token_ids) if name == "token_rewards" else len(steps) + 1
+    count = len(response.token_ids) if name in PER_TOKEN else len(steps) + 1
     if name in config.needs and wanted and name not in item:
         _refuse(f"{where}.{name}", f"{count} numbers, which credit={config.method} reads", None)
     values = _read_numbers(item, name, count, where)
-    if name == "answer_logprobs" and any(x > ROUNDING for x in values):
+    if name in ("answer_logprobs", "hinted_logprobs") and any(x > ROUNDING for x in values):
         _refuse(f"{where}.{name}", "logprobs, which are at most 0", item[name])
     return values
 

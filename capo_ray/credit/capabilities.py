@@ -63,9 +63,27 @@ def _crosses(group: Group, credit: GroupCredit) -> bool:
 def _probe(rewards: tuple[int, ...]) -> Group:
     """Responses of two steps (3 and 5 tokens); the first of each pair of critics calls an early step wrong."""
     evidence = (
-        Evidence(_critics({0}, {0}), (-3.0, -4.0, -0.5), (0.5, 0.2, 0.9), np.repeat((-0.2, 0.4), (3, 5))),
-        Evidence(_critics(set(), set()), (-3.0, -2.0, -0.2), (0.5, 0.7, 1.0), np.repeat((0.3, 0.6), (3, 5))),
-        Evidence(_critics({1}, {1}), (-3.0, -1.0, -2.0), (0.5, 0.8, 0.0), np.repeat((0.5, -0.9), (3, 5))),
+        Evidence(
+            _critics({0}, {0}),
+            (-3.0, -4.0, -0.5),
+            (0.5, 0.2, 0.9),
+            np.repeat((-0.2, 0.4), (3, 5)),
+            hint_gains=np.repeat((0.5, -0.5), (3, 5)),
+        ),
+        Evidence(
+            _critics(set(), set()),
+            (-3.0, -2.0, -0.2),
+            (0.5, 0.7, 1.0),
+            np.repeat((0.3, 0.6), (3, 5)),
+            hint_gains=np.repeat((0.1, 0.3), (3, 5)),
+        ),
+        Evidence(
+            _critics({1}, {1}),
+            (-3.0, -1.0, -2.0),
+            (0.5, 0.8, 0.0),
+            np.repeat((0.5, -0.9), (3, 5)),
+            hint_gains=np.repeat((-0.4, 0.2), (3, 5)),
+        ),
     )
     response = Completion(
         token_ids=np.arange(8),

@@ -23,6 +23,7 @@ from capo_ray.credit.pure import pure
 from capo_ray.credit.qrm import qrm
 from capo_ray.credit.reinforce_pp import reinforce_pp
 from capo_ray.credit.rloo import rloo
+from capo_ray.credit.rlsd import rlsd
 from capo_ray.credit.vineppo import vineppo
 from capo_ray.credit.vppo import vppo
 from capo_ray.steps import check_spans
@@ -44,6 +45,7 @@ CREDIT_RULES: dict[str, Callable[[Group, Any, float], GroupCredit]] = {
     "pure": pure,
     "cliff": cliff,
     "vppo": vppo,
+    "rlsd": rlsd,
     "vineppo": vineppo,
     "prime": prime,
     "istar": istar,

@@ -104,6 +104,7 @@ def batch_deadline_s(config: TrainConfig) -> float:
     more = {
         "critiques": critic,  # a group is sent to a second worker within twice the tier's deadline
         "answer_logprobs": rollout,
+        "hinted_logprobs": rollout,
         "step_values": rollout + verifier,
         "token_rewards": config.learner.deadline_s,
     }

@@ -1,12 +1,16 @@
-"""Evidence that the policy's own engine gives: how likely the reference answer is after each step.
+"""Evidence that the policy's own engine gives: how likely the answer is after each step, or the steps under a hint.
 
 prompt + steps[:k] + answer cue + answer  ->  l_k = mean logprob of the answer's tokens, k = 0..K   (MIG, ACPO)
+prompt + hint + response  ->  log pi(y_t | hint) - log pi(y_t)                                         (RLSD)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from capo_ray.arrays import FloatArray
 from capo_ray.flow.parts import Parts
 from capo_ray.types import Completion, Judged, Problem
 
@@ -49,3 +53,16 @@ def _said(response: Completion, eos: int) -> tuple[int, ...]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+async def score_hints(parts: Parts, members: Sequence[Judged], hinted_prompt: Sequence[int]) -> list[FloatArray]:
+    """For each member what the hint adds to the logprob of each of its tokens [T], by one version of the weights."""
+    spoken = [m.trajectory for m in members if m.num_tokens]
+    plain = [tuple(path.token_ids.tolist()) for path in spoken]
+    hinted = [(*hinted_prompt, *path.response.token_ids.tolist()) for path in spoken]
+    starts = [len(path.prompt_ids) for path in spoken] + [len(hinted_prompt)] * len(spoken)
+    # At temperature 1 on both sides: the sampler's own logprobs may be at another one, or of an older version.
+    scores = await parts.engine.score([*plain, *hinted], starts)
+    pairs = zip(scores[: len(spoken)], scores[len(spoken) :], strict=True)
+    gains = iter([np.array(under, np.float32) - np.array(without, np.float32) for without, under in pairs])
+    return [next(gains) if m.num_tokens else np.empty(0, np.float32) for m in members]

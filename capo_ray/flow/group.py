@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from capo_ray.arrays import NO_RUNS, FloatArray, frozen
-from capo_ray.config.credit import VinePpoConfig
+from capo_ray.config.credit import RlsdConfig, VinePpoConfig
+from capo_ray.config.credit.hints import ANSWER_SLOT
 from capo_ray.credit import assign_credit, critiques_matter
-from capo_ray.flow.evidence import answer_tokens, score_answers
+from capo_ray.flow.evidence import answer_tokens, score_answers, score_hints
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.values import StepValues, estimate_step_values
@@ -130,6 +131,8 @@ class GroupWay:
         num_tokens = len(self.encode_prompt(problem)) + config.rollout.max_response_tokens
         if "answer_logprobs" in self._needs:
             num_tokens += sum(map(len, answer_tokens(self._parts, problem)))
+        if "hinted_logprobs" in self._needs:
+            num_tokens += len(self._hinted_prompt(problem)) - len(self.encode_prompt(problem))
         return num_tokens <= config.model.max_model_len
 
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
@@ -206,11 +209,12 @@ class GroupWay:
     ) -> list[Judged]:
         """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
         valid = [m for m in members if m.verdict.valid]
-        critiques, answers, values, rewards = await asyncio.gather(
+        critiques, answers, values, rewards, hints = await asyncio.gather(
             self._critique(problem, valid, progress, stage_s),
             self._score(problem, valid),
             self._value(problem, valid),
             self._reward_tokens(valid),
+            self._hint(problem, valid),
         )
         evidence = {
             id(m): Evidence(
@@ -220,8 +224,9 @@ class GroupWay:
                 num_value_tokens=v.num_tokens,
                 token_rewards=r,
                 entropies=m.trajectory.response.entropies,
+                hint_gains=h,
             )
-            for m, c, a, v, r in zip(valid, critiques, answers, values, rewards, strict=True)
+            for m, c, a, v, r, h in zip(valid, critiques, answers, values, rewards, hints, strict=True)
         }
         return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
 
@@ -257,6 +262,19 @@ class GroupWay:
         credit = self._parts.config.credit
         assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
         return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
+
+    async def _hint(self, problem: Problem, members: Sequence[Judged]) -> Sequence[FloatArray]:
+        """What a hint adds to the logprob of each token of each member, none where the credit rule reads none."""
+        if "hinted_logprobs" not in self._needs or not members:
+            return [np.empty(0)] * len(members)
+        return await score_hints(self._parts, members, self._hinted_prompt(problem))
+
+    def _hinted_prompt(self, problem: Problem) -> tuple[int, ...]:
+        """The policy's prompt with the reference answer told behind the question."""
+        credit = self._parts.config.credit
+        assert isinstance(credit, RlsdConfig), "the one method that reads hints"
+        told = credit.hint.replace(ANSWER_SLOT, problem.answer)
+        return self.encode_prompt(replace(problem, prompt=problem.prompt + told))
 
     async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[FloatArray]:
         """The token rewards of each member, none where the credit rule reads none.

@@ -10,6 +10,7 @@ from capo_ray.config.base import Section
 from capo_ray.config.credit.base import CreditBase, Needs, Segmenter, Vote
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
 from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
+from capo_ray.config.credit.hints import RlsdConfig
 from capo_ray.config.credit.likelihood import AcpoConfig, MigConfig
 from capo_ray.config.credit.outcome import (
     CispoConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "PrimeConfig",
     "PureConfig",
     "QrmConfig",
+    "RlsdConfig",
     "Segmenter",
     "VinePpoConfig",
     "Vote",
@@ -61,6 +63,7 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     PureConfig,
     CliffConfig,
     VppoConfig,
+    RlsdConfig,
     VinePpoConfig,
     PrimeConfig,
     IstarConfig,
@@ -96,6 +99,7 @@ CreditConfig = Annotated[
     | PureConfig
     | CliffConfig
     | VppoConfig
+    | RlsdConfig
     | VinePpoConfig
     | PrimeConfig
     | IstarConfig

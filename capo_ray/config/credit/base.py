@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from capo_ray.config.base import Section
 
-Needs = Literal["critiques", "answer_logprobs", "step_values", "token_rewards", "entropies", "overall"]
+Needs = Literal[
+    "critiques", "answer_logprobs", "step_values", "token_rewards", "entropies", "overall", "hinted_logprobs"
+]
 Vote = Literal["intersection", "majority", "union", "average", "greedy"]
 Segmenter = Literal["blank_line", "newline", "sentence", "entropy"]
 

@@ -1,4 +1,10 @@
-"""Where the ranks of a group meet: a store that listens on one address of rank 0's node and on no other."""
+"""Where the ranks of a group meet: a store that listens on one address of rank 0's node and on no other.
+
+    rank 0: reserve_meeting(host) -> tcp://host:port  --told to all-->  build_store(address, rank, …)
+
+The port is taken when its number is told: one that was only found free can be somebody else's by the time the ranks
+have loaded what they need, and then none of them starts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,18 @@ import socket
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
+
+_reserved: dict[tuple[str, int], socket.socket] = {}
+"""Ports that this process listens on until its store takes them over."""
+
+
+def reserve_meeting(host: str) -> str:
+    """An address of this node, `tcp://host:port`, that this process listens on from now on; for its own rank 0."""
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((host, 0), family=family)
+    port = int(listener.getsockname()[1])
+    _reserved[host, port] = listener
+    return f"tcp://{host}:{port}"
 
 
 def build_store(init_method: str, rank: int, world_size: int, timeout: datetime.timedelta) -> dist.Store:
@@ -20,6 +38,8 @@ def build_store(init_method: str, rank: int, world_size: int, timeout: datetime.
     host, port = str(place.hostname), int(place.port or 0)
     if rank != 0:
         return dist.TCPStore(host, port, world_size, is_master=False, timeout=timeout)
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    listener = socket.create_server((host, port), family=family)
+    listener = _reserved.pop((host, port), None)
+    if listener is None:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
     return dist.TCPStore(host, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())

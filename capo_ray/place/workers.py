@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -129,14 +128,12 @@ class GroupRank:
         """Answers while another call is under way, if this process runs at all."""
 
     def rendezvous(self, alone: bool) -> str:
-        """An address on this node at which the ranks can meet (a port that is free now); loopback if there is no other
-        node."""
+        """An address of this node that rank 0 listens on from now on; loopback if there is no other node."""
         import ray
 
-        host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"tcp://{host}:{probe.getsockname()[1]}"
+        from capo_ray.learners.store import reserve_meeting
+
+        return reserve_meeting("127.0.0.1" if alone else ray.util.get_node_ip_address())
 
 
 class LearnerRank(GroupRank):

@@ -84,7 +84,10 @@ class Runs(Sequence[float]):
         """The number of each span for its tokens; the spans tile [0, T)."""
         if len(spans) != len(values):
             raise ValueError(f"expected one number for each of the {len(spans)} spans, got {len(values)}")
-        return cls(np.array(values, np.float64), np.array([end for _, end in spans], np.int32))
+        each, ends = np.array(values, np.float64), np.array([end for _, end in spans], np.int32)
+        # Most steps are alike; what is joined here is neither summed nor sent twice.
+        last = np.append(each[1:] != each[:-1], True)[: len(each)]
+        return cls(each[last], ends[last])
 
     def map(self, change: Callable[[float], float]) -> Runs:
         """The row with each number changed."""
@@ -99,10 +102,12 @@ class Runs(Sequence[float]):
         """The pairs of numbers (own, other's) in order, each with the number of its tokens."""
         if len(self) != len(other):
             raise ValueError(f"expected rows of as many tokens, got {len(self)} and {len(other)}")
+        if self.ends is other.ends or np.array_equal(self.ends, other.ends):
+            return zip(self.values.tolist(), other.values.tolist(), self.sizes().tolist(), strict=True)
         ends = np.union1d(self.ends, other.ends)
         own = self.values[np.searchsorted(self.ends, ends)].tolist()
         others = other.values[np.searchsorted(other.ends, ends)].tolist()
-        return zip(own, others, np.diff(ends, prepend=0).tolist(), strict=True)
+        return zip(own, others, _sizes(ends).tolist(), strict=True)
 
     def expand(self, dtype: type[np.floating[Any]] = np.float64) -> FloatArray:
         """The numbers as an array [T]."""
@@ -110,7 +115,7 @@ class Runs(Sequence[float]):
 
     def sizes(self) -> IntArray:
         """[R]: the tokens of each run."""
-        return np.diff(self.ends, prepend=np.int32(0))
+        return _sizes(self.ends)
 
     def counts(self) -> Counter[float]:
         """How many tokens have each number."""
@@ -155,6 +160,12 @@ class Runs(Sequence[float]):
 
 
 NO_RUNS = Runs([], [])
+
+
+def _sizes(ends: IntArray) -> IntArray:
+    sizes = ends.copy()
+    sizes[1:] -= ends[:-1]
+    return sizes
 
 
 def exact_sum(counted: Iterable[tuple[float, int]]) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pickle
 from operator import add
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +76,18 @@ def test_arrays_travel_as_buffers() -> None:
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(sample, protocol=5, buffer_callback=buffers.append)
     assert len(head) < 1000 and sum(len(buffer.raw()) for buffer in buffers) < 8.1 * count
+
+
+def driver_cost() -> Any:
+    spec = importlib.util.spec_from_file_location(
+        "driver_cost", Path(__file__).parent.parent / "benchmarks" / "driver_cost.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ten_thousand_responses_of_16k_tokens_stay_under_four_gb_with_their_samples_and_batch() -> None:
+    held = driver_cost().bytes_per_token(32, 16_384)
+    assert held["with_batch_bytes"] * 10_000 * 16_384 < 4e9, held

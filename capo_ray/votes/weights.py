@@ -25,7 +25,8 @@ def step_weights(flagged: Sequence[frozenset[int]], num_steps: int, vote: str) -
     counts = count_flags(counted, num_steps)
     if not counted:
         return (0.0,) * num_steps
-    return tuple(VOTES[vote](c, len(counted)) for c in counts)
+    weights = [VOTES[vote](c, len(counted)) for c in range(len(counted) + 1)]
+    return tuple(weights[c] for c in counts)
 
 
 def count_flags(flagged: Sequence[frozenset[int]], num_steps: int) -> list[int]:

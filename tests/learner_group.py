@@ -160,8 +160,12 @@ def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: in
     ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join()
+    while any(process.exitcode is None for process in ranks):
+        if any(process.exitcode for process in ranks):  # the others would wait for it
+            for process in ranks:
+                process.terminate()
+        for process in ranks:
+            process.join(0.2)
     return max(abs(process.exitcode or 0) for process in ranks)
 
 

@@ -82,7 +82,7 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
         again = train_on(learner, make_groups(3), num_ranks=world, rank=rank)
         learner.close()
         if rank == 0:
-            figures = {"metrics": metrics, "rewards": rewards, "after": after, "again": again}
+            figures = {"metrics": metrics, "rewards": [row.tolist() for row in rewards], "after": after, "again": again}
             (out / f"{method}.json").write_text(json.dumps(figures))
 
 

@@ -76,6 +76,7 @@ def load_pretrained(kind: Any, what: str, path: str, dtype: str, *, gradient_che
         raise RunFailed(f"{what} that transformers can read (got {path!r}): {error}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers checkpoints a model in train mode alone, and hands it out in the other
     return model
 
 

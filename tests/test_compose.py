@@ -160,6 +160,7 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("critic=calculator", "credit.vote=union"),
         ("critic.canary_min_recall=0.2",),
         ("critic.temperature=0", "critic.top_p=0.5"),
+        ("critic=endpoint", "critic.endpoint.parameters=reasoning", "critic.top_p=0.5"),
         ("credit.vote=average", "critic.early_stop=false"),
         ("credit=grpo_genorm", "critic.early_stop=false"),
         ("critic.with_calculator=true", "critic.early_stop=true"),

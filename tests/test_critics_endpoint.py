@@ -3,16 +3,20 @@
 import asyncio
 import json
 import pickle
+import random
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from capo_ray.config.sections import CriticConfig, EndpointConfig
-from capo_ray.critics.endpoint import EndpointJudge, Secret, read_key
-from capo_ray.critics.retries import Breaker, RetryBudget
+from capo_ray.critics.endpoint import EndpointJudge
+from capo_ray.critics.key import Secret, read_key
+from capo_ray.critics.retries import Breaker, RetryBudget, backoff_s, retry_after_s
 from capo_ray.protocols import JudgeRequest
 from capo_ray.types import Critique, Problem
 
@@ -27,12 +31,16 @@ def answer(texts: list[str], finish: str = "stop") -> web.Response:
 
 
 class Server:
-    """A chat API on the loopback that answers as told, and keeps what it was sent."""
+    """A chat API on the loopback that answers as told, and keeps what it was sent.
 
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
+    For its first `silent_s` it is a black hole: connections are taken, and nothing is read or answered.
+    """
+
+    def __init__(self, handler: Handler, *, silent_s: float = 0.0) -> None:
+        self.handler, self._silent_s = handler, silent_s
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.models: list[dict[str, Any]] = []
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -40,28 +48,52 @@ class Server:
         self.keys.append(request.headers.get("Authorization", ""))
         return await self.handler(request, body)
 
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"data": self.models})
+
     async def __aenter__(self) -> str:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_get("/v1/models", self._list)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        site = web.SockSite(self.runner, self._socket)
+        self._opening = asyncio.create_task(self._open(site))
+        if not self._silent_s:
+            await self._opening
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+
+    async def _open(self, site: web.SockSite) -> None:
+        await asyncio.sleep(self._silent_s)
         await site.start()
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-        return f"http://127.0.0.1:{port}/v1"
 
     async def __aexit__(self, *_: object) -> None:
+        self._opening.cancel()
         await self.runner.cleanup()
+        self._socket.close()
 
 
 def ask(
-    server: Server, *, k: int = 4, early_stop: bool = False, deadline_s: float = 20.0, times: int = 1, **knobs: Any
+    server: Server,
+    *,
+    k: int = 4,
+    early_stop: bool = False,
+    deadline_s: float = 20.0,
+    times: int = 1,
+    max_tokens: int = 64,
+    **knobs: Any,
 ) -> tuple[list[tuple[Critique, ...]], dict[str, float]]:
     async def go() -> tuple[list[tuple[Critique, ...]], dict[str, float]]:
         async with server as url:
             endpoint = EndpointConfig(base_url=url, model="judge", retry_wait_s=0.01, **knobs)
             config = CriticConfig(
-                backend="endpoint", endpoint=endpoint, rubric="paper", early_stop=early_stop, deadline_s=deadline_s
+                backend="endpoint",
+                endpoint=endpoint,
+                rubric="paper",
+                early_stop=early_stop,
+                deadline_s=deadline_s,
+                max_tokens=max_tokens,
             )
             judge = EndpointJudge(config, vote="majority", quorum=1)
             try:
@@ -112,15 +144,18 @@ def test_a_passing_failure_is_retried() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_refusal_is_not_retried_and_abstains(status: int) -> None:
+def test_a_refusal_is_not_retried_abstains_and_is_told_without_the_key(status: int, tmp_path: Path) -> None:
     async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.Response(status=status, text=f"bad key {request.headers.get('Authorization')}")
 
+    path = tmp_path / "key"
+    path.write_text(KEY)
     server = Server(handler)
-    (votes,), _ = ask(server)
+    (votes,), _ = ask(server, key_file=str(path))
     assert len(server.bodies) == 1
     assert [v.flagged for v in votes] == [None] * 4
-    assert votes[0].reason == f"failed: HTTP {status}"
+    where = " at /v1/chat/completions" if status == 404 else ""
+    assert votes[0].reason == f"refused: HTTP {status}{where}: bad key Bearer ***"
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"choices": [{}]}', b'{"choices": 5}', b"\xff\xfe", b"[" * 5000])
@@ -175,7 +210,7 @@ def test_the_breaker_stops_asking_a_server_that_is_down() -> None:
     server = Server(handler)
     results, stats = ask(server, times=6, max_retries=0, breaker_failures=2, breaker_open_s=60)
     assert len(server.bodies) == 2
-    assert results[-1][0].reason == "failed: circuit open"
+    assert results[-1][0].reason == "failed: circuit open (the last error: HTTP 500)"
     assert stats["critic/breaker_opened_total"] == 1
 
 
@@ -247,4 +282,113 @@ def test_redirects_do_not_carry_the_key_away(tmp_path) -> None:  # type: ignore[
     server = Server(handler)
     (votes,), _ = ask(server, key_file=str(path))
     assert len(server.keys) == 1
-    assert votes[0].reason == "failed: HTTP 307"
+    assert votes[0].reason.startswith("refused: HTTP 307")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        # vLLM (older; OpenAI's form) and newer, SGLang
+        "This model's maximum context length is 512 tokens. However, you requested 164 tokens (100 in the messages, 64 "
+        "in the completion). Please reduce the length of the messages or completion.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 64. This model's maximum context length is 512 tokens "
+        "and your request has 100 input tokens (64 > 512 - 100).",
+        "Requested token count exceeds the model's maximum context length of 512 tokens. You requested a total of "
+        "164 tokens: 100 tokens from the input messages and 64 tokens for the completion.",
+    ],
+)
+def test_a_request_too_long_for_the_server_is_sent_once_more_with_the_room_that_it_names(message: str) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["max_tokens"] > 412:
+            return web.json_response({"object": "error", "message": message}, status=400)
+        return answer([FIRST] * body["n"])
+
+    server = Server(handler)
+    (votes,), _ = ask(server, max_tokens=2048)
+    assert all(v.valid for v in votes)
+    assert [body["max_tokens"] for body in server.bodies] == [2048, 412]
+
+
+def test_a_server_that_names_no_room_at_all_is_asked_for_its_context() -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["max_tokens"] > 4000:
+            return web.json_response({"error": {"message": "request exceeds the context size"}}, status=400)
+        return answer([FIRST] * body["n"])
+
+    server = Server(handler)
+    server.models = [{"id": "other", "max_model_len": 9}, {"id": "judge", "max_model_len": 4096}]
+    (votes,), _ = ask(server, max_tokens=8192)
+    assert all(v.valid for v in votes)
+    assert 2000 < server.bodies[1]["max_tokens"] < 4096
+
+
+def test_without_room_for_an_answer_the_vote_abstains_in_the_servers_words() -> None:
+    said = "This model's maximum context length is 128 tokens. However, your prompt contains 100 input tokens"
+
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"error": {"message": said}}, status=400)
+
+    server = Server(handler)
+    (votes,), _ = ask(server, max_tokens=2048)
+    assert [v.flagged for v in votes] == [None] * 4 and len(server.bodies) == 1
+    assert votes[0].reason == f"refused: HTTP 400: {said}"
+
+
+def test_a_late_request_is_not_sent_again_to_the_same_server() -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return answer([FIRST])
+
+    server = Server(handler)
+    (votes,), _ = ask(server, request_deadline_s=0.3)
+    assert len(server.bodies) == 1
+    assert votes[0].reason == "deadline: no answer in 0.3 s (critic.endpoint.request_deadline_s)"
+
+
+def test_the_time_for_a_request_follows_from_the_length_of_its_answer() -> None:
+    assert EndpointConfig().request_limit_s(2048) == pytest.approx(234.8)
+    assert EndpointConfig(request_deadline_s=7).request_limit_s(2048) == 7
+
+
+def test_retry_after_is_read_as_seconds_or_date_and_heeded_within_bounds() -> None:
+    assert retry_after_s("1.5") == 1.5
+    assert retry_after_s("Thu, 01 Jan 1970 00:02:00 GMT", now=30.0) == 90.0
+    assert retry_after_s("soon") is None and retry_after_s("nan") is None
+    assert backoff_s(0, 0.1, 120.0, random.Random(0)) == 120.0
+    assert backoff_s(0, 0.1, 3600.0, random.Random(0)) == 300.0
+    now = 0.0
+    breaker = Breaker(1, 10, lambda: now)
+    breaker.failed(asked_s=60.0)
+    now = 59.0
+    assert not breaker.allows()
+    now = 61.0
+    assert breaker.allows()
+
+
+def test_reasoning_models_are_asked_in_their_own_parameters() -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return answer([FIRST] * body["n"])
+
+    server = Server(handler)
+    ask(server, parameters="reasoning")
+    assert server.bodies[0]["max_completion_tokens"] == 64
+    assert not {"max_tokens", "temperature", "top_p"} & set(server.bodies[0])
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {"prompt_tokens": "many", "completion_tokens": None}, [], {"prompt_tokens": -1}]
+)
+def test_an_answer_counts_whatever_its_usage_says(usage: object) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        choice = {"message": {"content": FIRST}, "finish_reason": "stop"}
+        return web.json_response({"choices": [choice] * body["n"], "usage": usage})
+
+    (votes,), _ = ask(Server(handler))
+    assert all(v.valid for v in votes)
+
+
+def test_a_blank_behind_the_address_is_no_part_of_it() -> None:
+    config = CriticConfig(
+        backend="endpoint", endpoint=EndpointConfig(base_url="http://h/v1/ ", model="m"), rubric="paper"
+    )
+    assert EndpointJudge(config, vote="majority", quorum=1)._endpoint._url == "http://h/v1/chat/completions"

@@ -25,15 +25,15 @@ PROMISED = frozenset(
         "votes_per_response", "valid_votes_per_response", "agreement_frac", "invalid_frac", "abstained_frac",
         "early_stopped_frac", "cache_hit_frac", "skipped_frac", "outcome_only_frac", "critique_s",
         "tokens_per_critique", "prompt_tokens_per_critique", "exposed_s", "step_time_frac", "verifier_gap_frac",
-        "lenient_gap_frac", "strict_gap_frac", "verifier_gap_alarm",
+        "lenient_gap_frac", "strict_gap_frac", "verifier_gap_alarm", "outages_total", "outage_s_total",
+        "waiting_groups", "lost_groups_total",
     )
 )  # fmt: skip
 """What every update of a run with critics must log."""
 OF_THE_TIER = frozenset(
     f"critic/{name}"
     for name in (
-        "calls_in_flight", "workers_ready", "restarts", "calls_resent", "lost_groups_total", "retried_groups_total",
-        "hedged_groups_total", "unsent_groups_total", "breaker_opened_total",
+        "calls_in_flight", "workers_ready", "restarts", "calls_resent", "retried_groups_total", "hedged_groups_total",
     )
 )  # fmt: skip
 """What the pool of critic workers adds in a real run."""

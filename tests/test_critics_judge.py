@@ -118,6 +118,7 @@ def test_the_store_makes_a_second_run_free_and_another_rule_too(tmp_path) -> Non
     engine = ScriptedEngine(lambda p, s: [(0.0, FIRST), (0.0, CLEAN), (0.0, "a" + FIRST), (0.0, "b" + CLEAN)])
     store = CritiqueStore(tmp_path / "store.sqlite")
     (first,) = ask(make_judge(engine, store=store, early_stop=False), STEPS)
+    store.close()
     again = CritiqueStore(tmp_path / "store.sqlite")
     judge = make_judge(engine, store=again, early_stop=False, vote="union")
     (second,) = ask(judge, STEPS)

@@ -13,7 +13,7 @@ from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import build_judge
 from capo_ray.place.tiers import CriticPool
 from capo_ray.place.workers import CriticWorker
-from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed
+from capo_ray.protocols import JudgeRequest, PartTimeout, RunFailed
 from capo_ray.types import Critique, Problem, Provenance
 
 PROBLEM, REQUESTS = Problem("p", "1+1", "2"), [JudgeRequest(("a",)), JudgeRequest(("b",))]
@@ -118,12 +118,10 @@ def test_a_slow_worker_is_hedged_and_the_slower_answer_is_cancelled() -> None:
     assert counts(tier) == {"hedged_groups": 1}
 
 
-def test_without_retries_a_late_group_keeps_its_outcome_alone() -> None:
+def test_without_retries_a_late_group_is_told_to_be_late() -> None:
     tier, _ = make_tier(lateness(60, answer("slow")), max_retries=0)
-    lost = ask(tier)
-    assert [votes[0].flagged for votes in lost] == [None, None]
-    assert "did not answer within" in lost[0][0].reason
-    assert counts(tier) == {"lost_groups": 1}
+    with pytest.raises(PartTimeout, match="did not answer within"):
+        ask(tier)
 
 
 def test_two_deadlines_bound_a_group_however_many_tries_it_has() -> None:
@@ -132,7 +130,8 @@ def test_two_deadlines_bound_a_group_however_many_tries_it_has() -> None:
     async def timed() -> float:
         clock = asyncio.get_running_loop().time
         started = clock()
-        await tier.critique(PROBLEM, REQUESTS, 4)
+        with pytest.raises(PartTimeout):
+            await tier.critique(PROBLEM, REQUESTS, 4)
         return clock() - started
 
     assert asyncio.run(timed()) < 2 * 0.2 + 2  # far below the 60 s of a worker, with room for a busy machine
@@ -140,28 +139,13 @@ def test_two_deadlines_bound_a_group_however_many_tries_it_has() -> None:
 
 
 def test_retries_are_spent_out_of_a_budget() -> None:
-    tier, workers = make_tier(raising(PartTimeout("late")), breaker_failures=1000, max_retries=1)
-    ask(tier, times=50)
+    tier, workers = make_tier(raising(PartTimeout("late")), max_retries=1)
+    for _ in range(50):
+        with pytest.raises(PartTimeout):
+            ask(tier)
     # ten at once, and a fifth of the groups beyond
     assert counts(tier)["retried_groups"] == len(workers.used) - 50
     assert 10 <= counts(tier)["retried_groups"] <= 10 + 0.2 * 50
-
-
-def test_a_tier_that_is_down_is_asked_no_more_for_a_while_and_then_once() -> None:
-    tier, workers = make_tier(raising(PartLost("gone")), breaker_failures=3, breaker_open_s=0.3, max_retries=0)
-
-    async def go() -> None:
-        for _ in range(5):
-            lost = await tier.critique(PROBLEM, REQUESTS, 4)
-        assert len(workers.used) == 3
-        assert lost[0][0].reason == "critic lost: no worker judged 3 groups in a row"
-        await asyncio.sleep(0.35)
-        workers.workers = [lateness(0, answer("back"))]
-        assert await tier.critique(PROBLEM, REQUESTS, 4) == answer("back")
-        assert await tier.critique(PROBLEM, REQUESTS, 4) == answer("back")
-
-    asyncio.run(go())
-    assert counts(tier) == {"lost_groups": 3, "unsent_groups": 2, "breaker_opened": 1}
 
 
 def test_a_defect_in_a_worker_is_not_taken_for_lateness() -> None:
@@ -179,7 +163,7 @@ def test_a_worker_tells_its_queue_its_engines_seconds_and_what_the_prefix_cache_
             return {"running": 3.0, "waiting": 5.0, "busy_s": 7.0, "cached_prompt_tokens": 640.0, "swap_ms": 0.0}
 
     config = CriticConfig(backend="calculator")
-    worker = CriticWorker(None, config, "majority", 1, "")
+    worker = CriticWorker(None, config, "majority", 1, None)
     worker._engine, worker._judge = Busy(), build_judge(config, vote="majority", quorum=1)  # type: ignore[assignment]
     figures = asyncio.run(worker.ping())
     assert figures == {
@@ -191,7 +175,7 @@ def test_a_worker_tells_its_queue_its_engines_seconds_and_what_the_prefix_cache_
 
 
 def test_a_cancelled_group_cancels_its_tries() -> None:
-    tier, workers = make_tier(lateness(60, answer("slow")), deadline_s=30.0, breaker_failures=1)
+    tier, workers = make_tier(lateness(60, answer("slow")), deadline_s=30.0)
 
     async def go() -> None:
         task = asyncio.create_task(tier.critique(PROBLEM, REQUESTS, 4))

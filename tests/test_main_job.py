@@ -219,7 +219,7 @@ def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_pat
 def answers_of(run_dir: Path) -> list[tuple[int, int]]:
     """For each response that was judged, how often the critic answered and how many of its answers were readable."""
     with sqlite3.connect(f"file:{run_dir / CRITIQUES_FILE}?mode=ro", uri=True) as db:
-        return db.execute("SELECT count(*), count(flagged) FROM critiques GROUP BY key").fetchall()
+        return db.execute("SELECT count(*), count(flagged) FROM votes GROUP BY key").fetchall()
 
 
 def problems_of(run_dir: Path, state: str) -> set[str]:

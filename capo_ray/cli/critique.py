@@ -18,7 +18,9 @@ from capo_ray.cli.critique_input import Solution, open_input, read_solutions
 from capo_ray.cli.critique_table import Judgement, against_truth, by_source, finite, summary, to_text
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig
-from capo_ray.critics import CritiqueStore, build_judge, calculate, parse_critique
+from capo_ray.critics import build_judge, calculate, parse_critique
+from capo_ray.critics.guarded import GuardedStore
+from capo_ray.critics.store import StoreHeld
 from capo_ray.protocols import Judge, JudgeRequest, RunFailed
 
 HELP = "judge the steps of a file of solutions: what a critic, rubric, k and vote are worth, and what they cost"
@@ -129,10 +131,22 @@ async def _judge_all(
     return [results[place] for place in range(len(solutions))]
 
 
+async def _open_store(path: str) -> GuardedStore | None:
+    """The store at a path, none where there is none; `RunFailed` where a run holds it."""
+    if not path:
+        return None
+    store = GuardedStore(Path(path).expanduser(), held_s=5.0)
+    try:
+        await store.open()
+    except StoreHeld as error:
+        raise RunFailed(str(error)) from error
+    return store
+
+
 @asynccontextmanager
 async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncIterator[Judge]:
     """The judge of the configuration, in this process and without Ray; its engine ends with it."""
-    store = CritiqueStore(critic.store) if critic.store else None
+    store = await _open_store(critic.store)
     engine: Any = None
     try:
         if critic.backend == "vllm":
@@ -159,7 +173,7 @@ async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncI
         if engine is not None:
             await asyncio.to_thread(engine.close)
         if store is not None:
-            store.close()
+            await store.close()
 
 
 def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:

@@ -57,6 +57,11 @@ CRITIC_RULES: tuple[Rule, ...] = (
         "with critic.canary_every=0, which judges no canaries; raise it, or remove this",
     ),
     (
+        ("critic.temperature", "critic.top_p"),
+        lambda c: c.critic.backend == "endpoint" and c.critic.endpoint.parameters == "reasoning",
+        "with critic.endpoint.parameters=reasoning, which sends neither; remove it",
+    ),
+    (
         ("critic.top_p",),
         lambda c: c.critic.temperature == 0,
         "with critic.temperature=0, which takes the likeliest token; remove it or raise critic.temperature",

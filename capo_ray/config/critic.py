@@ -9,6 +9,8 @@ from pydantic import Field
 from capo_ray.config.base import Scalar, Section
 
 Positive = Annotated[int, Field(ge=1)]
+START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
+"""An endpoint's time to begin an answer, and the slowest rate of one answer that is not taken for a hang."""
 
 
 class EndpointConfig(Section):
@@ -22,8 +24,11 @@ class EndpointConfig(Section):
     """File that holds the API key (a mounted secret)."""
     key_env: str = ""
     """Environment variable that holds the API key, where there is no file."""
-    request_deadline_s: float = Field(60.0, gt=0)
-    """For one try of one request."""
+    request_deadline_s: float = Field(0.0, ge=0)
+    """For one try of one request; 0: 30 s and a tenth of a second for each of `critic.max_tokens`. A request that is
+    late is not sent again to the same server."""
+    parameters: Literal["plain", "reasoning"] = "plain"
+    """`reasoning`: send `max_completion_tokens` and no temperature or top_p, as OpenAI's reasoning models want it."""
     max_retries: int = Field(3, ge=0)
     """Tries beside the first, per vote; those of a group share the group's deadline."""
     retry_wait_s: float = Field(0.5, ge=0)
@@ -33,10 +38,14 @@ class EndpointConfig(Section):
     max_in_flight: Positive = 32
     """Requests under way at once."""
     breaker_failures: Positive = 8
-    """Failures in a row after which nothing is sent for `breaker_open_s`."""
+    """Failures in a row after which nothing is sent for `breaker_open_s` (or what the server's Retry-After asks)."""
     breaker_open_s: float = Field(15.0, ge=0)
     votes_per_request: int = Field(0, ge=0)
     """Votes in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
+
+    def request_limit_s(self, max_tokens: int) -> float:
+        """The seconds for one try of a request for answers of at most `max_tokens`."""
+        return self.request_deadline_s or START_S + max_tokens / FLOOR_TOKENS_PER_S
 
 
 class CriticConfig(Section):
@@ -66,9 +75,9 @@ class CriticConfig(Section):
     sent again."""
     hedge_after_s: float = Field(0.0, ge=0)
     """Send a group to a second worker too when the first has not answered after this long; 0: never."""
-    breaker_failures: Positive = 8
-    """Groups in a row that no worker judged after which none is sent for `breaker_open_s` (they keep their outcome)."""
-    breaker_open_s: float = Field(30.0, ge=0)
+    outage_budget_s: float = Field(600.0, ge=0)
+    """How long groups wait for a critic that answers nothing at all before the run ends with the critic's own words; 0:
+    they do not wait and keep their outcome alone."""
     early_stop: bool = True
     """Ask first for the votes that decide a response in which they find nothing; stop once the vote cannot change."""
     skip: Literal["none", "no_gradient"] = "none"
@@ -78,7 +87,8 @@ class CriticConfig(Section):
     chat_template: bool = True
     """Ask as a user turn of the critic's chat template, where rubric and tokenizer have one."""
     store: str = ""
-    """SQLite file of critiques already paid for; empty: `critiques.sqlite` in the run directory."""
+    """SQLite file of critiques already paid for; empty: `critiques.sqlite` in the run directory. One run holds it at a
+    time, from the driver's machine."""
     with_calculator: bool = False
     """Let the calculator cast one more vote on each response in which it finds arithmetic."""
     calculator_modulus: int = Field(0, ge=0)

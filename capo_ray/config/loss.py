@@ -21,6 +21,8 @@ class LossConfig(Section):
     """sequence_mean: (1/n) sum_i (1/L_i) sum_t; token_mean: one mean over all tokens; constant_length: Dr.GRPO's."""
     behaviour: Literal["sampler", "recompute"] = "sampler"
     """Denominator of the ratio: the engine's logprobs, or the learner's own before a batch (needed with top_p < 1)."""
+    max_mismatch_nats: float = Field(0.2, gt=0)
+    """Mean divergence (k3) of engine and learner per token above which `loss/mismatch_alarm` is 1; said once."""
     correction: Literal["none", "truncate", "mask", "geometric_mask"] = "none"
     """For tokens on which engine and learner disagree, rho = learner / sampler: truncate weighs by min(rho, high), mask
     by rho inside [low, high] and 0 outside, geometric_mask drops responses whose mean rho is outside."""

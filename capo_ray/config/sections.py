@@ -42,6 +42,9 @@ class RunConfig(Section):
     """Groups in a row without credit after which the run ends with a sentence."""
     max_failures: Positive = 20
     """Failed groups in a row after which the run ends with the cause."""
+    max_nonfinite_groups: Positive = 8
+    """Groups in a row with a response that was quarantined (`quarantine.jsonl`: a logprob, entropy or advantage that is
+    not finite, or an advantage beyond 1e6) after which the run ends."""
 
 
 class ModelConfig(Section):

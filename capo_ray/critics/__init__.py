@@ -3,7 +3,8 @@
     Judge            an LLM behind a TextEngine     CalculatorJudge  arithmetic, no model
     EndpointJudge    any OpenAI-compatible API      ScriptedJudge    set precision and recall, for tests
     EnsembleJudge    several side by side           CanaryWatch      known wrong steps, every so often
-    CritiqueStore    what was paid for once         build_judge      any of these, from the configuration
+    GuardedStore     what was paid for once         build_judge      any of these, from the configuration
+    PatientJudge     any of these, outages waited out
 
 Invariant: a critique that failed is invalid and abstains, with its reason counted; it is never "no error".
 """

@@ -8,6 +8,7 @@ from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.calculator import CalculatorJudge
 from capo_ray.critics.canary import CanaryWatch, JudgeWithStats, load_cases
 from capo_ray.critics.ensemble import EnsembleJudge
+from capo_ray.critics.guarded import StoreDoor
 from capo_ray.critics.judge import Judge
 from capo_ray.critics.panel import Panel
 from capo_ray.critics.store import CritiqueStore
@@ -19,7 +20,7 @@ def build_judge(
     *,
     vote: str,
     quorum: int,
-    store: CritiqueStore | None = None,
+    store: CritiqueStore | StoreDoor | None = None,
     engine: TextEngine | None = None,
     tokenizer: Tokenizer | None = None,
     model_revision: str = "",
@@ -29,10 +30,10 @@ def build_judge(
     A judge lives in one event loop. Raises `ValueError` on a configuration that cannot work.
     """
 
-    def build(own: CritiqueStore | None) -> JudgeWithStats:
+    def build(own: CritiqueStore | StoreDoor | None) -> JudgeWithStats:
         return _with_calculator(config, lambda c: _build_first(c, own), vote, quorum)
 
-    def _build_first(config: CriticConfig, own: CritiqueStore | None) -> Panel:
+    def _build_first(config: CriticConfig, own: CritiqueStore | StoreDoor | None) -> Panel:
         if config.backend == "calculator":
             return CalculatorJudge(config, vote=vote, quorum=quorum)
         if config.backend == "endpoint":

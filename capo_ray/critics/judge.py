@@ -13,14 +13,13 @@ from typing import cast
 
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.grammar import verdict_regex
+from capo_ray.critics.guarded import StoreDoor
 from capo_ray.critics.panel import Asking, Panel, Reply
+from capo_ray.critics.room import least_answer_tokens
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.prompts import build_critic_prompt, load_rubric
 from capo_ray.protocols import Sampling, TextEngine, Tokenizer
 from capo_ray.types import Completion
-
-MIN_ANSWER_TOKENS = 16
-"""A prompt that leaves less room than this (or than `max_tokens`) is not asked."""
 
 
 class EngineSource:
@@ -68,10 +67,11 @@ class EngineSource:
     def _to_sampling(self, asking: Asking, prompt_tokens: int, num_votes: int, seed: int) -> Sampling:
         config = self._config
         room = config.max_model_len - prompt_tokens
-        if room < min(MIN_ANSWER_TOKENS, config.max_tokens):
+        least = min(config.max_tokens, least_answer_tokens(self._rubric.name, len(asking.steps)))
+        if room < least:
             raise ValueError(
-                f"the critic's prompt must leave room for an answer in critic.max_model_len={config.max_model_len} "
-                f"tokens (prompt has {prompt_tokens})"
+                f"the critic's prompt must leave room for an answer of {least} tokens in critic.max_model_len="
+                f"{config.max_model_len} tokens (prompt has {prompt_tokens})"
             )
         return Sampling(
             temperature=self._temperature,
@@ -95,7 +95,7 @@ class Judge(Panel):
         vote: str,
         quorum: int,
         model_revision: str,
-        store: CritiqueStore | None = None,
+        store: CritiqueStore | StoreDoor | None = None,
     ) -> None:
         source = EngineSource(engine, tokenizer, config, greedy=vote == "greedy", model=model_revision)
         super().__init__(source, config, vote=vote, quorum=quorum, store=store)

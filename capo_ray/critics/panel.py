@@ -1,6 +1,6 @@
 """The way of a group through a critic: each distinct response once, each vote once, and no vote too many.
 
-    responses -> distinct ones -> store -> source (k votes, one prefill) -> parse -> decided? stop : next vote
+    responses -> distinct ones -> store -> source (k votes, one prefill) -> parse -> decided? stop : next vote -> store
                                           first those that decide a clean response, then the rest
                                   deadline of the response, deadline of the group: what is not in is invalid
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from capo_ray.config.sections import CriticConfig
+from capo_ray.critics.guarded import GuardedStore, StoreDoor
 from capo_ray.critics.parse import parse_critique
 from capo_ray.critics.store import CritiqueStore, request_key
 from capo_ray.critics.tally import Tally
@@ -28,6 +29,8 @@ from capo_ray.types import Critique, Problem, Provenance
 from capo_ray.votes import first_wave, is_decided
 
 FAILED = "failed: "
+REFUSED = "refused: "
+LATE = "deadline"
 GRACE_S = 5.0
 """How long a cancelled request may take to leave."""
 
@@ -53,6 +56,8 @@ class Reply:
     seed: int | None = None
     failure: str = ""
     """Why there is no answer; such a reply is never stored."""
+    kind: str = FAILED
+    """What the failure is: one that may pass (`FAILED`), a refusal that would come again, or lateness (`LATE`)."""
 
 
 class VoteSource(Protocol):
@@ -76,7 +81,7 @@ class _Hearing:
     num_votes: int
     held: list[Critique] = field(default_factory=list)
     fresh: list[Critique] = field(default_factory=list)
-    failure: str = "deadline"
+    failure: str = LATE
 
     @property
     def num_in(self) -> int:
@@ -91,9 +96,16 @@ class Panel:
     """`protocols.Judge` over a source of votes."""
 
     def __init__(
-        self, source: VoteSource, config: CriticConfig, *, vote: str, quorum: int, store: CritiqueStore | None = None
+        self,
+        source: VoteSource,
+        config: CriticConfig,
+        *,
+        vote: str,
+        quorum: int,
+        store: CritiqueStore | StoreDoor | None = None,
     ) -> None:
-        self._source, self._config, self._store = source, config, store
+        self._source, self._config = source, config
+        self._store = GuardedStore.around(store) if isinstance(store, CritiqueStore) else store
         self._vote, self._quorum = vote, quorum
         self._rubric = load_rubric(config.rubric)
         self._tally = Tally()
@@ -109,15 +121,17 @@ class Panel:
             return ()
         num_votes = 1 if self._vote == "greedy" else num_votes
         hearings = {r.steps: _Hearing(self._ask(problem, r.steps), num_votes) for r in responses}
+        await self._recall(list(hearings.values()), num_votes)
         tasks = [asyncio.create_task(self._hear(hearing)) for hearing in hearings.values()]
         try:
             done, _ = await asyncio.wait(tasks, timeout=self._config.deadline_s, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             await _end(tasks)
+        for hearing in hearings.values():
+            self._number(hearing)
+        await self._keep(list(hearings.values()))
         lost = [error for task in done if (error := task.exception()) is not None]
         if lost:
-            for hearing in hearings.values():
-                self._number(hearing)
             raise lost[0]
         results = {steps: self._close(hearing) for steps, hearing in hearings.items()}
         self._tally.add_group(len(responses), len(results))
@@ -125,7 +139,7 @@ class Panel:
 
     def stats(self) -> dict[str, float]:
         """The critic's figures, `critic/…`: totals since the start, shares and means over recent responses."""
-        return self._tally.figures()
+        return self._tally.figures() | (self._store.figures() if self._store is not None else {})
 
     def _ask(self, problem: Problem, steps: tuple[str, ...]) -> Asking:
         if problem.solution and not self._config.show_solution:
@@ -134,9 +148,6 @@ class Panel:
         return Asking(problem, steps, key)
 
     async def _hear(self, hearing: _Hearing) -> None:
-        asking = hearing.asking
-        if self._store is not None:
-            hearing.held = self._store.read(asking.key, hearing.num_votes)
         if self._is_over(hearing):
             return
         try:
@@ -188,7 +199,7 @@ class Panel:
             seconds=seconds,
         )
         if reply.failure:
-            return Critique(None, None, reply.text, FAILED + reply.failure, provenance)
+            return Critique(None, None, reply.text, reply.kind + reply.failure, provenance)
         flagged, overall, reason = parse_critique(
             reply.text, len(asking.steps), self._rubric.name, truncated=reply.truncated
         )
@@ -197,19 +208,29 @@ class Panel:
     def _close(self, hearing: _Hearing) -> tuple[Critique, ...]:
         """The votes in their order, those that are missing as invalid ones."""
         ended_early = self._is_over(hearing) and hearing.num_in < hearing.num_votes
-        votes = [*hearing.held, *self._number(hearing)]
+        votes = [*hearing.held, *hearing.fresh]
         if not ended_early:
             votes += [self._missing(hearing, i) for i in range(len(votes), hearing.num_votes)]
         self._tally.add_response(votes, len(hearing.asking.steps), early=ended_early)
         return tuple(votes)
 
-    def _number(self, hearing: _Hearing) -> list[Critique]:
-        """The fresh votes, stored, in an order that depends on what they say and not on when they came."""
+    def _number(self, hearing: _Hearing) -> None:
+        """Put the fresh votes in an order that depends on what they say and not on when they came."""
         order = sorted(hearing.fresh, key=lambda c: (_failed(c), _shuffled(hearing.asking.key, c.text)))
-        fresh = [_numbered(c, len(hearing.held) + i) for i, c in enumerate(order)]
+        hearing.fresh = [_numbered(c, len(hearing.held) + i) for i, c in enumerate(order)]
+
+    async def _recall(self, hearings: Sequence[_Hearing], num_votes: int) -> None:
+        """Take what the store holds of a group."""
         if self._store is not None:
-            self._store.write(hearing.asking.key, [c for c in fresh if not _failed(c)])
-        return fresh
+            held = await self._store.read([h.asking.key for h in hearings], num_votes)
+            for hearing in hearings:
+                hearing.held = held.get(hearing.asking.key, [])
+
+    async def _keep(self, hearings: Sequence[_Hearing]) -> None:
+        """Give the store the answers that are new."""
+        fresh = {h.asking.key: [c for c in h.fresh if not _failed(c)] for h in hearings}
+        if self._store is not None and any(fresh.values()):
+            await self._store.write({key: said for key, said in fresh.items() if said})
 
     def _missing(self, hearing: _Hearing, index: int) -> Critique:
         return Critique(None, None, "", hearing.failure, Provenance(self._source.model, hearing.asking.key, index))
@@ -225,13 +246,13 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 def was_not_answered(critique: Critique) -> bool:
-    """Whether the critic said nothing in time (and not: nothing readable, or was not asked)."""
-    return not critique.valid and not critique.text and critique.reason.startswith((FAILED, "deadline", "not answered"))
+    """Whether the critic said nothing in time (and not: nothing readable, or refused, or was not asked)."""
+    return not critique.valid and not critique.text and critique.reason.startswith((FAILED, LATE, "not answered"))
 
 
 def _failed(critique: Critique) -> bool:
     """Whether this is the absence of an answer (and not an unreadable one)."""
-    return critique.reason.startswith(FAILED)
+    return critique.reason.startswith((FAILED, REFUSED, LATE))
 
 
 def _numbered(critique: Critique, index: int) -> Critique:

@@ -6,13 +6,16 @@ closed --failures in a row--> open --after a while--> one probe --success--> clo
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 
 BURST = 10.0
 SHARE = 0.2
 """Retries and hedges together: at most BURST, and SHARE of the requests beyond."""
+MAX_BACKOFF_S, MAX_ASKED_S = 30.0, 300.0
 
 
 class RetryBudget:
@@ -60,16 +63,28 @@ class Breaker:
         """A request was cancelled: it tells nothing, and leaves the place of a probe free."""
         self._probing = False
 
-    def failed(self) -> None:
-        """A request failed."""
+    def failed(self, asked_s: float = 0.0) -> None:
+        """A request failed; the server asked to be left alone for `asked_s` (taken up to `MAX_ASKED_S`)."""
         self._streak += 1
         self._probing = False
         if self._streak >= self._limit:
             self.times_opened += 1
-            self._until = self._clock() + self._open_s
+            self._until = self._clock() + max(self._open_s, min(MAX_ASKED_S, asked_s))
 
 
 def backoff_s(attempt: int, first_s: float, asked_s: float | None, rng: random.Random) -> float:
-    """Seconds before retry `attempt` (0-based): doubling with jitter, at least what the server asked, at most 30."""
+    """Seconds before retry `attempt` (0-based): doubling with jitter up to 30, and what the server asked up to 300."""
     wait = first_s * 2**attempt * (0.5 + rng.random())
-    return min(30.0, max(wait, asked_s or 0.0))
+    return max(min(MAX_BACKOFF_S, wait), min(MAX_ASKED_S, asked_s or 0.0))
+
+
+def retry_after_s(header: str, now: float | None = None) -> float | None:
+    """The seconds of a `Retry-After` header (a number or an HTTP date); None where it cannot be read."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - (time.time() if now is None else now)
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

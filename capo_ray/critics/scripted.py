@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Collection
 
 from capo_ray.config.sections import CriticConfig
+from capo_ray.critics.guarded import StoreDoor
 from capo_ray.critics.panel import Asking, Panel, Reply
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.types import Problem
@@ -77,6 +78,6 @@ class ScriptedJudge(Panel):
         *,
         vote: str = "majority",
         quorum: int = 1,
-        store: CritiqueStore | None = None,
+        store: CritiqueStore | StoreDoor | None = None,
     ) -> None:
         super().__init__(source, config, vote=vote, quorum=quorum, store=store)

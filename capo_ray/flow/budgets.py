@@ -78,7 +78,7 @@ class Budgets:
         self._failure = (
             f"expected at least {quorum} readable critiques of each response, got fewer in {share:.0%} of the last "
             f"{len(self._outcome_only)} groups (critic.max_outcome_only_frac={self._max_outcome_only:g}); most common "
-            f"cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check critic.model, critic.rubric and "
+            f"cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check the critic, critic.rubric and "
             f"critic.max_tokens with `capo-ray critique`"
         )
         self.exhausted.set()
@@ -102,7 +102,8 @@ def batch_deadline_s(config: TrainConfig) -> float:
     """The seconds within which the groups under way are finished where every part keeps its own deadline."""
     rollout, critic, verifier = config.rollout.deadline_s, config.critic.deadline_s, config.verifier.deadline_s
     more = {
-        "critiques": critic,  # a group is sent to a second worker within twice the tier's deadline
+        # A group is sent to a second worker within twice the tier's deadline, and waits for a tier that is down.
+        "critiques": critic + config.critic.outage_budget_s,
         "answer_logprobs": rollout,
         "hinted_logprobs": rollout,
         "step_values": rollout + verifier,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capo_ray.flow.group import GroupWay, accuracy
+from capo_ray.flow.group import GroupWay
 from capo_ray.flow.parts import Parts
 from capo_ray.protocols import Sampling
 from capo_ray.types import Completion, Problem, Verdict
@@ -41,8 +42,14 @@ async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
     results = await asyncio.gather(*(answer(problem) for problem in problems))
     verdicts = [verdict for _, verdict in results]
     return EvalReport(
-        accuracy=accuracy(verdicts),
+        accuracy=_accuracy(verdicts),
         num_problems=len(problems),
         num_invalid=sum(not v.valid for v in verdicts),
         mean_tokens=sum(len(c.token_ids) for c, _ in results) / max(1, len(results)),
     )
+
+
+def _accuracy(verdicts: Sequence[Verdict]) -> float:
+    """The share of right answers among the valid verdicts; nan when none is valid."""
+    rewards = [v.reward for v in verdicts if v.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else float("nan")

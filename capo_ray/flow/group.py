@@ -19,9 +19,11 @@ from capo_ray.arrays import NO_RUNS, FloatArray, frozen
 from capo_ray.config.credit import RlsdConfig, VinePpoConfig
 from capo_ray.config.credit.hints import ANSWER_SLOT
 from capo_ray.credit import assign_credit, critiques_matter
+from capo_ray.critics.outage import PatientJudge
 from capo_ray.flow.evidence import answer_tokens, score_answers, score_hints
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.quarantine import Gate, Quarantined
 from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
@@ -37,10 +39,9 @@ from capo_ray.types import (
     Span,
     Trajectory,
     TrajectoryKey,
-    Verdict,
 )
 
-GROUP_FAILURES = (PartTimeout, PartLost, SpanError)
+GROUP_FAILURES = (PartTimeout, PartLost, SpanError, Quarantined)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
 
 
@@ -113,6 +114,12 @@ class GroupWay:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._needs = parts.config.credit.needs
+        self._gate = Gate(parts.quarantine, parts.ledger, parts.config.run.max_nonfinite_groups)
+        self._judge = PatientJudge(parts.judge, parts.config.critic) if parts.judge is not None else None
+
+    def figures(self) -> dict[str, float]:
+        """How long critics were waited for, in a run with any, and how many responses were quarantined."""
+        return self._parts.quarantine.figures() | (self._judge.figures() if self._judge is not None else {})
 
     def encode_prompt(self, problem: Problem) -> tuple[int, ...]:
         """The policy's prompt token ids of a problem [P]."""
@@ -147,9 +154,10 @@ class GroupWay:
             stage_s[stage], started = now - started, now
 
         trajectories = await self._roll_out(group_id, problem, attempt)
-        keys = [t.key for t in trajectories]
-        ledger.record(keys, "generated")
+        ledger.record([t.key for t in trajectories], "generated")
         mark("rollout")
+        trajectories, cause = self._gate.responses(trajectories)
+        keys = [t.key for t in trajectories]
         try:
             members = await self._verify(problem, trajectories)
             ledger.record(keys, "verified")
@@ -164,7 +172,8 @@ class GroupWay:
         group = Group(group_id, problem, tuple(members))
         num_tokens = sum(member.num_tokens for member in members)
         credit = await off_loop(assign_credit, group, self._parts.config.credit, progress, num_tokens=num_tokens)
-        ledger.record(keys, "credited")
+        group, credit = self._gate.credited(group, credit, cause)
+        ledger.record([m.trajectory.key for m in group.members], "credited")
         mark("credit")
         return CreditedGroup(group, credit, stage_s, ended_at=started)
 
@@ -239,7 +248,7 @@ class GroupWay:
             return [()] * len(members)
         if config.critic.skip == "no_gradient" and not critiques_matter(members, config.credit, progress):
             return [()] * len(members)
-        started, judge = time.monotonic(), self._parts.judge
+        started, judge = time.monotonic(), self._judge
         assert judge is not None, "the credit rule reads critiques, so the run has a judge"
         requests = [
             JudgeRequest(step_texts(m.trajectory.response.text, m.trajectory.response.char_ends, m.steps))
@@ -286,9 +295,3 @@ class GroupWay:
         model = self._parts.reward_model
         assert model is not None, "the credit rule reads token rewards, so the run has a reward model"
         return await model.token_rewards([m.trajectory for m in members])
-
-
-def accuracy(verdicts: Sequence[Verdict]) -> float:
-    """The share of right answers among the valid verdicts; nan when none is valid."""
-    rewards = [v.reward for v in verdicts if v.reward is not None]
-    return sum(rewards) / len(rewards) if rewards else float("nan")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
+from capo_ray.flow.quarantine import Quarantine
 from capo_ray.problems import ProblemSet
 from capo_ray.protocols import Judge, LearnerGroup, Ledger, RewardModel, TextEngine, Tokenizer, Tracker, Verifier
 from capo_ray.types import Group, GroupCredit, Problem
@@ -48,5 +49,6 @@ class Parts:
     reward_model: RewardModel | None = None
     """The model that rewards tokens; None where the credit rule reads no such rewards."""
     step_truth: StepTruth | None = None
+    quarantine: Quarantine = field(default_factory=Quarantine)
     part_stats: Callable[[], Mapping[str, float]] = dict
     """Figures of the parts themselves (queue depths, restarts, critic tier), names as in metrics."""

@@ -233,7 +233,7 @@ class Pipeline:
         # Their own names stand before a worker's of the same name, which are as old as its last ping.
         step_s = waited_s + report.seconds + publish_s
         figures |= judge_figures(groups, self.parts.config, waited_s=waited_s, step_s=step_s)
-        figures |= self.critic.figures() | self.budgets.figures()
+        figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()
         await self._after_update(groups, figures)
 
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:

@@ -7,6 +7,7 @@ groups -> batch-wide scale of the credit -> entropy control -> Sample -> Batch -
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,12 +21,15 @@ from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, UpdateReport
 
+_log = logging.getLogger(__name__)
+
 
 class Training:
     """What stands between the slot buffer and the learner."""
 
     def __init__(self, parts: Parts, state: RunState) -> None:
         self._parts, self._state = parts, state
+        self._said_mismatch = False
         self._entropy = EntropyControl(parts.config.loss, state.entropy)
 
     async def update(self, groups: Sequence[CreditedGroup]) -> tuple[list[CreditedGroup], UpdateReport]:
@@ -42,7 +46,7 @@ class Training:
             self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress))),
             self._update_reward_model(groups),
         )
-        figures |= self._entropy.figures(trained)
+        figures |= self._entropy.figures(trained) | self._mismatch_figures(report)
         self._entropy.observe(report.metrics["loss/entropy_nats"])
         return trained, replace(report, metrics={**report.metrics, **figures})
 
@@ -56,6 +60,21 @@ class Training:
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
         )
+
+    def _mismatch_figures(self, report: UpdateReport) -> dict[str, float]:
+        """Whether engine and learner differ too much on what the engine sampled; the first time is said."""
+        bound, found = self._parts.config.loss.max_mismatch_nats, report.metrics.get("loss/mismatch_kl_nats")
+        if found is None:
+            return {}
+        is_over = not found <= bound
+        if is_over and not self._said_mismatch:
+            self._said_mismatch = True
+            _log.warning(
+                "update %d: engine and learner differ by %.3g nats a token on what the engine sampled (above "
+                "loss.max_mismatch_nats=%g): compare their dtypes and model files, or lower stream.max_age",
+                report.version, found, bound,
+            )  # fmt: skip
+        return {"loss/mismatch_alarm": float(is_over)}
 
     async def _update_reward_model(self, groups: Sequence[CreditedGroup]) -> dict[str, float]:
         """The figures of the reward model's update on the batch's groups; none in a run without one."""

@@ -65,13 +65,14 @@ class Actors:
         if self.reward_model is not None:
             ranks.append(self.reward_model.start())
         if not shares_devices(self.places.config):
-            await asyncio.gather(*ranks, *(pool.start() for pool in pools))
+            tiers = [self.rollout.pool, self.verifier.pool, self.critic]
+            await asyncio.gather(*ranks, *(tier.start() for tier in tiers if tier is not None))
         else:
             # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
             await asyncio.gather(*ranks, self.verifier.pool.start())
             await self.rollout.pool.start()
             if self.critic is not None:
-                await self.critic.pool.start()
+                await self.critic.start()
         note()
         self.learner.allowed = await agree_at_start(self.places.config, canary, self.rollout, self.learner)
 
@@ -92,5 +93,5 @@ class Actors:
         if self.reward_model is not None:
             self.reward_model.close()
         if self.critic is not None:
-            self.critic.pool.close()
+            self.critic.close()
         self.places.close()

@@ -16,6 +16,7 @@ from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Places
 from capo_ray.place.ranks import PINGS
 from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.place.store import StoreTier
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, RolloutWorker, VerifierWorker
 from capo_ray.problems import asset_path
@@ -106,11 +107,21 @@ def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> Cri
         getattr(credit, "vote", "majority"),
         getattr(credit, "quorum", 1),
     )
-    store = config.critic.store or str(run_dir / CRITIQUES_FILE)
+    store = build_store(config, run_dir)
+    keeper = store.keeper if store is not None else None
     return CriticPool(
         config,
-        lambda index: _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, store),
+        lambda index: _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, keeper),
+        store,
     )
+
+
+def build_store(config: TrainConfig, run_dir: Path) -> StoreTier | None:
+    """The critique store, not opened; None for a critic that costs nothing to ask again."""
+    if config.critic.backend == "calculator":
+        return None
+    path = Path(config.critic.store).expanduser() if config.critic.store else run_dir / CRITIQUES_FILE
+    return StoreTier(path, asked_for=bool(config.critic.store))
 
 
 def build_verifier_tier(config: TrainConfig) -> VerifierTier:

@@ -1,6 +1,7 @@
 """A run's directory: made once, owned by one driver at a time, and what stands in it.
 
-config.yaml  metrics.jsonl  ledger.sqlite  transcripts.jsonl  critiques.sqlite  checkpoints/  tensorboard/
+config.yaml  metrics.jsonl  ledger.sqlite  transcripts.jsonl  critiques.sqlite  quarantine.jsonl  checkpoints/
+tensorboard/
 learning_curve.png  summary.json  lock
 """
 

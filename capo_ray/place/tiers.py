@@ -12,13 +12,14 @@ from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.critics.panel import was_not_answered
-from capo_ray.critics.retries import Breaker, RetryBudget
+from capo_ray.critics.retries import RetryBudget
 from capo_ray.place.calls import await_ref
 from capo_ray.place.placement import shares_devices
 from capo_ray.place.pool import WorkerPool
+from capo_ray.place.store import StoreTier
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
-from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict
+from capo_ray.types import Completion, Critique, Problem, Verdict
 
 Spawn = Callable[[int], ActorHandle]
 Critiques = tuple[tuple[Critique, ...], ...]
@@ -105,17 +106,17 @@ def _require_version(held: int, handle: WeightsHandle) -> None:
 
 
 class CriticPool:
-    """Critic workers (`Judge`). A tier that is lost or late gives invalid critiques, which abstain.
+    """Critic workers (`Judge`), and the store of what they said. Raises `PartTimeout` where none judged a group.
 
-    call -> breaker -> a worker --late--> another one, out of a budget of retries --late--> invalid critiques
-                          \\--slow (hedge_after_s)--> a second one beside it, out of the same budget
+    call -> a worker --late--> another one, out of a budget of retries --late--> PartTimeout
+                  \\--slow (hedge_after_s)--> a second one beside it, out of the same budget
     """
 
-    def __init__(self, config: TrainConfig, spawn: Spawn) -> None:
+    def __init__(self, config: TrainConfig, spawn: Spawn, store: StoreTier | None = None) -> None:
         self._critic = config.critic
         self._budget = RetryBudget()
-        self._breaker = Breaker(config.critic.breaker_failures, config.critic.breaker_open_s)
-        self.counts = Counter({"lost_groups": 0, "retried_groups": 0, "hedged_groups": 0, "unsent_groups": 0})
+        self._store = store
+        self.counts = Counter({"retried_groups": 0, "hedged_groups": 0})
         self.pool = WorkerPool(
             "critic",
             spawn,
@@ -124,29 +125,28 @@ class CriticPool:
             in_turn=shares_devices(config),
         )
 
+    async def start(self) -> None:
+        """Returns once workers and store are ready."""
+        await asyncio.gather(self.pool.start(), *([self._store.start()] if self._store is not None else []))
+
     async def critique(
         self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
     ) -> tuple[tuple[Critique, ...], ...]:
         """As `Judge.critique`, on the least loaded worker; within twice the tier's deadline."""
-        if not self._breaker.allows():
-            self.counts["unsent_groups"] += 1
-            return self._lose(len(responses), f"no worker judged {self._critic.breaker_failures} groups in a row")
-        try:
-            answer = await self._ask(problem, tuple(responses), num_votes)
-        except (PartTimeout, PartLost) as error:
-            self._breaker.failed()
-            self.counts["lost_groups"] += 1
-            return self._lose(len(responses), str(error))
-        except BaseException:
-            self._breaker.abandoned()
-            raise
-        self._breaker.succeeded()
-        return answer
+        return await self._ask(problem, tuple(responses), num_votes)
 
     def stats(self) -> dict[str, float]:
-        """The pool's figures, and how often a group was sent again, sent twice, not sent, or not judged at all."""
-        own = {f"critic/{name}_total": float(count) for name, count in self.counts.items()}
-        return {**self.pool.stats(), **own, "critic/breaker_opened_total": float(self._breaker.times_opened)}
+        """The figures of pool and store, and how often a group was sent again or sent twice."""
+        figures = self.pool.stats() | {f"critic/{name}_total": float(count) for name, count in self.counts.items()}
+        for name, count in (self._store.figures() if self._store is not None else {}).items():
+            figures[name] = figures.get(name, 0.0) + count
+        return figures
+
+    def close(self) -> None:
+        """Kill the workers and let go of the store."""
+        self.pool.close()
+        if self._store is not None:
+            self._store.close()
 
     async def _ask(self, *arguments: Any) -> Critiques:
         """The first answer of any worker; raises the last failure when tries, budget or time are over."""
@@ -184,10 +184,6 @@ class CriticPool:
         if critiques and all(was_not_answered(critique) for critique in critiques):
             raise PartTimeout(f"no vote on any response ({critiques[0].reason})")
         return answer
-
-    def _lose(self, num_responses: int, reason: str) -> Critiques:
-        lost = Critique(None, None, "", f"critic lost: {reason}", Provenance(self._critic.model, "", 0))
-        return tuple((lost,) for _ in range(num_responses))
 
 
 class VerifierTier:

@@ -17,6 +17,7 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
+from capo_ray.flow.quarantine import QUARANTINE_FILE, Quarantine
 from capo_ray.flow.state import LEARNER_DIR, REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.ledger import LEDGER_FILE, RunLock, SqliteLedger, read_balance
 from capo_ray.metrics import (
@@ -117,6 +118,7 @@ async def _train(
             transcripts=TranscriptWriter(run_dir / TRANSCRIPTS_FILE, resume_from),
             progress=screen,
             step_truth=true_wrong_steps if config.data.kind == "chains" else None,
+            quarantine=Quarantine(run_dir / QUARANTINE_FILE),
             part_stats=actors.stats,
         )
         return await Pipeline(parts, state).run()

@@ -13,6 +13,8 @@ from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
 from capo_ray.types import Completion, Critique, Problem, Verdict
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from capo_ray.config.sections import CriticConfig, VerifierConfig
     from capo_ray.engines import EngineSpec
     from capo_ray.learners import LearnerSpec, RewardSpec
@@ -53,14 +55,17 @@ class RolloutWorker:
 class CriticWorker:
     """A judge, and the vLLM engine that holds its critic where its backend is one."""
 
-    def __init__(self, spec: EngineSpec | None, config: CriticConfig, vote: str, quorum: int, store_path: str) -> None:
+    def __init__(
+        self, spec: EngineSpec | None, config: CriticConfig, vote: str, quorum: int, keeper: ActorHandle | None
+    ) -> None:
         self._spec, self._config, self._vote, self._quorum = spec, config, vote, quorum
-        self._store_path = store_path
+        self._keeper = keeper
 
     async def start(self) -> int:
         """Load the model, if any; the process id."""
-        from capo_ray.critics import CritiqueStore, build_judge
+        from capo_ray.critics import build_judge
         from capo_ray.engines import HfTokenizer, VllmEngine
+        from capo_ray.place.store import RemoteStore
 
         self._engine = VllmEngine(self._spec) if self._spec is not None else None
         if self._engine is not None:
@@ -69,7 +74,7 @@ class CriticWorker:
             self._config,
             vote=self._vote,
             quorum=self._quorum,
-            store=CritiqueStore(self._store_path),
+            store=RemoteStore(self._keeper) if self._keeper is not None else None,
             engine=self._engine,
             tokenizer=HfTokenizer(self._spec.model_path) if self._spec is not None else None,
             model_revision=self._spec.model_path if self._spec is not None else self._config.backend,

@@ -117,5 +117,6 @@ def test_a_node_of_another_version_and_without_a_key_is_named_by_doctor_and_refu
     with pytest.raises(RunFailed, match=r"other versions of torch: 0\.0\.1 on"):
         check_nodes(TrainConfig(), tmp_path)
     assert len(ask_all(question_of(TrainConfig()))) == 2
+    ray.shutdown()  # doctor joins by itself, as a process of its own would
     assert main([words[0], words[1], *words[3:]]) == 1
     assert "bad  nodes have other versions of torch" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import random
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -33,7 +34,7 @@ def answer(texts: list[str], finish: str = "stop") -> web.Response:
 class Server:
     """A chat API on the loopback that answers as told, and keeps what it was sent.
 
-    For its first `silent_s` it is a black hole: connections are taken, and nothing is read or answered.
+    For `silent_s` from the first connection on it is a black hole: connections are taken, nothing is read or answered.
     """
 
     def __init__(self, handler: Handler, *, silent_s: float = 0.0) -> None:
@@ -65,6 +66,8 @@ class Server:
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
 
     async def _open(self, site: web.SockSite) -> None:
+        while self._silent_s and not select.select([self._socket], [], [], 0)[0]:
+            await asyncio.sleep(0.01)  # the silence begins with the first connection, however late it comes
         await asyncio.sleep(self._silent_s)
         await site.start()
 

@@ -65,7 +65,7 @@ def train_on(
 def rewards_of(learner: RewardLearner, groups: list[Group]) -> list[tuple[float, ...]]:
     """Token rewards of all labelled responses, which every rank computes."""
     batch = to_batch(labelled_trajectories(groups), num_ranks=1, microbatch_tokens=4096)
-    return list(learner.token_rewards(batch.column(0)))
+    return [tuple(row.tolist()) for row in learner.token_rewards(batch.column(0))]
 
 
 def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
@@ -82,7 +82,7 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
         again = train_on(learner, make_groups(3), num_ranks=world, rank=rank)
         learner.close()
         if rank == 0:
-            figures = {"metrics": metrics, "rewards": [row.tolist() for row in rewards], "after": after, "again": again}
+            figures = {"metrics": metrics, "rewards": rewards, "after": after, "again": again}
             (out / f"{method}.json").write_text(json.dumps(figures))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from pydantic import BaseModel
 
 from capo_ray.config import TrainConfig
@@ -104,3 +105,4 @@ def test_the_object_that_waits_has_the_deadline_that_was_given(key: str) -> None
     for value in (1234.5, 7000.25):
         found = OWNERS[key](with_key(TrainConfig(), key, value))
         assert found == [value] * len(found) and found
+    assert not ray.is_initialized(), "what is only built starts nothing"

@@ -107,7 +107,9 @@ def test_a_node_of_another_version_and_without_a_key_is_named_by_doctor_and_refu
     judge = ("critic.backend=endpoint", "critic.endpoint.base_url=http://j/v1", "critic.endpoint.model=j")
     words = ["doctor", "--cluster", "--json", f"cluster.address={two_nodes}", f"run.dir={tmp_path}", *judge]
     assert main([*words, "critic.endpoint.key_env=JUDGE_KEY"]) == 1
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert printed.out, printed.err
+    told = json.loads(printed.out)
     assert len(told["nodes"]) == 2 and not told["healthy"]
     assert any("other versions of torch: 0.0.1 on" in fault for fault in told["faults"])
     assert any("critic.endpoint.key_env is there for some and missing on" in fault for fault in told["faults"])

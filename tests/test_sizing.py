@@ -143,7 +143,7 @@ def test_the_constants_are_those_of_the_learner() -> None:
 
     assert sizing_learner.BUCKET_NUMEL == zero.BUCKET_NUMEL
     assert sizing_learner.HEAD_ROWS == logprobs.ROWS
-    config: Any = zero._config(3, "bfloat16", 1.0, 10**10)
+    config: Any = zero._config(3, "bfloat16", 1.0, 10**10, "cpu")
     live = config["zero_optimization"]["stage3_max_live_parameters"]
     prefetch = config["zero_optimization"]["stage3_prefetch_bucket_size"]
     assert live + prefetch == sizing_learner.LIVE_BUCKETS * zero.BUCKET_NUMEL

@@ -108,12 +108,12 @@ def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> Cri
         getattr(credit, "quorum", 1),
     )
     store = build_store(config, run_dir)
-    keeper = store.keeper if store is not None else None
-    return CriticPool(
-        config,
-        lambda index: _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, keeper),
-        store,
-    )
+
+    def spawn(index: int) -> ActorHandle:
+        keeper = store.keeper if store is not None else None
+        return _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, keeper)
+
+    return CriticPool(config, spawn, store)
 
 
 def build_store(config: TrainConfig, run_dir: Path) -> StoreTier | None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,19 @@ class StoreTier:
     """
 
     def __init__(self, path: Path, *, asked_for: bool) -> None:
-        self._path, self._asked_for = path, asked_for
+        self._path, self._asked_for = path.absolute(), asked_for
+        self._figures: dict[str, float] = {}
+        self._said = False
+        self._watch: asyncio.Task[None] | None = None
+
+    @cached_property
+    def keeper(self) -> Any:
+        """The actor, made when first asked for: what is only built starts no Ray."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(StoreKeeper).options(
             num_cpus=0, max_restarts=3, max_concurrency=1000, scheduling_strategy=here
         )
-        self.keeper: Any = actor.remote(str(path.absolute()))
-        self._figures: dict[str, float] = {}
-        self._said = False
-        self._watch: asyncio.Task[None] | None = None
+        return actor.remote(str(self._path))
 
     async def start(self) -> None:
         """Returns once the file is open, or known not to be; `RunFailed` where it is another run's."""
@@ -138,7 +143,8 @@ class StoreTier:
             self._watch.cancel()
             with contextlib.suppress(RayError, TimeoutError, ValueError, RuntimeError):  # as `end_actor`
                 ray.get(self.keeper.close.remote(), timeout=CLOSE_S)
-        end_actor(self.keeper)
+        if "keeper" in self.__dict__:
+            end_actor(self.keeper)
 
     async def _look(self) -> None:
         while True:

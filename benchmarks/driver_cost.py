@@ -79,7 +79,7 @@ def measure(num_groups: int, num_tokens: int) -> dict[str, float]:
         credited = [CreditedGroup(group, assign_credit(group, CapoConfig()), {}, 0.0) for group in groups]
         marks.append(marks[-1] + time.process_time() - began)
         began = time.process_time()
-        update_figures(credited, {}, 1)
+        update_figures(credited, {})
         marks.append(marks[-1] + time.process_time() - began)
         began = time.process_time()
         batch(credited)

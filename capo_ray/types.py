@@ -242,7 +242,10 @@ class Sample(ByValue):
 
 @dataclass(frozen=True, slots=True)
 class WeightedSample:
-    """A sample and the weight [T] of each of its tokens in the batch loss (they sum to 1 over the whole batch)."""
+    """A sample and the weight [T] of each of its tokens in the batch loss: 0 for those that are not trained.
+
+    Over the whole batch they sum to 1, save with constant_length.
+    """
 
     sample: Sample
     loss_weights: Runs

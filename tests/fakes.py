@@ -27,6 +27,7 @@ from capo_ray.types import (
     UpdateReport,
     Verdict,
     VersionRun,
+    WeightedSample,
 )
 
 
@@ -143,8 +144,15 @@ class FakeJudge:
         return tuple(tuple(vote(r, i) for i in range(num_votes)) for r in responses)
 
 
+def trained_ages(weighted: WeightedSample, version: int) -> list[int]:
+    """The ages at `version` of the tokens that have weight, one by one."""
+    spans = zip([0, *(run.end for run in weighted.sample.versions)], weighted.sample.versions, strict=False)
+    ages = [version - run.version for start, run in spans for _ in range(start, run.end)]
+    return [age for age, weight in zip(ages, weighted.loss_weights, strict=True) if weight]
+
+
 class FakeLearner:
-    """Counts what it is given."""
+    """Counts what it is given; `ages` are those of each sample's oldest trained token."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -156,9 +164,10 @@ class FakeLearner:
         self.ages: list[int] = []
 
     async def update(self, batch: Batch) -> UpdateReport:
-        samples = [w.sample for row in batch.grid for cell in row for w in cell]
+        weighted = [w for row in batch.grid for cell in row for w in cell]
+        samples = [w.sample for w in weighted]
         self.batches.append([s.key for s in samples])
-        self.ages += [self.version - s.min_version for s in samples]
+        self.ages += [max(trained_ages(w, self.version)) for w in weighted]
         await asyncio.sleep(0.001)
         self.version += 1
         self.samples += samples

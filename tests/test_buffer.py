@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import selectors
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,38 +14,7 @@ from hypothesis import strategies as st
 
 from capo_ray.buffer import SlotBuffer, Ticket, TicketMisuse
 from capo_ray.protocols import PartTimeout
-
-R = TypeVar("R")
-
-
-class Deadlock(AssertionError):
-    """Everyone waits and no timer runs."""
-
-
-class SkippingSelector(selectors.SelectSelector):
-    """Turns waiting into moving the clock."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("every task waits for another one")
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-def simulate(main: Coroutine[Any, Any, R]) -> R:
-    """The result of `main` on a clock that jumps to the next timer."""
-    selector = SkippingSelector()
-    loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.now  # type: ignore[method-assign]
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+from tests.clock import simulate
 
 
 @dataclass
@@ -129,7 +97,7 @@ class World:
             taken = await self.buffer.take(self.batch, self.learner_version, deadline_s=1e3)
             ids = [t.ticket.id for t in taken]
             assert ids == sorted(ids) and len(ids) == self.batch and all(t.item == t.ticket.id for t in taken)
-            assert all(t.age == self.learner_version - t.oldest_version <= self.max_age for t in taken)
+            assert all(t.age == self.learner_version - t.newest_version <= self.max_age for t in taken)
             self.check()
             await self.pause()
             self.learner_version += 1

@@ -194,11 +194,22 @@ def test_entropy_and_imitation_by_hand() -> None:
 
 def test_licas_bonus_grows_as_the_entropy_of_the_response_falls() -> None:
     entropies = torch.tensor([1.0, 3.0, 0.0, 0.5]).requires_grad_()
-    weights = adaptive_entropy_weights(torch.full((4,), 0.1), entropies, torch.tensor([0, 0, 1, 1]))
+    weights = adaptive_entropy_weights(torch.full((4,), 0.1), entropies, torch.tensor([0, 0, 1, 1]), torch.ones(4))
     assert weights.tolist() == pytest.approx([0.05, 0.05, 0.4, 0.4])  # means 2 and 1/4
     assert not weights.requires_grad
-    still = adaptive_entropy_weights(torch.full((2,), 0.1), torch.zeros(2), one_sequence(2))
+    still = adaptive_entropy_weights(torch.full((2,), 0.1), torch.zeros(2), one_sequence(2), torch.ones(2))
     assert still.tolist() == pytest.approx([100.0, 100.0]), "bounded where no choice is left"
+
+
+def test_means_over_a_response_leave_out_its_tokens_without_weight() -> None:
+    counted, sequences = torch.tensor([0.0, 1.0, 1.0]), one_sequence(3)
+    policy, behaviour = logs(64.0, 2.0, 8.0), torch.zeros(3)
+    _, figures = policy_loss(policy, behaviour, torch.ones(3), counted / 2, sequences, ratio="sequence")
+    assert figures.sums["ratio"].item() == pytest.approx(4.0 + 4.0), "the geometric mean of 2 and 8"
+    kept = correction_weights(policy, behaviour, sequences, counted, kind="geometric_mask", low=3.9, high=4.1)
+    assert kept.tolist() == [1, 1, 1]
+    bonus = adaptive_entropy_weights(torch.full((3,), 0.1), torch.tensor([9.0, 1.0, 3.0]), sequences, counted)
+    assert bonus.tolist() == pytest.approx([0.05] * 3)
 
 
 def test_frozen_tokens_keep_their_surrogate_but_lose_its_gradient_alone() -> None:
@@ -275,7 +286,8 @@ def test_corrections_for_engine_and_learner_disagreement_by_hand() -> None:
     sequences = torch.tensor([0, 0, 1, 1])  # geometric means 2 and 1/2
 
     def weights(kind: str, low: float, high: float) -> list[float]:
-        return correction_weights(learner, sampler, sequences, kind=kind, low=low, high=high).tolist()  # type: ignore[arg-type]
+        counted = torch.ones_like(learner)
+        return correction_weights(learner, sampler, sequences, counted, kind=kind, low=low, high=high).tolist()  # type: ignore[arg-type]
 
     assert weights("none", 0.5, 2.0) == [1, 1, 1, 1]
     assert weights("truncate", 0.5, 2.0) == pytest.approx([2.0, 1.0, 0.25, 1.0]), "bounded from above alone"

@@ -88,6 +88,46 @@ def test_weights_of_two_responses_by_hand() -> None:
     assert token_weights([4, 6], "constant_length", 10) == pytest.approx([1 / 20, 1 / 20])
 
 
+def aged(index: int, response: int, *runs: tuple[int, int]) -> Sample:
+    return replace(make_sample(index, 2, response), versions=tuple(VersionRun(v, end) for v, end in runs))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "full", "half"),
+    [
+        # L = 4 (whole, 2 of 4 left, none left). sequence_mean: 1/12 a token, 6 tokens are left of 12, so 1/6.
+        ("sequence_mean", 1 / 6, 1 / 6),
+        ("token_mean", 1 / 6, 1 / 6),
+        # 1/(3 x 40) a token; 12 of them weigh 1/10 together, and so do the 6 that are left.
+        ("constant_length", 1 / 60, 1 / 60),
+    ],
+)
+def test_tokens_that_are_too_old_have_no_weight_and_the_others_theirs_by_hand(
+    aggregation: str, full: float, half: float
+) -> None:
+    samples = [aged(0, 4, (7, 4)), aged(1, 4, (5, 1), (6, 2), (7, 3), (8, 4)), aged(2, 4, (5, 3), (6, 4))]
+    batch = build_batch(
+        samples, num_ranks=1, microbatch_tokens=64, aggregation=aggregation, max_response_tokens=40, oldest_version=7
+    )
+    weights = {w.sample.key.sample: list(w.loss_weights) for w in batch.grid[0][0]}
+    assert weights == {0: pytest.approx([full] * 4), 1: pytest.approx([0, 0, half, half])}
+    assert (batch.num_loss_tokens, batch.num_samples) == (6, 2)
+
+
+def test_what_a_masked_token_had_goes_to_the_whole_batch_and_not_to_its_response() -> None:
+    samples = [aged(0, 2, (3, 2)), aged(1, 8, (1, 6), (2, 8))]
+    batch = build_batch(samples, num_ranks=1, microbatch_tokens=64, aggregation="sequence_mean", oldest_version=2)
+    long, short = batch.grid[0][0]
+    # Unmasked 1/4 and 1/16 a token; 2/4 + 2/16 = 5/8 are left.
+    assert list(short.loss_weights) == pytest.approx([2 / 5, 2 / 5])
+    assert list(long.loss_weights) == pytest.approx([0] * 6 + [1 / 10, 1 / 10])
+
+
+def test_a_batch_of_old_tokens_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="a token of version 3 or later, got none in 1 samples"):
+        build_batch([aged(0, 4, (2, 4))], num_ranks=1, microbatch_tokens=64, aggregation="token_mean", oldest_version=3)
+
+
 def test_two_ranks_share_the_tokens_of_a_batch_that_would_fit_one_cell() -> None:
     batch = pack([make_sample(i, 5, 5) for i in range(8)], num_ranks=2, budget=1000)
     assert [len(cell) for cell in batch.grid[0]] == [4, 4]

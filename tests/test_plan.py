@@ -14,6 +14,7 @@ from capo_ray.cli.compose import compose_train
 from capo_ray.cli.fit import refuse_misfit
 from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
 from capo_ray.cli.models import find_model
+from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
 from capo_ray.place.capacity import demand_of
 from capo_ray.protocols import RunFailed
@@ -44,6 +45,13 @@ def test_the_batch_algebra_by_hand() -> None:
     assert batch["max_critiques_per_update"] == 768
     assert batch["optimizer_moves_per_update"] == 3
     assert batch["responses"] == 1920
+    assert plan.batch_algebra(compose_train([*overrides, "stream.slots=30"]))["slots"] == 30
+
+
+@pytest.mark.parametrize("slots", [7, 17])
+def test_slots_that_never_fill_a_batch_or_let_groups_grow_too_old_are_refused(slots: int) -> None:
+    with pytest.raises(ConfigError, match=rf"from learner.groups_per_batch=8 to 8 x .* = 16 \(got {slots}\)"):
+        compose_train([f"stream.slots={slots}", "learner.groups_per_batch=8", "stream.max_age=1"])
 
 
 def test_a_method_without_critiques_has_no_critic_in_its_plan() -> None:

@@ -6,19 +6,19 @@
 Invariants, at every moment:
     1. a ticket ends exactly once: released, abandoned or stale; any other call on it raises `TicketMisuse`;
     2. held + ready + taken <= num_slots;
-    3. an item given out by `take` has age = version - oldest_version <= max_age;
+    3. an item given out by `take` has a token young enough: age = version - newest_version <= max_age;
     4. no deadlock: whenever a slot is free, nobody waits in `admit`; whenever enough fresh items are ready, nobody
        waits in `take`;
     5. no starvation: `admit` and `take` are served first come first served, and ready items oldest ticket first.
 
-Why nothing is stale but stragglers, for batches of B groups and num_slots = B * (max_age + 1), tickets released only
-once engines hold the update. Let a ticket be admitted while engines hold version e and j batches are taken but not
-released (in training, or being published). Those j batches make versions e + 1 .. e + j, so the next batch is taken
-at version e + j. At most num_slots - 1 - j * B untaken tickets are ahead. Taken in admission order, B at a time, the
-ticket is in the (max_age + 1 - j)-th next batch at the latest, taken at version e + j + (max_age - j) = e + max_age.
-Its tokens are sampled at version e or later, so none is older than max_age. A straggler, overtaken because it was
-unfinished at its turn, escapes this argument but not the check: once finished it is first in line, and stale if it is
-too old by then.
+Why no item is lost to its length, for batches of B and num_slots <= B * (max_age + 1), tickets released only once
+engines hold the update. Let an item be finished while engines hold version e and j batches are taken but not released
+(in training, or being published). Those j batches make versions e + 1 .. e + j, so the next batch is taken at version
+e + j. At most num_slots - 1 - j * B untaken tickets are ahead, and later ones get in line behind. Taken B at a time,
+the item is in the (max_age + 1 - j)-th next batch at the latest, taken at version e + j + (max_age - j) = e + max_age:
+its newest token, sampled at version e, is young enough however long the item took. Its older tokens may be too old;
+whoever trains gives those no weight. Stale are only items that were finished long after their newest token (a slow
+critic), and the argument does not ask how long they are.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Taken(Generic[T]):
-    """A finished item; `oldest_version` is that of its oldest token, `age` is its age when taken."""
+    """A finished item; `newest_version` is that of its newest token, `age` is the age of that when taken."""
 
     ticket: Ticket
     item: T
-    oldest_version: int
+    newest_version: int
     age: int
 
 
@@ -65,7 +65,7 @@ class _Taker(Generic[T]):
 
 
 class SlotBuffer(Generic[T]):
-    """Slots between producers and one learner in one event loop; `on_stale` is told of each item that was too old."""
+    """Slots between producers and one learner in one event loop; `on_stale` is told of each item too old as a whole."""
 
     def __init__(self, num_slots: int, max_age: int, on_stale: Callable[[Ticket, T], None] | None = None) -> None:
         if num_slots < 1 or max_age < 0:
@@ -73,7 +73,7 @@ class SlotBuffer(Generic[T]):
         self.num_slots = num_slots
         self.max_age = max_age
         self.totals: Counter[str] = Counter()
-        self.ages: Counter[int] = Counter()  # age -> items consumed at it
+        self.ages: Counter[int] = Counter()  # age of the newest token -> items consumed at it
         self._on_stale = on_stale
         self._next_id = 0
         self._out: set[Ticket] = set()
@@ -97,10 +97,10 @@ class SlotBuffer(Generic[T]):
                 self.abandon(future.result())  # the slot came in the same turn as the cancellation
             raise
 
-    def finish(self, ticket: Ticket, item: T, oldest_version: int) -> None:
-        """Hand in the ticket's item, whose oldest token was sampled at `oldest_version`."""
+    def finish(self, ticket: Ticket, item: T, newest_version: int) -> None:
+        """Hand in the ticket's item, whose newest token was sampled at `newest_version`."""
         self._end(self._out, ticket, "finish")
-        insort(self._ready, (ticket, item, oldest_version), key=lambda entry: entry[0].id)
+        insort(self._ready, (ticket, item, newest_version), key=lambda entry: entry[0].id)
         self.totals["finished"] += 1
         self._serve()
 
@@ -196,9 +196,9 @@ class SlotBuffer(Generic[T]):
             self._takers.popleft()
             first, self._ready = self._ready[: taker.n], self._ready[taker.n :]
             self._taken.update(ticket for ticket, _, _ in first)
-            for _, _, oldest in first:
-                self.ages[taker.version - oldest] += 1
-            taker.future.set_result([Taken(t, item, oldest, taker.version - oldest) for t, item, oldest in first])
+            for _, _, newest in first:
+                self.ages[taker.version - newest] += 1
+            taker.future.set_result([Taken(t, item, newest, taker.version - newest) for t, item, newest in first])
 
     def _drop_stale(self, version: int) -> None:
         stale = [entry for entry in self._ready if version - entry[2] > self.max_age]
@@ -216,7 +216,7 @@ class SlotBuffer(Generic[T]):
         for taken in items:
             self._taken.remove(taken.ticket)
             self.ages[taken.age] -= 1
-            insort(self._ready, (taken.ticket, taken.item, taken.oldest_version), key=lambda entry: entry[0].id)
+            insort(self._ready, (taken.ticket, taken.item, taken.newest_version), key=lambda entry: entry[0].id)
         self._serve()
 
     def _end(self, where: set[Ticket], ticket: Ticket, verb: str) -> None:

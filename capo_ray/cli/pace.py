@@ -42,9 +42,11 @@ def estimate_pace(config: TrainConfig) -> list[Tier]:
         return []
     responses = learner.groups_per_batch * config.rollout.group_size
     answer = ANSWER_SHARE * config.rollout.max_response_tokens
-    in_flight = responses * (config.stream.max_age + 1)
+    in_flight = config.num_slots * config.rollout.group_size
     rollouts = _decode(config, engine, policy, config.model.dtype, device, in_flight, 0.0, answer)
-    seconds = [("rollout", engine.num_workers * engine.num_gpus, rollouts / (config.stream.max_age + 1))]
+    seconds = [
+        ("rollout", engine.num_workers * engine.num_gpus, rollouts * learner.groups_per_batch / config.num_slots)
+    ]
     if judged:
         prompt = QUESTION_TOKENS + RUBRIC_TOKENS + answer
         critique = CRITIQUE_SHARE * critic.max_tokens

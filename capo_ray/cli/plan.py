@@ -66,7 +66,7 @@ def batch_algebra(config: TrainConfig) -> dict[str, int]:
         "responses_per_group": size,
         "responses_per_update": groups * size,
         "optimizer_moves_per_update": config.learner.num_epochs,
-        "slots": groups * (config.stream.max_age + 1),
+        "slots": config.num_slots,
         "max_response_tokens_per_update": groups * size * config.rollout.max_response_tokens,
         "max_critiques_per_update": groups * size * config.critic.num_votes if reads_critics(config) else 0,
         "updates": config.run.num_updates,
@@ -157,14 +157,19 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _slots(config: TrainConfig) -> str:
+    if config.stream.slots:
+        return f"{config.num_slots} slots (stream.slots)"
+    return f"{config.learner.groups_per_batch} x (max_age {config.stream.max_age} + 1) = {config.num_slots} slots"
+
+
 def _batch_words(config: TrainConfig, batch: dict[str, int]) -> list[str]:
     groups, size = batch["groups_per_update"], batch["responses_per_group"]
     words = [
         f"{groups} groups x {size} responses = {batch['responses_per_update']} responses per update "
         f"(at most {batch['max_response_tokens_per_update']:,} tokens)",
         f"{batch['optimizer_moves_per_update']} optimizer moves per update (learner.num_epochs passes over the batch)",
-        f"{groups} x (max_age {config.stream.max_age} + 1) = {batch['slots']} slots: "
-        "groups generated or waiting at any time",
+        f"{_slots(config)}: groups generated, waiting or in training at any time",
     ]
     if batch["max_critiques_per_update"]:
         words.append(

@@ -188,7 +188,10 @@ class StreamConfig(Section):
     """How far rollouts may run ahead of the learner."""
 
     max_age: int = Field(1, ge=0)
-    """Oldest token that may be trained, in versions behind the learner; 0 is on-policy."""
+    """Oldest token that may be trained, in versions behind the learner; older ones are masked. 0 is on-policy."""
+    slots: int = Field(0, ge=0)
+    """Groups generated, waiting or in training at any time: fewer keep tokens younger, more keep engines busier; 0:
+    learner.groups_per_batch x (max_age + 1), which is also the most."""
 
 
 class WeightsConfig(Section):

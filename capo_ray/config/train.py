@@ -45,6 +45,7 @@ class TrainConfig(Section):
                 f"rollout.top_p must be 1 (got {self.rollout.top_p})"
             )
         refuse_other_loss(self.credit, self.loss)
+        self._refuse_slots()
         self._refuse_placements()
         quorum = getattr(self.credit, "quorum", 0)
         if getattr(self.credit, "vote", "") == "greedy" and quorum > 1:
@@ -52,6 +53,21 @@ class TrainConfig(Section):
         if quorum > self.critic.num_votes:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {quorum} > {self.critic.num_votes})")
         return self
+
+    @property
+    def num_slots(self) -> int:
+        """Groups that may be generated, waiting or in training at any time."""
+        return self.stream.slots or self.learner.groups_per_batch * (self.stream.max_age + 1)
+
+    def _refuse_slots(self) -> None:
+        """Raise where a batch never fills, or finished groups grow too old in line."""
+        batch, most = self.learner.groups_per_batch, self.learner.groups_per_batch * (self.stream.max_age + 1)
+        if not batch <= self.num_slots <= most:
+            raise ValueError(
+                f"stream.slots must be 0, or from learner.groups_per_batch={batch} to {batch} x (stream.max_age + 1) = "
+                f"{most} (got {self.stream.slots}): fewer never fill a batch, and of more some would be too old "
+                f"before their turn; raise stream.max_age for more"
+            )
 
     def _refuse_placements(self) -> None:
         """Raise where critics cannot stand where `critic.placement` puts them."""

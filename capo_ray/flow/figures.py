@@ -88,26 +88,16 @@ def agreement(group: CreditedGroup) -> list[float]:
     return shares
 
 
-def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float], version: int) -> dict[str, float]:
-    """The figures of one update that trained `groups` at learner version `version`; names are `room/quantity_unit`."""
+def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float]) -> dict[str, float]:
+    """The figures of one update that trained `groups`, beside those of age; names are `room/quantity_unit`."""
     members = [m for g in groups for m in g.group.members]
     rewards = [r for g in groups for r in g.rewards]
-    ages = [
-        (version - run.version, run.end - start)
-        for m in members
-        for start, run in zip(
-            [0, *(r.end for r in m.trajectory.response.versions)], m.trajectory.response.versions, strict=False
-        )
-    ]
-    num_tokens = sum(n for _, n in ages)
     figures = {
         "rollout/reward_mean": mean(rewards),
         "rollout/response_tokens_mean": mean([m.num_tokens for m in members]),
         "rollout/steps_mean": mean([len(m.steps) for m in members]),
         "rollout/truncated_frac": mean([m.trajectory.response.finish == "length" for m in members]),
         "verifier/invalid_frac": mean([not m.verdict.valid for m in members]),
-        "stream/age_max": float(max(age for age, _ in ages)),
-        "stream/age_mean": sum(age * n for age, n in ages) / num_tokens,
     }
     if value_tokens := sum(m.evidence.num_value_tokens for m in members):
         figures["rollout/value_tokens_mean"] = value_tokens / len(members)

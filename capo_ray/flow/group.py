@@ -63,18 +63,18 @@ class CreditedGroup:
         return tuple(member.trajectory.key for member in self.group.members)
 
     @property
-    def trained_keys(self) -> tuple[TrajectoryKey, ...]:
-        """Those that count: the learner sees them."""
-        return tuple(key for key, included in zip(self.keys, self.credit.included, strict=True) if included)
-
-    @property
     def num_tokens(self) -> int:
         """Response tokens of all members."""
         return sum(member.num_tokens for member in self.group.members)
 
     @property
-    def oldest_version(self) -> int:
-        return min(member.trajectory.response.min_version for member in self.group.members)
+    def newest_version(self) -> int:
+        """That of the newest token which may be trained: of the members that count, or of all where none does."""
+        responses = [
+            m.trajectory.response for m, ok in zip(self.group.members, self.credit.included, strict=True) if ok
+        ]
+        responses = responses or [m.trajectory.response for m in self.group.members]
+        return max(run.version for response in responses for run in response.versions)
 
     @property
     def rewards(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Invariants
 - A ticket is taken before a problem is drawn and ends once: finished (then released after the publish) or abandoned.
 - A slot is freed only when the engines hold the update that its group went into, so rollouts never run ahead of the
-  learner by more than `stream.max_age` versions; the age of every token is checked again where it is consumed.
+  learner by more than `stream.max_age` versions; tokens older all the same (a long response's first) are masked.
 - A trajectory is `trained` in the ledger before the checkpoint of that version is written; a resumed run rewinds the
   ledger to its checkpoint, so nothing is trained twice in the surviving line of versions.
 - A crashed loop ends the run with its own exception.
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
+from capo_ray.flow.ages import Sorted, sort_by_age
 from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, evaluate
 from capo_ray.flow.figures import CriticScore, update_figures
@@ -67,7 +68,7 @@ class Pipeline:
         config = self.parts.config
         self.way = GroupWay(self.parts)
         self.training = Training(self.parts, self.state)
-        self.num_slots = config.learner.groups_per_batch * (config.stream.max_age + 1)
+        self.num_slots = config.num_slots
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
         )
@@ -144,7 +145,7 @@ class Pipeline:
             self.budgets.judged(group, getattr(self.parts.config.credit, "quorum", 1))
         if group.credit.has_signal:
             self.budgets.credited()
-            self.buffer.finish(ticket, group, group.oldest_version)
+            self.buffer.finish(ticket, group, group.newest_version)
             return
         self.parts.ledger.record(group.keys, "dropped", reason="no_credit")
         self._end(ticket, group_id)
@@ -214,14 +215,14 @@ class Pipeline:
     async def _train(self, taken: Sequence[Taken[CreditedGroup]], waited_s: float) -> None:
         self.parts.progress.update(phase="update", queues=self._queues())
         groups, report = await self.training.update([t.item for t in taken])
-        self._settle(groups, report)
+        aged = self._settle(groups, report)
         self.parts.progress.update(phase="publish")
         publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
-        figures = await off_loop(
-            update_figures, groups, report.metrics, self.state.version - 1, num_tokens=sum(g.num_tokens for g in groups)
-        )
-        figures |= {
+        num_tokens = sum(g.num_tokens for g in groups)
+        figures = await off_loop(update_figures, groups, report.metrics, num_tokens=num_tokens)
+        figures |= aged.figures() | {
+            "stream/stale_groups_total": float(self.state.num_stale),
             "time/update_s": report.seconds,
             "time/publish_s": publish_s,
             "time/wait_for_batch_s": waited_s,
@@ -236,18 +237,18 @@ class Pipeline:
         figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()
         await self._after_update(groups, figures)
 
-    def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> None:
-        """Write down what was trained, and what of the groups was not."""
-        trained = [key for group in groups for key in group.trained_keys]
-        seen = set(trained)
-        invalid = [key for group in groups for key in group.keys if key not in seen]
-        self.parts.ledger.record(trained, "trained", update=report.version)
-        if invalid:
-            self.parts.ledger.record(invalid, "dropped", reason="invalid_verdict")
+    def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> Sorted:
+        """Write down what was trained, and what of the groups was not; returns both."""
+        aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
+        self.parts.ledger.record(aged.trained, "trained", update=report.version)
+        self.parts.ledger.record(aged.stale, "dropped", reason="stale")
+        self.parts.ledger.record(aged.invalid, "dropped", reason="invalid_verdict")
         for group in groups:
             self._flights.pop(group.group.id, None)
         self.state.version = report.version
-        self.state.num_trained += len(trained)
+        self.state.num_trained += len(aged.trained)
+        self.state.num_masked_tokens += aged.num_masked
+        return aged
 
     async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
         parts, run, version = self.parts, self.parts.config.run, self.state.version

@@ -23,6 +23,7 @@ REWARD_MODEL_DIR = "reward_model"
 class RunState:
     """Counters of a run. `seconds` are those of earlier sessions.
 
+    `num_stale` counts groups, and `num_masked_tokens` those of trained groups, that were too old to be trained.
     `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint; `reference_version` is
     that of the policy which KL is measured from, None as long as it is the first one.
     """
@@ -32,6 +33,7 @@ class RunState:
     num_trajectories: int = 0
     num_trained: int = 0
     num_stale: int = 0
+    num_masked_tokens: int = 0
     num_too_long: int = 0
     initial_accuracy: float | None = None
     seconds: float = 0.0

@@ -59,6 +59,7 @@ class Training:
             microbatch_tokens=config.learner.microbatch_tokens,
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
+            oldest_version=self._state.version - config.stream.max_age,
         )
 
     def _mismatch_figures(self, report: UpdateReport) -> dict[str, float]:

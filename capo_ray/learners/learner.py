@@ -131,13 +131,16 @@ class Learner:
                 start,
                 tokens.sampler_logprobs,
                 tokens.sequences,
+                tokens.weights != 0,
                 kind=config.correction,
                 low=config.correction_low,
                 high=config.correction_high,
             )
         entropy_weights = tokens.entropy_weights
         if entropy_weights is not None and config.entropy_control == "lica":
-            entropy_weights = adaptive_entropy_weights(entropy_weights, entropies, tokens.sequences)
+            entropy_weights = adaptive_entropy_weights(
+                entropy_weights, entropies, tokens.sequences, tokens.weights != 0
+            )
         if reined is not None and config.covariance == "kl":
             penalties = covariance_penalties(logprobs, behaviour, reined, config.covariance_kl_coef)
         loss, figures = policy_loss(

@@ -10,12 +10,12 @@ LOWEST_NATS = 1e-3  # below it the bonus grows no further, so that a response wi
 
 
 def adaptive_entropy_weights(
-    entropy_weights: torch.Tensor, entropies: torch.Tensor, sequences: torch.Tensor
+    entropy_weights: torch.Tensor, entropies: torch.Tensor, sequences: torch.Tensor, counted: torch.Tensor
 ) -> torch.Tensor:
-    """(xi / sg[H]) [N] for xi = `entropy_weights`, H being the mean entropy of the token's response.
+    """(xi / sg[H]) [N] for xi = `entropy_weights`, H being the mean entropy of its response's `counted` tokens.
 
     The paper divides the entropy of each agent's policy by itself. A token in place of an agent would push every token
     that leaves no choice as hard as one that does, hence the mean over the response (our choice). It needs no other
     response, so that the cut into microbatches changes nothing.
     """
-    return entropy_weights / sequence_means(entropies.detach(), sequences).clamp(min=LOWEST_NATS)
+    return entropy_weights / sequence_means(entropies.detach(), sequences, counted).clamp(min=LOWEST_NATS)

@@ -30,6 +30,7 @@ def correction_weights(
     learner_logprobs: torch.Tensor,
     sampler_logprobs: torch.Tensor,
     sequences: torch.Tensor,
+    counted: torch.Tensor,
     *,
     kind: Correction,
     low: float,
@@ -38,8 +39,8 @@ def correction_weights(
     """The factor [N] of each token's surrogate, without gradient, from rho = learner / sampler at the batch's start.
 
     truncate: min(rho, high) (truncated importance sampling). mask: rho where low <= rho <= high, else 0.
-    geometric_mask: 1 where the geometric mean of rho over the response lies in [low, high], else 0, which drops whole
-    responses. The published forms differ in detail; these definitions are ours.
+    geometric_mask: 1 where the geometric mean of rho over the response's `counted` tokens (1, else 0) lies in
+    [low, high], else 0, which drops whole responses. The published forms differ in detail; these definitions are ours.
     """
     log_rho = (learner_logprobs - sampler_logprobs).detach()
     if kind == "none":
@@ -49,5 +50,5 @@ def correction_weights(
         return rho.clamp(max=high)
     if kind == "mask":
         return torch.where((rho >= low) & (rho <= high), rho, torch.zeros_like(rho))
-    mean_rho = torch.exp(sequence_means(log_rho, sequences))
+    mean_rho = torch.exp(sequence_means(log_rho, sequences, counted))
     return ((mean_rho >= low) & (mean_rho <= high)).to(log_rho.dtype)

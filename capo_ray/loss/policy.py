@@ -44,13 +44,13 @@ def policy_loss(
 
     `sequences` numbers each token's response 0..S-1; `corrections` c_t come from `mismatch.correction_weights`, and the
     tokens that are `frozen` (bool) have a surrogate without gradient. `entropy_weights` e_t and `imitation_weights`
-    m_t: see `Sample`. Tokens of weight 0 (those of an empty cell) are not counted in the figures.
+    m_t: see `Sample`. Tokens of weight 0 (too old, or of an empty cell) count in no figure and no mean.
     """
     acting = policy_logprobs if frozen is None else torch.where(frozen, policy_logprobs.detach(), policy_logprobs)
-    ratios = likelihood_ratios(acting, behaviour_logprobs, sequences, ratio)
+    counted = (weights != 0).to(policy_logprobs.dtype)
+    ratios = likelihood_ratios(acting, behaviour_logprobs, sequences, ratio, counted)
     surrogate = surrogate_loss(acting, ratios, advantages, ratio, clip_low, clip_high)
     per_token = surrogate if corrections is None else corrections * surrogate
-    counted = (weights != 0).to(policy_logprobs.dtype)
     sums: dict[str, torch.Tensor] = {}
     if reference_logprobs is not None:
         k3 = k3_divergence(policy_logprobs, reference_logprobs)
@@ -77,16 +77,20 @@ def policy_loss(
 
 
 def likelihood_ratios(
-    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, sequences: torch.Tensor, ratio: Ratio
+    policy_logprobs: torch.Tensor,
+    behaviour_logprobs: torch.Tensor,
+    sequences: torch.Tensor,
+    ratio: Ratio,
+    counted: torch.Tensor,
 ) -> torch.Tensor:
-    """pi / behaviour of each token [N]; with ratio=sequence their geometric mean over the response.
+    """pi / behaviour of each token [N]; with ratio=sequence their geometric mean over the response's `counted` tokens.
 
     sequence is in its token form s * pi_t / sg(pi_t) (GSPO-token of 2507.18071), equal to the plain one where a
     response has one advantage, and the one that brings each token's advantage to its own logprob.
     """
     log_ratio = policy_logprobs - behaviour_logprobs
     if ratio == "sequence":
-        means = sequence_means(log_ratio.detach(), sequences)
+        means = sequence_means(log_ratio.detach(), sequences, counted)
         return torch.exp(means + policy_logprobs - policy_logprobs.detach())
     return torch.exp(log_ratio)
 
@@ -122,11 +126,11 @@ def k3_divergence(policy_logprobs: torch.Tensor, reference_logprobs: torch.Tenso
     return torch.expm1(difference) - difference
 
 
-def sequence_means(values: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
-    """For each token [N], the mean of `values` [N] over the tokens of its sequence."""
-    num_sequences = int(sequences.max()) + 1
-    sums = torch.zeros(num_sequences, dtype=values.dtype, device=values.device).index_add_(0, sequences, values)
-    counts = torch.bincount(sequences, minlength=num_sequences).clamp(min=1)
+def sequence_means(values: torch.Tensor, sequences: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """For each token [N], the mean of `values` [N] over the tokens of its sequence that are `counted` (1, else 0)."""
+    zeros = torch.zeros(int(sequences.max()) + 1, dtype=values.dtype, device=values.device)
+    sums = zeros.index_add(0, sequences, values * counted)
+    counts = zeros.index_add(0, sequences, counted.to(values.dtype)).clamp(min=1)
     return (sums / counts)[sequences]
 
 

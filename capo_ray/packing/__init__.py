@@ -1,9 +1,13 @@
 """Samples to one update's batch: the weight of every token in the loss, and who computes what.
 
-    samples --weigh--> weighted samples --longest first, cut--> cells --dealt--> grid[microbatch][rank]
+    samples --weigh, mask--> weighted samples --longest first, cut--> cells --dealt--> grid[microbatch][rank]
 
 The batch loss is sum_t w_t * loss_t over all tokens of the batch, and the weights are fixed here, before anything is
 divided: neither the cut into microbatches nor the number of ranks can change the gradient.
+
+Tokens that are too old have weight 0, and what they had goes to all others of the batch alike: the weights of any two
+trained tokens stand to each other as without masking, and together they weigh what the whole batch would have. (Were
+it shared out inside each response instead, the last tokens of a long one would count for all that it lost.)
 
 A cell is padded to its longest sample, so it costs rows x longest tokens; no cell costs more than the budget, save one
 that holds a single sample which alone is longer.
@@ -11,12 +15,13 @@ that holds a single sample which alone is longer.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
-from capo_ray.arrays import Runs
-from capo_ray.types import Batch, Sample, WeightedSample
+from capo_ray.arrays import Runs, exact_sum
+from capo_ray.types import Batch, Sample, VersionRun, WeightedSample
 
-__all__ = ["build_batch", "padded_tokens", "token_weights"]
+__all__ = ["build_batch", "padded_tokens", "token_weights", "young_tokens"]
 
 Cell = tuple[WeightedSample, ...]
 
@@ -28,10 +33,12 @@ def build_batch(
     microbatch_tokens: int,
     aggregation: str,
     max_response_tokens: int = 0,
+    oldest_version: int = 0,
 ) -> Batch:
     """The batch of all samples, each exactly once; every rank has the same number of microbatches (cells may be empty).
 
     `microbatch_tokens` bounds the padded tokens of a cell; `max_response_tokens` is read by constant_length alone.
+    Tokens of versions before `oldest_version` are masked, and a sample of which none is left is not in the batch.
     """
     if num_ranks < 1 or microbatch_tokens < 1:
         raise ValueError(
@@ -45,10 +52,20 @@ def build_batch(
         WeightedSample(sample=sample, loss_weights=Runs.constant(weight, length))
         for sample, weight, length in zip(samples, weights, lengths, strict=True)
     ]
+    weighted = _mask(weighted, oldest_version)
     # The key breaks ties, so that the grid does not depend on the order in which groups happened to end.
     weighted.sort(key=lambda w: (-len(w.sample.token_ids), str(w.sample.key)))
     cells = _balanced_cells(weighted, num_ranks, microbatch_tokens)
-    return Batch(grid=_deal(cells, num_ranks), num_loss_tokens=sum(lengths), num_samples=len(samples))
+    num_loss_tokens = sum(n for w in weighted for weight, n in w.loss_weights.counts().items() if weight)
+    return Batch(grid=_deal(cells, num_ranks), num_loss_tokens=num_loss_tokens, num_samples=len(weighted))
+
+
+def young_tokens(versions: Sequence[VersionRun], oldest_version: int) -> Runs:
+    """1 for each token [T] sampled under `oldest_version` or a later one, 0 for the others."""
+    ends = [run.end for run in versions]
+    return Runs.over(
+        list(zip([0, *ends[:-1]], ends, strict=True)), [float(r.version >= oldest_version) for r in versions]
+    )
 
 
 def token_weights(lengths: Sequence[int], aggregation: str, max_response_tokens: int = 0) -> list[float]:
@@ -74,6 +91,27 @@ def token_weights(lengths: Sequence[int], aggregation: str, max_response_tokens:
             )
         return [1.0 / (n * max_response_tokens)] * n
     raise ValueError(f"aggregation must be sequence_mean, token_mean or constant_length (got {aggregation!r})")
+
+
+def _mask(weighted: list[WeightedSample], oldest_version: int) -> list[WeightedSample]:
+    """The samples with a token left, weight 0 on those of versions before `oldest_version`, scaled to the old total."""
+    if all(w.sample.min_version >= oldest_version for w in weighted):
+        return weighted
+    masked = [
+        WeightedSample(
+            w.sample, w.loss_weights.with_each(young_tokens(w.sample.versions, oldest_version), operator.mul)
+        )
+        for w in weighted
+    ]
+    before, after = (
+        exact_sum(pair for w in ws for pair in w.loss_weights.counts().items()) for ws in (weighted, masked)
+    )
+    if not after:
+        raise ValueError(
+            f"a batch needs a token of version {oldest_version} or later, got none in {len(weighted)} samples"
+        )
+    left = [w for w in masked if w.loss_weights.any()]
+    return [WeightedSample(w.sample, w.loss_weights.map(lambda x: x * before / after)) for w in left]
 
 
 def padded_tokens(cell: Sequence[WeightedSample]) -> int:

@@ -24,6 +24,7 @@ def summarise(
         "trajectories": state.num_trajectories,
         "trained": state.num_trained,
         "stale": state.num_stale,
+        "masked_tokens": state.num_masked_tokens,
         "too_long": state.num_too_long,
         "critiques": outcome.critic.num_critiques,
         "critic": outcome.critic.summary(),

@@ -143,7 +143,7 @@ class LearnerGroup(Protocol):
     """The policy under training; `version` is the number of batches behind its weights."""
 
     async def update(self, batch: Batch) -> UpdateReport:
-        """The report of one batch trained; raises `RunFailed` on a non-finite loss or weight, which is not kept."""
+        """The report of one batch trained; a move whose loss or gradient is not finite is skipped and reported."""
 
     async def refresh_reference(self) -> None:
         """From now on KL is measured from the present weights, which checkpoints then keep."""
@@ -181,7 +181,7 @@ class RewardModel(Protocol):
 
         Responses with an invalid verdict do not count. `reward_model/accuracy_frac`, the share of right/wrong sibling
         pairs ranked rightly by the weights before the update, is left out where the groups hold no such pair; a loss of
-        pairs then moves nothing and is left out too. Raises `RunFailed` on a non-finite loss.
+        pairs then moves nothing and is left out too. A move whose loss is not finite is skipped and reported.
         """
 
     async def save(self, path: str) -> None:

@@ -274,8 +274,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What one update did: the version it made and the figures of its loss (names as in metrics: `loss/…`)."""
+    """What one update did: the version it made and the figures of its loss (names as in metrics: `loss/…`).
+
+    A move whose loss or gradient is not finite is not made: then `skipped` is true, and `nonfinite` names the samples
+    whose own loss is not finite, or so large that no gradient could be. `moved` is false where no move was made at all:
+    the version's weights are those of the one before.
+    """
 
     version: int
     metrics: dict[str, float]
     seconds: float
+    moved: bool = True
+    skipped: bool = False
+    nonfinite: tuple[TrajectoryKey, ...] = ()

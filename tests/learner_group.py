@@ -1,6 +1,7 @@
 """A small learner group for tests: its batches, its spec, and as a script two real ranks that train together.
 
-`python -m tests.learner_group PORT MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT.
+`python -m tests.learner_group PORT MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT;
+`... PORT MODEL OUT TASK STAGE` does one of TASKS instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +126,36 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
             (out / f"metrics_{kind}.json").write_text(json.dumps(metrics))
 
 
+def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
+    """Rank 0 leaves its weights after two updates."""
+    from safetensors.torch import save_file
+
+    learner = Learner(dataclasses.replace(spec, dtype="bfloat16"))
+    train(learner, spec.world_size, spec.rank, budget=200)
+    weights = learner.named_tensors()
+    learner.close()
+    if weights is not None:
+        save_file(weights, out / "bf16.safetensors")
+
+
+TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {"bf16": train_in_bf16}
+
+
+def run_ranks(task: str, model: Path, out: Path, stage: int) -> None:
+    """Two processes that do a task of TASKS together; their files are in `out`."""
+    command = [sys.executable, "-m", "tests.learner_group", str(free_ports()), str(model), str(out), task, str(stage)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output[-3000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def free_ports() -> int:
     """A port p such that p to p+5 were free a moment ago."""
     for _ in range(50):
@@ -169,5 +202,13 @@ def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: in
     return max(abs(process.exitcode or 0) for process in ranks)
 
 
+def run_task(rank: int, world: int, port: int, model: str, out: Path) -> None:
+    """The task that the command line names."""
+    task, stage = sys.argv[4], int(sys.argv[5])
+    spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port}")
+    TASKS[task](spec, out)
+
+
 if __name__ == "__main__":
-    sys.exit(run_two_ranks(run_rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    wanted = run_task if len(sys.argv) > 4 else run_rank
+    sys.exit(run_two_ranks(wanted, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

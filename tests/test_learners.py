@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -328,29 +329,46 @@ def test_a_checkpoint_of_another_layout_or_half_written_is_refused(model: Path, 
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_nothing_non_finite_moves_the_weights(model: Path, stage: int) -> None:
-    learner = Learner(make_spec(model, stage))
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
+)
+def test_nothing_non_finite_moves_the_weights(model: Path, stage: int, dtype: str) -> None:
+    learner = Learner(make_spec(model, stage, dtype=dtype))
     try:
         learner.update(make_batch(1).column(0))  # so that Adam has moments, which would move weights at zero gradient
         before = learner.named_tensors()
-        samples = make_samples(2)
-        samples[3] = dataclasses.replace(samples[3], advantages=(float("nan"),) * samples[3].num_response_tokens)
-        poisoned = build_batch(samples, num_ranks=1, microbatch_tokens=100, aggregation="token_mean")
-        with pytest.raises(RunFailed, match="loss must be finite"):
-            learner.update(poisoned.column(0))
-        assert learner.version == 1
+        for done, poison in enumerate((float("nan"), float("inf"), 1e38), start=1):
+            samples = make_samples(2)
+            spoiled = samples[3].num_response_tokens - 1
+            samples[3] = dataclasses.replace(samples[3], advantages=(0.5,) * spoiled + (poison,))
+            poisoned = build_batch(samples, num_ranks=1, microbatch_tokens=100, aggregation="token_mean")
+            report = learner.update(poisoned.column(0))
+            assert (report.version, report.moved, report.skipped) == (1 + done, False, True)
+            assert report.nonfinite == (samples[3].key,)
+            assert report.metrics == {"loss/skipped_moves_total": 2.0 * done}  # two epochs each
         # A gradient can be infinite while the loss is not.
         backend = learner._backend
         cell = to_microbatch(make_batch(3).column(0)[0], backend.device)
         backend.backward(backend.forward(cell.inputs, 1.0)[0].sum() * float("inf"))
-        with pytest.raises(RunFailed, match="gradient must be finite"):
-            backend.move(1e-3)
+        assert not math.isfinite(backend.move(1e-3))
         after = learner.named_tensors()
         assert before is not None and after is not None
         assert all(torch.equal(before[k], after[k]) for k in before)
+        good = learner.update(make_batch(4).column(0))
+        moved = learner.named_tensors()
     finally:
         learner.close()
+    assert good.moved and not good.skipped and good.metrics["loss/skipped_moves_total"] == 6.0
+    unspoiled = Learner(make_spec(model, stage, dtype=dtype))
+    try:
+        unspoiled.update(make_batch(1).column(0))
+        unspoiled.update(make_batch(4).column(0))
+        expected = unspoiled.named_tensors()
+    finally:
+        unspoiled.close()
+    assert moved is not None and expected is not None
+    assert all(torch.equal(moved[k], expected[k]) for k in expected), "a skipped update leaves nothing behind"
 
 
 @pytest.mark.real

@@ -19,6 +19,7 @@ from capo_ray.loss import (
     policy_loss,
     token_logprobs,
 )
+from capo_ray.loss.logprobs import rows_at_once
 
 LN = math.log
 
@@ -311,3 +312,10 @@ def test_covariance_controls_by_hand() -> None:
     penalties.sum().backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == [2.0, 0.0, -2.0]
+
+
+def test_a_block_of_logits_is_a_number_of_bytes() -> None:
+    """By hand: 16 MiB are 27 rows of 151,936 fp32 numbers, 256 MiB are 441; a row is never cut."""
+    assert rows_at_once(151_936, "cpu") == 27
+    assert rows_at_once(151_936, "cuda") == 441
+    assert rows_at_once(10**8, "cpu") == 1

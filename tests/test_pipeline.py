@@ -19,7 +19,18 @@ from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
-from capo_ray.types import Completion, Critique, Judged, Problem, Provenance, Trajectory, TrajectoryKey, Verdict
+from capo_ray.types import (
+    Batch,
+    Completion,
+    Critique,
+    Judged,
+    Problem,
+    Provenance,
+    Trajectory,
+    TrajectoryKey,
+    UpdateReport,
+    Verdict,
+)
 from tests.fakes import (
     FakeEngine,
     FakeJudge,
@@ -165,6 +176,42 @@ def test_failures_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
         asyncio.run(go())
     assert caught.group_contains(RunFailed, match="5 groups in a row failed, the last with PartLost: verifier worker 0")
     assert parts.ledger.counts()["dropped"] >= 5 * 4
+
+
+class Spoiled(FakeLearner):
+    """Skips its first `num_skipped` updates; the first sample of each is to blame."""
+
+    def __init__(self, num_skipped: int) -> None:
+        super().__init__()
+        self.num_skipped = num_skipped
+
+    async def update(self, batch: Batch) -> UpdateReport:
+        report = await super().update(batch)
+        if report.version > self.num_skipped:
+            return report
+        metrics = {"loss/skipped_moves_total": float(report.version)}
+        return replace(report, metrics=metrics, moved=False, skipped=True, nonfinite=(self.batches[-1][0],))
+
+
+def test_an_update_that_moved_nothing_drops_its_samples_with_the_reason_and_the_run_goes_on(tmp_path: Path) -> None:
+    learner = Spoiled(2)
+    parts = fake_parts(tmp_path, make_config(run={"max_nonfinite_updates": 3}), learner=learner)
+    assert run(parts).state.version == 12
+    close(parts)
+    balance = parts.ledger.balance()  # type: ignore[attr-defined]
+    reasons = balance.reasons
+    assert reasons["nonfinite_loss"] == 2
+    assert reasons["update_skipped"] == sum(len(batch) for batch in learner.batches[:2]) - 2
+    assert balance.counts["trained"] == sum(len(batch) for batch in learner.batches[2:]) and balance.balanced
+
+
+def test_updates_without_a_finite_loss_in_a_row_end_the_run_and_name_the_samples(tmp_path: Path) -> None:
+    learner = Spoiled(12)
+    parts = fake_parts(tmp_path, make_config(run={"max_nonfinite_updates": 3}), learner=learner)
+    with pytest.raises(RunFailed, match=r"3 update\(s\) in a row .*run\.max_nonfinite_updates=3") as caught:
+        run(parts)
+    assert str(learner.batches[-1][0]) in str(caught.value)
+    assert len(learner.batches) == 3
 
 
 def test_a_critic_that_never_answers_in_the_asked_form_ends_the_run(tmp_path: Path) -> None:

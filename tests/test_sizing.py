@@ -85,7 +85,7 @@ def load_of(config: dict[str, Any], tokens: int, *, checkpointing: bool, unit: i
         "tokens": tokens,
         "checkpointing": checkpointing,
         "reference": False,
-        "on_gpu": False,
+        "on_gpu": True,
     }
     return LearnerLoad(**settings | changes)
 
@@ -142,8 +142,9 @@ def test_the_constants_are_those_of_the_learner() -> None:
     from capo_ray.loss import logprobs
 
     assert sizing_learner.BUCKET_NUMEL == zero.BUCKET_NUMEL
-    assert sizing_learner.HEAD_ROWS == logprobs.ROWS
-    config: Any = zero._config(3, "bfloat16", 1.0, 10**10, "cpu")
+    assert sizing_learner.CPU_BLOCK_BYTES == logprobs.CPU_BLOCK_BYTES
+    assert sizing_learner.GPU_BLOCK_BYTES == logprobs.GPU_BLOCK_BYTES
+    config: Any = zero._config(3, "bfloat16", 1.0, 10**10, "cuda")
     live = config["zero_optimization"]["stage3_max_live_parameters"]
     prefetch = config["zero_optimization"]["stage3_prefetch_bucket_size"]
     assert live + prefetch == sizing_learner.LIVE_BUCKETS * zero.BUCKET_NUMEL
@@ -164,6 +165,8 @@ def test_states_are_split_over_ranks_by_stage() -> None:
     assert [held[stage]["weights"] for stage in range(4)] == [20, 20, 20, 10]
     assert [held[stage].get("masters") for stage in range(4)] == [None, 20, 20, 20]
     assert [held[stage]["moments"] for stage in range(4)] == [80, 40, 40, 40]
+    assert [held[stage]["gradients"] for stage in range(4)] == [40, 40, 20, 20], "summed in fp32, split from stage 2 on"
+    assert [held[stage]["reference"] for stage in range(4)] == [10, 10, 10, 10], "split in every stage"
 
 
 def test_the_cache_of_a_token_by_hand() -> None:

@@ -41,6 +41,11 @@ def _stays_at_zero(config: TrainConfig) -> bool:
     return loss.entropy_control == "aer" and not loss.entropy_coef and not steered
 
 
+def _has_no_reference(config: TrainConfig) -> bool:
+    """Whether neither the policy nor a reward model is set against a frozen model."""
+    return config.loss.kl_coef == 0 and config.credit.method != "prime"
+
+
 def _has_ratio_one(config: TrainConfig) -> bool:
     """Whether policy and behaviour are the same numbers in every pass."""
     return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
@@ -153,6 +158,21 @@ OTHER_RULES: tuple[Rule, ...] = (
         ("credit.entropy_frac",),
         lambda c: c.credit.reference_from == 0,
         "with credit.stage2_from=0, which leaves out the first stage; remove it or raise credit.stage2_from",
+    ),
+    (
+        ("learner.offload_reference",),
+        lambda c: c.learner.num_gpus == 0 and c.reward_model.num_gpus == 0,
+        "on CPUs, where the reference is in host memory already; remove it or give the learner a GPU",
+    ),
+    (
+        ("learner.zero_stage",),
+        lambda c: c.learner.backend == "torch",
+        "with learner.backend=torch, whose one rank shards nothing; remove one of the two",
+    ),
+    (
+        ("learner.offload_reference",),
+        _has_no_reference,
+        "where no reference is held; remove it or raise loss.kl_coef",
     ),
     (
         ("loss.clip_low", "loss.clip_high"),

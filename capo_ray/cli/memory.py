@@ -220,17 +220,24 @@ def _rank_memory(
         shape=model.shape,
         num_params=model.num_params,
         unit=DTYPE_BYTES[config.model.dtype],
-        zero_stage=learner.zero_stage,
+        zero_stage=_stage(learner, config.model.dtype),
         num_ranks=group.num_ranks,
         tokens=largest_microbatch(config),
         checkpointing=learner.gradient_checkpointing,
-        reference=has_reference,
+        reference=has_reference and not (on_gpu and learner.offload_reference),
         on_gpu=on_gpu,
     )
     terms = learner_terms(load)
     if not on_gpu:
         terms.insert(0, Term("process", LEARNER_BASE_GIB * GIB, f"{LEARNER_BASE_GIB} GiB"))
     return Memory(role, group.num_ranks, on_gpu, tuple(terms), num_params=model.num_params)
+
+
+def _stage(learner: LearnerConfig, dtype: str) -> int:
+    """The ZeRO stage whose terms are those of a rank: plain torch holds what one rank of 0, in bf16 of 1, does."""
+    if learner.backend == "deepspeed":
+        return learner.zero_stage
+    return 0 if dtype == "float32" else 1
 
 
 def _driver_memory(config: TrainConfig, policy: Model) -> Memory:

@@ -49,7 +49,7 @@ def place_actors(config: TrainConfig) -> list[Actor]:
     if reads_critics(config):
         judge = f"vLLM, {critic.model}" if critic.backend == "vllm" else critic.backend
         actors.append(Actor("critic", critic.num_workers, critic.num_cpus, critic.num_gpus, judge))
-    note = f"DeepSpeed ZeRO-{learner.zero_stage}"
+    note = "plain torch" if learner.backend == "torch" else f"DeepSpeed ZeRO-{learner.zero_stage}"
     actors.append(Actor("learner", learner.num_ranks, learner.num_cpus, learner.num_gpus, note))
     if reads_token_rewards(config):
         second = config.reward_model

@@ -45,6 +45,8 @@ class RunConfig(Section):
     max_nonfinite_groups: Positive = 8
     """Groups in a row with a response that was quarantined (`quarantine.jsonl`: a logprob, entropy or advantage that is
     not finite, or an advantage beyond 1e6) after which the run ends."""
+    max_nonfinite_updates: Positive = 3
+    """Updates in a row, skipped since loss or gradient was not finite, after which the run ends."""
 
 
 class ModelConfig(Section):
@@ -156,9 +158,11 @@ class VerifierConfig(Section):
 
 
 class LearnerConfig(Section):
-    """The DeepSpeed learner group."""
+    """The learner group."""
 
     num_ranks: Positive = 1
+    backend: Literal["deepspeed", "torch"] = "deepspeed"
+    """What trains: DeepSpeed's ZeRO, or plain torch, which needs neither it nor a second rank."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     groups_per_batch: Positive = 8
     """Groups in one update."""
@@ -175,6 +179,8 @@ class LearnerConfig(Section):
     """Padded tokens per microbatch and rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload_reference: bool = False
+    """Keep the model from which KL is measured in host memory and bring a layer at a time to the device."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     node_resource: str = ""

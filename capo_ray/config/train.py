@@ -44,6 +44,12 @@ class TrainConfig(Section):
                 f"credit={self.credit.method} sets a model against the sampler's logprobs, which a nucleus changes, so "
                 f"rollout.top_p must be 1 (got {self.rollout.top_p})"
             )
+        learner, ranks = self.learner, max(self.learner.num_ranks, self.reward_model.num_ranks)
+        if learner.backend == "torch" and ranks > 1:
+            raise ValueError(
+                f"learner.backend=torch trains on one rank, so learner.num_ranks and reward_model.num_ranks must be 1 "
+                f"(got {ranks}); remove it to train on more with DeepSpeed"
+            )
         refuse_other_loss(self.credit, self.loss)
         self._refuse_slots()
         self._refuse_placements()

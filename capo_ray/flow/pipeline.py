@@ -27,7 +27,7 @@ from capo_ray.flow.judging import judge_figures
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState, save_checkpoint
-from capo_ray.flow.training import Training
+from capo_ray.flow.training import Training, record_update
 from capo_ray.protocols import PartTimeout, RunFailed
 from capo_ray.types import Problem, UpdateReport
 
@@ -240,14 +240,14 @@ class Pipeline:
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> Sorted:
         """Write down what was trained, and what of the groups was not; returns both."""
         aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
-        self.parts.ledger.record(aged.trained, "trained", update=report.version)
+        record_update(self.parts.ledger, aged.trained, report)
         self.parts.ledger.record(aged.stale, "dropped", reason="stale")
         self.parts.ledger.record(aged.invalid, "dropped", reason="invalid_verdict")
         for group in groups:
             self._flights.pop(group.group.id, None)
         self.state.version = report.version
-        self.state.num_trained += len(aged.trained)
-        self.state.num_masked_tokens += aged.num_masked
+        self.state.num_trained += len(aged.trained) if report.moved else 0
+        self.state.num_masked_tokens += aged.num_masked if report.moved else 0
         return aged
 
     async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:

@@ -19,7 +19,10 @@ from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
-from capo_ray.types import Batch, UpdateReport
+from capo_ray.protocols import Ledger, RunFailed
+from capo_ray.types import Batch, TrajectoryKey, UpdateReport
+
+MAX_NAMED = 5  # samples in a sentence
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ class Training:
         self._parts, self._state = parts, state
         self._said_mismatch = False
         self._entropy = EntropyControl(parts.config.loss, state.entropy)
+        self._num_nonfinite = 0  # updates in a row
 
     async def update(self, groups: Sequence[CreditedGroup]) -> tuple[list[CreditedGroup], UpdateReport]:
         """The groups as they were trained, and the learner's report of their batch."""
@@ -42,12 +46,17 @@ class Training:
         trained = self._entropy.weigh(trained)
         num_tokens = sum(group.num_tokens for group in trained)
         batch = await off_loop(self._build_batch, trained, num_tokens=num_tokens)
-        report, figures = await asyncio.gather(
+        report, second = await asyncio.gather(
             self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress))),
             self._update_reward_model(groups),
         )
-        figures |= self._entropy.figures(trained) | self._mismatch_figures(report)
-        self._entropy.observe(report.metrics["loss/entropy_nats"])
+        self._watch(report, second)
+        figures = self._entropy.figures(trained)
+        if second is not None:
+            figures |= {**second.metrics, "time/reward_model_s": second.seconds}
+        if report.moved:
+            figures |= self._mismatch_figures(report)
+            self._entropy.observe(report.metrics["loss/entropy_nats"])
         return trained, replace(report, metrics={**report.metrics, **figures})
 
     def _build_batch(self, groups: Sequence[CreditedGroup]) -> Batch:
@@ -77,12 +86,30 @@ class Training:
             )  # fmt: skip
         return {"loss/mismatch_alarm": float(is_over)}
 
-    async def _update_reward_model(self, groups: Sequence[CreditedGroup]) -> dict[str, float]:
-        """The figures of the reward model's update on the batch's groups; none in a run without one."""
+    async def _update_reward_model(self, groups: Sequence[CreditedGroup]) -> UpdateReport | None:
+        """The report of the reward model's update on the batch's groups; None in a run without one."""
         if self._parts.reward_model is None:
-            return {}
-        report = await self._parts.reward_model.update([group.group for group in groups])
-        return {**report.metrics, "time/reward_model_s": report.seconds}
+            return None
+        return await self._parts.reward_model.update([group.group for group in groups])
+
+    def _watch(self, policy: UpdateReport, reward_model: UpdateReport | None) -> None:
+        """Raise `RunFailed` when too many updates in a row had a move skipped."""
+        second = reward_model is not None and reward_model.skipped
+        if not policy.skipped and not second:
+            self._num_nonfinite = 0
+            return
+        self._num_nonfinite += 1
+        limit = self._parts.config.run.max_nonfinite_updates
+        if self._num_nonfinite < limit:
+            return
+        whose = "the policy's" if policy.skipped else "the reward model's"
+        names = ", ".join(map(str, policy.nonfinite[:MAX_NAMED])) or "none"
+        raise RunFailed(
+            f"expected a finite loss and gradient, got {limit} update(s) in a row where {whose} was not "
+            f"(run.max_nonfinite_updates={limit}); the weights were not moved by them. Samples of the last whose own "
+            f"loss is not finite: {names}. Check the advantages and sampler logprobs, or lower "
+            f"{'learner' if policy.skipped else 'reward_model'}.lr, and resume from the last checkpoint"
+        )
 
     async def _refresh_reference(self, progress: float) -> None:
         """Measure KL from the present policy from now on, once, where the credit method begins its second stage."""
@@ -101,3 +128,15 @@ class Training:
         started = time.monotonic()
         await self._parts.engine.load_weights(await self._parts.learner.publishable())
         return time.monotonic() - started
+
+
+def record_update(ledger: Ledger, keys: Sequence[TrajectoryKey], report: UpdateReport) -> None:
+    """Writes down the samples of an update as trained, or as dropped where it moved nothing."""
+    if report.moved:
+        ledger.record(keys, "trained", update=report.version)
+        return
+    spoilers = set(report.nonfinite)
+    spoiled, others = [k for k in keys if k in spoilers], [k for k in keys if k not in spoilers]
+    for reason, part in (("nonfinite_loss", spoiled), ("update_skipped", others)):
+        if part:
+            ledger.record(part, "dropped", reason=reason)

@@ -5,7 +5,8 @@
     judged groups --reward_batch--> column, labels --reward--> token rewards, gradient --zero--> update
 
 One `Learner` is one rank of a group, and so is one `RewardLearner`, which holds a second model; all ranks of a group
-call the same methods in the same order. DeepSpeed is known to `zero` alone, behind a handful of methods.
+call the same methods in the same order. Both work through a `Backend`: `zero`, the one file that knows DeepSpeed, or
+`plain`, one rank in torch alone. Importing this package imports neither DeepSpeed nor transformers.
 """
 
 from capo_ray.learners.learner import Learner

@@ -2,8 +2,8 @@
 
     cells -> reference logprobs (if KL counts) -> num_epochs x { forward, loss, backward per cell; check; move }
 
-Invariants: all ranks call every method in the same order; nothing non-finite moves the weights; the gradient is that of
-sum_t w_t * loss_t over the whole batch, however it was cut.
+Invariants: all ranks call every method in the same order; nothing non-finite moves the weights (the move is skipped, on
+all ranks alike, and reported); the gradient is that of sum_t w_t * loss_t over the whole batch, however it was cut.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from capo_ray.learners import rank, shards
 from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import export_model, load_policy
+from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
@@ -34,14 +35,17 @@ from capo_ray.loss import (
     policy_loss,
 )
 from capo_ray.protocols import RunFailed
-from capo_ray.types import UpdateReport, WeightedSample
+from capo_ray.types import TrajectoryKey, UpdateReport, WeightedSample
 from capo_ray.weights import require_finite
+
+MAX_TOKEN_LOSS = 1e18  # beyond it the square of a gradient leaves fp32: one stage would skip, another clip to it alone
 
 
 @dataclass(frozen=True)
 class _Cell:
     """A microbatch with what is known of its tokens before the first pass; tensors are [N] or None."""
 
+    keys: tuple[TrajectoryKey, ...]
     tokens: Microbatch
     reference: torch.Tensor | None
     reined: torch.Tensor | None
@@ -54,15 +58,17 @@ class Learner:
     def __init__(self, spec: LearnerSpec) -> None:
         self.spec = spec
         self.version = 0
-        self._moves = 0
-        config = spec.learner
+        self._moves = self._skipped_moves = 0
         device = rank.prepare_process(spec)
-        policy = load_policy(spec.model_path, spec.dtype, gradient_checkpointing=config.gradient_checkpointing)
-        self._model_config = policy.model.config
-        self._names = FileNames(policy.model)
-        self.weight_bytes = sum(p.numel() * p.element_size() for p in policy.parameters())
-        self._reference = Reference(spec.model_path, spec.dtype, device) if spec.loss.kl_coef > 0 else None
-        self._backend = rank.build_backend(policy, spec, device)
+        with rank.memory_told(spec, "building the policy"):
+            policy = load_policy(spec.model_path, spec.dtype, **rank.load_options(spec))
+            self._model_config = policy.model.config
+            self._names = FileNames(policy.model)
+            numel = sum(p.numel() for p in policy.parameters())
+            self.weight_bytes = numel * DTYPES[spec.dtype].itemsize
+            self._backend = rank.build_backend(policy, spec, device)
+            needs_reference = spec.loss.kl_coef > 0
+            self._reference = Reference(spec.model_path, spec, self._backend.device) if needs_reference else None
 
     def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float = 1.0) -> UpdateReport:
         """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's.
@@ -72,13 +78,24 @@ class Learner:
         if not column:
             raise ValueError("an update needs at least one microbatch (got 0)")
         started = time.perf_counter()
-        cells = self._prepare(column, self.spec.loss.kl_coef * kl_scale)
         starts: list[torch.Tensor] = []  # the learner's own logprobs before the first move
         tally = Tally()
-        for _ in range(self.spec.learner.num_epochs):
-            self._pass(cells, starts, tally)
+        nonfinite: tuple[TrajectoryKey, ...] | None = None
+        with rank.memory_told(self.spec, "training on a batch"):
+            cells = self._prepare(column, self.spec.loss.kl_coef * kl_scale)
+            while nonfinite is None and tally.num_moves < self.spec.learner.num_epochs:
+                nonfinite = self._pass(cells, starts, tally)
+        # The weights stand, so the passes after a skipped one would only repeat it.
+        self._skipped_moves += self.spec.learner.num_epochs - tally.num_moves
         self.version += 1
-        return UpdateReport(self.version, tally.metrics(), time.perf_counter() - started)
+        return UpdateReport(
+            self.version,
+            tally.metrics() | {"loss/skipped_moves_total": float(self._skipped_moves)},
+            time.perf_counter() - started,
+            moved=tally.num_moves > 0,
+            skipped=nonfinite is not None,
+            nonfinite=nonfinite or (),
+        )
 
     def _prepare(self, column: Sequence[Sequence[WeightedSample]], kl_coef: float) -> list[_Cell]:
         """The cells of a column, each with what the loss needs to know beforehand."""
@@ -86,15 +103,21 @@ class Learner:
         microbatches = [to_microbatch(cell, self._backend.device) for cell in column]
         reins = reined_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
         cells = []
-        for tokens, reined in zip(microbatches, reins, strict=True):
+        for samples, tokens, reined in zip(column, microbatches, reins, strict=True):
             reference = None
             if self._reference is not None and kl_coef > 0:
                 reference = self._reference.logprobs(tokens, spec.temperature)
-            cells.append(_Cell(tokens, reference, reined, kl_coef))
+            keys = tuple(weighted.sample.key for weighted in samples)
+            cells.append(_Cell(keys, tokens, reference, reined, kl_coef))
         return cells
 
-    def _pass(self, cells: Sequence[_Cell], starts: list[torch.Tensor], tally: Tally) -> None:
-        """One pass over the batch and one move; the first pass fills `starts`."""
+    def _pass(
+        self, cells: Sequence[_Cell], starts: list[torch.Tensor], tally: Tally
+    ) -> tuple[TrajectoryKey, ...] | None:
+        """One pass over the batch and one move; the first pass fills `starts`.
+
+        None; where the move was skipped, the samples of this rank that no finite gradient can come from.
+        """
         first = not starts
         figures: list[Figures] = []
         for index, cell in enumerate(cells):
@@ -104,20 +127,24 @@ class Learner:
                 starts.append(logprobs.detach())
                 figures.append(mismatch_figures(starts[index], tokens.sampler_logprobs, tokens.weights))
             loss, seen = self._loss(cell, logprobs, entropies, starts[index])
-            self._backend.backward(loss)
             figures.append(seen)
+            if index + 1 < len(cells):
+                self._backend.backward(loss)
         padded = sum(cell.tokens.padded_tokens for cell in cells)
         figures.append(Figures(sums={"padded_tokens": torch.tensor(float(padded), device=self._backend.device)}))
         combined = tally.combine(figures, self._backend)
-        if not math.isfinite(combined["loss"]):  # the same sum on every rank: all of them stop here
-            raise RunFailed(
-                f"the batch loss must be finite (got {combined['loss']}); the weights were not moved: check the "
-                f"advantages and sampler logprobs, or lower learner.lr and resume from the last checkpoint"
-            )
+        # The same on every rank. A loss can be infinite while its gradient is not; NaN in the last cell's gradient
+        # makes every backend skip the move and drop what the cells before it left.
+        sound = math.isfinite(combined["loss"]) and combined["max_token_loss"] <= MAX_TOKEN_LOSS
+        self._backend.backward(loss if sound else loss * math.nan)
         rate = self._rate()
         norm = self._backend.move(rate)
+        if not math.isfinite(norm):
+            losses = [one.token_losses for one in figures if one.token_losses is not None]
+            return _spoilers(cells, losses)
         self._moves += 1
         tally.add_pass(combined, lr=rate, grad_norm=norm, microbatches=len(cells))
+        return None
 
     def _loss(
         self, cell: _Cell, logprobs: torch.Tensor, entropies: torch.Tensor, start: torch.Tensor
@@ -233,10 +260,11 @@ class Learner:
 
     def save(self, path: str) -> None:
         """Writes this rank's shard under `path`: weights, Adam's state, place in the schedule, random generators."""
-        facts = {"version": self.version, "moves": self._moves, **rank.layout_of(self.spec)}
+        counts = {"version": self.version, "moves": self._moves, "skipped_moves": self._skipped_moves}
+        facts = {**counts, **rank.layout_of(self.spec)}
         shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
         if self._reference is not None:
-            self._reference.save(Path(path), self.spec.rank)
+            self._reference.save(Path(path))
         self._backend.barrier()
 
     def load(self, path: str) -> int:
@@ -247,6 +275,7 @@ class Learner:
         if self._reference is not None:
             self._reference.load(Path(path))
         self.version, self._moves = facts["version"], facts["moves"]
+        self._skipped_moves = facts["skipped_moves"]
         self._backend.barrier()
         return self.version
 
@@ -260,3 +289,12 @@ class Learner:
     def close(self) -> None:
         """Leaves the group; called once."""
         self._backend.close()
+
+
+def _spoilers(cells: Sequence[_Cell], losses: Sequence[torch.Tensor]) -> tuple[TrajectoryKey, ...]:
+    """The samples with a token whose loss [N] is not finite, or too large for a finite gradient."""
+    keys: list[TrajectoryKey] = []
+    for cell, loss in zip(cells, losses, strict=True):
+        bad = cell.tokens.sequences[~(loss.abs() <= MAX_TOKEN_LOSS)]
+        keys += [cell.keys[i] for i in bad.unique().tolist() if cell.keys]
+    return tuple(keys)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from capo_ray.learners.microbatch import Inputs, to_inputs
+from capo_ray.learners.pretrained import load_pretrained
 from capo_ray.loss import token_logprobs
 from capo_ray.protocols import RunFailed
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Beside weights and config, what an engine needs to serve an export.
 SIDE_FILES = (
     "tokenizer.json",
@@ -48,36 +48,15 @@ class Policy(nn.Module):
         return token_logprobs(logits, inputs.targets, temperature)
 
 
-def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False) -> Policy:
-    """The policy at `path` (a directory or hub name) on the CPU, dropout off; RunFailed when it cannot be used."""
+def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False, cast: bool = True) -> Policy:
+    """The policy at `path` (a directory or hub name) as `load_pretrained` gives it; RunFailed if it cannot be used."""
     from transformers import AutoModelForCausalLM
 
     what = "model.path must be a causal language model"
-    model = load_pretrained(AutoModelForCausalLM, what, path, dtype, gradient_checkpointing=gradient_checkpointing)
+    options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
+    model = load_pretrained(AutoModelForCausalLM, what, path, dtype, **options)
     _require_plain_head(model, path)
     return Policy(model)
-
-
-def load_pretrained(kind: Any, what: str, path: str, dtype: str, *, gradient_checkpointing: bool = False) -> Any:
-    """The model at `path` as transformers' auto class `kind` makes it, dropout off.
-
-    Raises RunFailed, which says `what` it must be, when it cannot be read.
-    """
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(path)
-        for key in [name for name in config.to_dict() if "dropout" in name or name.endswith("pdrop")]:
-            setattr(config, key, 0.0)  # the ratio compares two passes over the same tokens: they must be equal
-        model = kind.from_pretrained(path, config=config, dtype=DTYPES[dtype])
-    except (OSError, ValueError) as error:
-        raise RunFailed(f"{what} that transformers can read (got {path!r}): {error}") from error
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()  # transformers checkpoints a model in train mode alone, and hands it out in the other
-    return model
 
 
 @torch.no_grad()

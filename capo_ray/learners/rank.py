@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from capo_ray.learners.backend import Backend
+from capo_ray.learners.plain import PlainBackend
 from capo_ray.learners.spec import RankSpec
 from capo_ray.learners.zero import ZeroBackend
 from capo_ray.protocols import RunFailed
@@ -24,9 +27,15 @@ def prepare_process(spec: RankSpec) -> str:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if spec.device != "auto":
-        return spec.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    device = spec.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and spec.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RunFailed(
+            f"model.dtype=bfloat16 needs a GPU that computes in it, of the Ampere generation or later (got "
+            f"{torch.cuda.get_device_name()}); set model.dtype=float32, or take other nodes"
+        )
+    return device
 
 
 def grow_segments(environment: MutableMapping[str, str]) -> None:
@@ -38,9 +47,41 @@ def grow_segments(environment: MutableMapping[str, str]) -> None:
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
-def build_backend(module: nn.Module, spec: RankSpec, device: str) -> ZeroBackend:
-    """The ZeRO rank that trains `module`, once all ranks have met."""
+@contextmanager
+def memory_told(spec: RankSpec, doing: str) -> Iterator[None]:
+    """Turns running out of memory into a RunFailed that says where, and what would need less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        words = str(error).strip().splitlines()
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise RunFailed(
+            f"learner rank {spec.rank} of {spec.world_size} ran out of memory while {doing} (learner.zero_stage="
+            f"{spec.learner.zero_stage}, learner.microbatch_tokens={spec.learner.microbatch_tokens}): set "
+            f"learner.gradient_checkpointing=true, lower learner.microbatch_tokens, or raise learner.num_ranks with "
+            f"learner.zero_stage=3; it said: {words[0] if words else type(error).__name__}"
+        ) from error
+
+
+def load_options(spec: RankSpec) -> dict[str, bool]:
+    """How the model that is trained is loaded: ZeRO-3 casts each weight when it is dealt, the others all at once."""
     config = spec.learner
+    deals = config.backend == "deepspeed" and config.zero_stage == 3
+    return {"gradient_checkpointing": config.gradient_checkpointing, "cast": not deals}
+
+
+def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
+    """What trains `module` on this rank, once all ranks have met."""
+    config = spec.learner
+    if config.backend == "torch":
+        return PlainBackend(
+            module,
+            device=device,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
     return ZeroBackend(
         module,
         stage=config.zero_stage,
@@ -58,7 +99,9 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> ZeroBackend
 
 def layout_of(spec: RankSpec) -> dict[str, object]:
     """What a checkpoint's shards depend on."""
-    return {"world_size": spec.world_size, "zero_stage": spec.learner.zero_stage, "dtype": spec.dtype}
+    config = spec.learner
+    layout: dict[str, object] = {"backend": config.backend, "world_size": spec.world_size, "dtype": spec.dtype}
+    return layout | ({"zero_stage": config.zero_stage} if config.backend == "deepspeed" else {})
 
 
 def require_layout(ours: dict[str, object], facts: dict[str, Any], path: str) -> None:

@@ -1,7 +1,15 @@
 """The frozen policy from which the KL term measures: the model that the run began with, until it is refreshed.
 
+Who holds which bytes (N weights of u bytes, R ranks of the group), whatever the ZeRO stage:
+
+    R = 1                     N u on the device, as long as learner.offload_reference is false
+    R > 1                     N u / R on each rank's device, and at most two layers (or the embedding) whole, in a pass
+    offload_reference=true    N u / R in each rank's host memory, the same two layers on the device, in a pass
+
+At its start a rank reads the files through the page cache, which a host holds once, and copies its own part alone.
+
 Invariant: what it holds survives a resume. As long as it is the first model, that is a matter of loading it again; once
-refreshed, its weights are part of every checkpoint.
+refreshed, its weights are part of every checkpoint, each rank's part in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,65 +19,91 @@ from pathlib import Path
 
 import torch
 
+from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
-from capo_ray.learners.policy import load_policy
-from capo_ray.learners.zero import ZeroBackend
+from capo_ray.learners.policy import Policy, load_policy
+from capo_ray.learners.pretrained import DTYPES
+from capo_ray.learners.sharded import ShardedModule
+from capo_ray.learners.spec import RankSpec
 from capo_ray.protocols import RunFailed
-
-WEIGHTS_FILE = "reference.safetensors"
-NOTES_FILE = "reference.json"
 
 
 class Reference:
-    """One rank's whole copy; `version` counts the updates behind its weights (0: the first model)."""
+    """One rank's part of it, or all of it; `version` counts the updates behind its weights (0: the first model)."""
 
-    def __init__(self, model_path: str, dtype: str, device: str) -> None:
-        self._source = (model_path, dtype, device)
+    def __init__(self, model_path: str, spec: RankSpec, device: torch.device) -> None:
+        self._path, self._spec, self._device = model_path, spec, device
         self._policy = self._first()
         self.version = 0
 
     @torch.no_grad()
     def logprobs(self, cell: Microbatch, temperature: float) -> torch.Tensor:
-        """The logprobs [N] of a cell's tokens at the sampling temperature."""
+        """The logprobs [N] of a cell's tokens at the sampling temperature; collective."""
         logprobs: torch.Tensor = self._policy(cell.inputs, temperature)[0]
         return logprobs
 
-    def refresh(self, backend: ZeroBackend, version: int) -> None:
+    def refresh(self, backend: Backend, version: int) -> None:
         """Takes over the weights under training; collective."""
-        backend.copy_weights(self._policy)
+        backend.read_weights(self._write)
         self.version = version
 
-    def save(self, directory: Path, rank: int) -> None:
-        """Writes the weights once refreshed, from rank 0: every rank holds the same."""
-        if not self.version or rank:
+    def save(self, directory: Path) -> None:
+        """Writes this rank's part of the weights, once refreshed."""
+        weights, notes = self._files(directory)
+        parts = self._parts()
+        if not self.version or not parts:
             return
         from safetensors.torch import save_file
 
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self._policy.named_parameters()}
-        save_file(weights, directory / WEIGHTS_FILE)
-        (directory / NOTES_FILE).write_text(json.dumps({"version": self.version}))
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}, weights)
+        notes.write_text(json.dumps({"version": self.version}))
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
         """Restores what `save` wrote; a checkpoint without it is one of the first model."""
-        notes = directory / NOTES_FILE
+        file, notes = self._files(directory)
         if not notes.is_file():
             if self.version:
                 self._policy, self.version = self._first(), 0
             return
         from safetensors.torch import load_file
 
-        weights = load_file(directory / WEIGHTS_FILE)
-        places = dict(self._policy.named_parameters())
-        if weights.keys() != places.keys():
+        weights, places = load_file(file), self._parts()
+        if {name: t.shape for name, t in weights.items()} != {name: t.shape for name, t in places.items()}:
             raise RunFailed(
-                f"{directory / WEIGHTS_FILE} must hold this model's tensors (got {len(weights)}, expected "
-                f"{len(places)}); resume with the same model.path"
+                f"{file} must hold this rank's part of this model (got {len(weights)} tensors, expected {len(places)}, "
+                f"or other shapes); resume with the same model.path"
             )
         for name, tensor in weights.items():
             places[name].copy_(tensor)
         self.version = json.loads(notes.read_text())["version"]
 
-    def _first(self) -> torch.nn.Module:
-        path, dtype, device = self._source
-        return load_policy(path, dtype).requires_grad_(False).eval().to(device)
+    def _first(self) -> Policy | ShardedModule:
+        spec, device = self._spec, self._device
+        if spec.world_size == 1 and not spec.learner.offload_reference:
+            return load_policy(self._path, spec.dtype).requires_grad_(False).eval().to(device)
+        return ShardedModule(
+            load_policy(self._path, spec.dtype, cast=False).eval(),
+            rank=spec.rank,
+            num_ranks=spec.world_size,
+            device=device,
+            dtype=DTYPES[spec.dtype],
+            on_host=spec.learner.offload_reference,
+        )
+
+    @torch.no_grad()
+    def _write(self, name: str, weight: torch.Tensor) -> None:
+        if isinstance(self._policy, ShardedModule):
+            self._policy.write(name, weight)
+        else:
+            self._policy.get_parameter(name).copy_(weight)
+
+    def _parts(self) -> dict[str, torch.Tensor]:
+        """The tensors that this rank holds, which a checkpoint keeps."""
+        if isinstance(self._policy, ShardedModule):
+            return self._policy.shards()
+        return dict(self._policy.named_parameters())
+
+    def _files(self, directory: Path) -> tuple[Path, Path]:
+        name = f"reference_rank{self._spec.rank}"
+        return directory / f"{name}.safetensors", directory / f"{name}.json"

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 
 from capo_ray.config.loss import LossConfig
+from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
-from capo_ray.learners.zero import ZeroBackend
 from capo_ray.loss import covariance_band, covariances
 from capo_ray.types import WeightedSample
 
@@ -26,7 +26,7 @@ def reined_tokens(
     column: Sequence[Sequence[WeightedSample]],
     cells: Sequence[Microbatch],
     config: LossConfig,
-    backend: ZeroBackend,
+    backend: Backend,
     num_ranks: int,
 ) -> list[torch.Tensor | None]:
     """For each cell the tokens [N] (bool) to rein in, None without covariance control; collective."""
@@ -51,13 +51,13 @@ def reined_tokens(
     return [band & (_draws(cell).to(band.device) < chance) for band, cell in zip(bands, column, strict=True)]
 
 
-def _size(masks: Sequence[torch.Tensor], backend: ZeroBackend) -> float:
+def _size(masks: Sequence[torch.Tensor], backend: Backend) -> float:
     """How many tokens of all ranks are marked."""
     return float(backend.sum_over_ranks(torch.stack([mask.sum() for mask in masks]).sum().double()))
 
 
 def _covariances(
-    cells: Sequence[Microbatch], counted: Sequence[torch.Tensor], backend: ZeroBackend
+    cells: Sequence[Microbatch], counted: Sequence[torch.Tensor], backend: Backend
 ) -> tuple[list[torch.Tensor], float]:
     """cov_t of each cell's tokens (-inf for those of weight 0), and the number of counted tokens of all ranks."""
     sums = torch.zeros(3, dtype=torch.float64, device=backend.device)
@@ -72,7 +72,7 @@ def _covariances(
     ], total
 
 
-def _threshold(covs: Sequence[torch.Tensor], count: int, backend: ZeroBackend, num_ranks: int) -> float:
+def _threshold(covs: Sequence[torch.Tensor], count: int, backend: Backend, num_ranks: int) -> float:
     """The `count`-th largest covariance of all ranks."""
     mine = torch.cat(list(covs)).double()
     best = torch.full((num_ranks, count), -math.inf, dtype=torch.float64, device=backend.device)

@@ -7,7 +7,7 @@ The scores are exchanged before the gradient is made, so siblings may lie in any
 that of the loss over the whole batch, however it was cut. The price is one more forward pass.
 
 Invariants: all ranks call every method in the same order and decide alike, from the labels that all of them hold;
-nothing non-finite moves the weights.
+nothing non-finite moves the weights: such a move is skipped, on all ranks alike, and reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from capo_ray.learners.reward_objectives import objective_of
 from capo_ray.learners.scalar import ScalarModel, load_scalar_model
 from capo_ray.learners.spec import RewardSpec
 from capo_ray.loss import rank_pairs, soft_value_targets
-from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport, WeightedSample
 
 Column = Sequence[Sequence[WeightedSample]]
@@ -67,23 +66,22 @@ class RewardLearner:
 
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
-        self.version = 0
+        self.version = self._skipped_moves = 0
         self._objective = objective_of(spec.method, spec.reward_model)
         device = rank.prepare_process(spec)
         # ETPO's backups count KL to the reference; where that costs nothing no reference is held.
         counts_kl = self._objective.loss is None and spec.kl_coef > 0
         reads_reference = self._objective.baseline == "reference" or counts_kl
-        self._reference = Reference(spec.reference_path, spec.dtype, device) if reads_reference else None
-        self._backend = rank.build_backend(self._build_model(), spec, device)
+        with rank.memory_told(spec, "building the reward model"):
+            self._backend = rank.build_backend(self._build_model(), spec, device)
+            self._reference = Reference(spec.reference_path, spec, self._backend.device) if reads_reference else None
 
     def _build_model(self) -> Policy | ScalarModel:
-        spec, checkpointing = self.spec, self.spec.learner.gradient_checkpointing
+        spec, options = self.spec, rank.load_options(self.spec)
         if self._objective.head == "logprob":
-            return load_policy(spec.model_path, spec.dtype, gradient_checkpointing=checkpointing)
+            return load_policy(spec.model_path, spec.dtype, **options)
         at_token = self._objective.head == "token_scalar"
-        return load_scalar_model(
-            spec.model_path, spec.dtype, at_token=at_token, seed=spec.seed, gradient_checkpointing=checkpointing
-        )
+        return load_scalar_model(spec.model_path, spec.dtype, at_token=at_token, seed=spec.seed, **options)
 
     @torch.no_grad()
     def token_rewards(self, column: Column) -> tuple[FloatArray, ...]:
@@ -111,12 +109,22 @@ class RewardLearner:
             torch.tensor([label.group for label in labels], device=device),
         )
         metrics: dict[str, float] = {}
+        moved, skipped = True, False
         if labels and (has_pairs(labels) or not self._objective.pairs_only):
             cells = [self._to_cell(samples, known.places, self._reference is not None) for samples in column]
-            passes = [self._pass(cells, known) for _ in range(self.spec.reward_model.num_epochs)]
-            metrics = passes[0]  # accuracy and loss of the weights that have not yet seen this batch
+            passes: list[dict[str, float]] = []
+            for _ in range(self.spec.reward_model.num_epochs):
+                made = self._pass(cells, known)
+                if made is None:  # the weights stand: the passes to come would only repeat it
+                    skipped = True
+                    self._skipped_moves += self.spec.reward_model.num_epochs - len(passes)
+                    break
+                passes.append(made)
+            moved = bool(passes)
+            # Accuracy and loss are those of the weights that have not yet seen this batch.
+            metrics = {**(passes[0] if passes else {}), "reward_model/skipped_moves_total": float(self._skipped_moves)}
         self.version += 1
-        return UpdateReport(self.version, metrics, time.perf_counter() - started)
+        return UpdateReport(self.version, metrics, time.perf_counter() - started, moved=moved, skipped=skipped)
 
     def _to_cell(self, samples: Sequence[WeightedSample], places: dict[str, int], with_reference: bool) -> _Cell:
         tokens = to_microbatch(samples, self._backend.device)
@@ -135,8 +143,8 @@ class RewardLearner:
         assert baseline is not None
         return self.spec.reward_model.beta * (outputs - baseline)
 
-    def _pass(self, cells: Sequence[_Cell], known: _Labels) -> dict[str, float]:
-        """The figures of one pass over the batch and one move."""
+    def _pass(self, cells: Sequence[_Cell], known: _Labels) -> dict[str, float] | None:
+        """The figures of one pass over the batch and one move; None where it was skipped."""
         with torch.no_grad():
             outputs = [self._outputs(cell) for cell in cells]
         scores = self._scores(cells, outputs, len(known.places))
@@ -144,14 +152,13 @@ class RewardLearner:
             loss, slopes = self._fit_values(cells, outputs, known)
         else:
             loss, slopes = self._fit_scores(cells, scores, known)
-        if not math.isfinite(loss):  # the same on every rank: all of them stop here
-            raise RunFailed(
-                f"the reward model's loss must be finite (got {loss}); its weights were not moved: lower "
-                f"reward_model.lr and resume from the last checkpoint"
-            )
+        if not math.isfinite(loss):  # the same on every rank
+            return None
         for cell, slope in zip(cells, slopes, strict=True):
             self._backend.backward((self._outputs(cell) * slope).sum())
         norm = self._backend.move(self.spec.reward_model.lr)
+        if not math.isfinite(norm):
+            return None
         metrics = {"reward_model/loss": loss, "reward_model/grad_norm": norm}
         right, count = rank_pairs(scores, known.outcomes, known.groups)
         if count:
@@ -208,7 +215,7 @@ class RewardLearner:
 
     def save(self, path: str) -> None:
         """Writes this rank's shard under `path`."""
-        facts = {"version": self.version, **self._layout()}
+        facts = {"version": self.version, "skipped_moves": self._skipped_moves, **self._layout()}
         shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
         self._backend.barrier()
 
@@ -217,7 +224,7 @@ class RewardLearner:
         tensors, facts = shards.read_shard(Path(path), self.spec.rank)
         rank.require_layout(self._layout(), facts, path)
         self._backend.load_shard(tensors)
-        self.version = facts["version"]
+        self.version, self._skipped_moves = facts["version"], facts["skipped_moves"]
         self._backend.barrier()
         return self.version
 

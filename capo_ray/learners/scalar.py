@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from capo_ray.learners.microbatch import Inputs
-from capo_ray.learners.policy import load_policy, load_pretrained
+from capo_ray.learners.policy import load_policy
+from capo_ray.learners.pretrained import load_pretrained
 from capo_ray.protocols import RunFailed
 
 HEAD_STD = 1e-3
@@ -33,17 +34,18 @@ class ScalarModel(nn.Module):
 
 
 def load_scalar_model(
-    path: str, dtype: str, *, at_token: bool, seed: int, gradient_checkpointing: bool = False
+    path: str, dtype: str, *, at_token: bool, seed: int, gradient_checkpointing: bool = False, cast: bool = True
 ) -> ScalarModel:
-    """The token classifier at `path`, or the trunk of the language model there under a new head; CPU, dropout off."""
+    """The token classifier at `path`, or the language model's trunk there under a new head, as `load_pretrained`'s."""
     from transformers import AutoModelForTokenClassification
 
+    options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
     if not _is_token_classifier(path):
-        trunk = load_policy(path, dtype, gradient_checkpointing=gradient_checkpointing).model.base_model
+        trunk = load_policy(path, dtype, **options).model.base_model
         return ScalarModel(trunk, _new_head(trunk, at_token, seed), at_token)
     what = "reward_model.path must be a token classifier with one label, in a linear layer called score,"
     kind: Any = AutoModelForTokenClassification
-    model = load_pretrained(kind, what, path, dtype, gradient_checkpointing=gradient_checkpointing)
+    model = load_pretrained(kind, what, path, dtype, **options)
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
         raise RunFailed(f"{what} or a language model (got {head} in {path!r})")

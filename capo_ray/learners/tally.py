@@ -24,6 +24,11 @@ class Tally:
     def __init__(self) -> None:
         self._passes: list[dict[str, float]] = []
 
+    @property
+    def num_moves(self) -> int:
+        """Passes whose move was made."""
+        return len(self._passes)
+
     def combine(self, figures: Sequence[Figures], ranks: Ranks) -> dict[str, float]:
         """Sums by name and maxima as `max_<name>` over all cells of all ranks; every rank gets the same."""
         sums: dict[str, torch.Tensor] = {}
@@ -44,8 +49,13 @@ class Tally:
         self._passes.append(combined | {"lr": lr, "grad_norm": grad_norm, "microbatches": float(microbatches)})
 
     def metrics(self) -> dict[str, float]:
-        """The update's metrics. Entropy, KL and mismatch are those of the first pass, before any move of this batch;
-        clipping, ratios and the gradient norm are means (or maxima) over the passes."""
+        """The update's metrics; none where no move was made.
+
+        Entropy, KL and mismatch are those of the first pass, before any move of this batch; clipping, ratios and the
+        gradient norm are means (or maxima) over the passes.
+        """
+        if not self._passes:
+            return {}
         first, last = self._passes[0], self._passes[-1]
         tokens = max(first["tokens"], 1.0)
 

@@ -11,6 +11,7 @@ multiplies back. Its own checkpoints are pickles, hence shards of our own.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from capo_ray.learners.store import build_store
-from capo_ray.protocols import RunFailed
+from capo_ray.learners import meeting
+from capo_ray.learners.backend import pack_adam, unpack_adam
+from capo_ray.learners.pretrained import DTYPES
 
 GATHER_NUMEL = 200_000_000  # elements made whole at a time when ZeRO-3 weights are gathered
 BUCKET_NUMEL = 200_000_000
@@ -47,18 +49,20 @@ class ZeroBackend:
         deadline_s: float,
     ) -> None:
         deepspeed = _import_deepspeed(device, rank, world_size)
-        _join(deepspeed, device, rank, world_size, init_method, deadline_s)
+        meeting.join(device, rank, world_size, init_method, deadline_s)
+        _tell(deepspeed, device, deadline_s)
         self.device = torch.device(device)
         self.stage = stage
         self._deepspeed = deepspeed
         self._world_size = world_size
         self.rank = rank
         numel = sum(p.numel() for p in module.parameters())
+        config = _config(stage, dtype, max_grad_norm, numel, device)
+        if stage == 3:
+            _partition(deepspeed, module, config, self.device, DTYPES[dtype])
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
         self._adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._adam, config=_config(stage, dtype, max_grad_norm, numel, device)
-        )
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
         self._optimizer: Any = self._engine.optimizer
 
     def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
@@ -70,25 +74,24 @@ class ZeroBackend:
         self._engine.backward(loss * self._world_size)
 
     def move(self, lr: float) -> float:
-        """The global gradient norm before clipping; raises RunFailed, weights untouched, where it is not finite."""
+        """The global gradient norm before clipping. Where it is not finite the gradients are dropped, nothing moves."""
         for group in self._adam.param_groups:
             group["lr"] = lr
         if self.stage == 0:
             return self._plain_move()
         self._engine.step()
-        norm = self._optimizer._global_grad_norm
-        # DeepSpeed skips a move whose gradient is not finite and says so here; it must end the run instead.
-        if not self._engine.was_step_applied():
-            raise RunFailed(_non_finite("gradient"))
-        return float(norm)
+        # DeepSpeed itself skips a move whose gradient is not finite.
+        return float(self._optimizer._global_grad_norm) if self._engine.was_step_applied() else float("nan")
 
     def _plain_move(self) -> float:
         """As `move`, without ZeRO: DeepSpeed does not look at the gradient here, so it is looked at first."""
         self._engine.buffered_allreduce_fallback()
         squares = [p.grad.float().square().sum() for p in self._engine.module.parameters() if p.grad is not None]
         norm = float(torch.stack(squares).sum().sqrt())
-        if norm != norm or norm == float("inf"):
-            raise RunFailed(_non_finite("gradient"))
+        if not math.isfinite(norm):
+            for param in self._engine.module.parameters():
+                param.grad = None
+            return norm
         self._engine.enable_backward_allreduce = False  # done above: a second time would divide again
         self._engine.step()
         self._engine.enable_backward_allreduce = True
@@ -120,43 +123,20 @@ class ZeroBackend:
                     visit({name: param.detach() for name, param in zip(names, params, strict=True)})
 
     @torch.no_grad()
-    def copy_weights(self, target: nn.Module) -> None:
-        """Writes all weights into `target`, a whole module of the same names, on every rank."""
-        places = dict(target.named_parameters())
+    def read_weights(self, read: Callable[[str, torch.Tensor], None]) -> None:
+        """Calls `read` with each name and whole weight, on every rank; a weight is whole only during its call."""
         for names, params in _portions(self._engine.module):
             with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
                 for name, param in zip(names, params, strict=True):
-                    places[name].copy_(param)
+                    read(name, param)
 
     def shard(self) -> dict[str, torch.Tensor]:
         """This rank's master weights and Adam's state of each, named `master.i` and `state.i.key`."""
-        tensors: dict[str, torch.Tensor] = {}
-        for i, master in enumerate(self._masters()):
-            tensors[f"master.{i}"] = master.detach().cpu().contiguous()
-            for key, value in self._adam.state.get(master, {}).items():
-                tensors[f"state.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        return tensors
+        return pack_adam(self._masters(), self._adam)
 
-    @torch.no_grad()
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restores what `shard` gave, on a backend of the same stage and number of ranks."""
-        masters = self._masters()
-        shapes = [tuple(tensors[f"master.{i}"].shape) for i in range(len(masters)) if f"master.{i}" in tensors]
-        if shapes != [tuple(m.shape) for m in masters]:
-            raise RunFailed(
-                f"a checkpoint must hold the shards of this model, stage and number of ranks "
-                f"(got masters {shapes[:3]}, expected {[tuple(m.shape) for m in masters[:3]]})"
-            )
-        self._adam.state.clear()
-        for i, master in enumerate(masters):
-            master.copy_(tensors[f"master.{i}"])
-            prefix = f"state.{i}."
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if state:  # Adam keeps its move counter on the CPU
-                self._adam.state[master] = {
-                    key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                    for key, value in state.items()
-                }
+        unpack_adam(tensors, self._masters(), self._adam)
         self._refresh_weights()
 
     def _masters(self) -> list[torch.Tensor]:
@@ -165,6 +145,8 @@ class ZeroBackend:
             return list(self._engine.module.parameters())
         if self.stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
+        if hasattr(self._optimizer, "fp32_groups_flat_partition"):  # stage 1 in bf16 has an optimizer class of its own
+            return list(self._optimizer.fp32_groups_flat_partition)
         return list(self._optimizer.single_partition_of_fp32_groups)
 
     def _refresh_weights(self) -> None:
@@ -200,29 +182,29 @@ def _import_deepspeed(device: str, rank: int, world_size: int) -> Any:
     return deepspeed
 
 
-def _join(deepspeed: Any, device: str, rank: int, world_size: int, init_method: str, deadline_s: float) -> None:
-    """Makes this process one rank of the group, within the deadline."""
-    if dist.is_initialized():
-        raise RunFailed("a process holds one learner at a time (got a second one); close the first")
+def _tell(deepspeed: Any, device: str, deadline_s: float) -> None:
+    """Lets DeepSpeed use the process group that is there."""
     timeout = datetime.timedelta(seconds=deadline_s)
-    backend = "nccl" if device == "cuda" else "gloo"
-    try:
-        store = build_store(init_method, rank, world_size, timeout)
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, store=store)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise RunFailed(
-            f"learner rank {rank} of {world_size} could not meet the others at {init_method} within "
-            f"{deadline_s:.0f} s: {error}"
-        ) from error
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    deepspeed.init_distributed(dist_backend=meeting.transport(device), timeout=timeout, verbose=False)
 
 
 def _leave(deepspeed: Any) -> None:
-    """Ends the process group, so that the process can hold another learner."""
+    """Ends the process group, also in DeepSpeed's own records, so that the process can hold another learner."""
     import deepspeed.comm.comm as comm
 
     deepspeed.comm.destroy_process_group()
     comm.cdb = None
+
+
+def _partition(
+    deepspeed: Any, module: nn.Module, config: dict[str, object], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Deals each weight to the ranks before the next one is touched: none holds more than its part and one weight."""
+    for param in module.parameters():
+        # A copy: DeepSpeed writes into it, and a mapped file that is written to becomes memory of this rank's own.
+        param.data = param.data.to(device, dtype, copy=True)
+        deepspeed.zero.Init(module=nn.ParameterList([param]), config_dict_or_path=config, dtype=dtype)
+    module.to(device)  # buffers
 
 
 def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: str) -> dict[str, object]:
@@ -240,10 +222,9 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: st
             "stage3_max_live_parameters": 4 * BUCKET_NUMEL,
             "stage3_param_persistence_threshold": 10_000,  # norms stay whole, matrices do not
         }
-    # Sums over microbatches and ranks in fp32: in bf16 the norm was off by 1.7 % at 256 microbatches. Stage 1 would get
-    # another optimizer class for it, whose masters `_masters` does not know.
+    # Sums over microbatches and ranks in fp32; in bf16 the norm is off by 1.7% at 256 microbatches.
     sums: dict[str, object] = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
-    return (sums if dtype == "bfloat16" and stage >= 2 else {}) | {
+    return (sums if dtype == "bfloat16" else {}) | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # the number of microbatches differs from batch to batch
@@ -269,10 +250,3 @@ def _portions(module: nn.Module) -> Iterator[tuple[list[str], list[nn.Parameter]
             names, params, numel = [], [], 0
     if names:
         yield names, params
-
-
-def _non_finite(what: str) -> str:
-    return (
-        f"the update's {what} must be finite (got NaN or infinity); the weights were not moved: lower learner.lr, "
-        f"check the advantages, or resume from the last checkpoint"
-    )

@@ -15,10 +15,14 @@ Ratio = Literal["token", "sequence", "cispo"]
 
 @dataclass(frozen=True)
 class Figures:
-    """Scalars of a microbatch that combine over microbatches and ranks: `sums` by adding, `maxima` by the maximum."""
+    """Scalars of a microbatch that combine over microbatches and ranks: `sums` by adding, `maxima` by the maximum.
+
+    `token_losses` [N] are the terms of the loss, for who looks for the one that spoiled it.
+    """
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     maxima: dict[str, torch.Tensor] = field(default_factory=dict)
+    token_losses: torch.Tensor | None = None
 
 
 def policy_loss(
@@ -64,7 +68,8 @@ def policy_loss(
         per_token = per_token - imitation_weights * policy_logprobs
     if penalties is not None:
         per_token = per_token + penalties
-    loss = (weights * per_token).sum()
+    token_losses = weights * per_token
+    loss = token_losses.sum()
     sums |= {
         "tokens": counted.sum(),
         "loss": loss,
@@ -72,8 +77,8 @@ def policy_loss(
         "clipped": (is_clipped(ratios, advantages, ratio, clip_low, clip_high) * counted).sum(),
         "ratio": (ratios * counted).sum(),
     }
-    maxima = {"ratio": (ratios * counted).amax()}
-    return loss, Figures(_detached(sums), _detached(maxima))
+    maxima = {"ratio": (ratios * counted).amax(), "token_loss": token_losses.abs().amax()}
+    return loss, Figures(_detached(sums), _detached(maxima), token_losses.detach())
 
 
 def likelihood_ratios(

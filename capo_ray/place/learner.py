@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -31,10 +32,10 @@ class LearnerActors(RankActors):
         await self._start(lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids))
 
     async def update(self, batch: Batch) -> UpdateReport:
-        """As `LearnerGroup.update`; the report of rank 0 (figures are already summed over ranks)."""
+        """As `LearnerGroup.update`; figures are already summed over ranks, samples are each rank's own."""
         reports = await self._all("update", lambda rank: (batch.column(rank), batch.kl_scale))
         self.version = reports[0].version
-        return reports[0]
+        return replace(reports[0], nonfinite=tuple(key for report in reports for key in report.nonfinite))
 
     async def refresh_reference(self) -> None:
         """As `LearnerGroup.refresh_reference`."""

@@ -18,7 +18,7 @@ from capo_ray.sizing.shapes import Shape
 
 BUCKET_NUMEL = 200_000_000  # elements of a communication bucket (learners/zero.py; a test holds the two together)
 LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) and prefetched, in buckets
-HEAD_ROWS = 1024  # rows of logits in fp32 at a time (loss/logprobs.py)
+CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of rows of logits in fp32 (loss/logprobs.py)
 HEAD_BLOCKS = 5  # such blocks at once in the backward pass
 GPU_BASE_BYTES = 2 << 30  # CUDA context, NCCL, library workspaces and fragments: an allowance, not a count
 ADAM_COPIES = 2  # temporaries of a move, in fp32 copies of what a rank updates
@@ -65,13 +65,13 @@ def learner_terms(load: LearnerLoad) -> list[Term]:
 
 
 def gradient_bytes(load: LearnerLoad) -> int:
-    """Bytes of an accumulated gradient."""
-    return load.unit
+    """Bytes of an accumulated gradient: fp32, whatever the weights."""
+    return 4
 
 
 def reference_shards(load: LearnerLoad) -> int:
-    """Over how many ranks the reference is split."""
-    return 1
+    """Over how many ranks the reference is split (learners/reference.py)."""
+    return load.num_ranks
 
 
 def layer_bytes(shape: Shape, unit: int) -> int:
@@ -100,7 +100,8 @@ def _activations(load: LearnerLoad) -> Term:
 
 def _head(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
-    rows = min(HEAD_ROWS, load.tokens)
+    block = GPU_BLOCK_BYTES if load.on_gpu else CPU_BLOCK_BYTES
+    rows = min(max(1, block // (4 * shape.vocab)), load.tokens)
     size = load.tokens * (2 * unit * shape.vocab + unit * shape.hidden) + HEAD_BLOCKS * rows * 4 * shape.vocab
     formula = f"{load.tokens:,} tokens x (2 x {unit} B x V + {unit} B x h) + {HEAD_BLOCKS} blocks of {rows} x 4 B x V"
     return Term("logits", size, formula)

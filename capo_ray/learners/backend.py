@@ -1,0 +1,90 @@
+"""What a learner asks of whatever trains its module, and what all of them keep of Adam in a checkpoint.
+
+    forward, backward, backward, ... -> move(lr)      gradients add up until the move; the caller owns the boundary
+
+Invariants: losses are shares of a sum over all ranks and microbatches; masters are fp32 and sums of gradients too,
+whatever the weights; a move whose gradient is not finite moves nothing. Every method is collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from capo_ray.protocols import RunFailed
+
+
+class Backend(Protocol):
+    """One rank of what holds a module, its masters and Adam's moments."""
+
+    device: torch.device
+    rank: int
+
+    def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
+        """What the module returns."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss`, this rank's share of a sum over all ranks."""
+
+    def move(self, lr: float) -> float:
+        """The global gradient norm before clipping. Where it is not finite the gradients are dropped, nothing moves."""
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """The elementwise sum of every rank's `values`."""
+
+    def max_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """The elementwise maximum of every rank's `values`."""
+
+    def barrier(self) -> None:
+        """Returns once every rank has come here."""
+
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Calls `visit` on rank 0 with all weights by their names in the module, portion by portion.
+
+        The tensors are the model's own, where it lies: whole, not copied, and gone once `visit` returns.
+        """
+
+    def read_weights(self, read: Callable[[str, torch.Tensor], None]) -> None:
+        """Calls `read` with each name and whole weight, on every rank; a weight is whole only during its call."""
+
+    def shard(self) -> dict[str, torch.Tensor]:
+        """This rank's master weights and Adam's state of each, named `master.i` and `state.i.key`."""
+
+    def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restores what `shard` gave, on a backend of the same kind, stage and number of ranks."""
+
+    def close(self) -> None:
+        """Leaves the group."""
+
+
+def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """As `Backend.shard`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for i, master in enumerate(masters):
+        tensors[f"master.{i}"] = master.detach().cpu().contiguous()
+        for key, value in adam.state.get(master, {}).items():
+            tensors[f"state.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return tensors
+
+
+@torch.no_grad()
+def unpack_adam(tensors: dict[str, torch.Tensor], masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> None:
+    """Restores what `pack_adam` gave."""
+    shapes = [tuple(tensors[f"master.{i}"].shape) for i in range(len(masters)) if f"master.{i}" in tensors]
+    if shapes != [tuple(m.shape) for m in masters]:
+        raise RunFailed(
+            f"a checkpoint must hold the shards of this model, stage and number of ranks "
+            f"(got masters {shapes[:3]}, expected {[tuple(m.shape) for m in masters[:3]]})"
+        )
+    adam.state.clear()
+    for i, master in enumerate(masters):
+        master.copy_(tensors[f"master.{i}"])
+        prefix = f"state.{i}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:  # Adam keeps its move counter on the CPU
+            adam.state[master] = {
+                key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                for key, value in state.items()
+            }

@@ -1,0 +1,88 @@
+"""Which bytes a learner's rank holds: its parts of the models, and no whole model in memory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from capo_ray.learners import Learner
+from capo_ray.learners.microbatch import to_microbatch
+from capo_ray.learners.policy import load_policy
+from capo_ray.learners.reference import Reference
+from capo_ray.learners.sharded import ShardedModule
+from tests.learner_group import VOCAB, make_batch, make_spec
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from capo_ray.engines.tiny import write_tiny_model
+
+    path = tmp_path_factory.mktemp("model")
+    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
+    return path
+
+
+def test_a_shard_is_a_part_of_each_portion_and_a_host_shard_gives_the_same_numbers(model: Path) -> None:
+    cell = to_microbatch(make_batch(1).column(0)[0], torch.device("cpu"))
+    plain = load_policy(str(model), "float32").eval()
+    total = sum(p.numel() for p in plain.parameters())
+    options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+    alone = ShardedModule(load_policy(str(model), "float32").eval(), rank=0, num_ranks=1, on_host=True, **options)
+    with torch.no_grad():
+        assert torch.equal(alone(cell.inputs, 0.9)[0], plain(cell.inputs, 0.9)[0])
+    assert sum(shard.numel() for shard in alone.shards().values()) == total
+    parts = [
+        ShardedModule(load_policy(str(model), "float32"), rank=r, num_ranks=3, on_host=False, **options).shards()
+        for r in range(3)
+    ]
+    for name, whole in alone.shards().items():
+        joined = torch.cat([part[name] for part in parts])
+        assert torch.equal(joined[: whole.numel()], whole) and not joined[whole.numel() :].any()
+        assert parts[0][name].numel() == -(-whole.numel() // 3)
+
+
+def test_between_passes_no_weight_is_whole(model: Path) -> None:
+    policy = load_policy(str(model), "float32").eval()
+    seen: list[int] = []
+
+    def count(*_: object) -> None:
+        storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in policy.parameters()}
+        seen.append(sum(storages.values()))
+
+    whole = sum(p.numel() * 4 for p in policy.parameters())
+    sharded = ShardedModule(policy, rank=0, num_ranks=1, device=torch.device("cpu"), dtype=torch.float32, on_host=True)
+    for layer in policy.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(count)
+    sharded(to_microbatch(make_batch(1).column(0)[0], torch.device("cpu")).inputs, 1.0)
+    assert len(seen) > 7 and max(seen) < 0.8 * whole
+    assert all(p.numel() == 0 for p in policy.parameters())
+
+
+@pytest.mark.real
+def test_an_offloaded_reference_measures_the_same_kl_and_can_be_refreshed_and_kept(model: Path, tmp_path: Path) -> None:
+    column, reports = make_batch(1).column(0), {}
+    for offload in (False, True):
+        spec = make_spec(model)
+        spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"offload_reference": offload}))
+        learner = Learner(spec)
+        try:
+            reports[offload] = [learner.update(column).metrics["loss/kl_nats"]]
+            learner.refresh_reference()
+            assert isinstance(learner._reference, Reference)
+            (tmp_path / str(offload)).mkdir()
+            learner.save(str(tmp_path / str(offload)))
+            reports[offload] += [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
+            learner.load(str(tmp_path / str(offload)))
+            reports[offload] += [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
+        finally:
+            learner.close()
+    assert reports[True] == reports[False]
+    assert reports[True][1:3] == reports[True][3:] and reports[True][2] > 0

@@ -67,7 +67,10 @@ def test_plain_torch_keeps_the_promises_of_a_backend(model: Path, tmp_path: Path
             learner.update(make_batch(seed, budget=200).column(0))
         weights = learner.named_tensors()
         learner.save(str(tmp_path))
+        shard = learner._backend.shard()
+        kept = {name: tensor.clone() for name, tensor in shard.items()}
         after = learner.update(make_batch(3).column(0)).metrics
+        assert all(torch.equal(shard[name], kept[name]) for name in kept), "what is to be written is a copy"
         learner.load(str(tmp_path))
         assert learner.update(make_batch(3).column(0)).metrics == after
         assert all(v.dtype == torch.float32 for k, v in learner._backend.shard().items() if "master" in k)

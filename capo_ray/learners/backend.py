@@ -50,7 +50,7 @@ class Backend(Protocol):
         """Calls `read` with each name and whole weight, on every rank; a weight is whole only during its call."""
 
     def shard(self) -> dict[str, torch.Tensor]:
-        """This rank's master weights and Adam's state of each, named `master.i` and `state.i.key`."""
+        """Copies of this rank's masters and of Adam's state of each, on the CPU: `master.i` and `state.i.key`."""
 
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restores what `shard` gave, on a backend of the same kind, stage and number of ranks."""
@@ -61,11 +61,14 @@ class Backend(Protocol):
 
 def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """As `Backend.shard`."""
+
+    def copy(value: object) -> torch.Tensor:
+        return torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+
     tensors: dict[str, torch.Tensor] = {}
     for i, master in enumerate(masters):
-        tensors[f"master.{i}"] = master.detach().cpu().contiguous()
-        for key, value in adam.state.get(master, {}).items():
-            tensors[f"state.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        tensors[f"master.{i}"] = copy(master)
+        tensors |= {f"state.{i}.{key}": copy(value) for key, value in adam.state.get(master, {}).items()}
     return tensors
 
 

@@ -131,7 +131,7 @@ class ZeroBackend:
                     read(name, param)
 
     def shard(self) -> dict[str, torch.Tensor]:
-        """This rank's master weights and Adam's state of each, named `master.i` and `state.i.key`."""
+        """Copies of this rank's masters and of Adam's state of each, on the CPU: `master.i` and `state.i.key`."""
         return pack_adam(self._masters(), self._adam)
 
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,10 @@ import torch
 
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
-from capo_ray.learners import Learner, LearnerSpec
+from capo_ray.learners import Learner, LearnerSpec, meeting, zero
+from capo_ray.learners import rank as rank_of_group
+from capo_ray.learners.policy import load_policy
+from capo_ray.learners.reference import Reference
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
 
@@ -126,6 +131,42 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
             (out / f"metrics_{kind}.json").write_text(json.dumps(metrics))
 
 
+def skip_one(spec: LearnerSpec, out: Path) -> None:
+    """Asserts that both ranks skip an update whose loss is NaN on one, that no weight moves, and that they go on."""
+    world, rank = spec.world_size, spec.rank
+    learner = Learner(spec)
+    learner.update(make_batch(1, num_ranks=world).column(rank))
+    samples = make_samples(5)
+    samples[3] = dataclasses.replace(samples[3], advantages=(math.nan,) * samples[3].num_response_tokens)
+    batch = build_batch(samples, num_ranks=world, microbatch_tokens=100, aggregation="token_mean")
+    mine = {weighted.sample.key for cell in batch.column(rank) for weighted in cell}
+    before = learner.named_tensors()
+    report = learner.update(batch.column(rank))
+    after = learner.named_tensors()
+    assert report.skipped and not report.moved
+    assert report.nonfinite == ((samples[3].key,) if samples[3].key in mine else ())
+    if before is not None and after is not None:
+        assert all(torch.equal(before[k], after[k]) for k in before)
+    assert learner.update(make_batch(2, num_ranks=world).column(rank)).moved
+    learner.close()
+
+
+def refresh_and_resume(spec: LearnerSpec, out: Path) -> None:
+    """Asserts that a refreshed reference, kept in parts, is the same after a load, also from the first model."""
+    learner = Learner(spec)
+    column = make_batch(3, num_ranks=spec.world_size).column(spec.rank)
+    learner.save(str(out / "first"))
+    learner.update(column)
+    learner.refresh_reference()
+    learner.save(str(out / "refreshed"))
+    seen = [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
+    learner.load(str(out / "first"))
+    learner.load(str(out / "refreshed"))
+    assert [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)] == seen
+    assert abs(seen[0]) < 1e-7 < seen[1]
+    learner.close()
+
+
 def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
     """Rank 0 leaves its weights after two updates."""
     from safetensors.torch import save_file
@@ -138,7 +179,45 @@ def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
         save_file(weights, out / "bf16.safetensors")
 
 
-TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {"bf16": train_in_bf16}
+def measure_memory(spec: LearnerSpec, out: Path) -> None:
+    """Each rank leaves the most anonymous memory (bytes) that it held while both models were loaded and dealt."""
+    device, dtype = torch.device("cpu"), torch.float32
+    deepspeed = zero._import_deepspeed("cpu", spec.rank, spec.world_size)
+    meeting.join("cpu", spec.rank, spec.world_size, spec.init_method, 60)
+    zero._tell(deepspeed, "cpu", 60)
+    peak, done, before = [0], threading.Event(), anonymous_bytes()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], anonymous_bytes() - before)
+            done.wait(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    policy = load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec))
+    numel = sum(p.numel() for p in policy.parameters())
+    zero._partition(deepspeed, policy, zero._config(3, spec.dtype, 1.0, numel, "cpu"), device, dtype)
+    reference = Reference(spec.model_path, spec, device)
+    done.set()
+    watcher.join()
+    held = sum(part.numel() * 4 for part in reference._parts().values())
+    held += sum(p.ds_tensor.numel() * 4 for p in policy.parameters())
+    zero._leave(deepspeed)
+    (out / f"memory{spec.rank}.json").write_text(json.dumps({"peak": peak[0], "held": held}))
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) * 1024
+
+
+TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
+    "bf16": train_in_bf16,
+    "memory": measure_memory,
+    "refresh": refresh_and_resume,
+    "skip": skip_one,
+}
 
 
 def run_ranks(task: str, model: Path, out: Path, stage: int) -> None:

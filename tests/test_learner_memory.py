@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from capo_ray.learners.microbatch import to_microbatch
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
-from tests.learner_group import VOCAB, make_batch, make_spec
+from tests.learner_group import VOCAB, make_batch, make_spec, run_ranks
 
 MIB = 1 << 20
 
@@ -27,6 +28,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
     return path
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A model of some 100 MiB in bf16, in 40 layers of equal size, and its number of weights."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 128}
+    config = Qwen3Config(
+        vocab_size=1000, hidden_size=512, intermediate_size=128, num_hidden_layers=40, tie_word_embeddings=True, **sizes
+    )
+    path = tmp_path_factory.mktemp("large")
+    policy = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    policy.save_pretrained(path)
+    return path, sum(p.numel() for p in policy.parameters())
+
+
+@pytest.mark.real
+def test_no_rank_of_zero3_ever_holds_a_whole_model_in_memory_of_its_own(
+    large: tuple[Path, int], tmp_path: Path
+) -> None:
+    """fp32 of a bf16 file, and the reference beside it: 4 N / 2 each, and little more at any time."""
+    path, n = large
+    run_ranks("memory", path, tmp_path, 3)
+    for rank in range(2):
+        memory = json.loads((tmp_path / f"memory{rank}.json").read_text())
+        assert memory["held"] == pytest.approx(2 * (4 * n / 2), rel=0.01), memory
+        assert memory["held"] * 0.95 < memory["peak"] < memory["held"] * 1.25, memory
 
 
 def test_a_shard_is_a_part_of_each_portion_and_a_host_shard_gives_the_same_numbers(model: Path) -> None:
@@ -86,3 +115,9 @@ def test_an_offloaded_reference_measures_the_same_kl_and_can_be_refreshed_and_ke
             learner.close()
     assert reports[True] == reports[False]
     assert reports[True][1:3] == reports[True][3:] and reports[True][2] > 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_keep_their_parts_of_a_refreshed_reference(model: Path, tmp_path: Path, stage: int) -> None:
+    run_ranks("refresh", model, tmp_path, stage)

@@ -258,3 +258,9 @@ def test_the_stored_dtype_is_read_from_the_files_and_none_where_they_differ(tmp_
     assert stored_dtype(str(tmp_path)) == torch.bfloat16
     save_file({"a": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2)}, tmp_path / "model.safetensors")
     assert stored_dtype(str(tmp_path)) is None
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_both_ranks_skip_a_move_that_one_of_them_spoils(model: Path, tmp_path: Path, stage: int) -> None:
+    run_ranks("skip", model, tmp_path, stage)

@@ -67,7 +67,8 @@ class ZeroBackend:
 
     def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
         """What the module returns."""
-        return self._engine(*args)
+        outputs: tuple[torch.Tensor, ...] = self._engine(*args)
+        return _Together.apply(*outputs) if self.stage == 3 else outputs  # type: ignore[no-any-return]
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of `loss`, this rank's share of a sum over all ranks."""
@@ -162,6 +163,23 @@ class ZeroBackend:
         """Leaves the group and frees the engine."""
         self._engine.destroy()
         _leave(self._deepspeed)
+
+
+class _Together(torch.autograd.Function):
+    """The outputs of a module, unchanged; whichever of them a loss reads, all get a gradient.
+
+    ZeRO-3 begins a module's backward pass once for each of its outputs with a gradient, and holds that against the pass
+    before: ranks whose losses read different outputs (only some cells have entropy weights) would gather different
+    weights, and wait for each other until the deadline.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(output.view_as(output) for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return grads
 
 
 def _import_deepspeed(device: str, rank: int, world_size: int) -> Any:

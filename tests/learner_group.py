@@ -1,7 +1,7 @@
 """A small learner group for tests: its batches, its spec, and as a script two real ranks that train together.
 
 `python -m tests.learner_group PORT MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT;
-`... PORT MODEL OUT TASK STAGE` does one of TASKS instead.
+`... PORT MODEL OUT TASK STAGE...` does one of TASKS instead, once in each stage.
 """
 
 from __future__ import annotations
@@ -155,13 +155,14 @@ def refresh_and_resume(spec: LearnerSpec, out: Path) -> None:
     """Asserts that a refreshed reference, kept in parts, is the same after a load, also from the first model."""
     learner = Learner(spec)
     column = make_batch(3, num_ranks=spec.world_size).column(spec.rank)
-    learner.save(str(out / "first"))
+    first, refreshed = (str(out / f"{name}{spec.learner.zero_stage}") for name in ("first", "refreshed"))
+    learner.save(first)
     learner.update(column)
     learner.refresh_reference()
-    learner.save(str(out / "refreshed"))
+    learner.save(refreshed)
     seen = [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
-    learner.load(str(out / "first"))
-    learner.load(str(out / "refreshed"))
+    learner.load(first)
+    learner.load(refreshed)
     assert [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)] == seen
     assert abs(seen[0]) < 1e-7 < seen[1]
     learner.close()
@@ -176,7 +177,7 @@ def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
     weights = learner.named_tensors()
     learner.close()
     if weights is not None:
-        save_file(weights, out / "bf16.safetensors")
+        save_file(weights, out / f"bf16_{spec.learner.zero_stage}.safetensors")
 
 
 def measure_memory(spec: LearnerSpec, out: Path) -> None:
@@ -220,9 +221,10 @@ TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
 }
 
 
-def run_ranks(task: str, model: Path, out: Path, stage: int) -> None:
-    """Two processes that do a task of TASKS together; their files are in `out`."""
-    command = [sys.executable, "-m", "tests.learner_group", str(free_ports()), str(model), str(out), task, str(stage)]
+def run_ranks(task: str, model: Path, out: Path, *stages: int) -> None:
+    """Two processes that do a task of TASKS together, once in each stage; their files are in `out`."""
+    arguments = [str(free_ports()), str(model), str(out), task, *map(str, stages)]
+    command = [sys.executable, "-m", "tests.learner_group", *arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -282,10 +284,10 @@ def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: in
 
 
 def run_task(rank: int, world: int, port: int, model: str, out: Path) -> None:
-    """The task that the command line names."""
-    task, stage = sys.argv[4], int(sys.argv[5])
-    spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port}")
-    TASKS[task](spec, out)
+    """The task that the command line names, in each stage that it names."""
+    for meeting_port, stage in enumerate(map(int, sys.argv[5:]), start=port):
+        meeting_point = f"tcp://127.0.0.1:{meeting_port}"
+        TASKS[sys.argv[4]](make_spec(model, stage, rank=rank, world_size=world, init_method=meeting_point), out)
 
 
 if __name__ == "__main__":

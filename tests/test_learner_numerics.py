@@ -136,7 +136,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass_and_changes_no_gradient(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("method", ["prime", "qrm"])
+@pytest.mark.parametrize("method", ["qrm"])
 def test_checkpointing_keeps_less_of_a_reward_model_too(model: Path, method: str) -> None:
     kept = {}
     for checkpointing in (False, True):
@@ -156,14 +156,14 @@ def test_a_loss_cut_into_many_microbatches_has_the_same_gradient_norm_in_bf16(mo
     learner = Learner(make_spec(model, stage, dtype="bfloat16", loss=LossConfig(kl_coef=0.0)))
     try:
         inputs, backend, norms = cell().inputs, learner._backend, []
-        for parts in (1, 16, 64, 256):
+        for parts in (1, 16, 64):
             for _ in range(parts):
                 backend.backward(backend.forward(inputs, 1.0)[0].sum() / parts)
             norms.append(backend.move(0.0))
     finally:
         learner.close()
     assert norms[0] > 1
-    assert norms == pytest.approx([norms[0]] * 4, rel=1e-4)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
 def cosine(ours: Weights, theirs: Weights, start: Weights) -> tuple[float, float]:
@@ -180,20 +180,20 @@ def start_of(model: Path) -> Weights:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_bf16_learner_moves_as_the_fp32_learner_does(model: Path, tmp_path: Path, stage: int) -> None:
+def test_bf16_learners_move_as_the_fp32_learner_does(model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     exact, exact_metrics = trained(make_spec(model))
-    rounded, metrics = trained(make_spec(model, stage, dtype="bfloat16"))
-    run_ranks("bf16", model, tmp_path, stage)
     start = start_of(model)
-    for weights in (rounded, load_file(tmp_path / "bf16.safetensors")):
-        assert {w.dtype for w in weights.values()} == {torch.bfloat16}
-        direction, length = cosine(weights, exact, start)
-        assert direction > 0.9 and length == pytest.approx(1.0, abs=0.1)
-    for name in ("learner/grad_norm", "loss/entropy_nats", "loss/kl_nats"):
-        assert metrics[name] == pytest.approx(exact_metrics[name], rel=0.05), name
+    run_ranks("bf16", model, tmp_path, 1, 2, 3)
+    for stage in (1, 2, 3):
+        alone, metrics = trained(make_spec(model, stage, dtype="bfloat16"))
+        for weights in (alone, load_file(tmp_path / f"bf16_{stage}.safetensors")):
+            assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+            direction, length = cosine(weights, exact, start)
+            assert direction > 0.9 and length == pytest.approx(1.0, abs=0.1)
+        for name in ("learner/grad_norm", "loss/entropy_nats", "loss/kl_nats"):
+            assert metrics[name] == pytest.approx(exact_metrics[name], rel=0.05), name
 
 
 @pytest.mark.real
@@ -261,6 +261,6 @@ def test_the_stored_dtype_is_read_from_the_files_and_none_where_they_differ(tmp_
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_both_ranks_skip_a_move_that_one_of_them_spoils(model: Path, tmp_path: Path, stage: int) -> None:
-    run_ranks("skip", model, tmp_path, stage)
+def test_both_ranks_skip_a_move_that_one_of_them_spoils(model: Path, tmp_path: Path) -> None:
+    """Where some cells have entropy weights and others none: in ZeRO-3 these two once waited for each other."""
+    run_ranks("skip", model, tmp_path, 0, 1, 2, 3)

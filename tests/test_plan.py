@@ -94,19 +94,35 @@ def test_the_plan_asks_for_what_the_launch_asks_for(overrides: list[str]) -> Non
 def test_the_learners_memory_by_hand(model: Path) -> None:
     """12 parameters in fp32, a layer of width 2 with 8 inner, 6 words; 16 tokens in the largest microbatch.
 
-    One rank: weights 4, masters 4, moments 8, gradients 4, reference 4 = 24 bytes each; two buckets of 12 numbers and
-    the head's gradient of 12. A token: the layer 2 norms x 12 x 2 + q, k, v, output 32 + 4 + inner 4 x 4 x 8 = 212, the
+    One rank: weights 4, masters 4, moments 8, gradients 4, reference 4 = 24 bytes each; a bucket of 12 numbers and the
+    head's gradient of 12. A token: the layer 2 norms x 12 x 2 + q, k, v, output 32 + 4 + inner 4 x 4 x 8 = 212, the
     last norm 16, logits and their gradient 48, the head's input 8, five blocks of 6 numbers 120.
     """
     sizes = ["model.max_model_len=16", "rollout.max_response_tokens=8", "learner.microbatch_tokens=10"]
     row = next(row for row in estimate_memory(config_with(model, *sizes)) if row.role == "learner")
-    buffers = (2 * 12 + 12) * 4
+    buffers = (12 + 12) * 4
     in_pass = 16 * (212 + 16 + 48 + 8 + 120)
     assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + 12 * 24 + buffers + in_pass)
     sharded = config_with(model, *sizes, "learner.num_ranks=4", "learner.zero_stage=1")
     row = next(row for row in estimate_memory(sharded) if row.role == "learner")
-    states = 12 * (4 + 4 / 4 + 8 / 4 + 4 + 4)
-    assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + states + 2 * 12 * 4 + in_pass)
+    states = 12 * (4 + 4 / 4 + 8 / 4 + 4 + 4 / 4)
+    assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + states + 12 * 4 + in_pass)
+
+
+def test_an_offloaded_reference_is_host_memory_of_each_rank(model: Path) -> None:
+    """12 parameters of 4 bytes over 2 ranks."""
+    on_gpus = ["learner.num_gpus=1", "learner.num_ranks=2", "loss.kl_coef=0.1"]
+    rows = {
+        offload: {
+            row.role: row
+            for row in estimate_memory(config_with(model, *on_gpus, f"learner.offload_reference={offload}"))
+        }
+        for offload in ("false", "true")
+    }
+    assert "reference" not in rows["false"] and "reference" not in {t.name for t in rows["true"]["learner"].terms}
+    host = rows["true"]["reference"]
+    assert (host.count, host.on_gpu, host.gib_each * GIB) == (2, False, 24)
+    assert (rows["false"]["learner"].gib_each - rows["true"]["learner"].gib_each) * GIB == pytest.approx(24, abs=1)
 
 
 def test_the_printed_plan_names_every_actor_and_every_formula(model: Path) -> None:

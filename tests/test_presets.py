@@ -72,7 +72,7 @@ def test_a_paper_preset_has_what_the_paper_says_of_every_size(name: str) -> None
     assert (critic.num_votes, critic.temperature, critic.top_p, critic.max_tokens) == (4, 0.7, 0.9, 2048)
     assert (config.rollout.group_size, config.learner.groups_per_batch, config.learner.num_epochs) == (16, 12, 4)
     assert (config.rollout.temperature, config.rollout.top_p, config.run.eval_temperature) == (0.7, 0.9, 0)
-    assert loss.kl_coef == (0 if name == "paper_32b" else 0.01)
+    assert loss.kl_coef == 0.01
     assert config.model.dtype == critic.dtype == "bfloat16"
     assert config.learner.gradient_checkpointing and config.learner.num_threads == 8
     assert "# Not as in the paper:" in (conf_dir() / "experiment" / f"{name}.yaml").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -148,6 +149,11 @@ def test_the_constants_are_those_of_the_learner() -> None:
     live = config["zero_optimization"]["stage3_max_live_parameters"]
     prefetch = config["zero_optimization"]["stage3_prefetch_bucket_size"]
     assert live + prefetch == sizing_learner.LIVE_BUCKETS * zero.BUCKET_NUMEL
+    for stage, device in ((1, "cuda"), (2, "cuda"), (2, "cpu"), (3, "cuda")):
+        config = zero._config(stage, "bfloat16", 1.0, 10**10, device)
+        assert config["zero_optimization"]["overlap_comm"] == (stage >= 2 and device == "cuda")
+        assert config["communication_data_type"] == config["data_types"]["grad_accum_dtype"] == "fp32"
+        assert config["bf16"]["immediate_grad_update"] == (stage == 1)
 
 
 def test_states_are_split_over_ranks_by_stage() -> None:
@@ -167,6 +173,31 @@ def test_states_are_split_over_ranks_by_stage() -> None:
     assert [held[stage]["moments"] for stage in range(4)] == [80, 40, 40, 40]
     assert [held[stage]["gradients"] for stage in range(4)] == [40, 40, 20, 20], "summed in fp32, split from stage 2 on"
     assert [held[stage]["reference"] for stage in range(4)] == [10, 10, 10, 10], "split in every stage"
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "on_gpu", "expected"),
+    [
+        (1, 2, False, 2 * 800),
+        (1, 4, False, 4 * 200),
+        (2, 2, True, 2 * 2 * 200 + 4 * 800 + 2 * 800),
+        (2, 2, False, 2 * 200 + 4 * 800 + 2 * 800),
+        (2, 4, True, 2 * 4 * 200 + 4 * 800),
+        (3, 2, False, 2 * 1000 + 4 * 200 + 4 * 800 + 4 * 800 + 2 * 800),
+        (3, 4, False, 4 * 1000 + 4 * 200 + 4 * 800 + 4 * 800),
+    ],
+)
+def test_the_buffers_of_a_stage_by_hand(stage: int, unit: int, on_gpu: bool, expected: int) -> None:
+    """Millions of bytes: 2,000M parameters, a head of 800M (not tied), buckets of 200M; from DeepSpeed 0.19's source.
+
+    `setup_buckets` makes two buckets of stage 2 in the weights' dtype where communication overlaps, `average_tensor`
+    casts one; stage 3 has one in fp32, and `reduce_scatter_coalesced` copies it.
+    """
+    config = QWEN | UNTIED | widths(1000, 4, 1, 1, 1, 800_000)
+    load = load_of(config, 1, checkpointing=True, unit=unit, zero_stage=stage, num_ranks=2, on_gpu=on_gpu)
+    load = dataclasses.replace(load, num_params=2_000_000_000)
+    base = sizing_learner.GPU_BASE_BYTES if on_gpu else 0
+    assert term(load, "buffers") == expected * 10**6 + base
 
 
 def test_the_cache_of_a_token_by_hand() -> None:

@@ -96,7 +96,7 @@ def _refuse_rank(name: str, config: TrainConfig, model: Model, device: float) ->
 
 
 def _way_out(config: TrainConfig, name: str, model: Model, device: float) -> str:
-    """The first change that makes a rank fit: recomputing, then fewer tokens, more ranks, shorter sequences."""
+    """The first change that makes a rank fit: recomputing, fewer tokens, offloading, more ranks, shorter sequences."""
 
     def fits(changed: TrainConfig) -> bool:
         return ROWS[name](changed, model).gib_each <= device
@@ -112,6 +112,8 @@ def _way_out(config: TrainConfig, name: str, model: Model, device: float) -> str
         if tokens:
             return f"largest learner.microbatch_tokens that fits: {tokens:,}{words}"
     more = "" if base is config else " with learner.gradient_checkpointing=true"
+    if fits(_change(base, "learner", offload_reference=True)):
+        return f"set learner.offload_reference=true{more}"
     for stage in (config.learner.zero_stage, 3):
         sharded = _change(base, "learner", zero_stage=stage)
         also = "" if stage == config.learner.zero_stage else f" with learner.zero_stage={stage}"

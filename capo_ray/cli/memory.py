@@ -158,6 +158,7 @@ def estimate_memory(config: TrainConfig) -> list[Memory]:
     rows.append(learner_memory(config, policy))
     if reads_token_rewards(config):
         rows.append(reward_model_memory(config, reward_model_of(config)))
+    rows += _offloaded_references(config)
     rows.append(_driver_memory(config, policy))
     return rows
 
@@ -200,8 +201,29 @@ def learner_memory(config: TrainConfig, policy: Model) -> Memory:
 
 def reward_model_memory(config: TrainConfig, model: Model) -> Memory:
     """The memory of one rank of the model that rewards tokens."""
-    has_reference = config.credit.method == "prime" or (config.credit.method == "etpo" and config.loss.kl_coef > 0)
-    return _rank_memory("reward model", config, config.reward_model, model, has_reference)
+    return _rank_memory("reward model", config, config.reward_model, model, _rewards_read_reference(config))
+
+
+def _rewards_read_reference(config: TrainConfig) -> bool:
+    return config.credit.method == "prime" or (config.credit.method == "etpo" and config.loss.kl_coef > 0)
+
+
+def _offloaded_references(config: TrainConfig) -> list[Memory]:
+    """Host memory of the references of learners on GPUs that are kept there, one row for each group."""
+    if not config.learner.offload_reference:
+        return []
+    policy, rows = policy_of(config), []
+    groups: list[tuple[str, LearnerConfig | RewardModelConfig, bool]] = [
+        ("reference", config.learner, config.loss.kl_coef > 0),
+        ("its reference", config.reward_model, reads_token_rewards(config) and _rewards_read_reference(config)),
+    ]
+    for role, group, is_read in groups:
+        if group.num_gpus and is_read:
+            unit = DTYPE_BYTES[config.model.dtype]
+            part = Term("part", unit * policy.num_params / group.num_ranks, f"{unit} B x N / {group.num_ranks}, pinned")
+            known = bool(policy.num_params)
+            rows.append(Memory(role, group.num_ranks, False, (part,), known, policy.num_params))
+    return rows
 
 
 def largest_microbatch(config: TrainConfig) -> int:

@@ -68,7 +68,7 @@ class ZeroBackend:
     def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
         """What the module returns."""
         outputs: tuple[torch.Tensor, ...] = self._engine(*args)
-        return _Together.apply(*outputs) if self.stage == 3 else outputs  # type: ignore[no-any-return]
+        return _Together.apply(*outputs) if self.stage == 3 else outputs
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of `loss`, this rank's share of a sum over all ranks."""
@@ -218,9 +218,11 @@ def _partition(
     deepspeed: Any, module: nn.Module, config: dict[str, object], device: torch.device, dtype: torch.dtype
 ) -> None:
     """Deals each weight to the ranks before the next one is touched: none holds more than its part and one weight."""
+    # A copy, since DeepSpeed writes into it, and a mapped file that is written to becomes memory of this rank's own.
+    # All in one place: freed between parts that stay, copies left a heap in pieces (25 to 65 MB beside a part of 100).
+    place = torch.empty(max(param.numel() for param in module.parameters()), dtype=dtype, device=device)
     for param in module.parameters():
-        # A copy: DeepSpeed writes into it, and a mapped file that is written to becomes memory of this rank's own.
-        param.data = param.data.to(device, dtype, copy=True)
+        param.data = place[: param.numel()].view(param.shape).copy_(param.data)
         deepspeed.zero.Init(module=nn.ParameterList([param]), config_dict_or_path=config, dtype=dtype)
     module.to(device)  # buffers
 
@@ -249,7 +251,8 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: st
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == "bfloat16"},
+        # Stage 1 adds each gradient to its sum at once: all of them in bf16 would be half as much memory again.
+        "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": stage == 1},
         "steps_per_print": None,
     }
 

@@ -17,6 +17,7 @@ from capo_ray.sizing.bytes import Term
 from capo_ray.sizing.shapes import Shape
 
 BUCKET_NUMEL = 200_000_000  # elements of a communication bucket (learners/zero.py; a test holds the two together)
+REDUCE_NUMEL = 500_000_000  # stage 1 in bf16: elements of fp32 gradients that DeepSpeed reduces at a time, in a copy
 LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) and prefetched, in buckets
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of rows of logits in fp32 (loss/logprobs.py)
 HEAD_BLOCKS = 5  # such blocks at once in the backward pass
@@ -38,6 +39,7 @@ class LearnerLoad:
     """Padded tokens of the largest microbatch."""
     checkpointing: bool
     reference: bool
+    """Whether the device holds a part of one; in host memory it is no term of this rank's."""
     on_gpu: bool
 
 
@@ -57,10 +59,12 @@ def learner_terms(load: LearnerLoad) -> list[Term]:
     kept, head, layer = _activations(load), _head(load), _layer_at_work(load)
     terms += [kept, max(head, layer, key=lambda term: term.num_bytes)]
     in_pass = sum(term.num_bytes for term in terms[-2:])
-    move = ADAM_COPIES * 4 * n / (ranks if stage else 1)
+    move, what = ADAM_COPIES * 4 * n / (ranks if stage else 1), f"{ADAM_COPIES} x 4 B x N"
+    what += f"{_over(ranks if stage else 1)} of Adam"
+    if stage == 1 and u < 4 and 4 * min(REDUCE_NUMEL, n) > move:
+        move, what = 4 * min(REDUCE_NUMEL, n), "4 B x a bucket of gradients that is reduced"
     if move > in_pass:
-        formula = f"{ADAM_COPIES} x 4 B x N{_over(ranks if stage else 1)} of Adam, less the two above"
-        terms.append(Term("move", move - in_pass, formula))
+        terms.append(Term("move", move - in_pass, f"{what}, less the two above"))
     return terms
 
 
@@ -115,20 +119,33 @@ def _layer_at_work(load: LearnerLoad) -> Term:
 
 
 def _buffers(load: LearnerLoad) -> Term:
-    """Buckets of collectives, whole weights gathered by ZeRO-3, the largest gradient before it is reduced, the base."""
-    n, unit, shape = load.num_params, load.unit, load.shape
-    bucket = min(BUCKET_NUMEL, n)
-    elements = 0 if load.zero_stage == 0 else 2 * bucket
-    words = [] if load.zero_stage == 0 else ["2 buckets"]
-    if load.zero_stage == 3:
-        elements += min(LIVE_BUCKETS * BUCKET_NUMEL, n)
-        words.append(f"{min(LIVE_BUCKETS * BUCKET_NUMEL, n) / 1e6:,.0f}M weights made whole")
-    if load.zero_stage >= 2:
-        elements += shape.vocab * shape.hidden * (2 if shape.tied else 1)
-        words.append("the head's gradient")
-    base = GPU_BASE_BYTES if load.on_gpu else 0
-    words += ["2 GiB for CUDA and NCCL"] if load.on_gpu else []
-    return Term("buffers", elements * unit + base, " + ".join(words) or "none")
+    """Buckets of collectives, whole weights gathered by ZeRO-3, the largest gradient before it is reduced, the base.
+
+    A gradient larger than a bucket is reduced alone. In bf16 DeepSpeed's stage 2 fills buckets in bf16 and casts what
+    it reduces; stage 3 fills one in fp32, casts what is larger, and lays both out by ranks in a copy.
+    """
+    n, unit, shape, stage = load.num_params, load.unit, load.shape, load.zero_stage
+    bucket, head = min(BUCKET_NUMEL, n), shape.vocab * shape.hidden
+    largest, cast = max(bucket, head), unit < 4
+    parts: list[tuple[float, str]] = []
+    if stage == 3:
+        live = min(LIVE_BUCKETS * BUCKET_NUMEL, n)
+        parts += [(unit * live, f"{live / 1e6:,.0f}M weights made whole"), (4 * bucket, "a bucket in fp32")]
+        parts.append((4 * largest, "its parts by ranks"))
+        if cast and head > bucket:
+            parts.append((4 * head, "the head's gradient in fp32"))
+    elif stage == 2:
+        count = 2 if load.on_gpu else 1  # two where communication overlaps
+        parts.append((count * unit * bucket, f"{count} bucket(s)"))
+        if cast:
+            parts.append((4 * largest, "one in fp32"))
+    elif stage == 1 and not cast:
+        parts.append((unit * bucket, "1 bucket"))
+    if stage >= 2 or (stage == 1 and cast):
+        parts.append((unit * head * (2 if shape.tied else 1), "the head's gradient"))
+    if load.on_gpu:
+        parts.append((GPU_BASE_BYTES, "2 GiB for CUDA and NCCL"))
+    return Term("buffers", sum(size for size, _ in parts), " + ".join(words for _, words in parts) or "none")
 
 
 def _split(name: str, num_params: int, num_bytes: int, parts: int) -> Term:

@@ -39,7 +39,7 @@ def test_the_overrides_of_the_manual_compose() -> None:
     config = compose_train(["credit=capo", "credit.vote=intersection", "critic.num_votes=8"])
     assert (config.credit.vote, config.critic.num_votes) == ("intersection", 8)  # type: ignore[union-attr]
     config = compose_train(["data=gsm8k", "data.path=train.jsonl"])
-    assert (config.data.kind, config.data.path, config.data.answer_marker) == ("jsonl", "train.jsonl", "####")
+    assert (config.data.kind, config.data.path, config.data.answer_marker) == ("files", "train.jsonl", "####")
 
 
 @pytest.mark.parametrize("method", list_choices("credit"))

@@ -1,5 +1,6 @@
 """`capo-ray critique` with the calculator: figures, GSM8K's shape, and input that does not fit."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from capo_ray.cli import main
-from capo_ray.cli.critique_input import cut_text
+from capo_ray.cli.critique_input import cut_text, read_input, read_solutions
 
 LINES = [
     {"question": "3+4*2?", "response": "4*2 = 8\n\n8+3 = 12\n\nSo \\boxed{12}.", "answer": "11", "wrong_steps": [1]},
@@ -90,3 +91,89 @@ def test_a_file_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[
 def test_texts_are_cut_as_training_cuts_them() -> None:
     assert cut_text("a\n\nb\n\n\n", "blank_line") == ("a\n\n", "b\n\n\n")
     assert "".join(cut_text("x\n\n \n\ny", "blank_line")) == "x\n\n \n\ny"
+
+
+STEPS = ["2+2 = 5", "So 5."]
+LAYOUTS: dict[str, tuple[dict[str, Any], list[int], int]] = {
+    "ProcessBench": (
+        {"id": "g-0", "problem": "2+2?", "steps": STEPS, "final_answer_correct": False, "label": 0},
+        [0],
+        1,
+    ),
+    "PRM800K": (
+        {
+            "question": {"problem": "2+2?", "ground_truth_answer": "4"},
+            "label": {
+                "steps": [
+                    {"completions": [{"text": "Add.", "rating": 1}], "chosen_completion": 0},
+                    {"completions": [], "human_completion": {"text": "Now."}, "chosen_completion": None},
+                    {"completions": [{"text": "2+2 = 5", "rating": -1}], "chosen_completion": None},
+                ],
+                "finish_reason": "found_error",
+            },
+        },
+        [2],
+        3,
+    ),
+    "Math-Shepherd": (
+        {
+            "input": "2+2? Step 1: 2+2 = 5 ки\nStep 2: So 5 ки",
+            "label": "2+2? Step 1: 2+2 = 5 -\nStep 2: So 5 +",
+            "task": "GSM8K",
+        },
+        [0],
+        2,
+    ),
+    "TRL": ({"prompt": "2+2?", "completions": STEPS, "labels": [True, False]}, [1], 2),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_of_step_labels_are_read_and_told(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, wrong, labelled = LAYOUTS[name]
+    path = write(tmp_path / "s.jsonl", [row])
+    (solution,) = read_solutions(read_input(path), "blank_line", 0)
+    assert (sorted(solution.wrong or ()), solution.num_labelled or len(solution.steps)) == (wrong, labelled)
+    assert solution.problem.prompt == "2+2?"
+    assert f"line 1 is read as {name}'s layout" in capsys.readouterr().err
+    assert figures(capsys, "--input", path, "--gold")["quality"][0]["responses"] == 1
+
+
+def test_steps_behind_the_first_error_that_nobody_labelled_count_neither_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"problem": "q", "steps": ["2+2 = 5", "5+1 = 7", "7+1 = 9"], "label": 0}
+    (quality,) = figures(capsys, "--input", write(tmp_path / "s.jsonl", [row]), "--gold")["quality"]
+    assert (quality["precision"], quality["recall"], quality["first_error_bad"]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"problem": "q", "steps": ["a"], "label": 1}, '"label" must be -1 or'),
+        ({"question": {}, "label": {"steps": [{"completions": [{"text": "a"}]}]}}, "expected PRM800K's layout"),
+        ({"input": "q Step 1: a ки", "label": "q"}, '"label" must repeat "input"'),
+        ({"prompt": "q", "completions": ["a"], "labels": []}, '"labels" must be true or false'),
+    ],
+)
+def test_a_published_layout_that_does_not_fit_is_one_sentence(
+    row: object, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["critique", "--input", write(tmp_path / "s.jsonl", [row]), "critic.backend=calculator"]) == 1
+    assert f"line 1: {words}" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_and_packed_input_are_read_and_latin_1_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps({"question": "q", "response": "2+2 = 5"})
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + line, encoding="utf-8")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    for name in ("bom.jsonl", "packed.jsonl.gz"):
+        assert figures(capsys, "--input", str(tmp_path / name))["summary"]["responses"] == 1
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "né", "response": "1"}'.encode("latin-1"))
+    assert main(["critique", "--input", str(tmp_path / "latin.jsonl"), "critic.backend=calculator"]) == 1
+    error = capsys.readouterr().err
+    assert "line 1: expected a JSON object in UTF-8" in error and "traceback" not in error

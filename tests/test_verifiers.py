@@ -405,3 +405,11 @@ def test_the_command_keeps_order_around_hostile_lines(monkeypatch: pytest.Monkey
 def test_the_command_judges_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     code, rows, _ = _run_cli(monkeypatch, json.dumps({"answer": "C", "response": "Answer: (C)"}), "--kind", "choice")
     assert (code, [row["reward"] for row in rows]) == (0, [1])
+
+
+def test_the_command_takes_numbers_and_lists_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(18, r"\boxed{18}"), (27.0, r"\boxed{27}"), (["4"], r"\boxed{4}"), (True, r"\boxed{1}"), ([], "1")]
+    lines = [json.dumps({"answer": answer, "response": response}) for answer, response in pairs]
+    code, rows, errors = _run_cli(monkeypatch, "\n".join(lines))
+    assert (code, [row["reward"] for row in rows]) == (1, [1, 1, 1, None, None])
+    assert "line 4: expected a string in 'answer', got bool" in errors

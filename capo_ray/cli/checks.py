@@ -25,7 +25,7 @@ from capo_ray.cli.plan import place_actors
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
-from capo_ray.problems import asset_path
+from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
 
 GIB = 1 << 30
@@ -126,18 +126,23 @@ def _check_hub_name(name: str, key: str) -> None:
 def check_data(config: TrainConfig) -> None:
     """Named files exist and are not empty."""
     data = config.data
-    if data.kind in ("jsonl", "parquet", "hub") and not data.path:
-        raise RunFailed(
-            f"data.path: expected the {'name' if data.kind == 'hub' else 'file'} for data.kind={data.kind}, got nothing"
-        )
-    if data.kind not in ("jsonl", "parquet"):
+    if data.kind == "chains":
         return
-    for key, name in (("data.path", data.path), ("data.eval_path", data.eval_path)):
+    if not data.path:
+        raise RunFailed(
+            f"data.path: expected the {'name' if data.kind == 'hub' else 'file or folder'} for data.kind={data.kind}, "
+            "got nothing"
+        )
+    if reads_hub(data):
+        return
+    for key, name, split in (("data.path", data.path, data.split), ("data.eval_path", data.eval_path, data.eval_split)):
         if not name:
             continue
-        if not Path(name).is_file():
-            raise RunFailed(f"{key}: expected a {data.kind} file, but there is no {name}; check the path")
-        if Path(name).stat().st_size == 0:
+        try:
+            files = data_files(name, split)
+        except RunFailed as error:
+            raise RunFailed(str(error).replace("data.path", key)) from error
+        if all(path.stat().st_size == 0 for path in files):
             raise RunFailed(f"{key}: expected at least one row in {name}, got an empty file")
 
 

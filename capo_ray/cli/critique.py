@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from capo_ray.cli.compose import compose_train
-from capo_ray.cli.critique_input import Solution, open_input, read_solutions
+from capo_ray.cli.critique_input import read_input, read_solutions
+from capo_ray.cli.critique_layouts import Solution
 from capo_ray.cli.critique_table import Judgement, against_truth, by_source, finite, summary, to_text
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig
@@ -31,7 +33,8 @@ EXAMPLE = """examples:
       critic.endpoint.model=judge critic.endpoint.key_file=/run/secrets/key
 
 a line of input: {"question": …, "response": … or "steps": […], "answer"?, "solution"?, "wrong_steps"?: [0-based]}
-or GSM8K's example_model_solutions.jsonl, whose lines hold several models' solutions.
+or a line of ProcessBench, PRM800K, Math-Shepherd, TRL (prompt, completions, labels) or GSM8K's
+example_model_solutions.jsonl; also as Parquet, a JSON array, or packed.
 exit codes: 0 done; 1 refused, or no critique could be read"""
 MAX_OPEN = 64
 """Solutions under way at once."""
@@ -62,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
     config = compose_train(args.overrides)
     credit: Any = config.credit
     vote, segmenter = getattr(credit, "vote", "majority"), config.credit.segmenter
-    with open_input(args.input) as file:
-        solutions = list(read_solutions(file, segmenter, args.limit))
+    solutions = list(read_solutions(read_input(args.input), segmenter, args.limit))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
-    truth = _truth(solutions, args.truth, config.critic) if args.gold else None
+    truth = None
+    if args.gold:
+        if args.truth == "calculator":  # which labels every step
+            solutions = [replace(solution, num_labelled=None) for solution in solutions]
+        truth = _truth(solutions, args.truth, config.critic)
     # All k votes are wanted here, so that the vote can be taken again for every smaller k.
     critic = config.critic.model_copy(update={"early_stop": False, "canary_every": 0})
     started = time.monotonic()

@@ -1,14 +1,15 @@
-"""Reads solutions for `capo-ray critique`: one per line, or GSM8K's file of four models' solutions."""
+"""Reads solutions for `capo-ray critique`: lines of our own layout, or a file of step-labelled solutions."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from capo_ray.cli.critique_layouts import READERS, Solution, layout_of
+from capo_ray.problems.files import Place, format_of, line_rows, rows_of
 from capo_ray.protocols import RunFailed
 from capo_ray.steps import SEGMENTERS
 from capo_ray.steps.spans import drop_blank_pieces
@@ -18,46 +19,39 @@ NESTED_SEGMENTER = "newline"
 """GSM8K's model solutions have one step per line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """One solution to be judged, and what is known of it."""
-
-    line: int
-    source: str
-    problem: Problem
-    steps: tuple[str, ...]
-    wrong: frozenset[int] | None
-    right_answer: bool | None
+def read_input(path: str) -> Iterator[Place]:
+    """(place, row or why it is none) of each line of a file; `-` is standard input."""
+    if path == "-":
+        return line_rows("-", sys.stdin.buffer)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RunFailed(f"--input must be a file of solutions, one JSON object per line, or - (got {path})")
+    return rows_of(file, format_of(file))
 
 
-def read_solutions(file: TextIO, segmenter: str, limit: int) -> Iterator[Solution]:
-    """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault."""
-    count = 0
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
+def read_solutions(rows: Iterable[Place], segmenter: str, limit: int) -> Iterator[Solution]:
+    """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault.
+
+    A layout that is not ours is named on standard error.
+    """
+    count, said = 0, set[str]()
+    for place, row in rows:
+        number = int(place.rpartition(":")[2])
+        if isinstance(row, str):
+            raise RunFailed(f'line {number}: {row}, with "question" and "steps"; mend or remove the line')
+        if (name := layout_of(row)) and name not in said:
+            said.add(name)
+            print(f"capo-ray critique: line {number} is read as {name}'s layout", file=sys.stderr)
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RunFailed(f"line {number}: expected a JSON object, got {error}; mend or remove the line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("question"), str):
-            raise RunFailed(f'line {number}: expected "question" (a text) in the object; mend or remove the line')
-        for solution in _nested(row, number) or [_plain(row, number, segmenter)]:
+            solutions = [READERS[name](row, number)] if name else _ours(row, number, segmenter)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            said_of = str(error) if isinstance(error, ValueError) else f"expected {name}'s layout, got {error!r}"
+            raise RunFailed(f"line {number}: {said_of}; mend or remove the line") from None
+        for solution in solutions:
             if limit and count >= limit:
                 return
             count += 1
             yield solution
-
-
-def open_input(path: str) -> TextIO:
-    """The file to read; `-` is standard input."""
-    import sys
-
-    if path == "-":
-        return sys.stdin
-    if not Path(path).is_file():
-        raise RunFailed(f"--input must be a file of solutions, one JSON object per line, or - (got {path})")
-    return Path(path).open(encoding="utf-8")
 
 
 def cut_text(text: str, segmenter: str) -> tuple[str, ...]:
@@ -66,10 +60,17 @@ def cut_text(text: str, segmenter: str) -> tuple[str, ...]:
     return tuple(text[a:b] for a, b in pairwise(bounds) if a < b)
 
 
-def _nested(row: dict[str, Any], number: int) -> list[Solution]:
+def _ours(row: dict[str, Any], number: int, segmenter: str) -> list[Solution]:
+    question = row.get("question", row.get("problem"))
+    if not isinstance(question, str):
+        raise ValueError('expected "question" (a text) in the object')
+    return _nested(row, question, number) or [_plain(row, question, number, segmenter)]
+
+
+def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
     """The solutions of a line in GSM8K's shape: `{"<model>": {"solution": …, "is_correct": …}, …}`; else none."""
     truth = row.get("ground_truth")
-    problem = Problem(str(number), row["question"], _answer(truth), truth if isinstance(truth, str) else None)
+    problem = Problem(str(number), question, _answer(truth), truth if isinstance(truth, str) else None)
     return [
         Solution(
             number,
@@ -88,27 +89,32 @@ def _answer(truth: object) -> str:
     return truth.rpartition("A:")[2].strip() if isinstance(truth, str) else ""
 
 
-def _plain(row: dict[str, Any], number: int, segmenter: str) -> Solution:
+def _plain(row: dict[str, Any], question: str, number: int, segmenter: str) -> Solution:
     steps = row.get("steps")
     if isinstance(steps, list) and steps and all(isinstance(step, str) for step in steps):
         cut = tuple(steps)
     elif isinstance(row.get("response"), str):
         cut = cut_text(row["response"], segmenter)
     else:
-        raise RunFailed(f'line {number}: expected "response" (a text) or "steps" (texts); mend or remove the line')
+        raise ValueError('expected "response" (a text) or "steps" (texts)')
     wrong = row.get("wrong_steps")
     if wrong is not None and not (
         isinstance(wrong, list) and all(type(step) is int and 0 <= step < len(cut) for step in wrong)
     ):
-        raise RunFailed(
-            f'line {number}: "wrong_steps" must be indices in 0..{len(cut) - 1} of the {len(cut)} steps (got '
+        raise ValueError(
+            f'"wrong_steps" must be indices in 0..{len(cut) - 1} of the {len(cut)} steps (got '
             f"{str(wrong)[:60]}); steps are cut by credit.segmenter={segmenter}"
         )
     solution = row.get("solution")
     return Solution(
         number,
         str(row.get("source", "")),
-        Problem(str(row.get("id", number)), row["question"], str(row.get("answer", "")), solution),
+        Problem(
+            str(row.get("id", number)),
+            question,
+            str(row.get("answer", "")),
+            solution if isinstance(solution, str) else None,
+        ),
         cut,
         None if wrong is None else frozenset(wrong),
         row["is_correct"] if isinstance(row.get("is_correct"), bool) else None,

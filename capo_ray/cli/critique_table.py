@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capo_ray.cli.critique_input import Solution
+from capo_ray.cli.critique_layouts import Solution
 from capo_ray.critics.quality import first_error_accuracy, fleiss_kappa, step_quality, vote_agreement
 from capo_ray.types import Critique
 from capo_ray.votes import VOTES, step_weights
@@ -21,6 +21,12 @@ class Judgement:
 
     solution: Solution
     critiques: tuple[Critique, ...]
+
+    @property
+    def num_labelled(self) -> int:
+        """Steps of which it is known whether they are wrong."""
+        labelled = self.solution.num_labelled
+        return len(self.solution.steps) if labelled is None else labelled
 
     def voted(self, k: int, vote: str) -> frozenset[int] | None:
         """The steps held to be wrong by a vote over the first k critiques (weight >= 1/2); None: no valid one."""
@@ -77,15 +83,17 @@ def against_truth(judgements: Sequence[Judgement], truth: Sequence[frozenset[int
     """Quality of the vote for k = 1, 2, 4 … and each rule, on the responses whose wrong steps are known.
 
     A response without a valid critique counts as one in which nothing is flagged: that is what training makes of it.
+    Steps that nobody labelled count neither way.
     """
     known = [(j, t) for j, t in zip(judgements, truth, strict=True) if t is not None]
     wrong = [t for _, t in known]
-    counts = [len(j.solution.steps) for j, _ in known]
+    counts = [j.num_labelled for j, _ in known]
     ks = sorted({k for k in (1, 2, 4, 8, 16, max_k) if k <= max_k})
     rows = []
     for k in ks:
         for vote in [v for v in VOTES if v != "greedy"] if k > 1 else ["one critique"]:
-            flagged = [j.voted(k, "union" if k == 1 else vote) or frozenset[int]() for j, _ in known]
+            voted = [(j, j.voted(k, "union" if k == 1 else vote) or frozenset[int]()) for j, _ in known]
+            flagged = [frozenset(step for step in steps if step < j.num_labelled) for j, steps in voted]
             quality = step_quality(flagged, wrong, counts)
             on_bad, on_good, f1 = first_error_accuracy(flagged, wrong)
             rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from capo_ray.cli.idle_critic_keys import Rule
@@ -51,6 +52,11 @@ def _has_ratio_one(config: TrainConfig) -> bool:
     return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
 
 
+def _names_files(kind: str, path: str) -> bool:
+    """Whether a path of data stands for files, not for a data set or folder of which a split is to be chosen."""
+    return kind != "hub" and not Path(path).expanduser().is_dir()
+
+
 OTHER_RULES: tuple[Rule, ...] = (
     (
         (
@@ -73,9 +79,14 @@ OTHER_RULES: tuple[Rule, ...] = (
         "unless data.kind=chains; remove it or choose data=chains",
     ),
     (
-        ("data.split", "data.eval_split"),
-        lambda c: c.data.kind != "hub",
-        "unless data.kind=hub; files are named by data.path and data.eval_path",
+        ("data.split",),
+        lambda c: _names_files(c.data.kind, c.data.path),
+        "where data.path names files, which are all read; remove it, or name a folder of several splits",
+    ),
+    (
+        ("data.eval_split",),
+        lambda c: not c.data.eval_path or _names_files(c.data.kind, c.data.eval_path),
+        "unless data.eval_path names a data set or a folder of several splits; remove it, or add data.eval_path",
     ),
     (
         ("data.eval_frac",),

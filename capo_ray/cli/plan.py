@@ -21,6 +21,7 @@ from capo_ray.cli.memory import (
     reads_token_rewards,
 )
 from capo_ray.cli.pace import estimate_pace, to_words
+from capo_ray.cli.plan_data import data_words
 from capo_ray.config import TrainConfig
 
 UNKNOWN = "unknown until fetched"
@@ -101,7 +102,7 @@ def to_text(config: TrainConfig, *, full: bool = False) -> str:
     lines += [f"{a.role:<13}{a.count:>6}{a.num_cpus:>7g}{a.num_gpus:>6g}  {a.note}" for a in actors]
     cpus, gpus = (sum(a.count * n for a, n in zip(actors, share, strict=True)) for share in _shares(actors))
     lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}{_nodes(config)}", ""]
-    lines += ["# memory (estimate)", *_memory_words(config), ""]
+    lines += ["# memory (estimate)", *_memory_words(config), "", *data_words(config)]
     if gpus:
         lines += ["# time of an update (estimate)", *to_words(estimate_pace(config)), ""]
     if not full:

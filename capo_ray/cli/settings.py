@@ -11,22 +11,20 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from capo_ray.cli.chat import has_chat_template, render_chat
 from capo_ray.cli.memory import own_cluster, reads_critics
 from capo_ray.cli.models import Role, find_model
+from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import TrainConfig
-from capo_ray.problems import build_problems
-from capo_ray.problems.rows import BadRow, RowReport, read_rows
-from capo_ray.problems.sources import to_problem
+from capo_ray.problems import build_problems, reads_hub
+from capo_ray.problems.rows import RowReport
 from capo_ray.prompts import RUBRICS, load_rubric
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
-FIRST_ROWS = 64
 REACH_S = 5.0
 IMPORT_S = 60.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -119,10 +117,10 @@ def check_packages(config: TrainConfig) -> None:
                 f"tracking.{key}=true needs the package {package}, and it is not installed; pip install "
                 f"'capo-ray[{package}]', or set tracking.{key}=false"
             )
-    if config.data.kind == "hub" and find_spec("datasets") is None:
+    if reads_hub(config.data) and find_spec("datasets") is None:
         raise RunFailed(
             "data.kind=hub needs the package datasets, and it is not installed; pip install 'capo-ray[hub]', or "
-            "download the data and use data.kind=jsonl or parquet"
+            "download the data and give its folder: data.kind=files data.path=FOLDER"
         )
 
 
@@ -164,7 +162,7 @@ def check_verifier(config: TrainConfig) -> None:
 def check_first_rows(config: TrainConfig) -> None:
     """The first rows of the data are problems, and some of their prompts fit the context beside a response."""
     data = config.data
-    if data.kind == "hub" or (data.kind != "chains" and not Path(data.path).is_file()):
+    if reads_hub(data):
         return
     problems = (
         build_problems(data, config.run.seed).held_out(FIRST_ROWS) if data.kind == "chains" else _first_problems(config)
@@ -205,20 +203,13 @@ def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) ->
 
 
 def _first_problems(config: TrainConfig) -> list[Problem]:
-    data = config.data
-    assert data.kind != "chains"
-    report, problems, columns, reason = RowReport(FIRST_ROWS), [], "none", ""
-    for place, row in islice(read_rows(data.kind, data.path, data.split, report), FIRST_ROWS):
-        columns = ", ".join(row)
-        try:
-            problems.append(to_problem(data, row, place, ""))
-        except BadRow as error:
-            reason = reason or f"{place}: {error}"
+    report = RowReport(FIRST_ROWS)
+    problems = first_problems(config, report, [])
     if not problems:
         raise RunFailed(
-            f"data.path={data.path}: expected a problem in one of the first rows, got none "
-            f"({reason or '; '.join(report.bad[:1])}); set data.question_column, data.answer_column and "
-            f"data.answer_marker (the columns are {columns})"
+            f"data.path={config.data.path}: expected a problem in one of the first rows, got none "
+            f"({report.bad[0] if report.bad else 'no rows'}); set data.question_column, data.answer_column and "
+            "data.answer_marker"
         )
     return problems
 

@@ -10,6 +10,7 @@ from collections import deque
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from capo_ray.cli.line_count import LineCount
+from capo_ray.problems.columns import answer_text
 from capo_ray.protocols import PartLost, RunFailed
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "example:\n"
         """  echo '{"answer": "1/2", "response": "The answer is 0.5."}' | capo-ray verify --input -\n"""
         """  {"reward": 1, "reason": "right", "extracted": "0.5"}\n\n"""
+        "answer may also be a number, or a list of answers that are all asked for.\n"
         "reward is 1 right, 0 wrong or no answer, null undecided (time-out, crash, refused).\n"
         "exit codes: 0 every line judged or undecided; 1 a line did not fit (named on standard error, null in place)"
     )
@@ -140,8 +142,9 @@ def _to_pair(line: bytes, number: int) -> tuple[str, str] | str | None:
         return f"line {number}: expected a JSON object, got {str(error)[:120]}"
     if not isinstance(row, dict):
         return f"line {number}: expected a JSON object, got {type(row).__name__}"
-    for name in ("answer", "response"):
-        if not isinstance(row.get(name), str):
+    answer, response = answer_text(row.get("answer")), row.get("response")
+    for name, text in (("answer", answer), ("response", response)):
+        if not isinstance(text, str):
             got = type(row[name]).__name__ if name in row else "nothing"
             return f"line {number}: expected a string in {name!r}, got {got}"
-    return row["answer"], row["response"]
+    return str(answer), str(response)

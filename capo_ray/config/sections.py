@@ -67,21 +67,28 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The problems."""
 
-    kind: Literal["chains", "jsonl", "parquet", "hub"] = "chains"
+    kind: Literal["chains", "files", "jsonl", "csv", "parquet", "hub"] = "chains"
+    """`files`: each file is what its first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2);
+    jsonl, csv, parquet: anything else is refused; hub: a data set by name, which needs the package `datasets`."""
     path: str = ""
-    """File (jsonl, parquet) or data-set name (hub)."""
+    """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; a data-set name with hub."""
     eval_path: str = ""
-    """Held-out file; empty: the last `eval_frac` of the rows is held out."""
+    """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
     eval_frac: float = Field(0.1, ge=0, lt=1)
     split: str = "train"
+    """Of a data set or of a folder whose names of files tell splits."""
     eval_split: str = "test"
-    question_column: str = "question"
-    answer_column: str = "answer"
+    question_column: str = ""
+    """A column, or a path into one, as `extra.question`; of a chat its one user turn is the question. Empty: the first
+    of the usual ones that the rows have, which is said at the start."""
+    answer_column: str = ""
+    """As `question_column`: `reward_model.ground_truth`, `answers.0`. A list is a list of answers. Empty: found too."""
     answer_marker: str = ""
-    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column.
+    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column, or what
+    an answer column that was found shows.
 
-    `\\boxed`: the content of the last box. What precedes the answer (or, with `\\boxed`, the whole column) is the
-    reference solution.
+    `\\boxed`: the content of the boxes; rows with different ones are bad unless they are one list. What precedes the
+    answer (or, with `\\boxed`, the whole column) is the reference solution.
     """
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""

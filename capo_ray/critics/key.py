@@ -28,7 +28,7 @@ class Secret:
 def read_key(config: EndpointConfig) -> Secret:
     """The API key from its file or environment variable; empty where neither is named. Raises `ValueError`."""
     if config.key_file:
-        path = Path(config.key_file)
+        path = Path(config.key_file).expanduser()
         if not path.is_file():
             raise ValueError(f"critic.endpoint.key_file must be a file that holds the key (got {path})")
         key = path.read_text(encoding="utf-8").strip()

@@ -140,7 +140,9 @@ def _open_ledger(config: TrainConfig, run_dir: Path) -> Iterator[SqliteLedger]:
 
 
 def _report_bad_rows(problems: ProblemSet) -> None:
-    """Name the rows that were passed over, on standard error."""
+    """Say how rows were read, and name those that were passed over, on standard error."""
+    for note in problems.notes:
+        print(note, file=sys.stderr)
     for row in problems.bad_rows[:MAX_ROWS_SHOWN]:
         print(f"passed over {row}", file=sys.stderr)
     if len(problems.bad_rows) > MAX_ROWS_SHOWN:

@@ -9,6 +9,8 @@ is in `held_out`.
 from capo_ray.problems.assets import asset_path
 from capo_ray.problems.chains import ChainProblem, true_wrong_steps
 from capo_ray.problems.curriculum import Curriculum
+from capo_ray.problems.files import data_files
+from capo_ray.problems.rows import reads_hub
 from capo_ray.problems.sources import ProblemSet, ProblemSource, build_problems
 
 __all__ = [
@@ -18,5 +20,7 @@ __all__ = [
     "ProblemSource",
     "asset_path",
     "build_problems",
+    "data_files",
+    "reads_hub",
     "true_wrong_steps",
 ]

@@ -12,13 +12,22 @@ from typing import Any, Protocol
 
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems.chains import make_problem
+from capo_ray.problems.columns import (
+    BOXED,
+    BadRow,
+    Layout,
+    boxed_answer,
+    find_layout,
+    question_of,
+    system_of,
+    text_of,
+)
 from capo_ray.problems.curriculum import Curriculum
-from capo_ray.problems.rows import BadRow, RowReport, read_rows, text_of
+from capo_ray.problems.rows import RowReport, read_rows
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
 HELD_OUT_SEED = 0  # the same held-out chains for every run seed, so that runs compare
-BOXED = "\\boxed"  # as answer_marker: the answer is the content of the last box, the column the reference solution
 _CALCULATOR_MARKS = re.compile(r"<<[^<>]*>>")
 
 
@@ -105,12 +114,14 @@ class RowSource(PlainSource):
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
-    """Training problems, held-out problems, and the bad rows that were left out (`place: reason`)."""
+    """Training problems, held-out problems, the bad rows that were left out (`place: reason`), and what to tell."""
 
     train: ProblemSource
     _held_out: Sequence[Problem] | None  # None: chains, drawn on demand
     bad_rows: tuple[str, ...] = ()
     chain_steps: int = 0
+    notes: tuple[str, ...] = ()
+    """How the rows were read where the configuration left it open, for the user to check."""
 
     def held_out(self, n: int) -> list[Problem]:
         """The first n held-out problems, fewer where there are fewer; the same for every run seed."""
@@ -124,11 +135,10 @@ def build_problems(config: DataConfig, seed: int) -> ProblemSet:
     if config.kind == "chains":
         chains = ChainSource(config.chain_steps, seed)
         return ProblemSet(_with_curriculum(chains, config, seed), None, chain_steps=config.chain_steps)
-    report = RowReport(config.max_bad_rows)
-    rows = _read_problems(config, config.path, config.split, report)
+    report, notes = RowReport(config.max_bad_rows), list[str]()
+    rows = read_problems(config, config.path, config.split, report, notes)
     if config.eval_path:
-        split = config.eval_split if config.kind == "hub" else config.split
-        held_out = _read_problems(config, config.eval_path, split, report)
+        held_out = read_problems(config, config.eval_path, config.eval_split, report, notes)
     else:
         cut = len(rows) - round(len(rows) * config.eval_frac)
         rows, held_out = rows[:cut], rows[cut:]
@@ -137,51 +147,66 @@ def build_problems(config: DataConfig, seed: int) -> ProblemSet:
     if not train:
         raise RunFailed(
             f"expected training problems in {config.path}, got none after {len(report.bad)} bad and "
-            f"{len(held_out)} held-out rows: check data.path, data.eval_frac and the column names"
+            f"{len(held_out)} held-out rows{_first_of(report)}: check data.path, data.eval_frac and the column names"
         )
-    return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out, tuple(report.bad))
+    source = _with_curriculum(RowSource(train, seed), config, seed)
+    return ProblemSet(source, held_out, tuple(report.bad), notes=tuple(notes))
+
+
+def _first_of(report: RowReport) -> str:
+    return f" (the first bad one: {report.bad[0]})" if report.bad else ""
 
 
 def _with_curriculum(source: ProblemSource, config: DataConfig, seed: int) -> ProblemSource:
     return source if config.curriculum.kind == "none" else Curriculum(source, config.curriculum, seed)
 
 
-def _read_problems(config: DataConfig, path: str, split: str, report: RowReport) -> list[Problem]:
-    """The problems of one file or split, in its order."""
+def read_problems(
+    config: DataConfig, path: str, split: str, report: RowReport, notes: list[str], limit: int | None = None
+) -> list[Problem]:
+    """The problems of the files or the split behind a path, in order, of the first `limit` rows.
+
+    `notes` gets a line on columns that were found, and on turns of chats that were left out.
+    """
     assert config.kind != "chains"
     source = Path(path).stem or path
-    problems = []
-    for place, row in read_rows(config.kind, path, split, report):
+    given = [name for name in (config.question_column, config.answer_column) if name]
+    rows = read_rows(config.kind, path, split, report, given if len(given) == 2 else ())
+    problems: list[Problem] = []
+    layout, file, num_files, left_out = None, "", 0, 0
+    for place, row in islice(rows, limit):
+        name, _, number = place.rpartition(":")
+        if name != file:  # shards number their rows alike, and may be laid out differently
+            layout, file, num_files = None, name, num_files + 1
         try:
-            problems.append(to_problem(config, row, f"{source}-{place.rpartition(':')[2]}", source))
+            layout = layout or find_layout(row, config.question_column, config.answer_column, config.answer_marker)
+            row_id = f"{source}-{number}" if num_files == 1 else f"{source}-{num_files}-{number}"
+            problems.append(to_problem(layout, row, row_id, source))
+            left_out += bool(system_of(row, layout.question))
         except BadRow as error:
             report.add(place, str(error))
+        if layout and num_files == 1 and not notes and len(given) < 2:
+            notes.append(_found(layout, path))
+    if left_out:
+        notes.append(f"{path}: the system turn of {left_out} rows is left out; model.system_prompt is what is sent")
     return problems
 
 
-def to_problem(config: DataConfig, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
+def _found(layout: Layout, path: str) -> str:
+    mark = f", after {layout.marker}" if layout.marker else ""
+    return f"{path}: questions are read from {layout.question!r}, answers from {layout.answer!r}{mark}"
+
+
+def to_problem(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
     """The problem of a row; what stands before the answer marker is its reference solution (`<<…>>` removed)."""
-    question = text_of(dict(row), config.question_column).strip()
-    answer = text_of(dict(row), config.answer_column)
-    if not config.answer_marker:
+    question = question_of(row, layout.question).strip()
+    answer = text_of(row, layout.answer)
+    if not layout.marker:
         return Problem(problem_id, question, answer.strip(), None, source)
-    if config.answer_marker == BOXED:
-        return Problem(problem_id, question, last_boxed(answer), answer.strip(), source)
-    before, mark, after = answer.rpartition(config.answer_marker)
+    if layout.marker == BOXED:
+        return Problem(problem_id, question, boxed_answer(answer), answer.strip(), source)
+    before, mark, after = answer.rpartition(layout.marker)
     if not mark or not after.strip():
-        raise BadRow(
-            f"expected an answer after {config.answer_marker!r} in {config.answer_column!r}, got {answer[-40:]!r}"
-        )
+        raise BadRow(f"expected an answer after {layout.marker!r} in {layout.answer!r}, got {answer[-40:]!r}")
     solution = _CALCULATOR_MARKS.sub("", before).strip()
     return Problem(problem_id, question, after.strip(), solution or None, source)
-
-
-def last_boxed(text: str) -> str:
-    """The content of the last `\\boxed{…}` of a text, inner braces balanced; raises BadRow where there is none."""
-    _, mark, after = text.rpartition(BOXED + "{")
-    depth = 1
-    for index, character in enumerate(after if mark else ""):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0 and after[:index].strip():
-            return after[:index].strip()
-    raise BadRow(f"expected an answer in {BOXED}{{…}}, got {text[-40:]!r}")

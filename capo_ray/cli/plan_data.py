@@ -1,0 +1,44 @@
+"""What a run would read, for the plan: how rows become problems, and the first of them to look at."""
+
+from __future__ import annotations
+
+from capo_ray.cli.memory import own_cluster
+from capo_ray.config import TrainConfig
+from capo_ray.problems import reads_hub
+from capo_ray.problems.rows import RowReport
+from capo_ray.problems.sources import read_problems
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Problem
+
+FIRST_ROWS = 64
+SHOWN_CHARS = 100
+
+
+def first_problems(config: TrainConfig, report: RowReport, notes: list[str]) -> list[Problem]:
+    """The problems of the first rows; bad rows go to the report, and what was found out to `notes`."""
+    data = config.data
+    return read_problems(data, data.path, data.split, report, notes, limit=FIRST_ROWS)
+
+
+def data_words(config: TrainConfig) -> list[str]:
+    """Lines on the data, where they are files that lie here; what is wrong with them the checks say."""
+    data, notes, report = config.data, list[str](), RowReport(FIRST_ROWS)
+    if data.kind == "chains" or not data.path or reads_hub(data) or not own_cluster(config):
+        return []
+    try:
+        problems = first_problems(config, report, notes)
+    except RunFailed:
+        return []
+    if not problems:
+        return []
+    lines = [*notes, f"question  {_short(problems[0].prompt)}", f"answer    {_short(problems[0].answer)}"]
+    if problems[0].solution:
+        lines.append(f"solution  {_short(problems[0].solution)}")
+    if report.bad:
+        lines.append(f"{len(report.bad)} of the first {FIRST_ROWS} rows are bad, such as {report.bad[0]}")
+    return ["# data (first problem)", *lines, ""]
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}… ({len(text):,} characters)"

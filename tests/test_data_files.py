@@ -1,0 +1,220 @@
+"""What people have: formats, folders and layouts of problem files, each with a minimal row of its own."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from capo_ray.cli.compose import compose_train
+from capo_ray.cli.plan_data import data_words
+from capo_ray.config.sections import DataConfig
+from capo_ray.problems import build_problems
+from capo_ray.problems.columns import BadRow, boxed_answer
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Problem
+
+ROW = {"question": "What is 2+2?", "answer": "4"}
+TURNS = [{"role": "system", "content": "Box it."}, {"role": "user", "content": "What is 2+2?"}]
+VERL = {"data_source": "m", "prompt": TURNS[1:], "reward_model": {"ground_truth": "4", "style": "rule"}}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def parquet(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def saved(folder: Path, *rows: Any) -> Path:
+    """A folder as `datasets.Dataset.save_to_disk` writes it, with a cache beside the shard."""
+    folder.mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(list(rows))
+    for name in ("data-00000-of-00001.arrow", "cache-0123.arrow"):
+        with pyarrow.OSFile(str(folder / name), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def problems(path: Path | str, **keys: Any) -> list[Problem]:
+    config = DataConfig(**{"kind": "files", "path": str(path), "eval_frac": 0.0, **keys})
+    source = build_problems(config, seed=0).train
+    size = source.state()["size"]
+    return sorted((source.next_problem() for _ in range(size)), key=lambda problem: problem.id)
+
+
+def pairs(path: Path | str, **keys: Any) -> list[tuple[str, str]]:
+    return [(problem.prompt, problem.answer) for problem in problems(path, **keys)]
+
+
+def test_a_file_is_what_its_first_bytes_say(tmp_path: Path) -> None:
+    one = [("What is 2+2?", "4")]
+    text = json.dumps(ROW) + "\n"
+    (tmp_path / "array.json").write_text(json.dumps([ROW], indent=1))
+    (tmp_path / "array.jsonl").write_text(json.dumps([ROW]))
+    (tmp_path / "object.json").write_text(json.dumps({"version": 1, "data": [ROW]}))
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "packed.jsonl.bz2").write_bytes(bz2.compress(text.encode()))
+    (tmp_path / "rows.csv").write_text("question,answer\nWhat is 2+2?,4\n")
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress(b"question,answer\nWhat is 2+2?,4\n"))
+    (tmp_path / "rows.tsv").write_text("\ufeffquestion\tanswer\nWhat is 2+2?\t4\n", encoding="utf-8")
+    parquet(tmp_path / "parquet_under_another_name.jsonl", ROW)
+    for path in sorted(tmp_path.iterdir()):
+        assert pairs(path) == one, path.name
+
+
+def test_cells_of_csv_stay_the_text_that_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n"a, ""b""\nc",007\nq,1.50\nshort\n')
+    config = DataConfig(kind="csv", path=str(path), eval_frac=0)
+    assert pairs(path, kind="csv") == [('a, "b"\nc', "007"), ("q", "1.50")]
+    assert "a cell for each column" in build_problems(config, 0).bad_rows[0]
+
+
+def test_a_kind_that_the_file_is_not_is_named_with_the_one_that_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"which holds Parquet; set data\.kind=parquet"):
+        problems(parquet(tmp_path / "a.jsonl", ROW), kind="jsonl")
+
+
+def test_shards_patterns_and_folders_are_read_in_order(tmp_path: Path) -> None:
+    for shard in range(3):
+        parquet(tmp_path / f"data/train-0000{shard}-of-00003.parquet", {"question": f"q{shard}", "answer": "1"})
+    parquet(tmp_path / "data/test-00000-of-00001.parquet", {"question": "t", "answer": "1"})
+    shards = [("q0", "1"), ("q1", "1"), ("q2", "1")]
+    assert pairs(tmp_path) == pairs(f"{tmp_path}/data/train-*") == shards
+    assert pairs(tmp_path, kind="parquet", split="test") == [("t", "1")]
+    assert len({problem.id for problem in problems(tmp_path)}) == 3  # shards number their rows alike
+    held_out = DataConfig(kind="files", path=str(tmp_path), eval_path=str(tmp_path))
+    assert [problem.prompt for problem in build_problems(held_out, 0).held_out(9)] == ["t"]
+    with pytest.raises(RunFailed, match=r"split 'validation' in .*, found those of test, train; set data.split"):
+        problems(tmp_path, split="validation")
+    with pytest.raises(RunFailed, match="which matches no file"):
+        problems(f"{tmp_path}/nothing-*.parquet")
+
+
+def test_a_data_set_saved_to_disk_is_read_without_its_caches(tmp_path: Path) -> None:
+    assert pairs(saved(tmp_path / "one", ROW), kind="hub") == [("What is 2+2?", "4")]
+    saved(tmp_path / "two/train", ROW)
+    saved(tmp_path / "two/test", {"question": "t", "answer": "5"})
+    (tmp_path / "two/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert pairs(tmp_path / "two") == [("What is 2+2?", "4")]
+    assert pairs(tmp_path / "two", split="test") == [("t", "5")]
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "rows.jsonl", ROW)
+    assert pairs("~/rows.jsonl", kind="jsonl") == [("What is 2+2?", "4")]
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
+    "gsm8k": ({"question": "What is 2+2?", "answer": "2+2 = <<2+2=4>>4\n#### 4"}, "4"),
+    "verl": (VERL, "4"),
+    "areal": ({"messages": TURNS[1:], "answer": "4"}, "4"),
+    "open_instruct": ({"messages": TURNS[1:], "ground_truth": "4", "dataset": "gsm8k"}, "4"),
+    "orz": ({"prompt": [{"from": "user", "value": "What is 2+2?"}], "final_answer": "4"}, "4"),
+    "deepscaler": ({"problem": "What is 2+2?", "answer": "4", "solution": "So \\boxed{4}."}, "4"),
+    "numina": ({"source": "x", "problem": "What is 2+2?", "solution": "So $\\boxed{4}$.", "messages": TURNS}, "4"),
+    "openr1": ({"problem": "What is 2+2?", "solution": "4", "answer": "4", "generations": ["a", "b"]}, "4"),
+    "olympiad": ({"question": "What is 2+2?", "final_answer": ["4", "5"]}, "4,5"),
+    "amc": ({"problem": "What is 2+2?", "answer": 27.0}, "27.0"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_columns_are_found_in_published_layouts_and_told(name: str, tmp_path: Path) -> None:
+    row, answer = LAYOUTS[name]
+    for path in (write(tmp_path / "rows.jsonl", row), parquet(tmp_path / "rows.parquet", row)):
+        assert pairs(path) == [("What is 2+2?", answer)]
+        assert "are read from" in build_problems(DataConfig(kind="files", path=str(path), eval_frac=0), 0).notes[0]
+
+
+def test_columns_may_be_paths_into_nested_fields(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"a": {"q": "What?"}, "answers": ["7", "8"], "dotted.name": "9"})
+    assert pairs(path, question_column="a.q", answer_column="answers.0") == [("What?", "7")]
+    assert pairs(path, question_column="a.q", answer_column="dotted.name") == [("What?", "9")]
+    with pytest.raises(RunFailed, match=r"expected a column 'a.x', got 'a.q', 'answers', 'dotted.name'"):
+        problems(path, question_column="a.x", answer_column="answers")
+
+
+def test_a_table_gives_the_asked_for_columns_alone_and_names_all_where_one_is_wrong(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "rows.parquet", VERL)
+    keys = {"question_column": "prompt", "answer_column": "reward_model.ground_truth"}
+    assert pairs(path, **keys) == [("What is 2+2?", "4")]
+    with pytest.raises(RunFailed, match=r"got 'data_source', 'prompt', 'reward_model\.ground_truth'"):
+        problems(path, **{**keys, "question_column": "question"})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([*TURNS, {"role": "assistant", "content": "4"}, {"role": "user", "content": "Sure?"}], "one user turn"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "text in the user turn"),
+        ([1, 2], "text or chat turns"),
+        ([], "text or chat turns"),
+        ({"role": "user"}, "expected text in 'prompt', got dict"),
+    ],
+)
+def test_the_first_bad_row_is_named_where_no_row_is_good(value: Any, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": value, "answer": "4"})
+    with pytest.raises(RunFailed, match=rf"the first bad one: .*rows.jsonl:1: .*{words}"):
+        problems(path, question_column="prompt", answer_column="answer")
+
+
+def test_system_turns_that_are_left_out_are_told(tmp_path: Path) -> None:
+    config = DataConfig(kind="files", path=str(write(tmp_path / "a.jsonl", {"prompt": TURNS, "answer": "4"})))
+    assert "the system turn of 1 rows is left out; model.system_prompt" in build_problems(config, 0).notes[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So $\\fbox{4}$.", "4"),
+        ("So $\\boxed {4}$.", "4"),
+        ("So $\\boxed 4$.", "4"),
+        ("First $\\boxed{4}$.\n\nOR\n\nAgain $\\boxed{4}$.", "4"),
+        ("$\\boxed{0.50}$, that is $\\boxed{1/2}$", "1/2"),
+        ("So $x=\\boxed{0}$ or $x=\\boxed{1}$.", "0,1"),
+        ("$\\boxed{48}, \\boxed{384}$", "48, 384"),  # a comma alone would be 48384
+        ("$\\boxed{\\frac{1}{2}}$", "\\frac{1}{2}"),
+        ("\\boxed{\\boxed{7}}", "7"),
+    ],
+)
+def test_the_answer_of_boxes(text: str, answer: str) -> None:
+    assert boxed_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["no box", "\\boxed{4", "First we get \\boxed{3} apples, so later there are \\boxed{4}"]
+)
+def test_boxes_that_are_no_one_answer_are_bad(text: str) -> None:
+    with pytest.raises(BadRow):
+        boxed_answer(text)
+
+
+def test_many_open_boxes_cost_linear_time() -> None:
+    with pytest.raises(BadRow):
+        boxed_answer("\\boxed{" * 100_000)
+
+
+def test_the_plan_shows_how_the_first_problem_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", LAYOUTS["gsm8k"][0], {"question": "no answer"})
+    words = "\n".join(data_words(compose_train(["data=files", f"data.path={path}"])))
+    assert "questions are read from 'question', answers from 'answer', after ####" in words
+    assert "answer    4\n" in words and "solution  2+2 = 4" in words and "1 of the first 64 rows are bad" in words

@@ -132,6 +132,44 @@ def test_capo_trains_on_groups_where_every_answer_is_wrong_and_grpo_cannot(tmp_p
         run(fake_parts(tmp_path / "grpo", config, engine=engine, judge=None))
 
 
+class HalfTheProblems(FakeEngine):
+    """Right on every second problem, and half right on the others: GRPO has no credit for the first."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        self.skill = 1.0 if chr(list(prompt_ids)[-2]) in "02468" else 0.5
+        return await super().generate(prompt_ids, sampling)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_groups_without_credit_are_replaced_by_key_alone(tmp_path: Path, replaced: bool) -> None:
+    config = make_config("grpo", rollout={"group_size": 8}, stream={"replace_creditless": replaced})
+    parts = fake_parts(tmp_path, config, engine=HalfTheProblems(), judge=None)
+    outcome = run(parts)
+    close(parts)
+    balance = parts.ledger.balance()  # type: ignore[attr-defined]
+    batches, samples = parts.learner.batches, parts.learner.samples  # type: ignore[attr-defined]
+    num_zero = sum(not sample.advantages.any() for sample in samples)
+    assert outcome.state.version == 12 and balance.balanced
+    assert all(len(batch) == 3 * 8 for batch in batches)
+    assert (num_zero == 0) == replaced
+    assert ("no_credit" in balance.reasons) == replaced
+    if not replaced:
+        assert 0.3 < num_zero / len(samples) < 0.7
+        assert not balance.reasons.keys() - {"run_ended"}, "every group that was finished is trained"
+
+
+def test_a_group_without_a_valid_verdict_is_never_in_a_batch(tmp_path: Path) -> None:
+    class Broken(FakeVerifier):
+        async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+            valid = await super().verify(answer, responses)
+            return valid if answer in "02468" else tuple(Verdict(None, "crashed") for _ in responses)
+
+    parts = fake_parts(tmp_path, make_config("grpo"), verifier=Broken(), judge=None)
+    run(parts)
+    trained = {key.problem for batch in parts.learner.batches for key in batch}  # type: ignore[attr-defined]
+    assert all(int(problem.removeprefix("p")) % 2 == 0 for problem in trained)
+
+
 def test_a_policy_that_is_always_right_ends_the_run_well(tmp_path: Path) -> None:
     config = make_config("grpo", run={"max_creditless_groups": 20})
     outcome = run(fake_parts(tmp_path, config, engine=FakeEngine(skill=1.0), judge=None))

@@ -39,6 +39,12 @@ def test_a_paper_preset_fits_the_gpus_that_it_names(name: str, capsys: pytest.Ca
     assert all(row.gib_each <= 79 for row in estimate_memory(config) if row.on_gpu)
 
 
+def test_groups_without_credit_are_replaced_where_the_paper_does_so() -> None:
+    replacing = {name for name in list_choices("credit") if compose_train([f"credit={name}"]).stream.replace_creditless}
+    assert replacing == {"dapo", "cliff"}
+    assert not preset("paper_7b").stream.replace_creditless
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_preset_on_smaller_gpus_is_refused_by_memory(name: str) -> None:
     with pytest.raises(RunFailed, match="of memory"):

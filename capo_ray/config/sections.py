@@ -205,6 +205,9 @@ class StreamConfig(Section):
     slots: int = Field(0, ge=0)
     """Groups generated, waiting or in training at any time: fewer keep tokens younger, more keep engines busier; 0:
     learner.groups_per_batch x (max_age + 1), which is also the most."""
+    replace_creditless: bool = False
+    """A group without credit (all advantages 0) makes room for another, as DAPO's dynamic sampling wants it; false: it
+    is in its batch like any other."""
 
 
 class WeightsConfig(Section):

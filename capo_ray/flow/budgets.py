@@ -28,14 +28,12 @@ class Budgets:
         self._outcome_only: deque[bool] = deque(maxlen=RECENT_GROUPS)
         self._failure: str | None = None
 
-    def credited(self) -> None:
-        """A group earned credit."""
-        self._creditless_streak = self._right_in_streak = self._rewards_in_streak = 0
+    def credit(self, group: CreditedGroup) -> None:
+        """A group came to its credit; at the budget of those without any the run ends: solved if all were right."""
         self._failure_streak = 0
-
-    def creditless(self, group: CreditedGroup) -> None:
-        """A group ended without credit; at the budget the run ends: solved if all answers were right, else failed."""
-        self._failure_streak = 0
+        if group.credit.has_signal:
+            self._creditless_streak = self._right_in_streak = self._rewards_in_streak = 0
+            return
         self.num_creditless += 1
         self._creditless_streak += 1
         self._right_in_streak += sum(group.rewards)
@@ -89,8 +87,9 @@ class Budgets:
         return sum(self._outcome_only) / len(self._outcome_only) if self._outcome_only else 0.0
 
     def figures(self) -> dict[str, float]:
-        """What a run watches, names as in metrics; nothing before the first judged group."""
-        return {"critic/outcome_only_frac": self.outcome_only_frac} if self._outcome_only else {}
+        """What a run watches, names as in metrics; of critics nothing before the first judged group."""
+        figures = {"stream/creditless_groups_total": float(self.num_creditless)}
+        return figures | ({"critic/outcome_only_frac": self.outcome_only_frac} if self._outcome_only else {})
 
     def raise_if_failed(self) -> None:
         """Raise `RunFailed` where a budget of failures or creditless groups is over."""

@@ -143,13 +143,13 @@ class Pipeline:
         self.parts.problems.train.observe(flight.problem, group.rewards)
         if "critiques" in self.parts.config.credit.needs:
             self.budgets.judged(group, getattr(self.parts.config.credit, "quorum", 1))
-        if group.credit.has_signal:
-            self.budgets.credited()
+        self.budgets.credit(group)
+        replace = self.parts.config.stream.replace_creditless
+        if group.credit.has_signal or (any(group.credit.included) and not replace):
             self.buffer.finish(ticket, group, group.newest_version)
             return
         self.parts.ledger.record(group.keys, "dropped", reason="no_credit")
         self._end(ticket, group_id)
-        self.budgets.creditless(group)
 
     @property
     def _progress(self) -> float:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -21,7 +22,7 @@ from tests.learner_group import VOCAB, run_two_ranks
 REWARDS = (1, 0, 1, None)
 
 
-def make_groups(seed: int, telling: bool = False) -> list[Group]:
+def make_groups(seed: int, telling: bool = False, num_steps: int = 1) -> list[Group]:
     """Three groups of four, the last member invalid; `telling`: right answers are full of one token."""
     rng = random.Random(seed)
 
@@ -33,19 +34,27 @@ def make_groups(seed: int, telling: bool = False) -> list[Group]:
         completion = Completion(ids, logprobs, (1,) * length, "x", (VersionRun(0, length),), "stop")
         prompt = tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(2, 8)))
         trajectory = Trajectory(TrajectoryKey(f"p{group}", group, sample), prompt, completion)
-        return Judged(trajectory, Verdict(reward, ""), ((0, length),))
+        cuts = [*range(num_steps), length]
+        return Judged(trajectory, Verdict(reward, ""), tuple(itertools.pairwise(cuts)))
 
     return [Group(g, Problem(f"p{g}", "", ""), tuple(member(g, s) for s in range(4))) for g in range(3)]
 
 
-def make_reward_spec(model: str | Path, method: str, stage: int = 2, lr: float = 1e-3, **changes: object) -> RewardSpec:
+def make_reward_spec(
+    model: str | Path,
+    method: str,
+    stage: int = 2,
+    lr: float = 1e-3,
+    reward_model: dict[str, object] | None = None,
+    **changes: object,
+) -> RewardSpec:
     return RewardSpec(
         model_path=str(model),
         reference_path=str(model),
         dtype="float32",
         method=method,
         learner=LearnerConfig(zero_stage=stage, deadline_s=60),  # type: ignore[arg-type]
-        reward_model=RewardModelConfig(lr=lr, num_epochs=2),
+        reward_model=RewardModelConfig.model_validate({"lr": lr, "num_epochs": 2, **(reward_model or {})}),
         kl_coef=0.01,
         trace_decay=0.9,
         temperature=0.9,

@@ -164,6 +164,7 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit.vote=average", "critic.early_stop=false"),
         ("credit=grpo_genorm", "critic.early_stop=false"),
         ("critic.with_calculator=true", "critic.early_stop=true"),
+        ("credit=prime", "reward_model.score=sum"),
     ],
 )
 def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo_ray.loss import outcome_loss, pair_loss, rank_pairs, soft_value_targets
+from capo_ray.loss import outcome_loss, pair_loss, rank_pairs, response_score, soft_value_targets
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -31,6 +31,19 @@ def test_pair_loss_is_the_mean_over_groups_of_the_mean_over_their_pairs() -> Non
     # a pair of gap 10 under scale 0.2 and margin 2 is sigmoid(0)
     far = pair_loss(tensor(10.0, 0.0), torch.tensor([1, 0]), torch.tensor([0, 0]), scale=0.2, margin=2.0)
     assert float(far) == pytest.approx(math.log(2))
+
+
+def test_istars_scores_by_hand() -> None:
+    # beta log-ratios of a right response of three steps, (ln 3), (0, ln 3), (ln 9), and of a wrong one of one step
+    right, wrong = tensor(math.log(3), 0.0, math.log(3), math.log(9)), tensor(math.log(2), math.log(2))
+    paper = [response_score(right, "sum", 3), response_score(wrong, "sum", 1)]
+    code = [response_score(right, "step_mean", 3), response_score(wrong, "step_mean", 1)]
+    assert [float(x) for x in paper] == pytest.approx([math.log(81), math.log(4)])
+    assert [float(x) for x in code] == pytest.approx([math.log(81) / 3, math.log(4)])  # (ln 3 + ln 3 + ln 9) / 3
+    pair = (torch.tensor([1, 0]), torch.tensor([0, 0]))
+    # -log sigmoid(ln 81 - ln 4) = ln(1 + 4/81); -log sigmoid(ln 81^(1/3) - ln 4) = ln(1 + 4 / 81^(1/3))
+    assert float(pair_loss(torch.stack(paper), *pair)) == pytest.approx(math.log(85 / 81))
+    assert float(pair_loss(torch.stack(code), *pair)) == pytest.approx(math.log(1 + 4 / 81 ** (1 / 3)))
 
 
 @pytest.mark.parametrize("outcome", [0, 1])

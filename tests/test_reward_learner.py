@@ -120,6 +120,22 @@ def test_a_batch_without_pairs_has_no_accuracy_and_moves_only_what_needs_none(mo
 
 
 @pytest.mark.real
+def test_istar_may_compare_responses_by_the_mean_over_their_steps(model: Path) -> None:
+    left: list[tuple[dict[str, float], list[tuple[float, ...]]]] = []
+    # A mean over two steps with twice the beta is the sum with beta: the same scores, so the same update.
+    for settings, num_steps in (({"beta": 0.05}, 1), ({"beta": 0.1, "score": "step_mean"}, 2)):
+        learner = RewardLearner(make_reward_spec(model, "istar", 0, reward_model=settings))
+        try:
+            metrics = [train_on(learner, make_groups(seed, num_steps=num_steps)) for seed in (1, 2)][-1]
+            left.append((metrics, rewards_of(learner, make_groups(9))))
+        finally:
+            learner.close()
+    (summed, rewards), (averaged, doubled) = left
+    assert averaged == pytest.approx(summed, rel=1e-4)
+    assert sum(doubled, ()) == pytest.approx([2 * x for x in sum(rewards, ())], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.real
 def test_qrm_may_read_log_phi_off_a_language_models_own_head(model: Path) -> None:
     spec = make_reward_spec(model, "qrm", 0)
     spec = dataclasses.replace(spec, reward_model=spec.reward_model.model_copy(update={"head": "language_model"}))

@@ -254,6 +254,11 @@ OTHER_RULES: tuple[Rule, ...] = (
         "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
     ),
     (
+        ("reward_model.score",),
+        lambda c: c.credit.method != "istar",
+        "unless credit=istar, whose pairs are compared by it; remove it or choose that method",
+    ),
+    (
         ("reward_model.head", "reward_model.pair_scale", "reward_model.pair_margin"),
         lambda c: c.credit.method != "qrm",
         "unless credit=qrm, whose objective they belong to; remove it or choose that method",

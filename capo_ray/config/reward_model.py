@@ -23,6 +23,9 @@ class RewardModelConfig(Section):
     as log phi(token | prefix)."""
     beta: float = Field(0.05, gt=0)
     """credit=prime, istar: scale of the log-ratios."""
+    score: Literal["sum", "step_mean"] = "sum"
+    """credit=istar: what siblings are compared by. sum: the rewards of all tokens (the paper); step_mean: the mean over
+    steps of their sums (the authors' code), which many steps do not saturate."""
     pair_scale: float = Field(0.2, gt=0)
     """credit=qrm: scale of the difference between a right and a wrong response."""
     pair_margin: float = Field(2.0, ge=0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +30,10 @@ from capo_ray.learners.reward_batch import Label, has_pairs
 from capo_ray.learners.reward_objectives import objective_of
 from capo_ray.learners.scalar import ScalarModel, load_scalar_model
 from capo_ray.learners.spec import RewardSpec
-from capo_ray.loss import rank_pairs, soft_value_targets
+from capo_ray.loss import rank_pairs, response_score, score_divisor, soft_value_targets
 from capo_ray.types import UpdateReport, WeightedSample
 
 Column = Sequence[Sequence[WeightedSample]]
-
-_REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "sum": torch.sum,
-    "mean": torch.mean,
-    "last": lambda row: row[-1],
-}
 
 
 @dataclass(frozen=True)
@@ -54,11 +48,12 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Outcome and group of each labelled response [n]."""
+    """Outcome, group and number of steps of each labelled response [n]."""
 
     places: dict[str, int]
     outcomes: torch.Tensor
     groups: torch.Tensor
+    num_steps: list[int]
 
 
 class RewardLearner:
@@ -107,6 +102,7 @@ class RewardLearner:
             {str(label.key): place for place, label in enumerate(labels)},
             torch.tensor([label.outcome for label in labels], device=device),
             torch.tensor([label.group for label in labels], device=device),
+            [label.num_steps for label in labels],
         )
         metrics: dict[str, float] = {}
         moved, skipped = True, False
@@ -147,7 +143,7 @@ class RewardLearner:
         """The figures of one pass over the batch and one move; None where it was skipped."""
         with torch.no_grad():
             outputs = [self._outputs(cell) for cell in cells]
-        scores = self._scores(cells, outputs, len(known.places))
+        scores = self._scores(cells, outputs, known)
         if self._objective.loss is None:
             loss, slopes = self._fit_values(cells, outputs, known)
         else:
@@ -165,13 +161,13 @@ class RewardLearner:
             metrics["reward_model/accuracy_frac"] = right / count
         return metrics
 
-    def _scores(self, cells: Sequence[_Cell], outputs: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    def _scores(self, cells: Sequence[_Cell], outputs: Sequence[torch.Tensor], known: _Labels) -> torch.Tensor:
         """The scores [n] of all labelled responses, fp64, the same on every rank; collective."""
-        scores = torch.zeros(count, dtype=torch.float64, device=self._backend.device)
+        scores = torch.zeros(len(known.places), dtype=torch.float64, device=self._backend.device)
         for cell, output in zip(cells, outputs, strict=True):
             rows = output.double().split(cell.lengths) if cell.lengths else ()
             for place, row in zip(cell.places, rows, strict=True):
-                scores[place] = _REDUCE[self._objective.reduction](row)
+                scores[place] = response_score(row, self._objective.reduction, known.num_steps[place])
         return self._backend.sum_over_ranks(scores)
 
     def _fit_scores(
@@ -186,8 +182,11 @@ class RewardLearner:
         for cell in cells:
             slope = torch.zeros_like(cell.tokens.weights)
             if cell.lengths:
-                lengths = torch.tensor(cell.lengths, device=slope.device)
-                per_token = by_score[cell.places] / (lengths if self._objective.reduction == "mean" else 1)
+                sizes = [
+                    (length, known.num_steps[place]) for length, place in zip(cell.lengths, cell.places, strict=True)
+                ]
+                divisors = [score_divisor(self._objective.reduction, *size) for size in sizes]
+                per_token = by_score[cell.places] / torch.tensor(divisors, device=slope.device)
                 slope = per_token.to(slope.dtype)[cell.tokens.sequences]
             slopes.append(slope)
         return float(loss.detach()), slopes

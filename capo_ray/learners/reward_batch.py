@@ -15,17 +15,18 @@ from capo_ray.types import Batch, Group, Sample, Trajectory, TrajectoryKey
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a response turned out to be; siblings have the same `group`."""
+    """What a response of `num_steps` steps turned out to be; siblings have the same `group`."""
 
     key: TrajectoryKey
     group: int
     outcome: int
+    num_steps: int
 
 
 def to_labels(groups: Sequence[Group]) -> tuple[Label, ...]:
     """[n]: one label per response with a valid verdict, groups numbered from 0."""
     return tuple(
-        Label(member.trajectory.key, number, member.verdict.reward)
+        Label(member.trajectory.key, number, member.verdict.reward, len(member.steps))
         for number, group in enumerate(groups)
         for member in group.members
         if member.verdict.reward is not None

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from capo_ray.config.reward_model import RewardModelConfig
-from capo_ray.loss import outcome_loss, pair_loss
+from capo_ray.loss import Reduction, outcome_loss, pair_loss
 
 ScoreLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RewardModelConfig], torch.Tensor]
 
@@ -30,7 +30,7 @@ class Objective:
 
     head: Literal["logprob", "token_scalar", "prefix_scalar"]
     baseline: Literal["none", "reference", "sampler"]
-    reduction: Literal["sum", "mean", "last"]
+    reduction: Reduction
     loss: ScoreLoss | None
     pairs_only: bool = False
 
@@ -60,10 +60,12 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective_of(method: str, config: RewardModelConfig) -> Objective:
-    """The line of the table, Q-RM's with the head that the config asks for.
+    """The line of the table, Q-RM's with the head and iStar's with the score that the config asks for.
 
     Q-RM's optimal logits are those of a policy phi with log phi = (Q - V) / beta (2505.23363), so the log-probability
     of a language model can stand for the scalar; that it begins as the policy's own is our choice.
     """
     objective = OBJECTIVES[method]
+    if method == "istar":
+        return replace(objective, reduction=config.score)
     return replace(objective, head="logprob") if method == "qrm" and config.head == "language_model" else objective

@@ -11,10 +11,19 @@ from capo_ray.loss.entropy import adaptive_entropy_weights
 from capo_ray.loss.logprobs import token_logprobs
 from capo_ray.loss.mismatch import correction_weights, mismatch_figures
 from capo_ray.loss.policy import Figures, policy_loss
-from capo_ray.loss.reward import outcome_loss, pair_loss, rank_pairs, soft_value_targets
+from capo_ray.loss.reward import (
+    Reduction,
+    outcome_loss,
+    pair_loss,
+    rank_pairs,
+    response_score,
+    score_divisor,
+    soft_value_targets,
+)
 
 __all__ = [
     "Figures",
+    "Reduction",
     "adaptive_entropy_weights",
     "correction_weights",
     "covariance_band",
@@ -25,6 +34,8 @@ __all__ = [
     "pair_loss",
     "policy_loss",
     "rank_pairs",
+    "response_score",
+    "score_divisor",
     "soft_value_targets",
     "token_logprobs",
 ]

@@ -9,8 +9,28 @@ verdict is invalid do not come here.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+Reduction = Literal["sum", "mean", "step_mean", "last"]
+
+
+def response_score(outputs: torch.Tensor, reduction: Reduction, num_steps: int) -> torch.Tensor:
+    """The one score of a response with token outputs [T] and `num_steps` steps.
+
+    step_mean: the mean over steps of their tokens' sums, as in the code of iStar's authors, which does not saturate the
+    loss of pairs with many steps; their paper's score is the sum.
+    """
+    if reduction == "last":
+        return outputs[-1]
+    return outputs.sum() / score_divisor(reduction, len(outputs), num_steps)
+
+
+def score_divisor(reduction: Reduction, num_tokens: int, num_steps: int) -> int:
+    """What the sum of a response's outputs is divided by to give its score; not for `last`."""
+    return {"sum": 1, "mean": num_tokens, "step_mean": num_steps}[reduction]
 
 
 def outcome_loss(scores: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:

@@ -194,8 +194,20 @@ class RewardModel(Protocol):
 class Ledger(Protocol):
     """The durable account of every trajectory: generated -> verified -> critiqued -> credited -> trained | dropped."""
 
-    def record(self, keys: Sequence[TrajectoryKey], state: str, *, reason: str = "", update: int | None = None) -> None:
-        """Move trajectories to `state` in one durable transaction; raises `ledger.BadMove` on any other move."""
+    def record(
+        self,
+        keys: Sequence[TrajectoryKey],
+        state: str,
+        *,
+        reason: str = "",
+        update: int | None = None,
+        votes: Sequence[tuple[int, int]] | None = None,
+        masked: Sequence[int] | None = None,
+    ) -> None:
+        """Move trajectories to `state` in one durable transaction; raises `ledger.BadMove` on any other move.
+
+        `critiqued` goes with the (valid, asked) votes of each, `trained` with the masked tokens of each.
+        """
 
     def counts(self) -> Mapping[str, int]:
         """Trajectories per state."""

@@ -164,6 +164,11 @@ class Evidence(ByValue):
         either = (np.float64, np.float32)
         freeze_fields(self, token_rewards=either, entropies=(np.float32,), hint_gains=either)
 
+    @property
+    def votes(self) -> tuple[int, int]:
+        """How many of the critiques that came back are valid, and how many came back."""
+        return sum(critique.valid for critique in self.critiques), len(self.critiques)
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:

@@ -104,6 +104,34 @@ def test_votes_stand_beside_the_trajectory(ledger: SqliteLedger, tmp_path: Path)
     ledger.record(siblings(0), "critiqued", votes=[(3, 4), (4, 4)])
     rows = sqlite3.connect(tmp_path / LEDGER_FILE).execute("SELECT num_valid, num_votes FROM trajectories").fetchall()
     assert rows == [(3, 4), (4, 4)]
+    assert ledger.balance().votes == {"4/4": 1, "3/4": 1}
+
+
+def test_masked_tokens_count_for_as_long_as_their_trajectory_is_trained(ledger: SqliteLedger, tmp_path: Path) -> None:
+    for group in range(2):
+        credit(ledger, siblings(group))
+        ledger.record(siblings(group), "trained", update=group + 1, masked=[5, 0])
+    assert ledger.balance().masked_tokens == 10
+    assert "10 tokens of the trained ones were too old" in cli._to_text(ledger.balance())
+    ledger.rewind(1)
+    assert ledger.balance().masked_tokens == 5
+    with pytest.raises(BadMove, match=r"masked must have one entry per trajectory \(got 1 for 2\)"):
+        ledger.record(siblings(5), "generated", masked=[1])
+
+
+def test_a_ledger_of_before_masked_tokens_were_counted_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_FILE
+    old = SqliteLedger(path, "run")
+    credit(old, siblings(0))
+    old.record(siblings(0), "trained", update=1)
+    old.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE trajectories DROP COLUMN num_masked")
+    assert read_balance(path).counts["trained"] == 2
+    ledger = SqliteLedger(path, "run")
+    credit(ledger, siblings(1))
+    ledger.record(siblings(1), "trained", update=2, masked=[3, 4])
+    assert ledger.balance().masked_tokens == 7
 
 
 def test_a_rewind_takes_back_what_was_trained_after_the_checkpoint_and_all_that_is_open(ledger: SqliteLedger) -> None:

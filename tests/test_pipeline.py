@@ -132,6 +132,21 @@ def test_capo_trains_on_groups_where_every_answer_is_wrong_and_grpo_cannot(tmp_p
         run(fake_parts(tmp_path / "grpo", config, engine=engine, judge=None))
 
 
+def test_the_ledger_has_the_valid_and_the_asked_votes_of_each_response(tmp_path: Path) -> None:
+    class HalfDeaf(FakeJudge):
+        async def critique(self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int) -> Critiques:
+            votes = await super().critique(problem, responses, num_votes)
+            deaf = Critique(None, None, "", "unreadable", Provenance("fake", "", 0))
+            return tuple((deaf, *row[1:]) if i == 0 else row[:2] for i, row in enumerate(votes))
+
+    parts = fake_parts(tmp_path, make_config(critic={"num_votes": 4}), judge=HalfDeaf())
+    run(parts)
+    close(parts)
+    balance = parts.ledger.balance()  # type: ignore[attr-defined]
+    assert set(balance.votes) == {"3/4", "2/2"}
+    assert balance.votes["2/2"] == 3 * balance.votes["3/4"] and balance.votes["3/4"] >= 12 * 3
+
+
 class HalfTheProblems(FakeEngine):
     """Right on every second problem, and half right on the others: GRPO has no credit for the first."""
 

@@ -148,6 +148,9 @@ def test_every_token_young_enough_is_trained_and_no_other(tmp_path: Path) -> Non
     parts.ledger.close_open("run_ended")  # type: ignore[attr-defined]
     balance = parts.ledger.balance()  # type: ignore[attr-defined]
     assert balance.balanced and balance.counts["trained"] == state.num_trained == sum(map(len, world.learner.batches))
+    assert (
+        balance.masked_tokens == sum(len(w.sample.advantages) for _, b in world.learner.seen for w in b) - num_trained
+    )
     assert balance.reasons["stale"] + balance.counts["trained"] == 30 * GROUPS * SIBLINGS
 
 

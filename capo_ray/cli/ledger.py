@@ -37,8 +37,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _to_text(balance: Balance) -> str:
     lines = [f"{state:<12}{count:>10}" for state, count in balance.counts.items()]
+    lines += [f"  {count:>8}  critiqued ({votes} valid)" for votes, count in balance.votes.items()]
     lines += [f"  {count:>8}  {reason}" for reason, count in balance.reasons.items()]
     lines.append(f"{sum(balance.counts.values())} trajectories, {balance.updates} updates")
+    if balance.masked_tokens:
+        lines.append(f"{balance.masked_tokens} tokens of the trained ones were too old and had no weight")
     if balance.balanced:
         lines.append("balanced: every trajectory is trained in exactly one update or dropped with a reason")
     else:

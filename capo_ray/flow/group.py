@@ -167,7 +167,7 @@ class GroupWay:
             ledger.record(keys, "dropped", reason=f"{type(error).__name__}: {error}")
             raise
         if "critiques" in self._needs:
-            ledger.record(keys, "critiqued")
+            ledger.record(keys, "critiqued", votes=[m.evidence.votes for m in members])
         mark("evidence")
         group = Group(group_id, problem, tuple(members))
         num_tokens = sum(member.num_tokens for member in members)

@@ -240,7 +240,7 @@ class Pipeline:
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> Sorted:
         """Write down what was trained, and what of the groups was not; returns both."""
         aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
-        record_update(self.parts.ledger, aged.trained, report)
+        record_update(self.parts.ledger, aged.trained, aged.masked, report)
         self.parts.ledger.record(aged.stale, "dropped", reason="stale")
         self.parts.ledger.record(aged.invalid, "dropped", reason="invalid_verdict")
         for group in groups:

@@ -130,10 +130,10 @@ class Training:
         return time.monotonic() - started
 
 
-def record_update(ledger: Ledger, keys: Sequence[TrajectoryKey], report: UpdateReport) -> None:
-    """Writes down the samples of an update as trained, or as dropped where it moved nothing."""
+def record_update(ledger: Ledger, keys: Sequence[TrajectoryKey], masked: Sequence[int], report: UpdateReport) -> None:
+    """Writes down the samples of an update as trained, with how many tokens of each were too old, or as dropped."""
     if report.moved:
-        ledger.record(keys, "trained", update=report.version)
+        ledger.record(keys, "trained", update=report.version, masked=masked)
         return
     spoilers = set(report.nonfinite)
     spoiled, others = [k for k in keys if k in spoilers], [k for k in keys if k not in spoilers]

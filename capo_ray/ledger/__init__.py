@@ -7,7 +7,8 @@
 Invariant: at the end of a run every trajectory ever admitted is trained exactly once or dropped with a reason.
 """
 
+from capo_ray.ledger.balance import Balance, read_balance
 from capo_ray.ledger.lock import RunBusy, RunLock
-from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, Balance, Rewound, SqliteLedger, read_balance
+from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, Rewound, SqliteLedger
 
 __all__ = ["LEDGER_FILE", "BadMove", "Balance", "Rewound", "RunBusy", "RunLock", "SqliteLedger", "read_balance"]

@@ -10,16 +10,23 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from capo_ray.ledger.balance import (
+    OPEN,
+    STATES,
+    Balance,
+    add_masked_column,
+    balance_of,
+    count_states,
+    count_trained_twice,
+)
 from capo_ray.types import TrajectoryKey
 
 LEDGER_FILE = "ledger.sqlite"
-STATES = ("admitted", "generated", "verified", "critiqued", "credited", "trained", "dropped")
-OPEN = STATES[:5]
 SOURCES: dict[str, tuple[str, ...]] = {
     "admitted": (),
     "generated": ("admitted",),
@@ -35,6 +42,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trajectories (
   run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER,
   state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', trained_in INTEGER, num_valid INTEGER, num_votes INTEGER,
+  num_masked INTEGER,
   admitted_s REAL, generated_s REAL, verified_s REAL, critiqued_s REAL, credited_s REAL, trained_s REAL, dropped_s REAL,
   PRIMARY KEY (run, problem, grp, sample, attempt)
 ) WITHOUT ROWID;
@@ -47,22 +55,6 @@ _KEY = "run = ? AND problem = ? AND grp = ? AND sample = ? AND attempt = ?"
 
 class BadMove(RuntimeError):
     """A move that the graph does not have; the message names the trajectory, its state and the state asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """The account of a run: `counts` per state, `reasons` of the dropped, `open` ones, and whether all is accounted."""
-
-    counts: Mapping[str, int]
-    reasons: Mapping[str, int]
-    balanced: bool
-    open: int
-    trained_twice: int
-    updates: int
-
-    def to_dict(self) -> dict[str, object]:
-        """The same as plain JSON types, with the total number of trajectories."""
-        return {**asdict(self), "total": sum(self.counts.values())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +76,7 @@ class SqliteLedger:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        add_masked_column(self._db)
 
     def record(
         self,
@@ -93,12 +86,14 @@ class SqliteLedger:
         reason: str = "",
         update: int | None = None,
         votes: Sequence[tuple[int, int]] | None = None,
+        masked: Sequence[int] | None = None,
     ) -> None:
         """Move trajectories to `state` in one durable transaction: all of them, or none and `BadMove`.
 
-        `dropped` needs a reason, `trained` the update; `votes[i]` is (valid, asked) critiques of `keys[i]`.
+        `dropped` needs a reason, `trained` the update; `votes[i]` is (valid, asked) critiques of `keys[i]`, and
+        `masked[i]` counts its tokens that were too old to be trained.
         """
-        _check_arguments(state, reason, update, len(keys), votes)
+        _check_arguments(state, reason, update, len(keys), votes, masked)
         if not keys:
             return
         rows = [(self._run, key.problem, key.group, key.sample, key.attempt) for key in keys]
@@ -107,25 +102,28 @@ class SqliteLedger:
             if votes is not None:
                 pairs = [(*vote, *row) for vote, row in zip(votes, rows, strict=True)]
                 db.executemany(f"UPDATE trajectories SET num_valid = ?, num_votes = ? WHERE {_KEY}", pairs)
+            if masked is not None:
+                counted = [(n, *row) for n, row in zip(masked, rows, strict=True)]
+                db.executemany(f"UPDATE trajectories SET num_masked = ? WHERE {_KEY}", counted)
 
     def counts(self) -> dict[str, int]:
         """Trajectories per state, every state present."""
         with self._lock:
-            return _counts(self._db, self._run)
+            return count_states(self._db, self._run)
 
     def balance(self) -> Balance:
         """The account of this run as it stands."""
         with self._lock:
-            return _balance(self._db, self._run)
+            return balance_of(self._db, self._run)
 
     def trained_twice(self) -> int:
         """Responses (problem, group, sample) that entered more than one update, over all their attempts."""
         with self._lock:
-            return _trained_twice(self._db, self._run)
+            return count_trained_twice(self._db, self._run)
 
     def close_open(self, reason: str) -> int:
         """Drop every open trajectory with `reason`; returns how many there were."""
-        _check_arguments("dropped", reason, None, 0, None)
+        _check_arguments("dropped", reason, None, 0, None, None)
         with self._transaction() as db:
             return self._drop_open(db, reason)
 
@@ -215,23 +213,13 @@ class SqliteLedger:
                 raise
 
 
-def read_balance(path: Path) -> Balance:
-    """The account of everything in a ledger file, read without writing, also while its run is going on."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected a ledger at {path}, found none; give the directory of a run that was started"
-        )
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
-    try:
-        return _balance(db, None)
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} cannot be read as a ledger ({error}); give the directory of a run") from error
-    finally:
-        db.close()
-
-
 def _check_arguments(
-    state: str, reason: str, update: int | None, num_keys: int, votes: Sequence[tuple[int, int]] | None
+    state: str,
+    reason: str,
+    update: int | None,
+    num_keys: int,
+    votes: Sequence[tuple[int, int]] | None,
+    masked: Sequence[int] | None,
 ) -> None:
     if state not in SOURCES:
         raise BadMove(f"state must be one of {', '.join(STATES)} (got {state!r})")
@@ -239,48 +227,10 @@ def _check_arguments(
         raise BadMove("a dropped trajectory needs a reason (got none)")
     if (state == "trained") != (update is not None):
         raise BadMove(f"`update` goes with state trained and no other (got state={state}, update={update})")
-    if votes is not None and len(votes) != num_keys:
-        raise BadMove(f"votes must have one pair per trajectory (got {len(votes)} for {num_keys})")
+    for name, each in (("votes", votes), ("masked", masked)):
+        if each is not None and len(each) != num_keys:
+            raise BadMove(f"{name} must have one entry per trajectory (got {len(each)} for {num_keys})")
 
 
 def _sql_list(states: Sequence[str]) -> str:
     return "(" + ", ".join(f"'{state}'" for state in states) + ")"
-
-
-def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:
-    """The WHERE clause for one run, or for all of them where `run` is None."""
-    return ("WHERE 1", ()) if run is None else ("WHERE run = ?", (run,))
-
-
-def _counts(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
-    where, bound = _of_run(run)
-    found = dict(db.execute(f"SELECT state, COUNT(*) FROM trajectories {where} GROUP BY state", bound).fetchall())
-    return {state: found.get(state, 0) for state in STATES}
-
-
-def _trained_twice(db: sqlite3.Connection, run: str | None) -> int:
-    where, bound = _of_run(run)
-    doubles = f"SELECT 1 FROM trainings {where} GROUP BY run, problem, grp, sample HAVING COUNT(*) > 1"
-    return int(db.execute(f"SELECT COUNT(*) FROM ({doubles})", bound).fetchone()[0])
-
-
-def _balance(db: sqlite3.Connection, run: str | None) -> Balance:
-    """The account, from one snapshot.
-
-    Balanced: none open, none trained twice, as many trainings as trained trajectories, a reason for every drop.
-    """
-    where, bound = _of_run(run)
-    db.execute("BEGIN")
-    try:
-        counts = _counts(db, run)
-        twice = _trained_twice(db, run)
-        dropped = f"FROM trajectories {where} AND state = 'dropped' GROUP BY reason ORDER BY 2 DESC"
-        reasons = dict(db.execute(f"SELECT reason, COUNT(*) {dropped}", bound).fetchall())
-        trainings, updates = db.execute(
-            f"SELECT COUNT(*), COUNT(DISTINCT trained_in) FROM trainings {where}", bound
-        ).fetchone()
-    finally:
-        db.execute("ROLLBACK")
-    num_open = sum(counts[state] for state in OPEN)
-    balanced = num_open == 0 and twice == 0 and trainings == counts["trained"] and "" not in reasons
-    return Balance(counts, reasons, balanced, num_open, twice, updates)

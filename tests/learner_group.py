@@ -169,10 +169,11 @@ def refresh_and_resume(spec: LearnerSpec, out: Path) -> None:
 
 
 def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
-    """Rank 0 leaves its weights after two updates."""
+    """Rank 0 leaves its weights after two updates with checkpointing."""
     from safetensors.torch import save_file
 
-    learner = Learner(dataclasses.replace(spec, dtype="bfloat16"))
+    checkpointing = spec.learner.model_copy(update={"gradient_checkpointing": True})
+    learner = Learner(dataclasses.replace(spec, dtype="bfloat16", learner=checkpointing))
     train(learner, spec.world_size, spec.rank, budget=200)
     weights = learner.named_tensors()
     learner.close()

@@ -14,6 +14,7 @@ from torch import nn
 from capo_ray.learners import Learner
 from capo_ray.learners.microbatch import to_microbatch
 from capo_ray.learners.policy import load_policy
+from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
 from tests.learner_group import VOCAB, make_batch, make_spec, run_ranks
@@ -56,6 +57,21 @@ def test_no_rank_of_zero3_ever_holds_a_whole_model_in_memory_of_its_own(
         memory = json.loads((tmp_path / f"memory{rank}.json").read_text())
         assert memory["held"] == pytest.approx(2 * (4 * n / 2), rel=0.01), memory
         assert memory["held"] * 0.95 < memory["peak"] < memory["held"] * 1.25, memory
+
+
+def test_weights_that_a_file_holds_in_the_right_dtype_stay_mapped_and_others_are_cast(
+    model: Path, tmp_path: Path
+) -> None:
+    policy = load_policy(str(model), "bfloat16").model
+    policy.save_pretrained(tmp_path)
+    for dtype, mapped in (("bfloat16", True), ("float32", False)):
+        module = load_policy(str(tmp_path), dtype, cast=False)
+        before = {name: param.data_ptr() for name, param in module.named_parameters()}
+        place(module, torch.device("cpu"), DTYPES[dtype])
+        assert {p.dtype for p in module.parameters()} == {module.model.config.dtype} == {DTYPES[dtype]}
+        assert all((p.data_ptr() == before[name]) == mapped for name, p in module.named_parameters())
+        assert {b.dtype for b in module.buffers()} == {torch.float32}
+        assert module.model.lm_head.weight is module.model.model.embed_tokens.weight
 
 
 def test_a_shard_is_a_part_of_each_portion_and_a_host_shard_gives_the_same_numbers(model: Path) -> None:

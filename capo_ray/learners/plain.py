@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capo_ray.learners.backend import pack_adam, unpack_adam
+from capo_ray.learners.pretrained import place
 
 
 class PlainBackend:
@@ -20,10 +21,18 @@ class PlainBackend:
     rank = 0
 
     def __init__(
-        self, module: nn.Module, *, device: str, betas: tuple[float, float], weight_decay: float, max_grad_norm: float
+        self,
+        module: nn.Module,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
     ) -> None:
         self.device = torch.device(device)
-        self._module = module.to(self.device)
+        place(module, self.device, dtype)
+        self._module = module
         self._max_grad_norm = max_grad_norm
         self._masters: dict[nn.Parameter, torch.Tensor] = {}
         for param in module.parameters():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from capo_ray.protocols import RunFailed
 
@@ -38,11 +39,22 @@ def load_pretrained(
         model = kind.from_pretrained(path, config=config, dtype=stored or DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise RunFailed(f"{what} that transformers can read (got {path!r}): {error}") from error
+    model.config.dtype = DTYPES[dtype]  # also of weights that are cast later: an export names the dtype of its files
     # transformers leaves a loaded model in eval mode, and checkpoints activations in train mode alone.
     model.train()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves a module to `device`, its weights cast there one by one; buffers keep theirs (rotary angles: fp32).
+
+    Weights that a file holds so already stay mapped on a CPU: no host has a copy of them for each rank.
+    """
+    for param in module.parameters():
+        param.data = param.data.to(device).to(dtype)
+    module.to(device)
 
 
 def stored_dtype(path: str) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.plain import PlainBackend
+from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.spec import RankSpec
 from capo_ray.learners.zero import ZeroBackend
 from capo_ray.protocols import RunFailed
@@ -65,10 +66,8 @@ def memory_told(spec: RankSpec, doing: str) -> Iterator[None]:
 
 
 def load_options(spec: RankSpec) -> dict[str, bool]:
-    """How the model that is trained is loaded: ZeRO-3 casts each weight when it is dealt, the others all at once."""
-    config = spec.learner
-    deals = config.backend == "deepspeed" and config.zero_stage == 3
-    return {"gradient_checkpointing": config.gradient_checkpointing, "cast": not deals}
+    """How the model that is trained is loaded: the backend casts each weight where it comes to lie."""
+    return {"gradient_checkpointing": spec.learner.gradient_checkpointing, "cast": False}
 
 
 def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
@@ -78,6 +77,7 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
         return PlainBackend(
             module,
             device=device,
+            dtype=DTYPES[spec.dtype],
             betas=config.betas,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,

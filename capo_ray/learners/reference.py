@@ -22,7 +22,7 @@ import torch
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
 from capo_ray.learners.policy import Policy, load_policy
-from capo_ray.learners.pretrained import DTYPES
+from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.sharded import ShardedModule
 from capo_ray.learners.spec import RankSpec
 from capo_ray.protocols import RunFailed
@@ -81,7 +81,9 @@ class Reference:
     def _first(self) -> Policy | ShardedModule:
         spec, device = self._spec, self._device
         if spec.world_size == 1 and not spec.learner.offload_reference:
-            return load_policy(self._path, spec.dtype).requires_grad_(False).eval().to(device)
+            policy = load_policy(self._path, spec.dtype, cast=False).requires_grad_(False).eval()
+            place(policy, device, DTYPES[spec.dtype])
+            return policy
         return ShardedModule(
             load_policy(self._path, spec.dtype, cast=False).eval(),
             rank=spec.rank,

@@ -24,7 +24,7 @@ from torch import nn
 
 from capo_ray.learners import meeting
 from capo_ray.learners.backend import pack_adam, unpack_adam
-from capo_ray.learners.pretrained import DTYPES
+from capo_ray.learners.pretrained import DTYPES, place
 
 GATHER_NUMEL = 200_000_000  # elements made whole at a time when ZeRO-3 weights are gathered
 BUCKET_NUMEL = 200_000_000
@@ -60,6 +60,8 @@ class ZeroBackend:
         config = _config(stage, dtype, max_grad_norm, numel, device)
         if stage == 3:
             _partition(deepspeed, module, config, self.device, DTYPES[dtype])
+        else:
+            place(module, self.device, DTYPES[dtype])
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
         self._adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
@@ -197,6 +199,8 @@ def _import_deepspeed(device: str, rank: int, world_size: int) -> Any:
     # Its shared-memory collective serves inference alone; left listed, it is compiled at the first start, with g++.
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
     deepspeed.utils.logger.setLevel("WARNING")
+    # Stage 1 in bf16 prints its memory at every start, and resets the peak that we measure.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     return deepspeed
 
 

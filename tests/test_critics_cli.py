@@ -9,6 +9,7 @@ import pytest
 
 from capo_ray.cli import main
 from capo_ray.cli.critique_input import cut_text, read_input, read_solutions
+from capo_ray.config.credit import CapoConfig
 
 LINES = [
     {"question": "3+4*2?", "response": "4*2 = 8\n\n8+3 = 12\n\nSo \\boxed{12}.", "answer": "11", "wrong_steps": [1]},
@@ -134,7 +135,7 @@ def test_published_layouts_of_step_labels_are_read_and_told(
 ) -> None:
     row, wrong, labelled = LAYOUTS[name]
     path = write(tmp_path / "s.jsonl", [row])
-    (solution,) = read_solutions(read_input(path), "blank_line", 0)
+    (solution,) = read_solutions(read_input(path), CapoConfig(), 0)
     assert (sorted(solution.wrong or ()), solution.num_labelled or len(solution.steps)) == (wrong, labelled)
     assert solution.problem.prompt == "2+2?"
     assert f"line 1 is read as {name}'s layout" in capsys.readouterr().err

@@ -218,3 +218,4 @@ def test_the_plan_shows_how_the_first_problem_is_read(tmp_path: Path) -> None:
     words = "\n".join(data_words(compose_train(["data=files", f"data.path={path}"])))
     assert "questions are read from 'question', answers from 'answer', after ####" in words
     assert "answer    4\n" in words and "solution  2+2 = 4" in words and "1 of the first 64 rows are bad" in words
+    assert "steps     1 in the middle one of 1 reference solutions (1 to 1)" in words and "100% are one step" in words

@@ -96,6 +96,10 @@ def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"{text} is no key=value of {method}; {hint}Its keys: {', '.join(keys)}")
         given[key.removeprefix("credit.")] = value
+    if given.get("thinking") == "leave_out":
+        raise ConfigError(
+            "credit.thinking=leave_out is for runs: here every token of a response has its numbers; cut it in the file"
+        )
     try:
         return CREDIT_METHODS[method].model_validate({"method": method, **given})
     except ValidationError as error:

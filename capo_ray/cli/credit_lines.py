@@ -74,7 +74,9 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
         wanted = f"{len(response.token_ids)} numbers (or logprobs), which credit.segmenter=entropy reads"
         _refuse(f"{where}.entropies", wanted, None)
     try:
-        steps = split_steps(response, config.segmenter, entropies, config.entropy_cuts)
+        steps = split_steps(
+            response, config.segmenter, entropies, config.entropy_cuts, whole_blocks=config.whole_blocks
+        )
     except SpanError as error:
         raise FieldError(f"{where}.tokens: {error}") from None
     reward = _read_reward(item, where)

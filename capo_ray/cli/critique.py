@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """0 when at least one critique could be read."""
     config = compose_train(args.overrides)
     credit: Any = config.credit
-    vote, segmenter = getattr(credit, "vote", "majority"), config.credit.segmenter
-    solutions = list(read_solutions(read_input(args.input), segmenter, args.limit))
+    vote = getattr(credit, "vote", "majority")
+    solutions = list(read_solutions(read_input(args.input), config.credit, args.limit))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
     truth = None

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.cli.critique_layouts import READERS, Solution, layout_of
+from capo_ray.config.credit.base import CreditBase
 from capo_ray.problems.files import Place, format_of, line_rows, rows_of
 from capo_ray.protocols import RunFailed
-from capo_ray.steps import SEGMENTERS
-from capo_ray.steps.spans import drop_blank_pieces
+from capo_ray.steps import step_ends
+from capo_ray.steps.spans import ENTROPY
+from capo_ray.steps.thinking import answer_start
 from capo_ray.types import Problem
 
 NESTED_SEGMENTER = "newline"
@@ -29,7 +31,7 @@ def read_input(path: str) -> Iterator[Place]:
     return rows_of(file, format_of(file))
 
 
-def read_solutions(rows: Iterable[Place], segmenter: str, limit: int) -> Iterator[Solution]:
+def read_solutions(rows: Iterable[Place], credit: CreditBase, limit: int) -> Iterator[Solution]:
     """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault.
 
     A layout that is not ours is named on standard error.
@@ -43,7 +45,7 @@ def read_solutions(rows: Iterable[Place], segmenter: str, limit: int) -> Iterato
             said.add(name)
             print(f"capo-ray critique: line {number} is read as {name}'s layout", file=sys.stderr)
         try:
-            solutions = [READERS[name](row, number)] if name else _ours(row, number, segmenter)
+            solutions = [READERS[name](row, number)] if name else _ours(row, number, credit)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             said_of = str(error) if isinstance(error, ValueError) else f"expected {name}'s layout, got {error!r}"
             raise RunFailed(f"line {number}: {said_of}; mend or remove the line") from None
@@ -54,17 +56,20 @@ def read_solutions(rows: Iterable[Place], segmenter: str, limit: int) -> Iterato
             yield solution
 
 
-def cut_text(text: str, segmenter: str) -> tuple[str, ...]:
-    """The steps of a text, blank pieces joined to the step before them, as training cuts its responses."""
-    bounds = [0, *drop_blank_pieces(text, SEGMENTERS[segmenter](text)), len(text)]
+def cut_text(text: str, segmenter: str, credit: CreditBase | None = None) -> tuple[str, ...]:
+    """The steps of a text as training cuts its responses; without a credit method's word, by the defaults."""
+    if credit is not None and credit.thinking == "leave_out":
+        text = text[answer_start(text) :]
+    whole = credit.whole_blocks if credit is not None else True
+    bounds = [0, *step_ends(text, "sentence" if segmenter == ENTROPY else segmenter, whole_blocks=whole), len(text)]
     return tuple(text[a:b] for a, b in pairwise(bounds) if a < b)
 
 
-def _ours(row: dict[str, Any], number: int, segmenter: str) -> list[Solution]:
+def _ours(row: dict[str, Any], number: int, credit: CreditBase) -> list[Solution]:
     question = row.get("question", row.get("problem"))
     if not isinstance(question, str):
         raise ValueError('expected "question" (a text) in the object')
-    return _nested(row, question, number) or [_plain(row, question, number, segmenter)]
+    return _nested(row, question, number) or [_plain(row, question, number, credit)]
 
 
 def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
@@ -89,12 +94,12 @@ def _answer(truth: object) -> str:
     return truth.rpartition("A:")[2].strip() if isinstance(truth, str) else ""
 
 
-def _plain(row: dict[str, Any], question: str, number: int, segmenter: str) -> Solution:
+def _plain(row: dict[str, Any], question: str, number: int, credit: CreditBase) -> Solution:
     steps = row.get("steps")
     if isinstance(steps, list) and steps and all(isinstance(step, str) for step in steps):
         cut = tuple(steps)
     elif isinstance(row.get("response"), str):
-        cut = cut_text(row["response"], segmenter)
+        cut = cut_text(row["response"], credit.segmenter, credit)
     else:
         raise ValueError('expected "response" (a text) or "steps" (texts)')
     wrong = row.get("wrong_steps")
@@ -103,7 +108,7 @@ def _plain(row: dict[str, Any], question: str, number: int, segmenter: str) -> S
     ):
         raise ValueError(
             f'"wrong_steps" must be indices in 0..{len(cut) - 1} of the {len(cut)} steps (got '
-            f"{str(wrong)[:60]}); steps are cut by credit.segmenter={segmenter}"
+            f"{str(wrong)[:60]}); steps are cut by credit.segmenter={credit.segmenter}"
         )
     solution = row.get("solution")
     return Solution(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from capo_ray.cli.critique_input import cut_text
 from capo_ray.cli.memory import own_cluster
 from capo_ray.config import TrainConfig
 from capo_ray.problems import reads_hub
@@ -12,6 +15,7 @@ from capo_ray.types import Problem
 
 FIRST_ROWS = 64
 SHOWN_CHARS = 100
+MANY_SINGLE = 0.5
 
 
 def first_problems(config: TrainConfig, report: RowReport, notes: list[str]) -> list[Problem]:
@@ -34,9 +38,28 @@ def data_words(config: TrainConfig) -> list[str]:
     lines = [*notes, f"question  {_short(problems[0].prompt)}", f"answer    {_short(problems[0].answer)}"]
     if problems[0].solution:
         lines.append(f"solution  {_short(problems[0].solution)}")
+    lines += _step_words(config, [problem.solution for problem in problems if problem.solution])
     if report.bad:
         lines.append(f"{len(report.bad)} of the first {FIRST_ROWS} rows are bad, such as {report.bad[0]}")
     return ["# data (first problem)", *lines, ""]
+
+
+def _step_words(config: TrainConfig, solutions: Sequence[str]) -> list[str]:
+    """How many steps the cuts of the credit method make of real solutions; nothing where there are none."""
+    if not solutions:
+        return []
+    counts = sorted(len(cut_text(text, config.credit.segmenter, config.credit)) for text in solutions)
+    single = sum(count == 1 for count in counts) / len(counts)
+    words = (
+        f"steps     {counts[len(counts) // 2]} in the middle one of {len(counts)} reference solutions "
+        f"({counts[0]} to {counts[-1]}), as credit.segmenter={config.credit.segmenter} cuts"
+    )
+    if single < MANY_SINGLE:
+        return [words]
+    return [
+        words,
+        f"          {single:.0%} are one step, of which critics can only say all or nothing: try another segmenter",
+    ]
 
 
 def _short(text: str) -> str:

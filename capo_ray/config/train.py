@@ -53,6 +53,11 @@ class TrainConfig(Section):
         refuse_other_loss(self.credit, self.loss)
         self._refuse_slots()
         self._refuse_placements()
+        if self.credit.thinking == "leave_out" and {"step_values", "hinted_logprobs"} & type(self.credit).needs:
+            raise ValueError(
+                f"credit={self.credit.method} goes on from the one prompt of all siblings, so credit.thinking must be "
+                "train (got leave_out)"
+            )
         quorum = getattr(self.credit, "quorum", 0)
         if getattr(self.credit, "vote", "") == "greedy" and quorum > 1:
             raise ValueError(f"credit.vote=greedy asks for one critique, so credit.quorum must be 1 (got {quorum})")

@@ -27,7 +27,7 @@ from capo_ray.flow.quarantine import Gate, Quarantined
 from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
-from capo_ray.steps import SpanError, split_steps
+from capo_ray.steps import SpanError, split_steps, without_thinking
 from capo_ray.types import (
     Critique,
     Evidence,
@@ -180,6 +180,8 @@ class GroupWay:
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
         verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
+        if self._parts.config.credit.thinking == "leave_out":
+            trajectories = [without_thinking(t) for t in trajectories]
         num_tokens = sum(len(t.response.token_ids) for t in trajectories)
         steps = await off_loop(self._split, trajectories, num_tokens=num_tokens)
         return [Judged(t, v, spans) for t, v, spans in zip(trajectories, verdicts, steps, strict=True)]
@@ -187,7 +189,14 @@ class GroupWay:
     def _split(self, trajectories: Sequence[Trajectory]) -> list[tuple[Span, ...]]:
         credit = self._parts.config.credit
         return [
-            split_steps(t.response, credit.segmenter, t.response.entropies, credit.entropy_cuts) for t in trajectories
+            split_steps(
+                t.response,
+                credit.segmenter,
+                t.response.entropies,
+                credit.entropy_cuts,
+                whole_blocks=credit.whole_blocks,
+            )
+            for t in trajectories
         ]
 
     async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:

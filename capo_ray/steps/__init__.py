@@ -11,8 +11,9 @@ next character (the first bytes of a multi-byte one), or to the last step where 
 Invariant: a response whose tokens and text disagree raises `SpanError`; it is never trimmed or re-encoded to fit.
 """
 
-from capo_ray.steps.segmenters import SEGMENTERS, cut_at_blank_lines, cut_at_newlines, cut_at_sentences
+from capo_ray.steps.segmenters import SEGMENTERS, cut_at_blank_lines, cut_at_newlines, cut_at_sentences, step_ends
 from capo_ray.steps.spans import SpanError, check_spans, split_steps
+from capo_ray.steps.thinking import without_thinking
 
 __all__ = [
     "SEGMENTERS",
@@ -22,4 +23,6 @@ __all__ = [
     "cut_at_newlines",
     "cut_at_sentences",
     "split_steps",
+    "step_ends",
+    "without_thinking",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from capo_ray.arrays import FloatArray, IntArray
 from capo_ray.config.credit.base import EntropyCuts
 from capo_ray.steps.entropy import keep_decisions
-from capo_ray.steps.segmenters import SEGMENTERS
+from capo_ray.steps.segmenters import SEGMENTERS, step_ends
 from capo_ray.types import Completion, Span
 
 DEFAULT_CUTS = EntropyCuts()
@@ -26,18 +26,21 @@ def split_steps(
     segmenter: str = "blank_line",
     entropies: Sequence[float] | FloatArray = (),
     cuts: EntropyCuts = DEFAULT_CUTS,
+    *,
+    whole_blocks: bool = True,
 ) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 
     `entropy` cuts at those ends of sentences and lines after which the policy decides; without `entropies` [T] it goes
-    by the surprisal of the sampled tokens. Raises `SpanError` where `char_ends` do not describe `text`, `ValueError` on
-    an unknown segmenter.
+    by the surprisal of the sampled tokens. `whole_blocks` as in `step_ends`. Raises `SpanError` where `char_ends` do
+    not describe `text`, `ValueError` on an unknown segmenter.
     """
     if segmenter != ENTROPY and segmenter not in SEGMENTERS:
         raise ValueError(f"unknown segmenter {segmenter!r}; known: {', '.join(sorted([*SEGMENTERS, ENTROPY]))}")
     check_char_ends(response)
-    cut = SEGMENTERS["sentence" if segmenter == ENTROPY else segmenter]
-    ends = token_cuts(response.text, response.char_ends, drop_blank_pieces(response.text, cut(response.text)))
+    rule = "sentence" if segmenter == ENTROPY else segmenter
+    char_cuts = step_ends(response.text, rule, whole_blocks=whole_blocks)
+    ends = token_cuts(response.text, response.char_ends, char_cuts)
     if segmenter == ENTROPY and ends:
         # Python numbers: they are compared one by one.
         heights = np.asarray(entropies if len(entropies) else -response.logprobs, np.float64).tolist()
@@ -63,22 +66,6 @@ def check_char_ends(response: Completion) -> None:
     last = ends[-1] if num_tokens else 0
     if last != len(response.text):
         raise SpanError(f"the tokens contribute {last} characters but the text has {len(response.text)}")
-
-
-def drop_blank_pieces(text: str, cuts: Sequence[int]) -> list[int]:
-    """The cuts without those that would leave a piece of whitespace alone: it joins the piece before it."""
-    kept: list[int] = []
-    start = 0
-    for cut in cuts:
-        if text[start:cut].isspace():
-            if kept:
-                kept[-1] = cut
-        else:
-            kept.append(cut)
-        start = cut
-    if kept and not text[start:].strip():
-        kept.pop()
-    return kept
 
 
 def token_cuts(text: str, char_ends: IntArray, cuts: Sequence[int]) -> list[int]:

@@ -38,6 +38,12 @@ class CreditBase(Section):
     method: str
     segmenter: Segmenter = "blank_line"
     """Where a response is cut into steps."""
+    whole_blocks: bool = True
+    """Keep code blocks, displayed formulas, tables and the paragraphs of a list item whole, and make no step of a
+    heading or rule alone; false: cut wherever the segmenter says (the paper's `\\n\\n`)."""
+    thinking: Literal["train", "leave_out"] = "train"
+    """What precedes the last `</think>`: cut, judged and trained as the rest, or left out: critics do not see it, and
+    its tokens count as the prompt's. A response without the tag, or with nothing behind it, stays whole."""
 
     @property
     def whitens_batch(self) -> bool:

@@ -16,6 +16,7 @@ from capo_ray.answers import (
     choice_letter,
     exact_equal,
     extract_answer,
+    extract_choice,
     fast_equal,
     library_equal,
     normalise,
@@ -70,6 +71,37 @@ def _library() -> Iterator[None]:
         ("The anſwer is 3.", "3"),
         (r"\boxed{2} or \\boxed{3", "2"),
         (r"\boxed{" + "{" * 300 + "x" + "}" * 300 + "}", None),
+        ("Tom spent $38 on seeds. #### 38", "38"),
+        ("#### 4 at first. Then: #### 5", "5"),
+        ("#### Part 1: Add\n#### Part 2: Conclude\nThe answer is 6.", "6"),
+        ("The answer is 6.\n\n#### Check\n5+1=6", "6"),
+        ("The answer is 6.\n#### 1. Look back", "6"),
+        ("#### Answer: **6**", "6"),
+        ("#### Final Answer\n6", "6"),
+        ("**Final Answer**\n\n$$6$$", "$$6$$"),
+        ("The final answer is:\n\n\\[\nx\n\\]", r"\[ x \]"),
+        ("__Answer__: 7", "7"),
+        ("<think>6</think><answer>\n7\n</answer>", "7"),
+        ("<answer>The answer is 7 dollars.</answer> Done.", "7"),
+        ("so 7\n<answer>7", "7"),
+        (r"\boxed{(1,2)} \text{ and } \boxed{(3,4)}", "(1,2), (3,4)"),
+        (r"They are $\boxed{2}$ and $\boxed{3}$.", "2, 3"),
+        (r"$x=\boxed{2}$, $y=\boxed{3}$", "2, 3"),
+        (r"\boxed{2} as said: $\boxed{2}$ and $\boxed{2}$", "2"),
+        (r"\boxed{7} is wrong, I mean \boxed{2}", "2"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
+        ("Final Answer: The value of $k$ is $12$.", "$12$"),
+        ("Final Answer: She started 3 hours ago.", "3"),
+        ("Final Answer: The least $n$ with $2^n > 300$ is 9.", "9"),
+        ("Answer: $x$ = 5", "x = 5"),
+        ("Answer $9$", "$9$"),
+        (r"Interest is $\boxed{255}$. Final Answer: The final answer is $10,455$. I hope so.", "$10,455$"),
+        (r"\boxed{6}. This answer is easy to check with 2 and 3.", "6"),
+        ("答案是：9", "9"),
+        ("故选：C．", "C"),
+        ("La respuesta final es $18$.", "$18$"),
+        ("Die Antwort ist 18.", "18"),
+        ("最終的な答えは18です。", "18"),
     ],
 )
 def test_the_answer_is_found_in_the_documented_order(response: str, answer: str | None) -> None:
@@ -353,10 +385,36 @@ def test_a_simple_formula_has_the_value_that_anyone_would_give_it() -> None:
         ("Paris", None),
         ("", None),
         ("12", None),
+        ("A, C", "AC"),
+        ("B and D", "BD"),
+        ("DB", "BD"),
+        ("2", "2"),
+        ("option B", "B"),
+        ("B - Paris", "B"),
+        ("a bit unclear", None),
+        ("Both", None),
     ],
 )
 def test_choice_letters_are_read_in_their_usual_forms(text: str, letter: str | None) -> None:
     assert choice_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "letters"),
+    [
+        ("The correct option is B.", "B"),
+        ("Therefore, B is the correct answer.", "B"),
+        ("<answer>(C)</answer>", "C"),
+        ("The answer that fits best is (D).", "D"),
+        ("The answer is A, C", "AC"),
+        ("So option E. #### E", "E"),
+        ("I think the answer is hard to tell.", None),
+        ("A train leaves at 5.", None),
+        ("The answer is a matter of taste.", None),
+    ],
+)
+def test_a_response_settles_on_options_in_many_phrases_or_on_none(response: str, letters: str | None) -> None:
+    assert extract_choice(response)[0] == letters
 
 
 def test_exact_equality_looks_at_text_alone() -> None:

@@ -11,8 +11,9 @@
 Invariant: where `fast_equal` speaks, `slow_equal` says the same. Both read the same house rules (`compare.decide`).
 """
 
+from capo_ray.answers.choice import choice_letter, extract_choice
 from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal, normalise
-from capo_ray.answers.extract import choice_letter, extract_answer, reference_answer
+from capo_ray.answers.extract import extract_answer, reference_answer
 from capo_ray.answers.refusal import refusal
 from capo_ray.answers.slow import library_equal, slow_equal
 
@@ -22,6 +23,7 @@ __all__ = [
     "decide",
     "exact_equal",
     "extract_answer",
+    "extract_choice",
     "fast_equal",
     "library_equal",
     "normalise",

@@ -1,38 +1,61 @@
-r"""Where the final answer stands in a response, in linear time whatever the text.
+r"""Where the final answer stands in a response: one pass over its end, linear in time whatever the text.
 
-Order, first that is found wins; within a kind the last occurrence wins, since a response may correct itself:
-    1. `\boxed{…}` or `\fbox{…}` with balanced braces (an unfinished one is passed over)
-    2. `#### 42` on a line of its own
-    3. `The (final) answer is …`, `Answer: …`, or a line `A: …`
-    4. a response that is nothing but one short line, one word or a formula with a digit: the line itself
-What stands before the last `</think>` is not read, and of a longer response only the last `MAX_TAIL_CHARS`. There is no
-"last number in the text" rule: it rewards luck.
+    candidates, by where they stand:   \boxed{…}, adjacent ones joined     <answer> … </answer>
+                                       #### 42                             the answer is …, Answer: …, 答案是 …
+    the last of them is the answer, since a response may correct itself: what is said last wins
+
+A phrase that goes on in words ("the answer is easy to check") yields to every other kind; `####` before words is a
+Markdown heading. A response without any is read only where it is nothing but one short line. What stands before the
+last `</think>` is not read, nor more than `MAX_TAIL_CHARS` from the end. No "last number in the text": it rewards luck.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from capo_ray.answers.sentence import read_sentence
 
 MAX_TAIL_CHARS = 65_536
 MAX_BARE_CHARS = 64
 MAX_LINE_CHARS = 4096
-BLOCK_CHARS = 1024
 MAX_OPEN = 200
+MAX_GAP_CHARS = 80
+MAX_WORDS = 4
+MAX_PHRASES = 32
 
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)[ \t]{0,4}\{|\\.|[{}]", re.DOTALL)
-_PLAIN_BOX = re.compile(r"\\boxed\{([^{}\\]*)\}")
-_BARE_BOX = re.compile(r"\\boxed[ \t]{1,4}([^\s{}\\$]{1,64})")
-_HASHES = re.compile(r"^[ \t]{0,8}#{4}[ \t]{0,8}([^\n]{1,4096})$", re.MULTILINE)
+_BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)[ \t]{0,4}\{|\\boxed[ \t]{1,4}(?=[^\s{}\\$])|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"[^\s{}\\$]{1,64}")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;&、，]|\\[\[\](),;:! ]|\\q?quad|\\text(?:bf|rm)? ?\{ ?(?:and|or|,)? ?\}"
+    r"|\band\b|\bor\b|和|或|[a-zA-Z] ?=)*+"
+)
+_HASHES = re.compile(r"(?<!#)####(?!#)")
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _PHRASE = re.compile(
-    r"(?:\banswer(?:\*\*)?[ \t]{0,4}(?:is\b[ \t]{0,4}:?|:|=)|^[ \t]{0,8}A:)(?:\*\*)?[ \t]{0,4}",
+    r"(?P<final>final[ \t]{1,4})?(?:(?<![A-Za-z])answers?|\bcorrect (?:option|choice))[*_]{0,3}[ \t]{0,4}"
+    r"(?:(?:is|are)\b[ \t]{0,4}:?|[:：=]|(?=\$))"
+    r"|^[ \t]{0,8}A:"
+    r"|^[ \t#*_]{0,12}(?P<heading>(?:final[ \t]{1,4})?answer)[*_]{0,3}[ \t]{0,8}$"
+    r"|\b(?:respuesta|r[eé]ponse|antwort|risposta|resposta)(?: \w{1,10})?(?: (?:es|est|ist|[eèé])\b|[ ]?:)"
+    r"|ответ[ ]?[:—-]"
+    r"|答案(?:是|为|為)?[ ]?[:：]?|故选[ ]?[:：]?|故選[ ]?[:：]?|答え[はが][ ]?[:：]?",
     re.IGNORECASE | re.MULTILINE,
 )
-_LINE = re.compile(r"\n[ \t]{0,8}a:")
-_NUMBER_THEN_WORDS = re.compile(r"([-+]?\\?\$?[0-9][0-9.,/]*(?:[ ]?\\?%)?)[ ]+[A-Za-z]{3,}[A-Za-z .,'!-]*")
-_SENTENCE_END = re.compile(r"\.(?=[ \t]+\S)|\.[ \t]*$")
+_OUR_ANSWER = re.compile(r"\$([^$\n]{1,400})\$ is (?:our|the)(?: final)? answer", re.IGNORECASE)
+_ORDINAL = re.compile(r"[0-9]{1,3}[.)][ ]?[A-Za-z]")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_LETTER = re.compile(r"[ \t(\[]*([A-Za-z])(?:[)\]]|[.:](?:\s|$)|[ \t]*$)")
-_TEXT_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|bf|rm)\b[ ]?\{?|[{}$*]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A candidate: where it ends, its text, and whether it is more than words after a phrase."""
+
+    end: int
+    text: str
+    firm: bool = True
 
 
 def extract_answer(response: str) -> str | None:
@@ -41,119 +64,117 @@ def extract_answer(response: str) -> str | None:
     thought = tail.rfind("</think>")
     if thought >= 0:
         tail = tail[thought + len("</think>") :]
-    found = _last_box(tail)
-    if found is None and "####" in tail and (hashes := _last(_HASHES, tail)) is not None:
-        found = _sentence(hashes.group(1))
-    if found is None and (start := _end_of_phrase(tail)) is not None:
-        found = _sentence(tail[start : start + MAX_LINE_CHARS].split("\n", 1)[0])
-    if found is None and len(response) <= MAX_BARE_CHARS * 2:
-        found = _bare_line(tail)
-    return found or None
+    found = [*_boxes(tail), *_hashes(tail), *_tags(tail), *_phrases(tail)]
+    if found:
+        return max(found, key=lambda one: (one.firm, one.end)).text or None
+    return _bare_line(tail)
 
 
 def reference_answer(text: str) -> str:
-    """The answer in a data set's answer column, which may be a worked solution with a box or `####` at its end."""
-    if "\\boxed" in text or "####" in text or "answer is" in text.lower():
+    """The answer in a data set's answer column, which may be a worked solution that marks its answer."""
+    if any(mark in text for mark in ("\\boxed", "\\fbox", "####", "\n")) or "answer is" in text.lower():
         return extract_answer(text) or text.strip()
     return text.strip()
 
 
-def choice_letter(text: str) -> str | None:
-    """The upper-case letter of a choice answer (`B`, `(b)`, `\\text{(B)}`, `B. Paris`), None for other text."""
-    match = _LETTER.match(_TEXT_WRAP.sub("", text[:256]).strip())
-    return match.group(1).upper() if match else None
+def _boxes(text: str) -> list[_Found]:
+    """The last box, with those that directly precede it: one list, or one answer where all say the same."""
+    group: list[tuple[int, int, str]] = []
+    for start, end, content in reversed(_outer_boxes(text)):
+        if group:
+            gap = text[end : group[-1][0]]
+            if len(gap) > MAX_GAP_CHARS or not _BETWEEN_BOXES.fullmatch(gap):
+                break
+        group.append((start, end, content))
+    if not group:
+        return []
+    contents = list(dict.fromkeys(content for _, _, content in reversed(group)))
+    return [_Found(group[0][1], ", ".join(contents))]
 
 
-def _last_box(text: str) -> str | None:
-    """The content of the complete box that ends last; the inner one where a box holds nothing but a box."""
-    start = text.rfind("\\boxed")
-    if start < 0 and "\\fbox" not in text:
-        return None
-    first = min(place for place in (text.find("\\boxed"), text.find("\\fbox")) if place >= 0)
-    first = len(text[:first].rstrip("\\"))  # an escaped backslash before it makes it none
-    if start >= 0 and (plain := _PLAIN_BOX.match(text, start)) and "\\fbox" not in text:
-        return plain.group(1).strip()
-    content = _closed_box(text[start:], MAX_OPEN) if start >= 0 and "\\fbox" not in text else None
-    if content is None and (first != start or "\\fbox" in text):
-        content = _closed_box(text[first:])
-    if content is None:
-        bare = _last(_BARE_BOX, text)
-        return bare.group(1).strip() if bare else None
-    for _ in range(4):
-        inner = content.strip()
-        if not (inner.startswith(("\\boxed", "\\fbox")) and inner.endswith("}")):
-            break
-        inside = _closed_box(inner)
-        if inside is None:
-            break
-        content = inside
-    return content.strip()
-
-
-def _closed_box(text: str, most_open: int = MAX_TAIL_CHARS) -> str | None:
-    """One pass over the braces, ended where too many are open: the content of the box that is closed last."""
-    if "}" not in text:
-        return None
-    open_braces: list[int] = []  # start of the content for a box, -1 for a plain brace
-    content: tuple[int, int] | None = None
+def _outer_boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of the boxes that no other one holds; a box around nothing but a box is the inner one."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return []
+    opened: list[tuple[int, int]] = []  # start of box and content; -1 for a plain brace
+    boxes: list[tuple[int, int, str]] = []
     for match in _BOX_OR_BRACE.finditer(text):
         token = match.group()
-        if token == "{":
-            open_braces.append(-1)
-            if len(open_braces) > most_open:
-                break
-        elif token == "}":
-            if open_braces and (start := open_braces.pop()) >= 0:
-                content = (start, match.start())
-        elif token.startswith(("\\boxed", "\\fbox")):
-            open_braces.append(match.end())
-    return text[content[0] : content[1]] if content else None
+        if token == "}":
+            if not opened or (place := opened.pop())[0] < 0:
+                continue
+            content = text[place[1] : match.start()].strip()
+            while boxes and boxes[-1][0] > place[0]:
+                start, end, inner = boxes.pop()
+                if content == text[start:end]:
+                    content = inner
+            boxes.append((place[0], match.end(), content))
+        elif token == "{":
+            opened.append((-1, -1))
+        elif token.endswith("{") and len(token) > 2:
+            opened.append((match.start(), match.end()))
+        elif token.startswith("\\boxed"):
+            bare = _BARE_BOX.match(text, match.end())
+            if bare is not None:
+                boxes.append((match.start(), bare.end(), bare.group().rstrip(".,;")))
+        if len(opened) > MAX_OPEN:
+            opened.clear()
+    return boxes
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match, looked for from the end of the text, block after block."""
-    size = BLOCK_CHARS
-    while True:
-        place = max(0, len(text) - size)
-        found = None
-        for match in pattern.finditer(text, place):
-            found = match
-        if found is not None or place == 0:
-            return found
-        size *= 8
+def _hashes(text: str) -> Iterator[_Found]:
+    """What follows `####`, in mid-line too; words after it are a heading, except at the end."""
+    marks = [match.end() for match in _HASHES.finditer(text)]
+    for place, until in reversed([*zip(marks, [*marks, len(text)][1:], strict=True)]):
+        rest = text[place : min(until, place + MAX_LINE_CHARS)].lstrip(" \t").split("\n", 1)[0].rstrip("#")
+        rest = rest.strip().strip("*").strip()
+        if not rest or _ORDINAL.match(rest) or _PHRASE.search(rest):
+            continue
+        is_end = not text[place:].lstrip().partition("\n")[2].strip()
+        if not _PROSE.match(rest) or (is_end and len(rest.split()) <= MAX_WORDS):
+            yield _Found(place + 1, read_sentence(rest) or rest)
+            return
 
 
-def _end_of_phrase(text: str) -> int | None:
-    """Where the last phrase that announces an answer ends."""
-    folded = text.casefold()  # holds what the pattern's IGNORECASE lets pass, found at a fraction of its time
-    if "answer" not in folded and "a:" not in folded:
-        return None
-    if len(folded) != len(text):
-        return match.end() if (match := _last(_PHRASE, text)) else None
-    found = None
-    place = folded.rfind("answer")
-    while place >= 0 and (found := _PHRASE.match(text, place)) is None:
-        place = folded.rfind("answer", 0, place)
-    start = 0
-    for line in _LINE.finditer(folded):
-        start = line.start() + 1
-    if (found is None or start > found.start()) and (other := _PHRASE.match(text, start)):
-        found = other
-    return found.end() if found else None
+def _tags(text: str) -> Iterator[_Found]:
+    """What stands in `<answer>` tags, read like a response of its own; the closing tag may be cut off at the end."""
+    start = -1
+    last: tuple[int, int] | None = None
+    for match in _TAG.finditer(text):
+        if not match.group(1):
+            start = match.end()
+        elif start >= 0:
+            last, start = (start, match.start()), -1
+    if start >= 0 and len(text) - start <= MAX_LINE_CHARS:
+        last = (start, len(text))
+    if last is None:
+        return
+    inside = text[last[0] : last[1]].strip()
+    marked = [*_boxes(inside), *_hashes(inside), *_phrases(inside)]
+    if marked:
+        yield _Found(last[1], max(marked, key=lambda one: (one.firm, one.end)).text)
+    elif inside:
+        yield _Found(last[1], read_sentence(inside) or inside)
 
 
-def _sentence(line: str) -> str | None:
-    """The answer at the head of the rest of a line: its formula if it has one, else up to the sentence's end."""
-    line = line.strip().strip("*").strip()
-    first, last = line.find("$"), line.rfind("$")
-    if first >= 0 and last > first and not line[:first].endswith("\\"):
-        return line[first : last + 1]
-    if end := _SENTENCE_END.search(line):
-        line = line[: end.start()]
-    line = line.strip().strip("*").strip()
-    if number := _NUMBER_THEN_WORDS.fullmatch(line):
-        line = number.group(1).rstrip(".,")
-    return line or None
+def _phrases(text: str) -> Iterator[_Found]:
+    """What follows a phrase that announces an answer, in its line or the next that is not empty."""
+    for match in _OUR_ANSWER.finditer(text):
+        yield _Found(match.end(), match.group(1).strip())
+    for match in deque(_PHRASE.finditer(text), MAX_PHRASES):
+        passage = _passage(text[match.end() : match.end() + MAX_LINE_CHARS].lstrip(" \t*_:："))
+        if answer := read_sentence(passage):
+            named = match.group("final") or match.group("heading")
+            yield _Found(match.end() + 1, answer, bool(named) or not _PROSE.match(passage.lstrip("*_( ")))
+
+
+def _passage(rest: str) -> str:
+    """The line that begins here or below, or the display formula that does."""
+    rest = rest.strip()
+    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+        if rest.startswith(opening) and (end := rest.find(closing, 2)) > 0:
+            return rest[: end + 2].replace("\n", " ")
+    return rest.split("\n", 1)[0]
 
 
 def _bare_line(text: str) -> str | None:

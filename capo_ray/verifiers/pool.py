@@ -158,9 +158,9 @@ class VerifierPool:
         if self._config.kind == "custom":
             digest = blake2b(response.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
             return None, self._lookup((reference, digest), reference, response)
-        extracted = answers.extract_answer(response)
         if self._config.kind == "choice":
-            return self._choose(reference, extracted)
+            return self._choose(reference, response)
+        extracted = answers.extract_answer(response)
         if extracted is None:
             self._counts["no_answer"] += 1
             return None, NO_ANSWER
@@ -169,13 +169,15 @@ class VerifierPool:
             return extracted, RIGHT if answers.exact_equal(reference, extracted) else WRONG
         return self._compare(reference, extracted)
 
-    def _choose(self, reference: str, extracted: str | None) -> tuple[str | None, Outcome]:
+    def _choose(self, reference: str, response: str) -> tuple[str | None, Outcome]:
         wanted = answers.choice_letter(reference)
         if wanted is None:
-            return extracted, Outcome(None, f"undecided: the reference {reference[:40]!r} is no choice letter")
-        letter = answers.choice_letter(extracted) if extracted else None
-        self._counts["fast" if letter else "no_answer"] += 1
-        return letter, NO_ANSWER if letter is None else (RIGHT if letter == wanted else WRONG)
+            return None, Outcome(None, f"undecided: the reference {reference[:40]!r} names no option")
+        chosen, _ = answers.extract_choice(response)
+        if chosen is not None and chosen.isdigit() != wanted.isdigit():
+            chosen = None
+        self._counts["fast" if chosen else "no_answer"] += 1
+        return chosen, NO_ANSWER if chosen is None else (RIGHT if chosen == wanted else WRONG)
 
     def _compare(self, reference: str, extracted: str) -> tuple[str, Outcome | Job]:
         """As `_settle`, for kind=math."""

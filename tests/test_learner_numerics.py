@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec, RewardLearner
 from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.pretrained import stored_dtype
-from tests.learner_group import VOCAB, Weights, make_batch, make_spec, run_ranks, trained
+from capo_ray.packing import build_batch
+from capo_ray.types import Sample, VersionRun
+from tests.learner_group import VOCAB, Weights, make_batch, make_samples, make_spec, run_ranks, trained
 from tests.reward_group import make_reward_spec
 
 CPU = torch.device("cpu")
@@ -86,6 +89,48 @@ def test_plain_torch_keeps_the_promises_of_a_backend(model: Path, tmp_path: Path
     if dtype == "bfloat16":
         direction, length = cosine(weights, trained(alone(model), 200)[0], start_of(model))
         assert direction > 0.9 and length == pytest.approx(1.0, abs=0.1)
+
+
+def spoilt(sample: Sample) -> Sample:
+    """The sample with other numbers for the tokens of version 0."""
+    old = sample.versions[0].end if sample.versions[0].version == 0 else 0
+
+    def other(row: Sequence[float] | FloatArray) -> list[float]:
+        return [x - 1.5 if i < old else x for i, x in enumerate(row)]
+
+    logprobs, advantages = other(sample.sampler_logprobs), other(sample.advantages)
+    rest = {n: other(getattr(sample, n)) for n in ("entropy_weights", "imitation_weights")}
+    return dataclasses.replace(sample, sampler_logprobs=logprobs, advantages=advantages, **rest)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kl_coef": 0.05},
+        {"ratio": "sequence", "kl_coef": 0.0},
+        {"behaviour": "recompute", "correction": "geometric_mask", "correction_low": 0.9, "correction_high": 1.2},
+        {"entropy_control": "lica", "entropy_coef": 0.01, "covariance": "kl", "covariance_frac": 0.1},
+    ],
+)
+def test_a_token_that_is_masked_has_no_part_in_a_move(model: Path, loss: dict[str, Any]) -> None:
+    samples = []
+    for i, sample in enumerate(make_samples(1)):
+        length = sample.num_response_tokens
+        runs = [(VersionRun(0, length),), (VersionRun(0, length // 2), VersionRun(1, length)), (VersionRun(1, length),)]
+        samples.append(dataclasses.replace(sample, versions=runs[i % 3]))
+    spec = dataclasses.replace(alone(model, num_epochs=1), loss=LossConfig.model_validate(loss))
+    left = []
+    for batch in (samples, list(map(spoilt, samples))):
+        learner = Learner(spec)
+        made = build_batch(
+            batch, num_ranks=1, microbatch_tokens=200, aggregation="sequence_mean", oldest_version=1
+        )  # two of three samples are in it
+        left.append((learner.update(made.column(0)).metrics, learner.named_tensors()))
+        learner.close()
+    (metrics, weights), (others, same) = left
+    assert made.num_samples == 8 and metrics["learner/loss_tokens"] == made.num_loss_tokens
+    assert metrics == pytest.approx(others, rel=1e-6) and weights and same
+    assert all(torch.allclose(weights[k], same[k], rtol=1e-6, atol=1e-9) for k in weights)
 
 
 @pytest.mark.real

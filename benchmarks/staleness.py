@@ -58,6 +58,7 @@ GRID = [
     *(Setting(0.7, 1, 2, update=update) for update in (0.3, 0.5, 0.7)),
     *(Setting(sigma, max_age, 2) for sigma in (0.7, 1.2) for max_age in (2, 4)),
     *(Setting(0.7, max_age, max_age + 1, critique=0.5) for max_age in (1, 2)),
+    *(Setting(0.7, max_age, max_age + 1, critique=2.0) for max_age in (1, 2)),
 ]
 
 

@@ -145,6 +145,11 @@ def test_every_token_young_enough_is_trained_and_no_other(tmp_path: Path) -> Non
     assert state.num_masked_tokens == in_batches - num_trained
     assert max(row["stream/age_max"] for row in rows) == 1
     assert 0.1 < statistics.fmean(row["stream/masked_frac"] for row in rows) < 0.3
+    version, batch = world.learner.seen[-1]
+    lengths = [n for p in {k.problem for k in world.learner.batches[-1]} for n in world.engine.lengths[p]]
+    shares = {w.sample.key: sum(x > 0 for x in w.loss_weights) / len(w.loss_weights) for w in batch}
+    as_trained = sum(shares[w.sample.key] * len(w.loss_weights) for w in batch) / sum(shares.values())
+    assert rows[version]["stream/trained_length_ratio"] == pytest.approx(as_trained / statistics.fmean(lengths))
     parts.ledger.close_open("run_ended")  # type: ignore[attr-defined]
     balance = parts.ledger.balance()  # type: ignore[attr-defined]
     assert balance.balanced and balance.counts["trained"] == state.num_trained == sum(map(len, world.learner.batches))

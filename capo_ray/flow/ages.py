@@ -18,7 +18,8 @@ from capo_ray.types import TrajectoryKey, VersionRun
 class Sorted:
     """The responses of a batch by their end, and the tokens of those with a valid verdict by age.
 
-    `masked[i]` counts the tokens of `trained[i]` that are too old.
+    `masked[i]` counts the tokens of `trained[i]` that are too old; `lengths` are (tokens, young ones) of each valid
+    response.
     """
 
     max_age: int
@@ -27,6 +28,7 @@ class Sorted:
     stale: tuple[TrajectoryKey, ...]
     invalid: tuple[TrajectoryKey, ...]
     ages: Counter[int]
+    lengths: tuple[tuple[int, int], ...]
 
     @property
     def num_masked(self) -> int:
@@ -34,14 +36,19 @@ class Sorted:
         return sum(n for age, n in self.ages.items() if age > self.max_age)
 
     def figures(self) -> dict[str, float]:
-        """The ages of the trained tokens, and what was too old; names as in metrics."""
+        """The ages of the trained tokens, and what was too old; names as in metrics.
+
+        `trained_length_ratio` is the mean length of responses, each counted by the share of it that is trained, over
+        that of all: 1 where age does not ask for length.
+        """
+        shares = [young / tokens for tokens, young in self.lengths]
         young = Counter({age: n for age, n in self.ages.items() if age <= self.max_age})
-        num_valid = len(self.trained) + len(self.stale)
         return {
             "stream/age_max": float(max(young)),
             "stream/age_mean": sum(age * n for age, n in young.items()) / young.total(),
             "stream/masked_frac": self.num_masked / self.ages.total(),
-            "stream/stale_responses_frac": len(self.stale) / num_valid,
+            "stream/stale_responses_frac": len(self.stale) / len(shares),
+            "stream/trained_length_ratio": young.total() / sum(shares) / (self.ages.total() / len(shares)),
         }
 
 
@@ -52,6 +59,7 @@ def sort_by_age(groups: Sequence[CreditedGroup], version: int, max_age: int) -> 
     stale: list[TrajectoryKey] = []
     invalid: list[TrajectoryKey] = []
     ages: Counter[int] = Counter()
+    lengths: list[tuple[int, int]] = []
     for group in groups:
         for member, included in zip(group.group.members, group.credit.included, strict=True):
             key = member.trajectory.key
@@ -61,12 +69,13 @@ def sort_by_age(groups: Sequence[CreditedGroup], version: int, max_age: int) -> 
             own = _ages(member.trajectory.response.versions, version)
             ages += own
             num_old = sum(n for age, n in own.items() if age > max_age)
+            lengths.append((own.total(), own.total() - num_old))
             if num_old == own.total():
                 stale.append(key)
             else:
                 trained.append(key)
                 masked.append(num_old)
-    return Sorted(max_age, tuple(trained), tuple(masked), tuple(stale), tuple(invalid), ages)
+    return Sorted(max_age, tuple(trained), tuple(masked), tuple(stale), tuple(invalid), ages, tuple(lengths))
 
 
 def _ages(versions: Sequence[VersionRun], version: int) -> Counter[int]:

@@ -144,14 +144,14 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
         effect = world.effect(state) if whole else None
         at_start = refused_by_files(world, mixed_at_start[name]) if name in mixed_at_start and whole else ""
         note("sender", name, [world.verdict(sealed) for _ in range(repeats)], effect, at_start)
-    load = transfer.SharedMemoryTransfer._load
+    load = transfer.load_tensors
     for name, instead in engine_mutants():
         verdicts = []
         for _ in range(repeats):
             before = world.versions[8]
             world.engine._stepper.held = None
             assert not world.verdict(build_handle(before, 8, world.canary(before)))
-            transfer.SharedMemoryTransfer._load = instead  # type: ignore[method-assign, assignment]
+            transfer.load_tensors = instead  # type: ignore[assignment]
             try:
                 verdicts.append(world.verdict(good))
             except PartLost as error:  # half-loaded weights cannot be mended: the pool would start another engine
@@ -160,7 +160,7 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
                 world.engine = VllmEngine(world.engine.spec)
                 world.engine.start()
             finally:
-                transfer.SharedMemoryTransfer._load = load  # type: ignore[method-assign]
+                transfer.load_tensors = load
         note("engine", name, verdicts, None)
     alarms, distances = clean_publishes(world, clean)
     world.engine.close()

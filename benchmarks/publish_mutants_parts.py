@@ -140,11 +140,11 @@ def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[s
 
 
 def engine_mutants() -> Iterator[tuple[str, Callable[[Any, Any], None]]]:
-    """Ways not to load what has come: functions in place of `SharedMemoryTransfer._load`."""
-    load = transfer.SharedMemoryTransfer._load
+    """Ways not to load what has come: functions in place of `transfer.load_tensors`."""
+    load = transfer.load_tensors
 
-    def half(self: Any, tensors: Any) -> None:
-        load(self, iter([pair for pair in tensors if "layers.0" not in pair[0]]))
+    def half(model: Any, tensors: Any) -> None:
+        load(model, iter([pair for pair in tensors if "layers.0" not in pair[0]]))
 
-    yield "nothing loaded", lambda self, tensors: None
+    yield "nothing loaded", lambda model, tensors: None
     yield "a layer not loaded", half

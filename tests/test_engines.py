@@ -275,7 +275,8 @@ def test_weights_reach_workers_in_other_processes_through_a_private_file(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The path of tensor_parallel > 1, walked with one worker."""
-    monkeypatch.setattr("capo_ray.engines.swap.in_process", lambda engine: False)
+    for room in ("swap", "arrival"):
+        monkeypatch.setattr(f"capo_ray.engines.{room}.in_process", lambda engine: False)
     world.load(seed=6, version=12)
     check(world, "a", world.generate("a", Sampling(max_tokens=4))[0])
     assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
+from capo_ray.engines.twin import Twin, worker_model
 from capo_ray.protocols import Sampling
 from capo_ray.types import Completion
+from capo_ray.weights import iterate_tensors
 from tests.engine_world import kept_logprobs, scheduling_ahead
 from tests.test_engines import LONG, World, check, close_to
 
@@ -98,6 +100,31 @@ def test_the_canary_is_answered_before_anything_is_computed_anew(
     assert mine[0] == [*beside, canary]
     if running == "keep":
         assert mine[1] == [1] * SEATS or mine[2] == [1] * SEATS, "nobody who was running is computed anew"
+
+
+def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Biases, which vLLM's reload writes in place, and the packed copy of the tied head included."""
+    ids, version = world.engine.tokenizer.encode(LONG), world.engine.version + 1
+    state = world.versions[version] = world.perturbed(version)
+    handle = world.handle(state, version)
+    engine = world.engine._stepper.engine
+
+    def scores() -> Any:
+        return asyncio.run(world.engine.score([ids], [1]))[0]
+
+    before = scores()
+    twin = Twin(worker_model(engine), tied=True)
+    twin.load(iterate_tensors(handle.manifest, handle.payload))
+    assert scores() == before, "nothing that serves was written to"
+    with pytest.raises(RuntimeError, match=r"layer model\.layers\.0\.mlp\.down_proj was sent no weights"):
+        tensors = iterate_tensors(handle.manifest, handle.payload)
+        Twin(worker_model(engine), tied=True).load((n, t) for n, t in tensors if "0.mlp.down" not in n)
+    assert scores() == before
+    monkeypatch.setattr("capo_ray.engines.vllm_engine.staged", None)  # nothing is loaded while the engine stands
+    asyncio.run(world.engine.load_weights(handle))
+    assert close_to(scores(), world.logprobs(ids, 1))
 
 
 def test_a_step_that_does_not_end_fails_the_ping_with_what_it_was(

@@ -1,6 +1,7 @@
 """One version of the weights for another, between two decode steps.
 
-    verify (engine still serves) | pause: drain, load, forget, score the canary | serve, computing anew by and by
+    verify, load beside (engine still serves) | pause: drain, take or load, forget, score the canary | serve, computing
+    anew by and by
 
 Invariants: what was verified is what is loaded; no step is in flight while weights change, so a token's version is that
 of the weights that sampled it; no token is sampled with keys and values of older weights (`keep`: only a sequence that
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.scheduling import canary_alone, forget
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
+from capo_ray.engines.twin import Twin
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Canary, Held, Manifest, WeightsRefused, as_bytes, verify_handle
+from capo_ray.weights import Canary, Found, Held, Manifest, WeightsRefused, as_bytes, verify_handle
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -28,10 +30,15 @@ _TIED = "lm_head.weight"
 
 
 def verify_for(
-    handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool, num_threads: int = 1
+    handle: WeightsHandle,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    tied: bool,
+    num_threads: int = 1,
+    found: Found | None = None,
 ) -> Manifest:
     """The handle's manifest, once its bytes and its names, shapes and dtypes were compared with the model's."""
-    manifest = verify_handle(handle, num_threads)
+    manifest = verify_handle(handle, num_threads, found)
     got = {entry.name: entry for entry in manifest.tensors}
     optional = {_TIED} if tied else set()
     missing = sorted(set(shapes) - set(got) - optional)
@@ -68,9 +75,10 @@ def staged(engine: LLMEngine, handle: WeightsHandle) -> Iterator[dict[str, Any]]
 
 
 def swap(
-    stepper: Stepper, source: dict[str, Any], manifest: Manifest, deadline_s: float, *, keep: bool = False
+    stepper: Stepper, source: dict[str, Any] | Twin, manifest: Manifest, deadline_s: float, *, keep: bool = False
 ) -> float:
-    """The seconds for which nobody was served; `source` is what `staged` gave. Runs on the stepping thread.
+    """The seconds for which nobody was served; `source` is what `staged` gave, or a twin that holds the weights
+    already. Runs on the stepping thread.
 
     With `keep`, running sequences go on with the keys and values that they have.
 
@@ -114,8 +122,11 @@ def in_process(engine: LLMEngine) -> bool:
     return engine.vllm_config.parallel_config.world_size == 1
 
 
-def _load(stepper: Stepper, source: dict[str, Any]) -> None:
-    """Drive vLLM's own weight-update interface on every worker."""
+def _load(stepper: Stepper, source: dict[str, Any] | Twin) -> None:
+    """Take over what lies ready, or drive vLLM's own weight-update interface on every worker."""
+    if isinstance(source, Twin):
+        source.take()
+        return
     engine = stepper.engine
     engine.collective_rpc("start_weight_update")
     engine.collective_rpc("update_weights", kwargs={"update_info": source})

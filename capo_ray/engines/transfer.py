@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,29 +62,11 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
         """Bring the weights back into the kernels' layouts, in the storage that captured graphs know."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        self._require_all_layers()
+        require_all_layers(self.model, tied=bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False)))
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._repack_heads()
             self._repack_experts()
-
-    def _require_all_layers(self) -> None:
-        """Raise for a layer that was sent nothing: the reload would put its old weights back, with a log line at most.
-
-        In bf16 one layer that is one update old lies within the noise of the canary.
-        """
-        from vllm.model_executor.layers.attention import is_deferred_attention_layer
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-        tied = bool(getattr(self.model_config.hf_config, "tie_word_embeddings", False))
-        for name, layer in self.model.named_modules():
-            info = get_layerwise_info(layer)
-            if not info.can_load() or info.load_numel or not any(p is not None for p in layer._parameters.values()):
-                continue
-            if is_deferred_attention_layer(layer) or (tied and isinstance(layer, ParallelLMHead)):
-                continue  # scales of a quantised cache; the embedding's own weight
-            raise RuntimeError(f"the layer {name} was sent no weights: it still holds those of an older version")
 
     def _repack_heads(self) -> None:
         """Pack the embeddings and output heads again.
@@ -114,17 +96,36 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Load every tensor; the engine has compared the payload with its manifest before it came here."""
         if update_info.path is None:
-            self._load(iterate_tensors(update_info.manifest, update_info.payload))
+            load_tensors(self.model, iterate_tensors(update_info.manifest, update_info.payload))
             return
         with mapped(update_info.path) as payload:
-            self._load(iterate_tensors(update_info.manifest, payload))
-
-    def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        model: Any = self.model
-        model.load_weights(tensors)
+            load_tensors(self.model, iterate_tensors(update_info.manifest, payload))
 
     def shutdown(self) -> None:
         """Nothing to close."""
+
+
+def load_tensors(model: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Hand every tensor to the model's own loaders."""
+    model.load_weights(tensors)
+
+
+def require_all_layers(model: Any, *, tied: bool) -> None:
+    """Raise for a layer that was sent nothing: the reload would put its old weights back, with a log line at most.
+
+    In bf16 one layer that is one update old lies within the noise of the canary.
+    """
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if not info.can_load() or info.load_numel or not any(p is not None for p in layer._parameters.values()):
+            continue
+        if is_deferred_attention_layer(layer) or (tied and isinstance(layer, ParallelLMHead)):
+            continue  # scales of a quantised cache; the embedding's own weight
+        raise RuntimeError(f"the layer {name} was sent no weights: it still holds those of an older version")
 
 
 class TransferExtension:

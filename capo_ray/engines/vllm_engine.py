@@ -13,12 +13,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.engines.arrival import Arrival, Arrivals
 from capo_ray.engines.requests import completion, sampling_params, score_params, scored, version_of
 from capo_ray.engines.runtime import build_engine, close_engine, verify_threads
 from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
 from capo_ray.engines.swap import staged, swap, verify_for
 from capo_ray.engines.tokenizer import HfTokenizer
+from capo_ray.engines.twin import Twin
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
 from capo_ray.weights import Manifest, WeightsRefused, checkpoint_shapes
@@ -53,6 +55,7 @@ class VllmEngine:
         config = self._stepper.engine.model_config
         self._vocab_size = config.get_vocab_size()
         self._tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
+        self._arrivals = Arrivals(verify_threads(self.spec), tied=self._tied)
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
         self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.weight_transport != "none" else {}
@@ -163,20 +166,38 @@ class VllmEngine:
         if self.spec.weight_transport == "none":
             raise WeightsRefused("this engine was started with weight_transport=none and takes no weights")
         engine, threads = self._stepper.engine, verify_threads(self.spec)
+        arrival = await self._arrivals.of(engine, handle)
         try:
-            manifest = await asyncio.to_thread(verify_for, handle, self._shapes, self.spec.dtype, self._tied, threads)
+            manifest = await asyncio.to_thread(
+                verify_for, handle, self._shapes, self.spec.dtype, self._tied, threads, arrival.found
+            )
         except WeightsRefused as error:
             refused = error  # `error` itself is unbound once this block ends
             await self._between_steps(lambda _: self._refuse(refused))
             raise
         async with AsyncExitStack() as stack:
-            source = await asyncio.to_thread(stack.enter_context, staged(engine, handle))
+            source: dict[str, Any] | Twin | None = await self._loaded(arrival, manifest)
+            if source is None:
+                source = await asyncio.to_thread(stack.enter_context, staged(engine, handle))
             await self._between_steps(lambda _: self._swap(source, manifest))
         return manifest.version
 
+    async def _loaded(self, arrival: Arrival, manifest: Manifest) -> Twin | None:
+        """The verified weights, loaded beside those that serve, where the model can have that."""
+        try:
+            return arrival.twin_for(manifest)
+        except Exception as error:
+            failure = error
+
+            def end(_: LLMEngine) -> None:
+                raise EngineBroken(f"vLLM could not load version {manifest.version}: {failure!r}") from failure
+
+            await self._between_steps(end)
+            raise
+
     # -- on the stepping thread
 
-    def _swap(self, source: dict[str, Any], manifest: Manifest) -> None:
+    def _swap(self, source: dict[str, Any] | Twin, manifest: Manifest) -> None:
         try:
             limit_s = self.spec.swap_deadline_s
             seconds = swap(self._stepper, source, manifest, limit_s, keep=self.spec.running == "keep")

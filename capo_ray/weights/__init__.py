@@ -11,13 +11,14 @@ arrive.
 from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
 from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
 from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
-from capo_ray.weights.payload import as_bytes, iterate_tensors, verify_handle
+from capo_ray.weights.payload import Found, as_bytes, checksums, iterate_tensors, verify_handle
 from capo_ray.weights.writer import PayloadWriter, build_handle, require_finite
 
 __all__ = [
     "START",
     "Apart",
     "Canary",
+    "Found",
     "Held",
     "Manifest",
     "PayloadWriter",
@@ -29,6 +30,7 @@ __all__ = [
     "build_handle",
     "checkpoint_files",
     "checkpoint_shapes",
+    "checksums",
     "iterate_tensors",
     "publish_bytes",
     "read_manifest",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,8 +41,22 @@ def iterate_tensors(manifest: Manifest | str, payload: object) -> Iterator[tuple
         yield entry.name, _view(_piece(entry, array), entry)
 
 
-def verify_handle(handle: WeightsHandle, num_threads: int = 1) -> Manifest:
-    """The handle's manifest, once it is the announced one and every tensor of the payload was compared with it."""
+Found = Mapping[tuple[int, int], int]
+"""The checksums of a payload's pieces, each by its offset and its bytes."""
+
+
+def checksums(manifest: Manifest, payload: np.ndarray[Any, Any], num_threads: int = 1) -> dict[tuple[int, int], int]:
+    """The checksum of every piece that the manifest names; raises `WeightsRefused` where one lies outside."""
+    pieces = {(entry.offset, entry.num_bytes): _piece(entry, payload) for entry in manifest.tensors}
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads:
+        return dict(zip(pieces, threads.map(lambda piece: zlib.crc32(piece.data), pieces.values()), strict=True))
+
+
+def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | None = None) -> Manifest:
+    """The handle's manifest, once it is the announced one and every tensor of the payload was compared with it.
+
+    `found` is what `checksums` made of this very payload before; without it the bytes are read now.
+    """
     manifest = read_manifest(handle.manifest)
     if manifest.version != handle.version:
         raise WeightsRefused(f"weights handle says version {handle.version}, its manifest {manifest.version}")
@@ -52,18 +66,17 @@ def verify_handle(handle: WeightsHandle, num_threads: int = 1) -> Manifest:
             f"have {manifest.fingerprint[:12]}: they are of another version or were changed on the way"
         )
     array = _sized(manifest, handle.payload)
-    pieces: dict[str, np.ndarray[Any, Any]] = {}
+    names = [entry.name for entry in manifest.tensors]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise WeightsRefused(f"tensor {twice} of version {manifest.version} comes twice")
+    known = found if found else checksums(manifest, array, num_threads)
     for entry in manifest.tensors:
-        if entry.name in pieces:
-            raise WeightsRefused(f"tensor {entry.name} of version {manifest.version} comes twice")
-        pieces[entry.name] = _piece(entry, array)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads:
-        checksums = threads.map(lambda piece: zlib.crc32(piece.data), pieces.values())
-        for entry, checksum in zip(manifest.tensors, checksums, strict=True):
-            if checksum != entry.crc32:
-                raise WeightsRefused(
-                    f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
-                )
+        _piece(entry, array)
+        if known.get((entry.offset, entry.num_bytes)) != entry.crc32:
+            raise WeightsRefused(
+                f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
+            )
     return manifest
 
 

@@ -167,6 +167,198 @@ def test_the_library_alone_errs_where_the_house_rules_say_so() -> None:
     assert library_equal("12 3", "15")
     assert library_equal("2(3)", "5")
     assert library_equal("x^2+1=0", "x^4+1=0", shortcut=False)
+    assert library_equal(r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", shortcut=False)
+    assert library_equal("4210_7", "4210_8")
+    assert library_equal(r"\angle ABC", r"\angle ACB")
+    assert library_equal("5", r"5\text{ ft }6\text{ in}")
+    assert library_equal("y'+ry=0", "y+ry=0")
+    assert not library_equal(r"\binom{4}{2}\binom{4}{2}", "36")
+    assert not library_equal(r"(-\infty,3)", "x<3")
+    assert not library_equal(r"\frac{37}{4}m", r"\frac{37m}{4}")  # taken for metres; no house rule mends it
+
+
+KINDS = {
+    "a base is part of a numeral": [
+        ("4210_{7}", "4210_7", True),
+        ("4210_7", "4210_8", False),
+        ("AB_{16}", "AB_{12}", False),
+        ("52_8", "52", True),
+    ],
+    "two amounts are not the first of them": [
+        ("5", r"5 \text{ hours and } 30 \text{ minutes}", False),
+        ("5", r"5\text{ ft }6\text{ in}", False),
+        (r"2\text{ m }30\text{ cm}", r"2\text{ m } 30 \text{ cm}", True),
+    ],
+    "points have an order": [
+        (r"\angle ABC", r"\angle CBA", True),
+        (r"\angle ABC", r"\angle ACB", False),
+        (r"\overrightarrow{AB}", r"\overrightarrow{BA}", False),
+        ("y'=y", "y=y", False),
+    ],
+    "units and currencies may be left out": [
+        ("10", "10 weeks", True),
+        ("10", "10 cm^2", True),
+        ("10", r"10~\mathrm{cm}^{2}", True),
+        ("9 (apples)", "9", True),
+        ("20 $cm^{2}$", r"20\text{ cm}^2", True),
+        (r"$36\sqrt{7}cm^{3}$", r"36\sqrt{7}", True),
+        ("60", "60 km/h", True),
+        (r"16\pi", r"16\pi\text{ cm}^2", True),
+        ("9", "9页", True),
+        ("30", "£30", True),
+        ("30", r"30\,€", True),
+        ("30", r"\pounds 30", True),
+        (r"\$36", "36", True),
+        ("4", "4x", False),
+        ("30", "€31", False),
+        (r"4-\mathrm{i}", "4", False),
+    ],
+    "percent is a word too": [
+        (r"28\%", "28 percent", True),
+        (r"12.5\%", r"12.5\text{ percent}", True),
+        ("0.28", "28 pct", True),
+        (r"45\%", "44 percent", False),
+    ],
+    "e-notation is a number": [
+        ("4.5e33", r"4.5 \times 10^{33} \text{ erg/s}", True),
+        ("1e-3", "0.001", True),
+        ("1E3", "1000", True),
+        (r"3.6 \cdot 10^{-7}", "3.6e-7", True),
+        ("3.83e35", r"3.83\times 10^{36}", False),
+    ],
+    "small quantities differ by ratio": [
+        (r"6.63\times10^{-34}", r"6.62\times10^{-34}", False),
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", False),
+        ("10^{-12}", "0", False),
+        (r"1.6\times10^{-19}", r"16\times 10^{-20}", True),
+        (r"\frac{1}{3}", "0.333333", True),
+        (r"\frac{1}{3}", "0.33", False),
+    ],
+    "decimal commas stand where the other side has a point": [
+        ("3.14", "3,14", True),
+        ("1.22", "1{,}22", True),
+        ("0.111", "0,111", True),
+        ("35", "3,5", False),
+    ],
+    "repeating decimals are fractions": [
+        (r"\frac13", r"0.\overline{3}", True),
+        (r"0.2\overline{3}", r"\frac{7}{30}", True),
+        (r"0.\overline{42}", "0.42", False),
+        (r"0.\overline{09}", r"0.\overline{9}", False),
+    ],
+    "one set in several notations": [
+        (r"(-\infty,3)", "x<3", True),
+        ("[2,5]", r"2\le x\le 5", True),
+        (r"\{x|-2\le x<1\}", "[-2,1)", True),
+        (r"\{x\mid -2\le x<1\}", r"\{x|-2\leq x < 1\}", True),
+        (r"(-\infty,0)\cup(0,\infty)", r"x\ne 0", True),
+        (r"(-\infty,-1)\cup(1,\infty)", r"x<-1 \text{ or } x>1", True),
+        ("(1,3)", r"x>1 \text{ and } x<3", True),
+        (r"\mathbb{R}", r"\text{all real numbers}", True),
+        ("(2,5)", r"2<x\le 5", False),
+        ("x<3", "y<3", False),
+        ("x<3", "x<4", False),
+        (r"(-\infty,3)", r"(-\infty,3]", False),
+    ],
+    "unicode is typography": [
+        (r"10-2\sqrt5", "10 - 2√5", True),
+        ("x^2", "x²", True),
+        (r"\frac12", "½", True),
+        ("-7", "–7", True),
+        ("(1,2)", "（1，2）", True),
+        (r"60\%", "60％", True),
+        (r"\textcircled{1}\textcircled{3}", "①③", True),
+        ("x^2", "x³", False),
+    ],
+    "white space and braces say nothing": [
+        (r"A \cup B", r"A\cup B", True),
+        (r"\{x|x=3k,k\in \mathbb{Z}\}", r"\{x|x=3k, k\in\mathbb{Z}\}", True),
+        (r"\triangle ABC", r"\triangle  ABC", True),
+        (r"A \cup B", r"A\cap B", False),
+    ],
+    "lists have no order and their commas a blank": [
+        ("48, 384", "384, 48", True),
+        ("48, 384", r"48 \text{ and } 384", True),
+        ("$48$, $384$", "384, 48", True),
+        ("100, 200", "100200", False),
+        ("48, 384", "48, 385", False),
+        ("1;2", "2, 1", True),
+        ("1,234", "1234", True),
+        ("1,234", "1, 234", False),
+        ("(2,1),(3,1)", "(3,1), (2,1)", True),
+        ("p=5,q=2;p=7,q=2", "(5,2),(7,2)", True),
+        ("{2,3,5}", r"\{2,3,5\}", True),
+        ("1,2,2", "1,2", True),
+    ],
+    "plus and minus are two answers": [
+        (r"x=\frac{-1\pm\sqrt{13}}{4}", r"\frac{-1+\sqrt{13}}{4},\frac{-1-\sqrt{13}}{4}", True),
+        (r"\pm 2, \pm 3", "-3,-2,2,3", True),
+        (r"y=\pm\sqrt{3}x", r"y=\sqrt{3}x \text{ and } y=-\sqrt{3}x", True),
+        ("3", r"\pm 3", False),
+        (r"\pm 3", "3", False),
+    ],
+    "the name of an answer may be left out": [
+        (r"$m_{\max }=n^{2}-n-1$", "n^2-n-1", True),
+        (r"f(x)=x \text{ for all } x", "f(x)=x", True),
+        (r"P(A)=\frac13", r"\frac{1}{3}", True),
+        ("x=48, 384", "48, 384", True),
+        ("x=5", "y=5", False),
+        ("f(x)=0", r"\forall x>0, f(x)=0", False),
+    ],
+    "code is read as a formula": [
+        (r"\frac{\pi}{2}", "pi/2", True),
+        ("e^{16}-1", "-1 + exp(16)", True),
+        ("x^2+1", "x**2 + 1", True),
+        ("-1./3", r"-\frac13", True),
+        ("np.pi/2", r"\frac{\pi}{2}", True),
+        (r"\sqrt{17}", "sqrt(17)", True),
+        (r"\frac{\pi}{4}", "pi/3", False),
+    ],
+    "dress is not the answer": [
+        ("42", r"\bf 42", True),
+        ("42", r"\color{red}{42}", True),
+        ("42", r"\text{Answer: }42", True),
+        ("42", r"\begin{array}{c}42\end{array}", True),
+        ("42", r"\Large 42", True),
+        (r"\mathrm{e}^2", "e^2", True),
+        (r"2-\mathrm{i}", "2+i", False),
+    ],
+    "one thing has several names": [
+        (r"\emptyset", r"\varnothing", True),
+        (r"\varnothing", r"\{\}", True),
+        ("(1,-1,2)", r"\langle1,-1,2\rangle", True),
+        (r"\text{B, C, D}", "B,C,D", True),
+        ("3:4", r"3 \text{ to } 4", True),
+        ("C_5^2", "10", True),
+        (r"\emptyset", r"\{0\}", False),
+    ],
+    "factorials of letters are looked at": [
+        (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True),
+        (r"\frac{n!}{2}", r"\frac{n!}{3}", False),
+        ("n!", "(n+1)!", False),
+        (r"C_{40}^{4}\cdot C_{20}^{2}", r"\binom{40}{4}\binom{20}{2}", True),
+    ],
+}
+
+
+@pytest.mark.parametrize(("rule", "pairs"), KINDS.items())
+def test_one_answer_in_the_spellings_that_models_and_data_use(rule: str, pairs: list[tuple[str, str, bool]]) -> None:
+    for a, b, same in pairs:
+        assert slow_equal(a, b) is same, (rule, a, b)
+        assert fast_equal(a, b) in (same, None), (rule, a, b)
+        assert refusal(normalise(b), normalise(a)) is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [r"\bf{", "{", "$", r"\text{", ",", "1,", r"\pm", "and ", "=", "(", "x<", r"\cup", "9.", "^{", "√", "½", "!"],
+)
+def test_a_long_answer_of_anything_is_compared_quickly(piece: str) -> None:
+    start = time.process_time()
+    fast_equal("5", piece * (2000 // len(piece)))
+    fast_equal("1,2", piece * (1000 // len(piece)) + "1")
+    refusal(normalise(piece * (1000 // len(piece))))
+    assert time.process_time() - start < 0.5
 
 
 def _spellings() -> st.SearchStrategy[str]:
@@ -331,11 +523,10 @@ def test_answers_that_only_look_complicated_are_told_apart_at_once(a: str, b: st
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (r"(-\infty,2.0)\cup(2,12)", r"(-\infty,12)"),  # sympy loses the point between float ends
+        (r"(-\infty,2.5)\cup(2.5,12)", r"(-\infty,12)"),  # sympy loses the point between float ends
         ("2x=4", r"\{2\}"),  # an equation of one letter stands for its solutions
         ("y=2x+3", "2y=4x+6"),
         (r"\text{xyz}", "1xyz"),  # a product of letters spells a word
-        ("(2,1]", "(4,3]"),  # both empty
         ("15\\mbox{cm}^2", "15\\mbox{c}m}^2"),  # units are cut out with their braces
         ("7", r"5@=x=7"),  # the library reads the last part of a chain alone
         ("x^2+1=0", "x^4+1=0"),  # the slow path knows

@@ -290,6 +290,33 @@ def test_choice_and_exact_need_no_children() -> None:
         assert [v.reward for v in judge(pool, "1/2", r"\boxed{1/2}", r"\boxed{0.5}")] == [1, 0]
 
 
+def test_numbers_are_measured_within_a_tolerance() -> None:
+    with VerifierPool(VerifierConfig(kind="numeric", tolerance=0.05)) as pool:
+        texts = (r"\boxed{9.9 \text{ m/s}^2}", "The answer is 9.0", r"#### 1.02\times10^{1}", r"\boxed{x}", "hm, well")
+        assert [v.reward for v in judge(pool, "9.81", *texts)] == [1, 0, 1, 0, 0]
+        assert judge(pool, r"\frac{\pi}{2}", r"\boxed{1.6}")[0].reward == 1
+        assert judge(pool, "28\\%", r"\boxed{0.28}")[0].reward == 1
+        assert judge(pool, "far", r"\boxed{5}")[0].reason.startswith("undecided")
+        assert not pool._lanes
+    with pytest.raises(ValueError, match=r"only read with verifier\.kind=numeric"):
+        VerifierConfig(tolerance=0.5)
+
+
+def test_nothing_is_right_or_wrong_against_an_empty_reference(math_pool: VerifierPool) -> None:
+    for reference in ("", "None", " "):
+        assert judge(math_pool, reference, r"\boxed{5}")[0].reason.startswith("undecided")
+
+
+def test_a_check_that_the_machine_does_not_get_round_to_is_judged_all_the_same() -> None:
+    with VerifierPool(VerifierConfig(timeout_s=0.4)) as pool:
+        assert judge(pool, "x+7", r"\boxed{7+x}")[0].reward == 1
+        pid = pool._lanes[0]._pid
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()
+        assert judge(pool, "x+8", r"\boxed{8+x}")[0].reward == 1
+        assert pool.stats()["verifier/suspects"] == 0
+
+
 def test_a_custom_verifier_needs_a_path_and_others_take_none() -> None:
     with pytest.raises(ValueError, match=r"package\.module:function"):
         VerifierConfig(kind="custom")

@@ -12,10 +12,12 @@ Invariant: where `fast_equal` speaks, `slow_equal` says the same. Both read the 
 """
 
 from capo_ray.answers.choice import choice_letter, extract_choice
-from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal, normalise
+from capo_ray.answers.compare import MAX_ANSWER_CHARS, decide, exact_equal, fast_equal
 from capo_ray.answers.extract import extract_answer, reference_answer
+from capo_ray.answers.numbers import number_of
 from capo_ray.answers.refusal import refusal
 from capo_ray.answers.slow import library_equal, slow_equal
+from capo_ray.answers.spelling import normalise
 
 __all__ = [
     "MAX_ANSWER_CHARS",
@@ -27,6 +29,7 @@ __all__ = [
     "fast_equal",
     "library_equal",
     "normalise",
+    "number_of",
     "reference_answer",
     "refusal",
     "slow_equal",

@@ -1,57 +1,45 @@
-r"""Whether two answers are the same, as far as text alone can tell.
+r"""Whether two answers are the same: what text alone decides, lists entry by entry, and a `leaf` for two formulas.
 
 `decide` holds the house rules, which stand above math-verify and bind both paths:
-    - identical normalised texts are equal (also where the library cannot parse them, such as 1/0)
+    - identical texts, white space and braces of one token apart, are equal (also where no library can read them)
     - an answer above `MAX_ANSWER_CHARS` equals nothing but itself: it is no final answer
     - words are compared as words: math-verify reads `east` and `seat` as the same product of letters
     - braces against parentheses, `\{1,2\}` against `(1,2)`: a set is not a tuple or interval, so never equal
       (math-verify calls them equal); a bare list `1,2` has no order and may stand for either
     - digits side by side, `12 3` or `2(3)`, are no number (math-verify adds them up)
+    - points have names, `\angle ABC`, numerals a base, `4210_7`, derivatives a prime, and `5 h 20 min` is two amounts:
+      the library drops all of that
 `50\%` equals `0.5` (its value; math-verify says no) and also `50` (the unit left out; math-verify says yes).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from capo_ray.answers.numbers import read_number, same_entries, same_number
+from capo_ray.answers.numbers import read_number, same_number
+from capo_ray.answers.parts import entries_of, split_name
+from capo_ray.answers.reals import Span, read_reals
 from capo_ray.answers.shapes import MARKED_TEXT, WORD, differ, is_word
+from capo_ray.answers.spelling import normalise
 
 MAX_ANSWER_CHARS = 1024
+MAX_DEPTH = 3
 
-_WRAPPED = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
-_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SIZED = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?=[()\[\]]|\\[{}])")
-_THIN_SPACE = re.compile(r"\\!\s*|(?<=[0-9])(?:\\[,;: ]|\{[,]\})\s?(?=[0-9]{3}(?![0-9]))")
+Leaf = Callable[[str, str], bool | None]
+
 _SPACES = re.compile(r"\s+")
-_SPACE_AROUND = re.compile(r" ?([=+\-*/^_{}()\[\]|<>]) ?")
-_SPACE_COMMA = re.compile(r" ?,( ?)(?![0-9]{3}(?![0-9]))")
-_SPACED_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
-_MIXED = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
 _APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+|-?(?:[0-9.]+|\([0-9.]+\))(?:\([0-9.]+\))+")
-
-
-@lru_cache(maxsize=4096)
-def normalise(text: str) -> str:
-    """The text without its wrapping, spacing and typographic variants; the same value to a reader."""
-    text = _SPACES.sub(" ", text.replace("−", "-").replace("\u00a0", " ")).strip()
-    for opening, closing in _WRAPPED:
-        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
-            inside = text[len(opening) : -len(closing)]
-            if opening not in inside and closing not in inside:
-                text = inside.strip()
-    text = text.replace("\\$", "").replace("$", "")
-    text = _SIZED.sub("", _FRAC.sub(r"\\frac", text))
-    text = _THIN_SPACE.sub("", text)
-    text = _SPACE_COMMA.sub(",", _SPACE_AROUND.sub(r"\1", text)).strip()
-    if text.endswith(".") and not text.endswith(("..", "\\right.")):
-        text = text[:-1].rstrip()
-    if _SPACED_THOUSANDS.fullmatch(text):
-        text = text.replace(" ", "")
-    if mixed := _MIXED.fullmatch(text):
-        text = f"{mixed.group(1)}\\frac{{{mixed.group(2)}}}{{{mixed.group(3)}}}"
-    return text
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[0-9]+(?:\.[0-9]+)?|\S")
+_ONE_IN_BRACES = re.compile(r"([\^_])\{(\w)\}")
+_POINTS = re.compile(r"\\(angle|measuredangle|triangle|overrightarrow|vec|overline|arc|widehat)\{?([A-Z]{2,5})\}?")
+_NUMERAL = re.compile(r"([0-9][0-9A-F]*|[A-F][0-9A-F]+)_\{?([0-9]{1,2})\}?")
+_UNIT = r" ?(?:\\(?:text|mbox|mathrm)\{[^{}0-9]*\}|[a-z]{1,12}) ?,? ?(?:and )?"
+_TWO_AMOUNTS = re.compile(rf"-?[0-9.]+{_UNIT}[0-9.]+{_UNIT}")
+_RELATION = re.compile(r"[=<>|]|\\(?:[lg]e|ne|begin|cup|in)(?![a-zA-Z])")
+_DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+")
+_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 
 
 def decide(a: str, b: str) -> bool | None:
@@ -62,14 +50,45 @@ def decide(a: str, b: str) -> bool | None:
         return True
     if len(a) > MAX_ANSWER_CHARS or len(b) > MAX_ANSWER_CHARS:
         return False
+    if _tokens(a) == _tokens(b):
+        return True
     words = _words(a, b)
     if words is not None:
         return words
     if (_is_set(a) and _is_tuple(b)) or (_is_set(b) and _is_tuple(a)):
         return False
-    if _APART.fullmatch(a) or _APART.fullmatch(b):
+    if _APART.fullmatch(a) or _APART.fullmatch(b) or _TWO_AMOUNTS.fullmatch(a) or _TWO_AMOUNTS.fullmatch(b):
         return False
-    return None
+    return _named(a, b)
+
+
+def same(a: str, b: str, leaf: Leaf, depth: int = 0) -> bool | None:
+    """Whether normalised answer `b` equals reference `a`; None where the leaf, asked about formulas, cannot tell."""
+    decided = decide(a, b)
+    if decided is not None:
+        return decided
+    a, b = _without_one_name(a, b)
+    first, second = read_reals(a), read_reals(b)
+    if first and second:
+        if first.letter and second.letter and first.letter != second.letter:
+            return False
+        found = _same_spans(first.spans, second.spans, leaf)
+        return leaf(first.text, second.text) if found is None else found
+    a, b = _same_comma(a, b), _same_comma(b, a)
+    if a == b:
+        return True
+    left, right = entries_of(a), entries_of(b)
+    if depth >= MAX_DEPTH or (len(left.texts) == len(right.texts) == 1 and left.kind == right.kind):
+        return leaf(a, b)
+    if _RELATION.search(a if len(left.texts) == 1 else b if len(right.texts) == 1 else ""):
+        return leaf(a, b)  # an equation or matrix may stand for what it is solved by
+    if left.kind and right.kind and left.kind != right.kind:
+        return False
+    if left.kind in ("", "\\{\\}") and right.kind in ("", "\\{\\}"):
+        return _same_set(left.texts, right.texts, leaf, depth)
+    if len(left.texts) != len(right.texts):
+        return False
+    return _all(same(x, y, leaf, depth + 1) for x, y in zip(left.texts, right.texts, strict=True))
 
 
 @lru_cache(maxsize=4096)
@@ -79,22 +98,96 @@ def fast_equal(a: str, b: str) -> bool | None:
         return True
     if len(a) > 2 * MAX_ANSWER_CHARS or len(b) > 2 * MAX_ANSWER_CHARS:
         return False
-    a, b = normalise(a), normalise(b)
-    decided = decide(a, b)
-    if decided is not None:
-        return decided
-    first, second = read_number(a), read_number(b)
-    if first and second:
-        return same_number(first, second)
-    if (first and is_word(b)) or (second and is_word(a)):
-        return False
-    same = same_entries(a, b)
-    return False if same is None and differ(a, b) else same
+    return same(normalise(a), normalise(b), _by_value)
 
 
 def exact_equal(a: str, b: str) -> bool:
     """Whether two answers are the same text, spacing at the ends and runs of white space apart."""
     return a == b or _SPACES.sub(" ", a).strip() == _SPACES.sub(" ", b).strip()
+
+
+def _by_value(a: str, b: str) -> bool | None:
+    """What numbers and shapes tell of two formulas."""
+    first, second = read_number(a), read_number(b)
+    if first and second:
+        return same_number(first, second)
+    if (first and is_word(b)) or (second and is_word(a)):
+        return False
+    return False if differ(a, b) else None
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    found: bool | None = True
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        found = found if verdict else None
+    return found
+
+
+def _same_set(first: tuple[str, ...], second: tuple[str, ...], leaf: Leaf, depth: int) -> bool | None:
+    """Whether each entry has a counterpart of its own, in any order."""
+    if len(first) != len(second):
+        return False
+    left, certain = list(second), True
+    for x in first:
+        verdicts = [same(x, y, leaf, depth + 1) for y in left] if x not in left else []
+        if x in left:
+            left.remove(x)
+        elif True in verdicts:
+            del left[verdicts.index(True)]
+        elif None in verdicts:
+            certain = False
+        else:
+            return False
+    return True if certain else None
+
+
+def _same_spans(first: tuple[Span, ...], second: tuple[Span, ...], leaf: Leaf) -> bool | None:
+    """Whether unions of intervals agree piece by piece; None where they do not (pieces may touch or overlap)."""
+    if len(first) != len(second) or any(x.brackets != y.brackets for x, y in zip(first, second, strict=True)):
+        return None if len(first) + len(second) > 2 else False
+    ends = [pair for x, y in zip(first, second, strict=True) for pair in ((x.low, y.low), (x.high, y.high))]
+    verdict = _all(same(x, y, leaf, MAX_DEPTH) for x, y in ends)
+    return verdict if verdict or len(first) == 1 else None
+
+
+def _without_one_name(a: str, b: str) -> tuple[str, str]:
+    r"""Both without `x=`, `f(x)=` … where one has it and the other is no relation, or both have the same."""
+    (first, x), (second, y) = split_name(a), split_name(b)
+    if first and second:
+        return (x, y) if first == second else (a, b)
+    if first and not _RELATION.search(b):
+        return x, b
+    if second and not _RELATION.search(a):
+        return a, y
+    return a, b
+
+
+def _same_comma(text: str, other: str) -> str:
+    """`3,14` as `3.14` where the other side is a number with a decimal point."""
+    comma = _COMMA.fullmatch(text)
+    return f"{comma.group(1)}.{comma.group(2)}" if comma and _DECIMAL.fullmatch(other) else text
+
+
+def _named(a: str, b: str) -> bool | None:
+    """The word of points' names and numerals' bases, where both sides have them."""
+    first, second = _POINTS.fullmatch(a.replace(" ", "")), _POINTS.fullmatch(b.replace(" ", ""))
+    if first and second:
+        (kind, x), (other, y) = first.groups(), second.groups()
+        turned = x[::-1] if kind in ("angle", "measuredangle", "overline", "arc", "widehat") else x
+        return kind == other and (y in (x, turned) if kind != "triangle" else sorted(x) == sorted(y))
+    if ("'" in a) != ("'" in b):
+        return False  # a derivative and a function: the library drops the prime
+    left, right = _NUMERAL.fullmatch(a), _NUMERAL.fullmatch(b)
+    if left and right:
+        return left.groups() == right.groups()
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(_TOKEN.findall(_ONE_IN_BRACES.sub(r"\1\2", text)))
 
 
 def _words(a: str, b: str) -> bool | None:

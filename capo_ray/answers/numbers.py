@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from capo_ray.answers.spelling import normalise
 from capo_ray.answers.witness import apart, value_of
 
 MAX_DIGITS = 100
 MAX_ENTRIES = 64
+TINY, TINY_RATIO = Fraction(1, 1000), Fraction(1, 10**4)
 FLOAT_DIGITS = 15  # what a 53-bit float keeps; beyond it the library's rounding is its own affair
 
 _UNIT = re.compile(r"[ ]?\\(?:text|mbox|mathrm)\{[ ]*(?!percent|pct|and\b|or\b)[a-zA-Z ./]+\}(?:\^[0-9]|\^\{[0-9]\})?$")
@@ -28,8 +30,10 @@ _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
 THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
+_LETTERS, _COMMANDS = re.compile("[a-zA-Z]"), re.compile(r"\\[a-zA-Z]+")
 _SIGN = re.compile("[-+]")
-_MIXED = re.compile(r"([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
+_SCIENTIFIC = re.compile(r"(-?)(?:([0-9]{1,20}(?:\.[0-9]{1,20})?)(?:\\times|\\cdot|\*))?10\^\{?(-?[0-9]{1,3})\}?")
+_MIXED = re.compile(r"(-?)([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,17 @@ def read_number(text: str) -> Number | None:
     return Number(value[0], value[1], percent, assigned)
 
 
+def number_of(text: str) -> float | None:
+    """The value of an answer as it is spelled, a percentage as its hundredth; None where it is no real number."""
+    text = normalise(text)
+    text = text.rpartition("=")[2] if text.count("=") == 1 else text
+    if number := read_number(text):
+        value = number.value / 100 if number.percent else number.value
+        return float(value) if abs(value) < 10**300 else None
+    found = value_of(text) if not _LETTERS.search(_COMMANDS.sub("", text)) else None
+    return found.real if found is not None and found.imag == 0 else None
+
+
 def _plain(text: str) -> tuple[Fraction, bool] | None:
     """Value and floatness of a bare number."""
     if _INTEGER.fullmatch(text):
@@ -74,26 +89,14 @@ def _plain(text: str) -> tuple[Fraction, bool] | None:
         if bottom == 0:
             return None
         return (-1 if sign else 1) * Fraction(top, bottom), False
-    if (match := _MIXED.fullmatch(text)) and int(match.group(2)) < int(match.group(3)):
-        return int(match.group(1)) + Fraction(int(match.group(2)), int(match.group(3))), False
+    if match := _SCIENTIFIC.fullmatch(text):
+        sign, factor, power = match.groups()
+        value = Fraction(factor or 1) * Fraction(10) ** int(power)
+        return -value if sign else value, "." in (factor or "")
+    if (match := _MIXED.fullmatch(text)) and int(match.group(3)) < int(match.group(4)):
+        value = int(match.group(2)) + Fraction(int(match.group(3)), int(match.group(4)))
+        return -value if match.group(1) else value, False
     return None
-
-
-def same_entries(a: str, b: str) -> bool | None:
-    """As `same_number`, for tuples, intervals, sets, bare lists and single ones, of numbers or simple formulas.
-
-    An entry whose value is in the other list nowhere near decides: equal lists have a counterpart for each.
-    """
-    first, second = read_list(a), read_list(b)
-    if first is None or second is None:
-        return None
-    lonely = has_loner(first.values, second.values) or has_loner(second.values, first.values)
-    if first.values and second.values and lonely:
-        return False
-    if first.kind != second.kind or len(first.entries) != len(second.entries) or len(first.entries) == 1:
-        return None
-    pairs = [(read_number(x), read_number(y)) for x, y in zip(first.entries, second.entries, strict=True)]
-    return True if all(x and y and _bare(x) and _bare(y) and same_number(x, y) for x, y in pairs) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +172,9 @@ def _same_value(a: Number, value: Fraction, floating: bool) -> bool | None:
     if not a.floating and not floating:
         return a.value == value
     largest = max(abs(a.value), abs(value))
-    if largest >= 10**FLOAT_DIGITS:
-        return None
     gap = abs(a.value - value)
     if gap == 0:
-        return True if largest < 10**8 and (value * 10**6).denominator == 1 else None
+        return True
+    if largest < TINY or largest >= 10**FLOAT_DIGITS:  # where rounding to decimals says nothing: by ratio
+        return gap <= largest * TINY_RATIO if largest < TINY else gap * 10**12 <= largest
     return False if gap > Fraction(2, 10**6) + largest / 10**12 else None

@@ -29,9 +29,8 @@ _TERM = r"(?:[0-9]++|e|\\pi)"
 _TOWER = re.compile(rf"(?<![0-9])({_TERM})((?:\^\(*-?{_TERM})+)")
 _TERMS = re.compile(_TERM)
 _POWER = re.compile(r"(?:[a-df-zA-Z)\]}]|\\[a-zA-Z]+)\^[{(]*([0-9]+)")
-_LARGE_FACTORIAL = re.compile(
-    rf"!!|[0-9]{{{MAX_COUNT_DIGITS + 1}}}!|\^(?:[0-9]+|\{{[^{{}}]*\}})!|[\^!].*[)}}\]]!|[0-9]{{3}}[)\]}}]!"
-)
+_FACTORIAL = re.compile(r"!!|([0-9]+) ?!|\^(?:[0-9]+|\{[^{}]*\}) ?!|([)}\]]) ?!")
+_LARGE_INSIDE = re.compile(r"[\^!]|[0-9]{3}")
 _CODE = re.compile(r"\(['\"]|['\"][/_]|__")
 _MATRIX_POWER = re.compile(r"matrix\}\^")
 _COUNTING = re.compile(r"\\(?:d?binom|Gamma|zeta)(?![a-zA-Z])")
@@ -57,13 +56,37 @@ def refusal(text: str, reference: str = "") -> str | None:
         return f"a number of {count} digits"
     if "^" in text and (why := _refused_power(text, reference)):
         return why
-    if "!" in text and _LARGE_FACTORIAL.search(text):
+    if "!" in text and _is_large_factorial(text, _longest(reference) if "!" in reference else 0):
         return "a factorial too large to write out"
     if (count := text.count("|")) > max(MAX_BARS, 2 * reference.count("|")):
         return f"{count} bars"
     if "\\" in text:
         return _refused_commands(text, reference)
     return None
+
+
+def _is_large_factorial(text: str, known_digits: int) -> bool:
+    """Whether a factorial is of a large number or of what may be one: of a power, of a factorial, `!!`.
+
+    `n!` and `(n-k)!` stay symbols and cost nothing.
+    """
+    for match in _FACTORIAL.finditer(text):
+        digits, bracket = match.groups()
+        if digits is not None:
+            if len(digits) > max(MAX_COUNT_DIGITS, min(known_digits, MAX_COUNT_DIGITS + 1)):
+                return True
+        elif bracket is None:
+            return True
+        else:
+            depth, start = 0, match.start()
+            while start >= 0:
+                depth += (text[start] in ")}]") - (text[start] in "({[")
+                if depth == 0:
+                    break
+                start -= 1
+            if _LARGE_INSIDE.search(text, max(start, 0), match.start()):
+                return True
+    return False
 
 
 def _refused_power(text: str, reference: str) -> str | None:

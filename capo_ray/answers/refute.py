@@ -16,6 +16,8 @@ from capo_ray.answers.witness import apart
 MAX_ELEMENTS = 16
 PLACES = (0.7345, 1.3718)
 INFINITE = 1e300
+TINY, TINY_RATIO, FEW_BITS = 1e-3, 1e-4, 16
+ROUNDED = 5e-7
 
 
 def refuted(gold: Any, pred: Any) -> bool:
@@ -28,6 +30,32 @@ def refuted(gold: Any, pred: Any) -> bool:
     if first is None or second is None:
         return False
     return _has_loner(first, second) or _has_loner(second, first)
+
+
+def numbers_equal(gold: Any, pred: Any) -> bool | None:
+    """What two constants' values say where math-verify's rounding to six decimals errs; None for all else.
+
+    It calls `1/2^{99}` and `1/2^{98}` equal: below a thousandth they must agree by ratio. And it compares values only
+    where one side is a bare number, so that `14.0-1.0i` is not `14-i` to it: any float inside makes both rounded.
+    """
+    from sympy import Expr, Float
+
+    if not all(isinstance(side, Expr) and side.is_number for side in (gold, pred)):
+        return None
+    try:
+        x, y = gold.evalf(20), pred.evalf(20)
+        if not all(part.is_Float or part.is_Integer for side in (x, y) for part in side.as_real_imag()):
+            return None
+        if any(part.is_Float and part._prec < FEW_BITS for side in (x, y) for part in side.as_real_imag()):
+            return None  # noise around a zero that was not recognised
+        largest = max(abs(x), abs(y))
+        if largest < TINY and abs(x - y) > TINY_RATIO * largest:
+            return False
+        if (gold.has(Float) or pred.has(Float)) and abs(x - y) < ROUNDED and largest >= TINY:
+            return True
+    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError):
+        pass
+    return None
 
 
 def _other_equation(gold: Any, pred: Any) -> bool:

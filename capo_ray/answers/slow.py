@@ -10,19 +10,23 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from capo_ray.answers.compare import decide, normalise
-from capo_ray.answers.numbers import read_number
-from capo_ray.answers.refute import refuted
+from capo_ray.answers.compare import same
+from capo_ray.answers.numbers import read_number, same_number
+from capo_ray.answers.refute import numbers_equal, refuted
+from capo_ray.answers.spelling import normalise
 
 _PERCENT = re.compile(r" ?\\?%$")
 
 
 def slow_equal(a: str, b: str) -> bool:
-    """Whether answer `b` equals reference `a`: house rules, then percentages, then math-verify."""
-    a, b = normalise(a), normalise(b)
-    decided = decide(a, b)
-    if decided is not None:
-        return decided
+    """Whether answer `b` equals reference `a`: house rules, lists by entry, numbers, percentages, math-verify."""
+    return same(normalise(a), normalise(b), _formulas_equal) is True
+
+
+def _formulas_equal(a: str, b: str) -> bool:
+    number, other = read_number(a), read_number(b)
+    if number and other and (verdict := same_number(number, other)) is not None:
+        return verdict
     first, second = _PERCENT.search(a), _PERCENT.search(b)
     if first and second:
         return library_equal(a[: first.start()], b[: second.start()])
@@ -44,6 +48,8 @@ def library_equal(a: str, b: str, shortcut: bool = True) -> bool:
         return False
     if shortcut and refuted(first[0], second[0]):
         return False
+    if shortcut and (verdict := numbers_equal(first[0], second[0])) is not None:
+        return verdict
     return bool(math_verify.verify(first, second, timeout_seconds=None))
 
 

@@ -36,9 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "exit codes: 0 every line judged or undecided; 1 a line did not fit (named on standard error, null in place)"
     )
     parser.add_argument("--input", required=True, metavar="PAIRS.jsonl", help="file, or - for standard input")
-    parser.add_argument("--kind", default="math", choices=("math", "exact", "choice", "custom"), help="default: math")
+    parser.add_argument(
+        "--kind", default="math", choices=("math", "exact", "choice", "numeric", "custom"), help="default: math"
+    )
     parser.add_argument("--path", default="", metavar="MODULE:FUNCTION", help="the function of --kind custom")
-    parser.add_argument("--timeout", type=float, default=None, metavar="S", help="seconds for one pair")
+    parser.add_argument("--tolerance", type=float, default=None, metavar="X", help="of --kind numeric, default 0.01")
+    parser.add_argument("--timeout", type=float, default=None, metavar="S", help="processor seconds for one pair")
     parser.add_argument("--processes", type=int, default=None, metavar="N", help="child processes")
 
 
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from capo_ray.verifiers import VerifierPool
 
     given = {"kind": args.kind, "path": args.path, "timeout_s": args.timeout, "num_processes": args.processes}
+    given["tolerance"] = args.tolerance
     try:
         config = VerifierConfig(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -137,15 +137,18 @@ class EngineConfig(Section):
 class VerifierConfig(Section):
     """The rule that checks final answers."""
 
-    kind: Literal["math", "exact", "choice", "custom"] = "math"
-    """math: math-verify; exact: same text; choice: same letter; custom: the function at `path`."""
+    kind: Literal["math", "exact", "choice", "numeric", "custom"] = "math"
+    """math: math-verify; exact: same text; choice: same options; numeric: within `tolerance`; custom: the function at
+    `path`."""
     path: str = ""
     """kind=custom: `package.module:function`, called as function(answer, response) -> True, False or None (invalid)."""
+    tolerance: float = Field(0.01, ge=0, lt=1)
+    """kind=numeric: how far an answer may be from the reference, as a share of it; 0: the same value."""
     num_workers: Positive = 1
     num_processes: Positive = 1
     """Child processes per worker."""
     timeout_s: float = Field(1.0, gt=0)
-    """For one pair; then its process is killed and the verdict is invalid."""
+    """Processor seconds for one pair (kind=custom: seconds); then its process is killed and the verdict is invalid."""
     memory_mib: Annotated[int, Field(ge=256)] = 512
     """Address space of one child process."""
     checks_per_process: Positive = 2000
@@ -161,6 +164,10 @@ class VerifierConfig(Section):
             raise ValueError(f"verifier.kind=custom needs verifier.path=package.module:function (got {self.path!r})")
         if self.kind != "custom" and self.path:
             raise ValueError(f"verifier.path is only read with verifier.kind=custom (got verifier.kind={self.kind})")
+        if self.kind != "numeric" and self.tolerance != type(self).model_fields["tolerance"].default:
+            raise ValueError(
+                f"verifier.tolerance is only read with verifier.kind=numeric (got verifier.kind={self.kind})"
+            )
         return self
 
 

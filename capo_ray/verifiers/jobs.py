@@ -24,7 +24,6 @@ class Job:
     response: str
     future: Future[Outcome] = field(default_factory=Future)
     spent_s: float = 0.0  # wall time in the hands of checkers, from hand-over to the reply or the end of its time
-    cpu_s: float = 0.0  # processor time of the checks that were broken off
 
     def end(self, outcome: Outcome) -> None:
         """End the job with its outcome, unless it was lost meanwhile."""

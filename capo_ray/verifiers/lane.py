@@ -29,6 +29,7 @@ MAX_BATCH_PAIRS = 8
 SEND_DEADLINE_S = 5.0
 CRASHED = "crash: the check ended its process"
 MIN_WAIT_S = 0.01
+LATE_S = 0.1  # what reading the clock of another process may cost
 MAX_AUDITED_KEPT = 100
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "TZ")
 
@@ -120,7 +121,7 @@ class Lane(threading.Thread):
                     self._end(batch.pop(0), Outcome(None, CRASHED, lasting=False), "crashes")
                     return
                 self._end(batch.pop(0), self._outcome(reply))
-                self.cpu_s += reply["cpu"] - self._cpu_s
+                self._count_cpu(reply["cpu"] - self._cpu_s)
                 self._cpu_s = reply["cpu"]
                 self.peak_mib = max(self.peak_mib, reply["mib"])
                 if reply.get("last"):
@@ -149,22 +150,26 @@ class Lane(threading.Thread):
                     wait_s = min(left_s, max(left_cpu_s, MIN_WAIT_S))
         finally:
             job.spent_s += time.monotonic() - start
-            self.slowest_s = max(self.slowest_s, job.spent_s)
-            self.counts["late"] += job.spent_s > self._settings["timeout_s"]
+
+    def _count_cpu(self, used_s: float) -> None:
+        """Add the processor seconds of one check."""
+        self.cpu_s += used_s
+        self.slowest_s = max(self.slowest_s, used_s)
+        self.counts["late"] += used_s > self._settings["timeout_s"] + LATE_S
 
     def _give_up(self, job: Job) -> None:
         """Kill the checker that holds a pair whose time here is up; pass the pair on, or end it as invalid."""
         used_s = min(cpu_seconds(self._pid) - self._cpu_s, self._limit.wall_s)
-        self.cpu_s += used_s
-        job.cpu_s += used_s
+        self._count_cpu(used_s)
         self._kill_checker()
         self._close_checker()
         if self._suspects is not None:
             self.counts["suspects"] += 1
             self._suspects(job)
             return
-        ran = self._settings["kind"] == "math" and job.cpu_s >= self._settings["ordinary_cpu_s"]
-        reason = f"timeout: no verdict within {self._settings['timeout_s']:g} s"
+        ran = used_s >= self._limit.cpu_s - MIN_WAIT_S
+        clock = " of processor time" if ran else ""
+        reason = f"timeout: no verdict within {self._settings['timeout_s']:g} s{clock}"
         self._end(job, Outcome(None, reason, lasting=ran), "timeouts")
 
     def _outcome(self, reply: dict[str, Any]) -> Outcome:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 CLOSE_DEADLINE_S = 5.0
 LONG_RESPONSE_CHARS = 16_384
 QUICK_CPU_S = 0.15  # several times what an ordinary check takes
-KILL_SHARE = 0.2  # of a pair's time, kept for ending its checker
+WALL_FACTOR = 20  # wall seconds for each of processor time: only a machine that stands still is cut off by it
+NO_REFERENCE = Outcome(None, "undecided: the reference is empty, so nothing can be right")
+NO_ANSWERS = frozenset({"", "none", "nan", "null"})
 RIGHT, WRONG = Outcome(1, "right"), Outcome(0, "wrong")
 NO_ANSWER = Outcome(0, "no answer")
 TOO_LONG = Outcome(0, f"wrong: longer than {answers.MAX_ANSWER_CHARS} characters")
@@ -67,9 +69,9 @@ class VerifierPool:
                 "ordinary_cpu_s": min(QUICK_CPU_S, self._config.timeout_s / 4),
             }
             self._settings = settings
-            limit, suspects = Limit(self._config.timeout_s), None
+            limit, suspects = Limit(self._config.timeout_s), None  # a function of one's own may wait for others
             if self._config.kind == "math":
-                limit = Limit(self._config.timeout_s / 2, settings["ordinary_cpu_s"])
+                limit = Limit(WALL_FACTOR * self._config.timeout_s, settings["ordinary_cpu_s"])
                 suspects = self._hold_apart
             self._lanes = [
                 Lane(f"verifier-{index}", settings, self._jobs, limit, count, suspects) for index in range(count)
@@ -81,7 +83,7 @@ class VerifierPool:
         """Give a pair that takes long to the lane of such pairs; its child is started with the first of them."""
         with self._lock:
             if self._slow_lane is None and not self._closed:
-                limit = Limit((1 - KILL_SHARE) * self._config.timeout_s)
+                limit = Limit(WALL_FACTOR * self._config.timeout_s, self._config.timeout_s)
                 self._slow_lane = Lane("verifier-slow", self._settings, self._suspects, limit)
                 self._lanes.append(self._slow_lane)
                 self._slow_lane.start()
@@ -155,6 +157,8 @@ class VerifierPool:
     def _settle(self, reference: str, response: str) -> tuple[str | None, Outcome | Job]:
         """The extracted answer of a response, and its outcome or the job that will bring it."""
         self._counts["pairs"] += 1
+        if self._config.kind == "math" and reference.casefold() in NO_ANSWERS:
+            return None, NO_REFERENCE
         if self._config.kind == "custom":
             digest = blake2b(response.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
             return None, self._lookup((reference, digest), reference, response)
@@ -167,6 +171,8 @@ class VerifierPool:
         if self._config.kind == "exact":
             self._counts["fast"] += 1
             return extracted, RIGHT if answers.exact_equal(reference, extracted) else WRONG
+        if self._config.kind == "numeric":
+            return extracted, self._measure(reference, extracted)
         return self._compare(reference, extracted)
 
     def _choose(self, reference: str, response: str) -> tuple[str | None, Outcome]:
@@ -178,6 +184,13 @@ class VerifierPool:
             chosen = None
         self._counts["fast" if chosen else "no_answer"] += 1
         return chosen, NO_ANSWER if chosen is None else (RIGHT if chosen == wanted else WRONG)
+
+    def _measure(self, reference: str, extracted: str) -> Outcome:
+        wanted, found = answers.number_of(reference), answers.number_of(extracted[: answers.MAX_ANSWER_CHARS])
+        if wanted is None:
+            return Outcome(None, f"undecided: the reference {reference[:40]!r} is no number")
+        self._counts["fast"] += 1
+        return RIGHT if found is not None and abs(found - wanted) <= self._config.tolerance * abs(wanted) else WRONG
 
     def _compare(self, reference: str, extracted: str) -> tuple[str, Outcome | Job]:
         """As `_settle`, for kind=math."""

@@ -9,6 +9,7 @@ sampled. 16 groups a batch. Rules:
     drop    a group with any token older than max_age is dropped (what capo-ray did first)
     mask    tokens older than max_age have weight 0; a group is dropped when none is left (what it does now)
     hold    the learner waits before an update that would make a token of a group in production too old
+    wait    mask, and the learner waits before an update that would make a group that is being judged too old as a whole
 
 Columns: groups dropped; their mean response length over that of the trained ones; of the trained groups' tokens the
 share masked and of their responses the share masked whole; the share of a response's tokens that is trained, on average
@@ -39,7 +40,8 @@ from tests.clock import simulate
 
 RESULTS = Path(__file__).parent / "results" / "staleness.json"
 GROUPS, SIBLINGS = 16, 8
-RULES = ("drop", "mask", "hold")
+RULES = ("drop", "mask", "hold", "wait")
+MASKING = ("mask", "wait")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Run:
         self.swaps = [0.0]  # when the engines came to hold each version
         self.dropped: list[Rolled] = []
         self.trained: list[tuple[int, Rolled]] = []
-        self.producing: dict[Ticket, int] = {}
+        self.waited_for: dict[Ticket, int] = {}  # the version of what must not grow too old
         self.moved = asyncio.Event()
         slots = GROUPS * setting.slots
         self.buffer: SlotBuffer[Rolled] = SlotBuffer(slots, setting.max_age, lambda _, item: self.dropped.append(item))
@@ -111,20 +113,23 @@ class Run:
 
     async def _walk(self, ticket: Ticket) -> None:
         start, oldest = asyncio.get_running_loop().time(), len(self.swaps) - 1
-        self.producing[ticket] = oldest
+        if self.rule == "hold":
+            self.waited_for[ticket] = oldest
         item = Rolled(start, tuple(self.median * x for x in self._draws(self.rng)))
         await asyncio.sleep(max(item.lengths))
         newest = len(self.swaps) - 1
+        if self.rule == "wait":
+            self.waited_for[ticket] = newest
         if self.setting.critique:
             await asyncio.sleep(self.setting.critique * self.rng.lognormvariate(0.0, 0.5))
-        del self.producing[ticket]
-        self.buffer.finish(ticket, item, newest if self.rule == "mask" else oldest)
+        self.waited_for.pop(ticket, None)
+        self.buffer.finish(ticket, item, newest if self.rule in MASKING else oldest)
         self.moved.set()
 
     async def _take(self, version: int) -> Sequence[Taken[Rolled]]:
         bound = version + 1 - self.setting.max_age
         await asyncio.sleep(0)
-        while self.rule == "hold" and any(oldest < bound for oldest in self.producing.values()):
+        while any(version < bound for version in self.waited_for.values()):
             self.moved.clear()
             await self.moved.wait()
         return await self.buffer.take(GROUPS, version, 1e9)
@@ -137,7 +142,7 @@ class Run:
         rows = []
         for version, group in self.trained:
             since = self.swaps[max(0, version - self.setting.max_age)]
-            old = max(0.0, since - group.start) if self.rule == "mask" else 0.0
+            old = max(0.0, since - group.start) if self.rule in MASKING else 0.0
             rows += [(length, min(length, old)) for length in group.lengths]
         return sorted(rows)
 
@@ -177,7 +182,7 @@ def _quarter(rows: Sequence[tuple[float, float]], which: int) -> float:
 def _oldest(run: Run, version: int, group: Rolled) -> int:
     """The age of the oldest token that was trained."""
     age = version - (bisect_right(run.swaps, group.start) - 1)
-    return min(age, run.setting.max_age) if run.rule == "mask" else age
+    return min(age, run.setting.max_age) if run.rule in MASKING else age
 
 
 def average(runs: Sequence[dict[str, float | None]]) -> dict[str, float | None]:

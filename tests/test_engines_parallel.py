@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capo_ray.protocols import Sampling
@@ -34,3 +36,11 @@ def test_two_workers_sample_score_and_take_new_weights(world: World) -> None:
         assert {run.version for run in done.versions} == {7}
     test_engines.test_a_swap_in_mid_generation_closes_a_run_of_versions_and_stays_exact(world)
     assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))
+
+
+def test_no_memory_that_the_workers_share_has_a_name_that_would_outlive_a_killed_engine(world: World) -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    maps = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in family)
+    shared = re.findall(r"/dev/shm/(psm_|vllm_dist_)\S+( \(deleted\))?\n", maps)
+    assert {name for name, _ in shared} == {"psm_", "vllm_dist_"}
+    assert all(deleted for _, deleted in shared)

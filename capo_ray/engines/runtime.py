@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.extra import check_extra
+from capo_ray.engines.nameless import take_names_away
 from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
 
@@ -81,6 +82,8 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         engine = LLMEngine.from_engine_args(EngineArgs(**args))
     if spec.weight_transport != "none":
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+    if spec.tensor_parallel > 1:
+        take_names_away(engine)
     engine.set_weight_version("0")
     # The seat beyond `max_num_seqs` is the canary's: see `swap`.
     core: Any = engine.engine_core

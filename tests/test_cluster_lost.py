@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import psutil
 import pytest
@@ -66,31 +68,55 @@ except RunFailed as error:
 """
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [
-        ("gcs_server", "the cluster's head (GCS) did not answer"),
-        ("raylet", "this node's Ray (its raylet) is gone"),
-    ],
-)
-def test_a_lost_cluster_ends_the_run_within_a_minute_with_its_cause(name: str, words: str, tmp_path: Path) -> None:
-    with (tmp_path / "err").open("w+") as err:
-        run = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=err, text=True)
-        try:
-            assert run.stdout is not None and run.stdout.readline() == "ready\n", (tmp_path / "err").read_text()
-            family = psutil.Process(run.pid).children(recursive=True)
+@dataclass(frozen=True)
+class End:
+    """How a run ended: exit code, seconds since the kill, its last words, and the processes of its Ray."""
+
+    code: int
+    took_s: float
+    said: str
+    family: list[psutil.Process]
+
+
+CAUSES = {
+    "gcs_server": "the cluster's head (GCS) did not answer",
+    "raylet": "this node's Ray (its raylet) is gone",
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, End]:
+    """The end of a run for each process of Ray that is killed under it; both runs wait at the same time."""
+    folder = tmp_path_factory.mktemp("err")
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+            err = stack.enter_context((folder / name).open("w"))
+            run = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=err, text=True)
+            stack.callback(run.kill)
+            assert run.stdout is not None and run.stdout.readline() == "ready\n", (folder / name).read_text()
+            return run, psutil.Process(run.pid).children(recursive=True)
+
+        def end(name: str, run: subprocess.Popen[str], family: list[psutil.Process]) -> End:
             next(process for process in family if name in process.name()).kill()
             killed = time.monotonic()
             code = run.wait(75)
-            took = time.monotonic() - killed
-        finally:
-            run.kill()
-    said = (tmp_path / "err").read_text()
-    assert code == 1, said
-    assert words in said or "light worker" in said, said
-    assert "Traceback" not in said and "never retrieved" not in said, said
-    assert took < 60
-    _, alive = psutil.wait_procs(family, timeout=20)
+            return End(code, time.monotonic() - killed, (folder / name).read_text(), family)
+
+        runs = {name: start(name) for name in CAUSES}
+        threads = stack.enter_context(ThreadPoolExecutor())
+        waits = {name: threads.submit(end, name, *run) for name, run in runs.items()}
+        return {name: wait.result() for name, wait in waits.items()}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_lost_cluster_ends_the_run_within_a_minute_with_its_cause(name: str, ends: dict[str, End]) -> None:
+    end = ends[name]
+    assert end.code == 1, end.said
+    assert CAUSES[name] in end.said or "light worker" in end.said, end.said
+    assert "Traceback" not in end.said and "never retrieved" not in end.said, end.said
+    assert end.took_s < 60
+    _, alive = psutil.wait_procs(end.family, timeout=20)
     # A container without an init leaves dead orphans in the table.
     left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     for process in left:

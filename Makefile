@@ -43,7 +43,7 @@ train: install
 	$(BIN)/capo-ray train $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

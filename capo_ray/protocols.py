@@ -47,7 +47,10 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. `max_tokens` counts response tokens; `regex` constrains the text where the engine can."""
+    """How to sample. `max_tokens` counts response tokens; `regex` constrains the text where the engine can.
+
+    A response ends with a token of `stop_token_ids`, beside the model's own.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -87,11 +90,17 @@ class Tokenizer(Protocol):
     def encode_data(self, text: str) -> list[int]:
         """The ids of untrusted text: no special or control token can come out, whatever the text spells."""
 
-    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
-        """The ids before and after a user turn in the model's chat template, generation prompt included.
+    def chat_frame(self, system: str) -> tuple[str, str] | None:
+        """The trusted text before and after a user turn, generation prompt included; None without a chat template."""
 
-        Without a chat template: the system text (if any) followed by a newline, and nothing after.
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, begins: bool) -> list[int]:
+        """The ids of pieces (text, trusted) as one running text; control tokens come out of trusted ones alone.
+
+        `begins`: after what the tokenizer itself puts before a text, such as a begin-of-sequence token.
         """
+
+    def stop_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        """The ids of tokens given by their texts; raises `ValueError` on a text that is not one token."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""

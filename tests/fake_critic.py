@@ -27,9 +27,12 @@ class LetterTokenizer:
     def encode_data(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
+    def chat_frame(self, system: str) -> tuple[str, str]:
         head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        return self.encode(f"{head}<|im_start|>user\n"), self.encode("<|im_end|>\n<|im_start|>assistant\n")
+        return f"{head}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, begins: bool) -> list[int]:
+        return [i for text, trusted in pieces for i in (self.encode(text) if trusted else self.encode_data(text))]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in token_ids if i >= 0)

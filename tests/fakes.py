@@ -41,8 +41,14 @@ class FakeTokenizer:
 
     encode_data = encode
 
-    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
-        return self.encode(system + "\n" if system else ""), []
+    def chat_frame(self, system: str) -> None:
+        return None
+
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, begins: bool) -> list[int]:
+        return self.encode("".join(text for text, _ in pieces))
+
+    def stop_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        return tuple(map(ord, tokens))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in token_ids if i)

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -82,6 +84,35 @@ def test_gold_without_wrong_steps_says_what_to_do(tmp_path: Path, capsys: pytest
     path = write(tmp_path / "s.jsonl", [{"question": "q", "response": "1+1=2"}])
     assert main(["critique", "--input", path, "--gold", "critic.backend=calculator"]) == 1
     assert "wrong_steps" in capsys.readouterr().err
+
+
+def test_an_endpoint_without_a_scheme_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "s.jsonl", [LINES[0]])
+    words = ["critic=endpoint", "critic.endpoint.base_url=127.0.0.1:9/v1", "critic.endpoint.model=m"]
+    assert main(["critique", "--input", path, *words]) == 1
+    error = capsys.readouterr().err
+    assert "got no http:// or https:// before 127.0.0.1:9/v1" in error and "traceback" not in error
+
+
+def test_the_words_of_a_server_stand_in_the_table_of_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"detail":"Not Found"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        path = write(tmp_path / "s.jsonl", [LINES[0]])
+        url = f"critic.endpoint.base_url=http://127.0.0.1:{server.server_port}"
+        assert main(["critique", "--input", path, "critic=endpoint", url, "critic.endpoint.model=m"]) == 1
+        server.shutdown()
+    assert "refused: HTTP 404 at /chat/completions: Not Found" in capsys.readouterr().out
 
 
 def test_a_file_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,8 +157,7 @@ def test_a_refusal_is_not_retried_abstains_and_is_told_without_the_key(status: i
     (votes,), _ = ask(server, key_file=str(path))
     assert len(server.bodies) == 1
     assert [v.flagged for v in votes] == [None] * 4
-    where = " at /v1/chat/completions" if status == 404 else ""
-    assert votes[0].reason == f"refused: HTTP {status}{where}: bad key Bearer ***"
+    assert votes[0].reason == f"refused: HTTP {status} at /v1/chat/completions: bad key Bearer ***"
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"choices": [{}]}', b'{"choices": 5}', b"\xff\xfe", b"[" * 5000])
@@ -336,7 +335,7 @@ def test_without_room_for_an_answer_the_vote_abstains_in_the_servers_words() -> 
     server = Server(handler)
     (votes,), _ = ask(server, max_tokens=2048)
     assert [v.flagged for v in votes] == [None] * 4 and len(server.bodies) == 1
-    assert votes[0].reason == f"refused: HTTP 400: {said}"
+    assert votes[0].reason == f"refused: HTTP 400 at /v1/chat/completions: {said}"
 
 
 def test_a_late_request_is_not_sent_again_to_the_same_server() -> None:
@@ -390,6 +389,16 @@ def test_an_answer_counts_whatever_its_usage_says(usage: object) -> None:
 
     (votes,), _ = ask(Server(handler))
     assert all(v.valid for v in votes)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_answer_cut_off_while_thinking_says_so(content: str | None) -> None:
+    async def handler(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        choice = {"message": {"content": content, "reasoning_content": "Let me see"}, "finish_reason": "length"}
+        return web.json_response({"choices": [choice] * body["n"]})
+
+    (votes,), _ = ask(Server(handler))
+    assert {v.reason for v in votes} == {"cut off at max_tokens before its list of wrong steps"}
 
 
 def test_a_blank_behind_the_address_is_no_part_of_it() -> None:

@@ -203,6 +203,35 @@ def test_weights_that_were_cut_short_are_refused(model: Path) -> None:
     assert "is no safetensors file" in sentence(config_with(model))
 
 
+def test_weights_of_which_a_file_is_missing_are_refused(model: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    text = sentence(config_with(model))
+    assert "names 2 files, of which model-00002-of-00002.safetensors is missing; fetch the model again" in text
+
+
+def test_an_adapter_beside_a_config_is_no_model(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    assert "holds an adapter" in sentence(config_with(model))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"is_encoder_decoder": True}, "got an encoder-decoder"),
+        ({"architectures": ["BertForMaskedLM"]}, "got BertForMaskedLM"),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "got Qwen2ForSequenceClassification"),
+    ],
+)
+def test_a_model_that_does_not_go_on_with_a_text_is_refused(model: Path, more: dict[str, object], words: str) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **more}))
+    assert f"expected a causal language model in {model}, {words}" in sentence(config_with(model))
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen2ForCausalLM"]}))
+    checks.check_plan(config_with(model))
+
+
 def test_an_occupied_run_directory_is_refused_with_both_ways_out(model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     text = sentence(config_with(model, f"run.dir={tmp_path}", "run.name=mine"))

@@ -133,6 +133,33 @@ def test_a_chat_template_is_rendered_as_the_tokenizer_does(tmp_path: Path) -> No
     assert render_chat(write_model(tmp_path / "none"), "model", "", "q") is None
 
 
+REFUSES = "{{ raise_exception('System role not supported') if messages[0].role == 'system' else messages[0].content }}"
+
+
+def test_turns_that_a_chat_template_refuses_are_named_with_their_key(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(REFUSES)
+    asked = (f"model={folder}", "model.chat_template=true")
+    text = refused(*asked, "model.system_prompt=Box it.")
+    assert "model.system_prompt: the chat template of" in text and "System role not supported" in text
+    check_settings(compose_train([*asked, "model.system_prompt="]))
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
+    assert "model.chat_template: the chat template of" in refused(*asked)
+
+
+def test_chat_templates_without_a_default_are_refused_by_their_names(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    named = [{"name": "tool_use", "template": PLAIN}, {"name": "rag", "template": PLAIN}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert "expected a default among the chat templates of" in refused(f"model={folder}", "model.chat_template=true")
+
+
+def test_a_stop_token_that_is_none_is_refused(tmp_path: Path) -> None:
+    text = refused("model.stop_tokens=['<|im_end|>']")
+    assert "model.stop_tokens must be tokens of laptop (got '<|im_end|>')" in text
+    check_settings(compose_train(["model.stop_tokens=['+']"]))
+
+
 def test_an_endpoint_that_nobody_serves_is_refused_with_its_address() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

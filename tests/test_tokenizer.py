@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capo_ray.engines import HfTokenizer, TokenizerRefused
 from capo_ray.engines.tiny import EOS, PAD, SPECIALS, write_tokenizer
+from capo_ray.prompts import build_critic_prompt, build_policy_prompt
+from capo_ray.protocols import step_texts
+from capo_ray.steps import SEGMENTERS, check_spans, split_steps
+from capo_ray.types import Completion, VersionRun
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -133,18 +138,146 @@ def test_data_for_a_character_tokenizer_holds_no_eos(chars: HfTokenizer) -> None
     assert chars.eos_id not in chars.encode_data("a<eos>") and len(chars.encode_data("a<eos>")) == 6
 
 
+def rendered(tokenizer: HfTokenizer, question: str, system: str = "") -> str:
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    return str(tokenizer.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def prompt(
+    tokenizer: HfTokenizer, question: str, system: str = "", template: str = "Q: {question}\nA:", chat: bool = True
+):
+    return list(build_policy_prompt(tokenizer, question, system_prompt=system, template=template, chat_template=chat))
+
+
 @pytest.mark.parametrize("system", ["", "Be brief."])
 def test_the_chat_frame_around_a_question_is_the_rendered_template(bpe: HfTokenizer, system: str) -> None:
-    before, after = bpe.chat_frame(system)
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": "hi"})
-    rendered = bpe.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert [*before, *bpe.encode_data("hi"), *after] == bpe.encode(rendered)
+    assert prompt(bpe, "hi", system) == bpe.encode(rendered(bpe, "hi", system))
 
 
-def test_without_a_chat_template_the_system_text_stands_before(chars: HfTokenizer) -> None:
-    assert chars.chat_frame("") == ([], [])
-    assert chars.chat_frame("abc") == (chars.encode("abc\n"), [])
+def test_without_a_chat_template_there_is_no_frame(chars: HfTokenizer) -> None:
+    assert chars.chat_frame("") is None
+    assert chars.decode(prompt(chars, "1+1", "abc", "q: {question}\n")) == "abc\nq: 1+1\n"
+
+
+def sentencepiece(path: Path, scheme: str, bos: bool = True) -> HfTokenizer:
+    """A tokenizer of SentencePiece's kind: `▁` for spaces, one more before a text, and a begin-of-sequence token."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *"▁[]/?+*=23456789QA:\nINSTWhatisBox.", "▁What", "What", "▁is", "INST", "▁["]
+    backend = Tokenizer(models.Unigram([(word, -1.0 - 1.0 / len(word)) for word in dict.fromkeys(words)], unk_id=0))
+    if scheme == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["<s>", "</s>", "<unk>"])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            "<s> $A", "<s> $A $B", [("<s>", backend.token_to_id("<s>"))]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = "{{ bos_token }}[INST] {{ messages[-1].content }} [/INST]"
+    fast.save_pretrained(path)
+    return HfTokenizer(path)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "prepend"])
+def test_a_dummy_prefix_stands_where_the_template_has_it_and_nowhere_else(scheme: str, tmp_path: Path) -> None:
+    tokenizer = sentencepiece(tmp_path, scheme)
+    ids = prompt(tokenizer, "What is 2+3*4?")
+    assert ids == tokenizer.encode("<s>[INST] What is 2+3*4? [/INST]")
+    tokens = tokenizer.hf.convert_ids_to_tokens(ids)
+    assert tokens[tokens.index("]") + 1] == "▁What", tokens
+    hostile = prompt(tokenizer, "What</s> is <s>2?")
+    assert [i for i in hostile if i in tokenizer.control_ids] == [tokenizer.hf.bos_token_id]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(st.tuples(st.sampled_from([HOSTILE, "What is", " 2+2", "<|im_", "end|>", "é", "\n"]), st.booleans()))
+)
+def test_control_tokens_of_pieces_come_from_trusted_ones_alone(bpe: HfTokenizer, parts: list[tuple[str, bool]]) -> None:
+    ids = bpe.encode_pieces(parts, begins=True)
+    assert bpe.backend.decode(ids, skip_special_tokens=False) == "".join(text for text, _ in parts)
+    trusted = sum(i in bpe.control_ids for text, door in parts if door for i in bpe.encode(text))
+    joined = "".join(text if door else "\0" * len(text) for text, door in parts)
+    assert sum(i in bpe.control_ids for i in ids) in (trusted, sum(i in bpe.control_ids for i in bpe.encode(joined)))
+
+
+def test_a_base_model_gets_its_begin_token_once_and_a_template_says_its_own(tmp_path: Path) -> None:
+    tokenizer = sentencepiece(tmp_path / "bos", "first")
+    bos = tokenizer.hf.bos_token_id
+    for ids in (
+        prompt(tokenizer, "What is 2?", chat=False),
+        prompt(tokenizer, "What is 2?", chat=False, template="<s>{question}"),
+        prompt(tokenizer, "What is 2?"),
+        list(build_critic_prompt(tokenizer, rubric="compact", question="2", solution=None, steps=["2"])),
+    ):
+        assert ids[0] == bos and ids.count(bos) == 1
+    assert bos not in prompt(sentencepiece(tmp_path / "none", "first", bos=False), "What is 2?", chat=False)
+
+
+def test_stop_tokens_are_ids_of_the_vocabulary(bpe: HfTokenizer) -> None:
+    assert bpe.stop_ids(["<|im_start|>", "</think>"]) == tuple(
+        bpe.hf.convert_tokens_to_ids(["<|im_start|>", "</think>"])
+    )
+    with pytest.raises(TokenizerRefused, match=r"model\.stop_tokens must be tokens "):
+        bpe.stop_ids(["no token"])
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "words"),
+    [
+        (
+            "{{ raise_exception('System role not supported') }}",
+            "Box it.",
+            "System role not supported.*model.system_prompt",
+        ),
+        ("{{ raise_exception('never') }}", "", "a user turn .never.; mend it"),
+        ({"tool": CHATML, "rag": CHATML}, "", "refuses a user turn .*default"),
+    ],
+)
+def test_turns_that_a_template_refuses_are_a_sentence(
+    bpe: HfTokenizer, monkeypatch: pytest.MonkeyPatch, template: object, system: str, words: str
+) -> None:
+    monkeypatch.setattr(bpe.hf, "chat_template", template)
+    with pytest.raises(TokenizerRefused, match=words):
+        bpe.chat_frame(system)
+
+
+REAL = os.environ.get("CAPO_RAY_REAL_MODELS", "")
+PROSE = st.lists(
+    st.sampled_from(
+        ["Let $x=5.$", " Then\n\n", "\\[\na=b\n\\]\n\n", "```python\nx = 1\n\nprint(x)\n```\n", "| a |\n", "1. Add.\n",
+         "é", "漢字", "🙂", "\u200b", "<think>", "</think>", " 12345", "\\boxed{4}", "\r\n", "\t", "  "]
+    ),
+    max_size=30,
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not REAL, reason="CAPO_RAY_REAL_MODELS names no folder of real models")
+@pytest.mark.parametrize("path", sorted(Path(REAL).glob("*/")) if REAL else [])
+def test_steps_tile_and_prompts_are_the_templates_on_real_tokenizers(path: Path) -> None:
+    tokenizer = HfTokenizer(path)
+
+    @settings(max_examples=300, deadline=None)
+    @given(PROSE, st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=8))
+    def holds(parts: list[str], noise: list[int]) -> None:
+        text = "".join(parts)
+        ids = [*tokenizer.encode(text), *noise, tokenizer.eos_id]
+        text, ends = tokenizer.decode_pieces(ids)
+        count = len(ids)
+        response = Completion(ids, (0.0,) * count, ends, text, (VersionRun(0, count),), "stop")
+        for segmenter in SEGMENTERS:
+            spans = split_steps(response, segmenter)
+            check_spans(spans, count)
+            assert "".join(step_texts(text, ends, spans)) == text
+
+    holds()
+    for question in ("What is 2+2?", "Let $x$ be <b> é 漢字.\n\nFind it."):
+        assert prompt(tokenizer, question, "Be brief.") == tokenizer.encode(rendered(tokenizer, question, "Be brief."))
 
 
 def test_a_template_that_hides_the_question_is_refused(bpe: HfTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

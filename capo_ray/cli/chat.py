@@ -27,26 +27,32 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 asked = json.load(sys.stdin)
 resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
+class Refused(TemplateError):
+    pass
 def refuse(message):
-    raise TemplateError(message)
+    raise Refused(message)
 room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
 room.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
 room.globals["raise_exception"] = refuse
 room.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+text, said = None, None
 try:
     text = room.from_string(asked["template"]).render(**asked["names"])
 except MemoryError:
     raise
+except Refused as error:
+    said = str(error) or "it gives no reason"
 except Exception:
-    text = None
-print(json.dumps(text))
+    pass
+print(json.dumps([text, said]))
 """
 
 
 def render_chat(folder: Path, section: str, system: str, user: str) -> str | None:
     """The prompt of a system and a user turn; None without a template, or where it is not plain Jinja.
 
-    Raises `RunFailed`, naming `section`.chat_template, where rendering does not end within its limits.
+    Raises `RunFailed`, naming the key of `section`, where rendering does not end within its limits, or where the
+    template itself refuses the turns.
     """
     template, names = _read(folder)
     if template is None:
@@ -71,8 +77,16 @@ def render_chat(folder: Path, section: str, system: str, user: str) -> str | Non
             f"{section}.chat_template=true: expected the chat template of {folder} to end within {CPU_S} s and "
             f"{MEMORY_BYTES >> 20} MiB, got no end; mend the template, or set {section}.chat_template=false"
         )
-    rendered: str | None = json.loads(done.stdout)
-    return rendered
+    rendered, said = json.loads(done.stdout)
+    if said is not None:
+        key, cure = (
+            (f"{section}.system_prompt", "leave it empty, or set") if system else (f"{section}.chat_template", "set")
+        )
+        raise RunFailed(
+            f"{key}: the chat template of {folder} refuses {'a system turn' if system else 'a user turn'} "
+            f"({said[:200]}); {cure} {section}.chat_template=false"
+        )
+    return None if rendered is None else str(rendered)
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -96,5 +110,11 @@ def _read(folder: Path) -> tuple[str | None, dict[str, Any]]:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8"), tokens
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
+        names = [str(t.get("name")) for t in template]
         template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        if template is None:
+            raise RunFailed(
+                f"expected a default among the chat templates of {folder}, got {', '.join(names)}; rename the one to "
+                "use in tokenizer_config.json, or set chat_template=false"
+            )
     return (template if isinstance(template, str) else None), tokens

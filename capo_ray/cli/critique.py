@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -36,6 +37,7 @@ a line of input: {"question": …, "response": … or "steps": […], "answer"?,
 or a line of ProcessBench, PRM800K, Math-Shepherd, TRL (prompt, completions, labels) or GSM8K's
 example_model_solutions.jsonl; also as Parquet, a JSON array, or packed.
 exit codes: 0 done; 1 refused, or no critique could be read"""
+_PLACE = re.compile(r" at ['\"].*", re.DOTALL)
 MAX_OPEN = 64
 """Solutions under way at once."""
 
@@ -169,7 +171,10 @@ async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncI
                 model_revision=path,
             )
         else:
-            judge = build_judge(critic, vote=vote, quorum=1, store=store)
+            try:
+                judge = build_judge(critic, vote=vote, quorum=1, store=store)
+            except ValueError as error:
+                raise RunFailed(str(error)) from error
         try:
             yield judge
         finally:
@@ -212,9 +217,9 @@ def _name(critic: CriticConfig) -> str:
 
 
 def _reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
-    """Why critiques are invalid, most common first (details after a colon left out)."""
+    """Why critiques are invalid, most common first; without the text that a reason quotes, which is another in each."""
     counts: dict[str, int] = {}
-    for reason in (c.reason.partition(" at ")[0] for j in judgements for c in j.critiques if not c.valid):
+    for reason in (_PLACE.sub("", c.reason) for j in judgements for c in j.critiques if not c.valid):
         counts[reason] = counts.get(reason, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:8])
 

@@ -17,6 +17,8 @@ from capo_ray.protocols import RunFailed
 from capo_ray.sizing import Shape, known_shape, shape_of
 
 Role = Literal["policy", "critic"]
+ADAPTER_FILE = "adapter_model.safetensors"
+OTHER_HEADS = ("ForMaskedLM", "Classification", "ForQuestionAnswering", "Encoder", "EncoderModel")
 _HEADER_LIMIT = 100 << 20  # of a safetensors file, by its own format
 
 
@@ -66,7 +68,8 @@ def read_facts(folder: Path, key: str) -> ModelFacts:
         raise RunFailed(
             f"{key}: expected {', '.join(missing)} in {folder / 'config.json'}; give a causal language model"
         )
-    weights = sorted(folder.glob("*.safetensors"))
+    _require_causal(config, folder, key)
+    weights = _weight_files(folder, key)
     if not weights:
         raise RunFailed(
             f"{key}: expected *.safetensors in {folder}, found none; save the model with safe_serialization"
@@ -78,6 +81,34 @@ def read_facts(folder: Path, key: str) -> ModelFacts:
         max_positions=text.get("max_position_embeddings"),
         shape=shape_of(config),
     )
+
+
+def _require_causal(config: dict[str, Any], folder: Path, key: str) -> None:
+    """Raise for a model that does not go on with a text: an encoder-decoder, or one with another head."""
+    kinds = [str(name) for name in config.get("architectures") or []]
+    other = kinds and all(name.endswith(OTHER_HEADS) for name in kinds)
+    if config.get("is_encoder_decoder") or other:
+        what = "an encoder-decoder" if config.get("is_encoder_decoder") else ", ".join(kinds)
+        raise RunFailed(f"{key}: expected a causal language model in {folder}, got {what}; give another model")
+
+
+def _weight_files(folder: Path, key: str) -> list[Path]:
+    """The files of the model's weights; raises where its index names one that is missing, or where it is an adapter."""
+    index = folder / "model.safetensors.index.json"
+    found = sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER_FILE)
+    if index.is_file():
+        named = set(_read_json(index, key).get("weight_map", {}).values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise RunFailed(
+                f"{key}: {index} names {len(named)} files, of which {', '.join(missing[:3])} "
+                f"{'is' if len(missing) == 1 else 'are'} missing; fetch the model again"
+            )
+    elif not found and (folder / ADAPTER_FILE).is_file():
+        raise RunFailed(
+            f"{key}: {folder} holds an adapter ({ADAPTER_FILE}) without its model; merge the two and save the whole"
+        )
+    return found
 
 
 def _require_plain_files(folder: Path, key: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from capo_ray.cli.chat import has_chat_template, render_chat
@@ -44,6 +45,7 @@ def check_settings(config: TrainConfig) -> None:
     check_prompt_template(config)
     check_packages(config)
     check_chat_templates(config)
+    check_stop_tokens(config)
     if own_cluster(config):  # elsewhere these lie on the cluster's nodes
         check_verifier(config)
         check_first_rows(config)
@@ -137,6 +139,17 @@ def check_chat_templates(config: TrainConfig) -> None:
             render_chat(folder, section, config.model.system_prompt if role == "policy" else "", "question")
 
 
+def check_stop_tokens(config: TrainConfig) -> None:
+    """Each of `model.stop_tokens` is a token of the policy's tokenizer."""
+    tokenizer = _tokenizer_of(find_model(config.model.path, "policy")) if config.model.stop_tokens else None
+    unknown = [t for t in config.model.stop_tokens if tokenizer is not None and tokenizer.token_to_id(t) is None]
+    if unknown:
+        raise RunFailed(
+            f"model.stop_tokens must be tokens of {config.model.path} (got {unknown[0]!r}), each one "
+            "entry of its vocabulary"
+        )
+
+
 def check_verifier(config: TrainConfig) -> None:
     """The custom verifier can be imported, the current directory included, and is a function."""
     if config.verifier.kind != "custom":
@@ -174,11 +187,8 @@ def check_first_rows(config: TrainConfig) -> None:
 
 def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) -> None:
     """Some prompt fits the context beside a response, and, of chains, some solution into a response."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 - it raises nothing narrower; whoever loads the model says what is wrong
+    tokenizer = _tokenizer_of(folder)
+    if tokenizer is None:
         return
 
     def count(text: str) -> int:
@@ -200,6 +210,18 @@ def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) ->
             f"{answer}, but the shortest solution has {least} tokens; raise rollout.max_response_tokens and "
             "model.max_model_len, or lower data.chain_steps"
         )
+
+
+def _tokenizer_of(folder: Path | None) -> Any:
+    """The tokenizer of a model's directory; None where there is none that can be read."""
+    from tokenizers import Tokenizer
+
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # noqa: BLE001 - it raises nothing narrower; whoever loads the model says what is wrong
+        return None
 
 
 def _first_problems(config: TrainConfig) -> list[Problem]:

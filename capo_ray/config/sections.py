@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from capo_ray.config.base import Scalar, Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
@@ -21,7 +21,7 @@ class RunConfig(Section):
     dir: str = "runs"
     """Directory in which run directories are made."""
     name: str = ""
-    """Name of the run directory; empty: made from time and credit method."""
+    """Name of the run directory in `dir`; empty: made from time and credit method."""
     seed: int = 0
     num_updates: Positive = 40
     """Batches to train."""
@@ -48,6 +48,13 @@ class RunConfig(Section):
     max_nonfinite_updates: Positive = 3
     """Updates in a row, skipped since loss or gradient was not finite, after which the run ends."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if name in ("latest", ".", "..") or "/" in name:
+            raise ValueError(f"run.name must be a name in run.dir, other than latest, . and .. (got {name!r})")
+        return name
+
 
 class ModelConfig(Section):
     """The policy."""
@@ -62,6 +69,10 @@ class ModelConfig(Section):
     prompt_template: str = "{question}\n"
     """Used where the tokenizer has no chat template, or `chat_template=false`."""
     chat_template: bool = False
+    """Ask as a user turn of the tokenizer's chat template, which then also says what begins a prompt."""
+    stop_tokens: tuple[str, ...] = ()
+    """Tokens that end a response beside the tokenizer's eos and those of `generation_config.json`, as
+    `['<|im_end|>']`: for base models whose chat template ends turns with a token that is not their eos."""
 
 
 class DataConfig(Section):

@@ -57,7 +57,10 @@ class EndpointSource:
         base_url = endpoint.base_url.strip().rstrip("/")
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ValueError("critic.endpoint.base_url must be http(s)://host[:port]/path, without user or query")
+            raise ValueError(
+                "critic.endpoint.base_url must be http(s)://host[:port]/path, without user or query"
+                + (f" (got no http:// or https:// before {base_url})" if base_url and "//" not in base_url else "")
+            )
         if not endpoint.model:
             raise ValueError("critic.backend=endpoint needs critic.endpoint.model, the model's name there (got none)")
         self._config, self._endpoint = config, endpoint

@@ -31,8 +31,8 @@ def refusal(status: int, raw: bytes, retry_after: str, path: str, key: str) -> R
     words = _words(raw)
     if key:
         words = words.replace(key, "***")
-    where = f" at {path}" if status in (404, 405) else ""
     again = status in RETRIED
+    where = "" if again else f" at {path}"  # a refusal may be of another address than was meant
     return RequestFailed(
         f"HTTP {status}{where}" + (f": {words}" if words else ""),
         again=again,

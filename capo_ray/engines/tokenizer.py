@@ -6,6 +6,7 @@ whatever the text spells, so no response can close its own turn in another model
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,23 +84,70 @@ class HfTokenizer:
         bounds = sorted(cuts)
         return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
-    def chat_frame(self, system: str) -> tuple[list[int], list[int]]:
-        """The ids before and after a user turn in the model's chat template, generation prompt included.
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, begins: bool) -> list[int]:
+        """As `protocols.Tokenizer.encode_pieces`: the ids that the whole text has, as when the model was trained.
 
-        Without a chat template: the system text (if any) followed by a newline, and nothing after.
+        Where data spells a control token, its pieces are encoded apart: then a dummy prefix may stand before each.
         """
+        start = self.start_ids if begins else []
+        ids = self._encode_joint(pieces)
+        if ids is None:
+            ids = [i for text, trusted in pieces for i in (self.encode(text) if trusted else self.encode_data(text))]
+        return ids if ids[: len(start)] == start else [*start, *ids]
+
+    def _encode_joint(self, pieces: Sequence[tuple[str, bool]]) -> list[int] | None:
+        """The ids of the joined text; None where a control token comes out of a piece of data."""
+        found = self.hf(
+            "".join(text for text, _ in pieces),
+            add_special_tokens=False,
+            split_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+        ends = list(itertools.accumulate(len(text) for text, _ in pieces))
+        data = [(end - len(text), end) for (text, trusted), end in zip(pieces, ends, strict=True) if not trusted]
+        control = [offsets[place] for place, i in enumerate(ids) if i in self.control_ids]
+        touches = any((a < stop and start < b) or a == b for a, b in control for start, stop in data)
+        return None if touches else ids
+
+    @functools.cached_property
+    def start_ids(self) -> list[int]:
+        """What the tokenizer puts before a text of its own accord: a begin-of-sequence token, or nothing."""
+        plain, whole = self.encode("a"), list(self.hf.encode("a"))
+        at = next((k for k in range(len(whole)) if whole[k : k + len(plain)] == plain), 0)
+        return whole[:at]
+
+    def stop_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+        """The ids of tokens given by their texts; raises `TokenizerRefused` on a text that is not one token."""
+        vocab = self.hf.get_vocab()
+        for token in tokens:
+            if token not in vocab:
+                raise TokenizerRefused(f"model.stop_tokens must be tokens of {self.path} (got {token!r})")
+        return tuple(vocab[token] for token in tokens)
+
+    def chat_frame(self, system: str) -> tuple[str, str] | None:
+        """As `protocols.Tokenizer.chat_frame`; raises `TokenizerRefused` where the template refuses the turns."""
+        from jinja2.exceptions import TemplateError
+
         if not getattr(self.hf, "chat_template", None):
-            return (self.encode(system + "\n") if system else []), []
+            return None
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": _SENTINEL})
-        rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, ValueError) as error:
+            cure = "leave model.system_prompt empty, or set" if system else "mend it, or set"
+            raise TokenizerRefused(
+                f"the chat template of {self.path} refuses {'a system and ' if system else ''}a user turn "
+                f"({str(error)[:200]}); {cure} model.chat_template=false"
+            ) from error
         parts = str(rendered).split(_SENTINEL)
         if len(parts) != 2:
             raise TokenizerRefused(
                 f"the chat template of {self.path} must show the user turn once (shown {len(parts) - 1} times); "
                 "set model.chat_template=false or mend the template"
             )
-        return self.encode(parts[0]), self.encode(parts[1])
+        return parts[0], parts[1]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""

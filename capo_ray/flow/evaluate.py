@@ -29,7 +29,7 @@ async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
     config = parts.config
     problems = [p for p in parts.problems.held_out(config.run.eval_problems) if way.fits(p)]
     sampling = Sampling(
-        temperature=config.run.eval_temperature, top_p=1.0, max_tokens=config.rollout.max_response_tokens
+        temperature=config.run.eval_temperature, top_p=1.0, max_tokens=config.rollout.max_response_tokens, **parts.stops
     )
     gate = asyncio.Semaphore(MAX_IN_FLIGHT)
 

@@ -208,6 +208,7 @@ class GroupWay:
             max_tokens=rollout.max_response_tokens,
             n=rollout.group_size,
             entropies=self._parts.config.credit.reads_entropies,
+            **self._parts.stops,
         )
         completions = await self._parts.engine.generate(prompt_ids, sampling)
         for completion in completions:

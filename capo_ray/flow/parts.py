@@ -52,3 +52,10 @@ class Parts:
     quarantine: Quarantine = field(default_factory=Quarantine)
     part_stats: Callable[[], Mapping[str, float]] = dict
     """Figures of the parts themselves (queue depths, restarts, critic tier), names as in metrics."""
+
+    @property
+    def stops(self) -> dict[str, Any]:
+        """What ends the policy's responses, in the terms of `Sampling`."""
+        model = self.config.model
+        ids = self.tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
+        return {"stop_token_ids": ids}

@@ -68,7 +68,9 @@ async def _estimate(
 ) -> _Estimate:
     """The estimate of one prefix of a response."""
     rollout = parts.config.rollout
-    sampling = Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=max_tokens, n=num_rollouts)
+    sampling = Sampling(
+        temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=max_tokens, n=num_rollouts, **parts.stops
+    )
     completions = await parts.engine.generate((*prompt, *prefix), sampling)
     # Decoded as one: a continuation's own text lacks the space before its first word where the tokenizer strips it.
     texts = [parts.tokenizer.decode((*prefix, *completion.token_ids.tolist())) for completion in completions]

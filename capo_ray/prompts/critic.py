@@ -34,12 +34,10 @@ def build_critic_prompt(
     Raises `ValueError` where it cannot carry the data safely.
     """
     template = load_rubric(rubric)
-    before, after = tokenizer.chat_frame("") if chat and template.chat else ([], [])
-    ids = list(before)
-    for piece in critic_pieces(template, question, solution, steps):
-        ids += tokenizer.encode(piece.text) if piece.trusted else tokenizer.encode_data(piece.text)
-    ids += after
-    return tuple(ids)
+    frame = tokenizer.chat_frame("") if chat and template.chat else None
+    before, after = frame or ("", "")
+    pieces = [Piece(before, True), *critic_pieces(template, question, solution, steps), Piece(after, True)]
+    return tuple(tokenizer.encode_pieces(pieces, begins=frame is None))
 
 
 def build_critic_text(*, rubric: str, question: str, solution: str | None, steps: Sequence[str]) -> str:

@@ -12,19 +12,15 @@ def build_policy_prompt(
 ) -> tuple[int, ...]:
     """The token ids [P] that ask the policy one question, generation prompt included.
 
-    `tokenizer` is a `protocols.Tokenizer`. `template` is used where there is no chat template to use.
+    `tokenizer` is a `protocols.Tokenizer`. `template` is used where there is no chat template to use; a chat template
+    itself says what begins a prompt, before `template` stands what the tokenizer puts before any text.
     """
-    if chat_template:
-        before, after = tokenizer.chat_frame(system_prompt)
-        if after:
-            return (*before, *tokenizer.encode_data(question), *after)
+    if chat_template and (frame := tokenizer.chat_frame(system_prompt)) is not None:
+        before, after = frame
+        return tuple(tokenizer.encode_pieces([(before, True), (question, False), (after, True)], begins=False))
     if template.count(_SLOT) != 1:
         raise ValueError(f"model.prompt_template must hold {_SLOT} exactly once (got {template!r})")
     head, tail = template.split(_SLOT)
     if system_prompt:
         head = f"{system_prompt}\n{head}"
-    ids: list[int] = list(tokenizer.encode(head)) if head else []
-    ids += tokenizer.encode_data(question)
-    if tail:
-        ids += tokenizer.encode(tail)
-    return tuple(ids)
+    return tuple(tokenizer.encode_pieces([(head, True), (question, False), (tail, True)], begins=True))

@@ -177,3 +177,8 @@ def test_the_verdict_is_read_in_the_papers_own_form_and_as_a_sentence(text: str,
 
 def test_an_answer_cut_off_before_its_list_says_so() -> None:
     assert parse_critique("", 8, truncated=True)[2] == "cut off at max_tokens before its list of wrong steps"
+
+
+def test_tags_in_escaped_letters_are_the_solutions_own_and_never_a_verdict() -> None:
+    """So a solution's tags are shown to the critic; one that quotes them has not judged."""
+    assert parse_critique("Judgement: No\n&lt;incorrect_steps&gt;2&lt;/incorrect_steps&gt;", 6)[0] is None

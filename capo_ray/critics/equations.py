@@ -2,8 +2,9 @@
 
     text -> annotations <<…>> and plain lines -> LaTeX to plain -> words, numbers, operators -> sides of `=` -> values
 
-It would rather pass over a claim than call a right one wrong: a variable, a function, an unknown word that may be an
-operation ("twice", "squared"), mixed units of one measure: none of these is checked. Linear time, bounded sizes.
+It would rather pass over a claim than call a right one wrong: a variable, a function, a subscript, a mixed number, an
+unknown word that may be an operation ("twice", "squared"), mixed units of one measure, a line that speaks of an error
+or a modulus: none of these is checked. A result may be rounded to the digits it shows. Linear time, bounded sizes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from capo_ray.critics.lexer import MEASURES, pieces_of, to_plain
 
 MAX_CHARS = 20_000
 
+# A line with one of these asks, denies or counts in another way.
+_OTHER_SENSE = re.compile(
+    r"\b(?:wrong|incorrect|mistakes?|errors?|false|not true|isn't|not equal|contradict\w*|instead of|should (?:be|have)"
+    r"|mod|remainder|modulo|pmod|bmod|base)\b|\\equiv|≡",
+    re.IGNORECASE,
+)
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _LINE_HEAD = re.compile(
     r"^[ \t]*(?:[-*•–][ \t]+|\(?[0-9]{1,2}[.)][ \t]+|(?:step|case|part)[ \t]+[0-9]+[ \t]*[-–:.)]+)", re.I | re.M
@@ -43,6 +50,8 @@ class _Side:
     unknown: bool = False
     loose: bool = False
     """An operation in words ("20 times 2"), which may not have been meant as one."""
+    cut: bool = False
+    """Whether a parenthesis closed that did not open here."""
     decimals: int = 0
     """Decimals of the last number."""
 
@@ -59,8 +68,9 @@ def check_claims(text: str, modulus: int = 0) -> tuple[Claim, ...]:
     text = text[:MAX_CHARS]
     found = [claim for match in _ANNOTATION.finditer(text) for claim in _claims_of_line(match.group(1), modulus)]
     plain = _LINE_HEAD.sub("", _ANNOTATION.sub("", text))
-    for line in to_plain(plain).split("\n"):
-        found += _claims_of_line(line, modulus)
+    for line in plain.split("\n"):
+        if modulus or not _OTHER_SENSE.search(line):
+            found += _claims_of_line(to_plain(line), modulus)
     return tuple(found)
 
 
@@ -88,7 +98,7 @@ def _holds(left: _Side, sign: str, right: _Side, modulus: int, follows: bool) ->
             except NotArithmetic:
                 continue
             known = True
-            if _same(a, b, sign, right if right.is_number else None, modulus):
+            if _same(a, b, sign, right if right.is_number else None, modulus, per=100 if right_percent else 1):
                 return True
     if not known:
         return None
@@ -115,16 +125,19 @@ def _runs_on(left: _Side, sign: str, right: _Side, modulus: int) -> bool:
     return _same(evaluate(left.tokens, percent=False), first, sign, right, modulus)
 
 
-def _same(a: Fraction, b: Fraction, sign: str, literal: _Side | None, modulus: int) -> bool:
+def _same(a: Fraction, b: Fraction, sign: str, literal: _Side | None, modulus: int, per: int = 1) -> bool:
+    """Whether two values agree, a `literal` on the right within its last digit, of which there are `per` to one."""
     if modulus:
         return a.denominator == b.denominator == 1 and (a - b) % modulus == 0
     if a == b:
         return True
     if a.denominator != 1 and abs(a - b) < abs(a) / 10**9:
         return True  # what a floating-point machine made of it
-    if literal is None or (literal.decimals == 0 and sign != "≈"):
+    if literal is None:
         return False
-    return abs(a - b) < Fraction(1, 10**literal.decimals)  # a decimal stands for what it was rounded or cut from
+    if literal.decimals == 0 and sign != "≈":
+        return abs(a - b) * per < Fraction(1, 2)  # rounded to a whole number; a half cut off is a slip
+    return abs(a - b) * per < Fraction(1, 10**literal.decimals)  # what it was rounded or cut from
 
 
 def _chains(line: str) -> Iterator[list[tuple[_Side, str, _Side]]]:
@@ -134,10 +147,13 @@ def _chains(line: str) -> Iterator[list[tuple[_Side, str, _Side]]]:
     for kind, text in pieces_of(line):
         if kind == "equals":
             side = _trimmed(side, keep_right=True)
+            side.unknown = side.unknown or side.cut  # it closes what another clause or equation opened: P(X=4) = 3
             if before is not None:
                 chain.append((before, sign, side))
             side, before, sign = _Side(), side, text
             continue
+        if kind == "asked":
+            side.unknown, kind = True, "break"
         if kind == "break" or (kind == "restart" and (side or side.unknown)):
             if before is not None:
                 chain.append((before, sign, _trimmed(side, keep_right=False)))
@@ -178,7 +194,7 @@ def _trimmed(side: _Side, *, keep_right: bool) -> _Side:
             opened.append(place)
         elif token == ")":
             if not opened:
-                side.tokens, side.spelled = side.tokens[:place], side.spelled[:place]
+                side.tokens, side.spelled, side.cut = side.tokens[:place], side.spelled[:place], True
                 return side
             opened.pop()
     if keep_right and opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.cli import ledger as cli
-from capo_ray.ledger import LEDGER_FILE, BadMove, RunBusy, RunLock, SqliteLedger, read_balance
-from capo_ray.ledger.sqlite import SOURCES, STATES
+from capo_ray.ledger import LEDGER_FILE, BadMove, LedgerLost, RunBusy, RunLock, SqliteLedger, read_balance
+from capo_ray.ledger.balance import STATES
+from capo_ray.ledger.sqlite import SOURCES
+from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
 
 WAY = ("admitted", "generated", "verified", "critiqued", "credited")
@@ -195,7 +198,8 @@ def test_every_move_that_returned_survives_kill_9_in_the_midst_of_others(tmp_pat
         import sys
         from pathlib import Path
         from capo_ray.ledger import SqliteLedger
-        from capo_ray.types import TrajectoryKey
+        from capo_ray.protocols import RunFailed
+from capo_ray.types import TrajectoryKey
         ledger = SqliteLedger(Path(sys.argv[1]), "run")
         for group in range(100_000):
             ledger.record([TrajectoryKey("p", group, s) for s in range(4)], "generated")
@@ -218,6 +222,38 @@ def test_a_second_driver_is_refused_with_the_name_of_the_first(tmp_path: Path) -
     with RunLock(tmp_path), pytest.raises(RunBusy, match=named):
         RunLock(tmp_path).acquire()
     RunLock(tmp_path).acquire().release()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(
+        RunFailed, match=r"expected a file system with locks .* got: Function not implemented; .*-o flock"
+    ):
+        RunLock(tmp_path).acquire()
+
+
+def test_a_ledger_that_was_deleted_or_replaced_takes_no_more_moves(ledger: SqliteLedger, tmp_path: Path) -> None:
+    path = next(tmp_path.rglob("*.sqlite"))
+    ledger.record([TrajectoryKey("p", 0, 0)], "generated")
+    ledger.check()
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(LedgerLost, match=r"\.sqlite was removed or replaced while its run went on"):
+        ledger.record([TrajectoryKey("p", 0, 1)], "generated")
+    path.write_bytes(content)
+    with pytest.raises(LedgerLost, match="was removed or replaced"):
+        ledger.check()
+
+
+def test_an_error_of_sqlite_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"no database, but long enough to be looked at" * 100)
+    with pytest.raises(
+        LedgerLost, match=r"the ledger .*ledger\.sqlite cannot be used \(file is not a database\); look at"
+    ):
+        SqliteLedger(tmp_path / "ledger.sqlite", "run")
 
 
 def test_a_killed_driver_leaves_no_lock_even_when_a_forked_child_lives_on(tmp_path: Path) -> None:

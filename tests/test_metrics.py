@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 import sys
 import types
 from collections.abc import Mapping
@@ -94,6 +95,33 @@ def test_a_damaged_row_in_the_middle_is_an_error_with_its_line(path: Path) -> No
     path.write_text('{"update": 0}\nnoise\n{"update": 2}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl line 2 is not JSON"):
         read_rows(path)
+
+
+SHORT_OF_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+from capo_ray.metrics.rows import JsonlTracker
+from capo_ray.protocols import RunFailed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+tracker = JsonlTracker(Path(sys.argv[1]))
+tracker.log({"a/b": 1.0}, update=1)
+size = Path(sys.argv[1]).stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, size + 20))  # a write past it is short, the next one fails
+try:
+    tracker.log({"room/quantity_unit": 0.125}, update=int(sys.argv[2]))
+except RunFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("update", [1, 2])
+def test_a_row_that_finds_no_room_leaves_the_rows_before_it_whole(path: Path, update: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-c", SHORT_OF_ROOM, str(path), str(update)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert f"could not take the row of update {update}: File too large; make room" in said
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["update"] == 1 and row["a/b"] == 1.0 and "\0" not in path.read_text()
 
 
 def test_numbers_that_are_not_finite_become_null(path: Path) -> None:

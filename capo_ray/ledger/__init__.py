@@ -9,6 +9,16 @@ Invariant: at the end of a run every trajectory ever admitted is trained exactly
 
 from capo_ray.ledger.balance import Balance, read_balance
 from capo_ray.ledger.lock import RunBusy, RunLock
-from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, Rewound, SqliteLedger
+from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, LedgerLost, Rewound, SqliteLedger
 
-__all__ = ["LEDGER_FILE", "BadMove", "Balance", "Rewound", "RunBusy", "RunLock", "SqliteLedger", "read_balance"]
+__all__ = [
+    "LEDGER_FILE",
+    "BadMove",
+    "Balance",
+    "LedgerLost",
+    "Rewound",
+    "RunBusy",
+    "RunLock",
+    "SqliteLedger",
+    "read_balance",
+]

@@ -39,6 +39,13 @@ class RunLock:
                 f"run directory {self._path.parent} is in use by another driver ({holder}); "
                 f"wait for it, end it, or choose another run.name"
             ) from None
+        except OSError as error:
+            os.close(fd)
+            raise RunFailed(
+                f"expected a file system with locks (flock) for the run directory {self._path.parent}, got: "
+                f"{error.strerror or error}; mount it with locks (Lustre: -o flock, NFS: version 4) or set run.dir "
+                f"elsewhere: without one, two drivers could write into one run"
+            ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._fd = fd

@@ -24,6 +24,7 @@ from capo_ray.ledger.balance import (
     count_states,
     count_trained_twice,
 )
+from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
 
 LEDGER_FILE = "ledger.sqlite"
@@ -50,11 +51,16 @@ CREATE TABLE IF NOT EXISTS trainings (
   run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER, trained_in INTEGER NOT NULL
 );
 """
+_MEND = "look at its disk, put the file back, or start a new run"
 _KEY = "run = ? AND problem = ? AND grp = ? AND sample = ? AND attempt = ?"
 
 
 class BadMove(RuntimeError):
     """A move that the graph does not have; the message names the trajectory, its state and the state asked for."""
+
+
+class LedgerLost(RunFailed):
+    """The ledger's file is gone, damaged or cannot be written; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,15 @@ class SqliteLedger:
     def __init__(self, path: Path, run: str) -> None:
         self._run = run
         self._lock = threading.Lock()
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
-        add_masked_column(self._db)
+        with self._in_words():
+            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+            add_masked_column(self._db)
+        self._file = _identity(path)
 
     def record(
         self,
@@ -108,17 +117,32 @@ class SqliteLedger:
 
     def counts(self) -> dict[str, int]:
         """Trajectories per state, every state present."""
-        with self._lock:
+        with self._lock, self._in_words():
             return count_states(self._db, self._run)
+
+    def check(self) -> None:
+        """Nothing, if the file is the one that was opened and SQLite finds it whole; else raises `LedgerLost`.
+
+        It reads the whole file, on a connection of its own: rows may be written meanwhile.
+        """
+        self._require_file()
+        with self._in_words():
+            db = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
+            try:
+                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            finally:
+                db.close()
+        if found != "ok":
+            raise LedgerLost(f"the ledger {self._path} is damaged ({found}); {_MEND}")
 
     def balance(self) -> Balance:
         """The account of this run as it stands."""
-        with self._lock:
+        with self._lock, self._in_words():
             return balance_of(self._db, self._run)
 
     def trained_twice(self) -> int:
         """Responses (problem, group, sample) that entered more than one update, over all their attempts."""
-        with self._lock:
+        with self._lock, self._in_words():
             return count_trained_twice(self._db, self._run)
 
     def close_open(self, reason: str) -> int:
@@ -140,13 +164,13 @@ class SqliteLedger:
 
     def next_group(self) -> int:
         """The smallest group number above all that this run has used (0 in a new one)."""
-        with self._lock:
+        with self._lock, self._in_words():
             row = self._db.execute("SELECT MAX(grp) FROM trajectories WHERE run = ?", (self._run,)).fetchone()
         return 0 if row[0] is None else row[0] + 1
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and let go of it; a second call does nothing."""
-        with self._lock:
+        with self._lock, self._in_words():
             self._db.close()
 
     def _move(
@@ -202,7 +226,8 @@ class SqliteLedger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._in_words():
+            self._require_file()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -211,6 +236,27 @@ class SqliteLedger:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """An error of SQLite becomes one sentence that names the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerLost(f"the ledger {self._path} cannot be used ({error}); {_MEND}") from error
+
+    def _require_file(self) -> None:
+        """The file that was opened still has its name: SQLite would go on writing into one that was deleted."""
+        if _identity(self._path) != self._file:
+            raise LedgerLost(f"the ledger {self._path} was removed or replaced while its run went on; {_MEND}")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _check_arguments(

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from capo_ray.protocols import RunFailed
+
 METRICS_FILE = "metrics.jsonl"
 TRANSCRIPTS_FILE = "transcripts.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -26,6 +28,7 @@ class JsonlTracker:
 
     def __init__(self, path: Path, resume_from: int | None = None) -> None:
         rows = keep_rows(path, resume_from)
+        self._path = path
         self._last: dict[str, Any] = rows[-1] if rows else {"update": -1}
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._end = os.fstat(self._fd).st_size
@@ -41,7 +44,16 @@ class JsonlTracker:
             self._start = self._end
         row |= {name: to_plain(value) for name, value in metrics.items()}
         line = to_line(row)
-        os.pwrite(self._fd, line, self._start)
+        try:
+            _write_at(self._fd, line, self._start)
+        except OSError as error:
+            # What stood there is put back: a shorter row, in blocks that the file still has, so it fits on a full disk.
+            _write_at(self._fd, to_line(self._last) if update == last else b"", self._start)
+            os.ftruncate(self._fd, self._end)
+            raise RunFailed(
+                f"{self._path} could not take the row of update {update}: {error.strerror or error}; make room or mend "
+                f"the file system"
+            ) from error
         self._end = self._start + len(line)
         os.ftruncate(self._fd, self._end)
         self._last = row
@@ -50,6 +62,14 @@ class JsonlTracker:
         """Bring the rows to the disk."""
         os.fsync(self._fd)
         os.close(self._fd)
+
+
+def _write_at(fd: int, content: bytes, start: int) -> None:
+    """All of `content` from `start` on: a full disk may take a part of it first and refuse the rest."""
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(fd, view, start)
+        view, start = view[written:], start + written
 
 
 def to_plain(value: object) -> float | int | None:

@@ -30,6 +30,7 @@ from capo_ray.types import (
     TrajectoryKey,
     UpdateReport,
     Verdict,
+    WrittenFile,
 )
 
 
@@ -43,6 +44,14 @@ class PartLost(RuntimeError):
 
 class RunFailed(RuntimeError):
     """A run cannot go on; the message is one sentence for the user: expected, got, what to do."""
+
+
+class RunStopped(KeyboardInterrupt):
+    """A run ended because a signal asked it to; the message says what was kept, `signum` which signal it was."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +174,17 @@ class LearnerGroup(Protocol):
     ) -> tuple[tuple[float, ...], ...]:
         """As `TextEngine.score`, by the learner's own forward pass."""
 
-    async def save(self, path: str) -> None:
-        """Write weights, optimizer, scheduler and RNG under `path` (a directory made by the caller)."""
+    async def snapshot(self) -> int:
+        """The version of which a copy is now held, apart from training: weights, optimizer, scheduler and RNG."""
+
+    async def save(self, path: str) -> Sequence[WrittenFile]:
+        """The snapshot's files, written under `path` (a directory made by the caller) while updates may go on."""
 
     async def load(self, path: str) -> int:
         """The version restored from `path`."""
 
-    async def export(self, path: str) -> None:
-        """Write the policy as a Hugging Face model directory (safetensors, config, tokenizer)."""
+    async def export(self, path: str) -> Sequence[WrittenFile]:
+        """The snapshot's policy as a Hugging Face directory (safetensors, config, tokenizer); ends the snapshot."""
 
 
 class RewardModel(Protocol):
@@ -193,8 +205,11 @@ class RewardModel(Protocol):
         pairs then moves nothing and is left out too. A move whose loss is not finite is skipped and reported.
         """
 
-    async def save(self, path: str) -> None:
-        """As `LearnerGroup.save`."""
+    async def snapshot(self) -> int:
+        """As `LearnerGroup.snapshot`, in turn with the other calls."""
+
+    async def save(self, path: str) -> Sequence[WrittenFile]:
+        """As `LearnerGroup.save`; ends the snapshot."""
 
     async def load(self, path: str) -> int:
         """As `LearnerGroup.load`."""
@@ -220,6 +235,9 @@ class Ledger(Protocol):
 
     def counts(self) -> Mapping[str, int]:
         """Trajectories per state."""
+
+    def check(self) -> None:
+        """Nothing, if the account is where it was and can be read; else raises `RunFailed` naming its file."""
 
 
 class Tracker(Protocol):

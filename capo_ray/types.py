@@ -292,3 +292,12 @@ class UpdateReport:
     moved: bool = True
     skipped: bool = False
     nonfinite: tuple[TrajectoryKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file as its writer wrote it: `name` relative to the directory it was asked to fill, bytes, sha256 in hex."""
+
+    name: str
+    num_bytes: int
+    sha256: str

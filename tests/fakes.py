@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from capo_ray.types import (
     Verdict,
     VersionRun,
     WeightedSample,
+    WrittenFile,
 )
 
 
@@ -157,6 +159,12 @@ def trained_ages(weighted: WeightedSample, version: int) -> list[int]:
     return [age for age, weight in zip(ages, weighted.loss_weights, strict=True) if weight]
 
 
+def written(path: Path, text: str) -> WrittenFile:
+    """A file with this text, as a rank would report it."""
+    path.write_text(text)
+    return WrittenFile(path.name, len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+
+
 class FakeLearner:
     """Counts what it is given; `ages` are those of each sample's oldest trained token."""
 
@@ -189,15 +197,19 @@ class FakeLearner:
     async def logprobs(self, token_ids: Any, starts: Any) -> Any:
         return tuple((0.0,) for _ in token_ids)
 
-    async def save(self, path: str) -> None:
-        (Path(path) / "version").write_text(str(self.version))
+    async def snapshot(self) -> int:
+        self.copied = self.version
+        return self.copied
+
+    async def save(self, path: str) -> tuple[WrittenFile, ...]:
+        return (written(Path(path) / "version", str(self.copied)),)
 
     async def load(self, path: str) -> int:
         self.version = int((Path(path) / "version").read_text())
         return self.version
 
-    async def export(self, path: str) -> None:
-        (Path(path) / "config.json").write_text("{}")
+    async def export(self, path: str) -> tuple[WrittenFile, ...]:
+        return (written(Path(path) / "config.json", "{}"),)
 
 
 class FakeRewardModel:
@@ -224,8 +236,12 @@ class FakeRewardModel:
         self.version += 1
         return UpdateReport(self.version, {"reward_model/loss": 0.5}, 0.25)
 
-    async def save(self, path: str) -> None:
-        (Path(path) / "state").write_text(f"{self.version} {self.level}")
+    async def snapshot(self) -> int:
+        self.copied = f"{self.version} {self.level}"
+        return self.version
+
+    async def save(self, path: str) -> tuple[WrittenFile, ...]:
+        return (written(Path(path) / "state", self.copied),)
 
     async def load(self, path: str) -> int:
         version, level = (Path(path) / "state").read_text().split()

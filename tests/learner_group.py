@@ -24,12 +24,12 @@ import torch
 
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
-from capo_ray.learners import Learner, LearnerSpec, meeting, zero
+from capo_ray.learners import Learner, LearnerSpec, RewardLearner, meeting, zero
 from capo_ray.learners import rank as rank_of_group
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.reference import Reference
 from capo_ray.packing import build_batch
-from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
+from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun, WrittenFile
 
 VOCAB = 64
 REINS = ("clip", "kl")
@@ -94,6 +94,18 @@ def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> di
     return learner.update(make_batch(2, num_ranks=num_ranks, budget=budget).column(rank)).metrics
 
 
+def save(learner: Learner | RewardLearner, path: Path) -> tuple[WrittenFile, ...]:
+    """The files of this rank's checkpoint, written at once."""
+    path.mkdir(parents=True, exist_ok=True)
+    return learner.snapshot().save(str(path))
+
+
+def export(learner: Learner, path: Path) -> tuple[WrittenFile, ...]:
+    """The files of the policy."""
+    path.mkdir(parents=True, exist_ok=True)
+    return learner.snapshot().export(str(path))
+
+
 def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
     """Trains with each ZeRO stage in turn; rank 0 leaves the weights and metrics of each, also those after a resume."""
     from safetensors.torch import save_file
@@ -103,7 +115,7 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
         learner = Learner(spec)
         metrics = train(learner, world, rank, budget=200)
         weights = learner.named_tensors()
-        learner.save(str(out / f"checkpoint{stage}"))
+        save(learner, out / f"checkpoint{stage}")
         column = make_batch(3, num_ranks=world).column(rank)
         learner.update(column)
         after = learner.named_tensors()
@@ -155,14 +167,14 @@ def refresh_and_resume(spec: LearnerSpec, out: Path) -> None:
     """Asserts that a refreshed reference, kept in parts, is the same after a load, also from the first model."""
     learner = Learner(spec)
     column = make_batch(3, num_ranks=spec.world_size).column(spec.rank)
-    first, refreshed = (str(out / f"{name}{spec.learner.zero_stage}") for name in ("first", "refreshed"))
-    learner.save(first)
+    first, refreshed = (out / f"{name}{spec.learner.zero_stage}" for name in ("first", "refreshed"))
+    save(learner, first)
     learner.update(column)
     learner.refresh_reference()
-    learner.save(refreshed)
+    save(learner, refreshed)
     seen = [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
-    learner.load(first)
-    learner.load(refreshed)
+    learner.load(str(first))
+    learner.load(str(refreshed))
     assert [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)] == seen
     assert abs(seen[0]) < 1e-7 < seen[1]
     learner.close()

@@ -17,7 +17,7 @@ from capo_ray.learners import RewardLearner, RewardSpec
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.types import Completion, Group, Judged, Problem, Trajectory, TrajectoryKey, Verdict, VersionRun
-from tests.learner_group import VOCAB, run_two_ranks
+from tests.learner_group import VOCAB, run_two_ranks, save
 
 REWARDS = (1, 0, 1, None)
 
@@ -85,7 +85,7 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
         learner = RewardLearner(spec)
         metrics = [train_on(learner, make_groups(s), num_ranks=world, rank=rank, budget=200) for s in (1, 2)][-1]
         rewards = rewards_of(learner, make_groups(9))
-        learner.save(str(out / method))
+        save(learner, out / method)
         after = train_on(learner, make_groups(3), num_ranks=world, rank=rank)
         assert learner.load(str(out / method)) == 2
         again = train_on(learner, make_groups(3), num_ranks=world, rank=rank)

@@ -17,7 +17,7 @@ from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
-from tests.learner_group import VOCAB, make_batch, make_spec, run_ranks
+from tests.learner_group import VOCAB, make_batch, make_spec, run_ranks, save
 
 MIB = 1 << 20
 
@@ -122,8 +122,7 @@ def test_an_offloaded_reference_measures_the_same_kl_and_can_be_refreshed_and_ke
             reports[offload] = [learner.update(column).metrics["loss/kl_nats"]]
             learner.refresh_reference()
             assert isinstance(learner._reference, Reference)
-            (tmp_path / str(offload)).mkdir()
-            learner.save(str(tmp_path / str(offload)))
+            save(learner, tmp_path / str(offload))
             reports[offload] += [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]
             learner.load(str(tmp_path / str(offload)))
             reports[offload] += [learner.update(column).metrics["loss/kl_nats"] for _ in range(2)]

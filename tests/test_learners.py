@@ -30,11 +30,13 @@ from tests.learner_group import (
     REINS,
     VOCAB,
     Weights,
+    export,
     free_ports,
     make_batch,
     make_samples,
     make_spec,
     rein_spec,
+    save,
     train,
     trained,
 )
@@ -257,7 +259,7 @@ def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
 ) -> None:
     first = Learner(make_spec(model, stage))
     train(first, 1, 0)
-    first.save(str(tmp_path))
+    save(first, tmp_path)
     column = make_batch(3).column(0)
     draw = random.random()
     report = first.update(column)
@@ -289,11 +291,11 @@ def test_a_refreshed_reference_is_the_policy_of_that_moment_also_after_a_resume(
     column = make_batch(3).column(0)
     learner = Learner(make_spec(model, stage))
     try:
-        learner.save(str(tmp_path / "before"))
+        save(learner, tmp_path / "before")
         train(learner, 1, 0)
         assert "loss/kl_nats" not in learner.update(column, kl_scale=0.0).metrics
         learner.refresh_reference()
-        learner.save(str(tmp_path / "after"))
+        save(learner, tmp_path / "after")
         kept = learner.update(column).metrics
         assert kept["loss/kl_nats"] == pytest.approx(0.0, abs=1e-7) and kept["loss/kl_last_pass_nats"] > 0
         later = learner.update(column).metrics
@@ -314,7 +316,7 @@ def test_a_refreshed_reference_is_the_policy_of_that_moment_also_after_a_resume(
 def test_a_checkpoint_of_another_layout_or_half_written_is_refused(model: Path, tmp_path: Path) -> None:
     learner = Learner(make_spec(model))
     try:
-        learner.save(str(tmp_path))
+        save(learner, tmp_path)
         notes = tmp_path / "rank0.json"
         record = json.loads(notes.read_text())
         record["facts"]["world_size"] = 4
@@ -406,7 +408,7 @@ def test_an_export_is_a_model_directory_that_scores_as_the_learner_does(
     try:
         learner.update(make_batch(1).column(0))
         scores = learner.logprobs(sequences, [1, 2, 1, 2, 1])
-        learner.export(str(tmp_path / "model"))
+        export(learner, tmp_path / "model")
     finally:
         learner.close()
     exported = load_policy(str(tmp_path / "model"), "float32")

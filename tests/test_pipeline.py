@@ -30,6 +30,7 @@ from capo_ray.types import (
     TrajectoryKey,
     UpdateReport,
     Verdict,
+    WrittenFile,
 )
 from tests.fakes import (
     FakeEngine,
@@ -70,12 +71,13 @@ def close(parts: Parts) -> None:
 
 
 def run_until_killed(parts: Parts, version: int) -> None:
-    """A run that is cut off once it has come to `version`."""
+    """A run that is cut off once it has come to `version` and the checkpoint due before is whole."""
+    due = version - version % parts.config.run.checkpoint_every
 
     async def killed() -> None:
         pipeline = Pipeline(parts, RunState())
         task = asyncio.ensure_future(pipeline.run())
-        while pipeline.state.version < version:
+        while not task.done() and (pipeline.state.version < version or pipeline.saver.saved < due):
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -97,9 +99,9 @@ def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Pat
 
 def test_a_checkpoint_leaves_out_no_problem_that_is_drawn_while_it_is_written(tmp_path: Path) -> None:
     class Slow(FakeLearner):
-        async def save(self, path: str) -> None:
+        async def save(self, path: str) -> tuple[WrittenFile, ...]:
             await asyncio.sleep(0.02)  # as an actor: groups go on meanwhile
-            await super().save(path)
+            return await super().save(path)
 
     parts = fake_parts(tmp_path, make_config(), learner=Slow(), engine=FakeEngine(0.0, lambda: 0.001))
     run_until_killed(parts, 7)
@@ -314,6 +316,7 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     again = fake_parts(tmp_path, config, ledger=parts.ledger)
     asyncio.run(again.learner.load(str(latest / "learner")))
     again.problems.train.restore(cursor)
+    num_trained = parts.ledger.counts()["trained"]
     parts.ledger.rewind(state.version)  # type: ignore[attr-defined]
     state.next_group = max(state.next_group, parts.ledger.next_group())  # type: ignore[attr-defined]
     again.engine.version = state.version  # type: ignore[attr-defined]
@@ -323,7 +326,7 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     assert outcome.state.version == 20
     assert balance.balanced and again.ledger.trained_twice() == 0  # type: ignore[attr-defined]
     assert balance.counts["trained"] == 20 * 3 * 4
-    assert balance.reasons["rolled_back"] == 3 * 3 * 4
+    assert balance.reasons["rolled_back"] == num_trained - 10 * 3 * 4 >= 3 * 3 * 4
 
 
 def test_a_problem_fits_only_if_its_scored_answer_does_too(tmp_path: Path) -> None:

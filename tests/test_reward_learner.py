@@ -21,7 +21,7 @@ from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Group, Judged, Verdict
-from tests.learner_group import VOCAB, free_ports
+from tests.learner_group import VOCAB, free_ports, save
 from tests.reward_group import make_groups, make_reward_spec, rewards_of, train_on
 
 Rows = list[tuple[float, ...]]
@@ -174,7 +174,7 @@ def test_the_head_of_a_token_classifier_is_taken_with_it(model: Path, tmp_path: 
 def test_a_checkpoint_of_another_method_is_refused(model: Path, tmp_path: Path) -> None:
     learner = RewardLearner(make_reward_spec(model, "qrm", 0))
     try:
-        learner.save(str(tmp_path))
+        save(learner, tmp_path)
     finally:
         learner.close()
     other = RewardLearner(make_reward_spec(model, "etpo", 0))

@@ -36,6 +36,17 @@ class RunConfig(Section):
     checkpoint_every: Positive = 10
     """Updates between checkpoints."""
     keep_checkpoints: Positive = 2
+    checkpoint_deadline_s: float = Field(1800.0, gt=0)
+    """For writing one checkpoint, which goes on beside training."""
+    stop_grace_s: float = Field(60.0, ge=0)
+    """After SIGTERM, the first Ctrl-C or a failure: for ending the update under way and saving a checkpoint.
+
+    Give a pod a longer terminationGracePeriodSeconds than this.
+    """
+    from_zero: bool = False
+    """With resume=RUN where no checkpoint of RUN is whole: start again at update 0, the damaged ones set aside."""
+    changes_allowed: tuple[str, ...] = ()
+    """With resume=RUN: keys that may differ although they change what the run means, as `[model.path]`."""
     transcripts_every: Positive = 5
     """Updates between transcripts of one whole group."""
     max_creditless_groups: Positive = 200

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capo_ray.flow.group import GroupWay
 from capo_ray.flow.parts import Parts
-from capo_ray.protocols import Sampling
+from capo_ray.protocols import PartLost, PartTimeout, Sampling
 from capo_ray.types import Completion, Problem, Verdict
 
 MAX_IN_FLIGHT = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Accuracy over valid verdicts, the number of invalid ones, and the mean response length in tokens."""
+    """Accuracy over valid verdicts (nan: none), invalid verdicts, failed requests, mean response length in tokens."""
 
     accuracy: float
     num_problems: int
     num_invalid: int
+    num_failed: int
     mean_tokens: float
+
+    def figures(self) -> dict[str, float]:
+        """What is logged; the accuracy is absent where no response was judged."""
+        figures = {"eval/invalid": float(self.num_invalid), "eval/failed": float(self.num_failed)}
+        if self.num_failed < self.num_problems:
+            figures["eval/response_tokens_mean"] = self.mean_tokens
+        return figures | ({} if math.isnan(self.accuracy) else {"eval/accuracy_frac": self.accuracy})
 
 
 async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
-    """The report of one response to each held-out problem that fits, at `run.eval_temperature` (0 is greedy)."""
+    """The report of one response to each held-out problem that fits, at `run.eval_temperature` (0 is greedy).
+
+    A request that fails is counted: an evaluation is no reason to end a run.
+    """
     config = parts.config
     problems = [p for p in parts.problems.held_out(config.run.eval_problems) if way.fits(p)]
     sampling = Sampling(
@@ -33,18 +47,24 @@ async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
     )
     gate = asyncio.Semaphore(MAX_IN_FLIGHT)
 
-    async def answer(problem: Problem) -> tuple[Completion, Verdict]:
+    async def answer(problem: Problem) -> tuple[Completion, Verdict] | None:
         async with gate:
-            (completion,) = await parts.engine.generate(way.encode_prompt(problem), sampling)
-            (verdict,) = await parts.verifier.verify(problem.answer, [completion.text])
+            try:
+                (completion,) = await parts.engine.generate(way.encode_prompt(problem), sampling)
+                (verdict,) = await parts.verifier.verify(problem.answer, [completion.text])
+            except (PartTimeout, PartLost) as error:
+                _log.warning("an evaluation request failed: %s", error)
+                return None
             return completion, verdict
 
-    results = await asyncio.gather(*(answer(problem) for problem in problems))
+    answers = await asyncio.gather(*(answer(problem) for problem in problems))
+    results = [result for result in answers if result is not None]
     verdicts = [verdict for _, verdict in results]
     return EvalReport(
         accuracy=_accuracy(verdicts),
         num_problems=len(problems),
         num_invalid=sum(not v.valid for v in verdicts),
+        num_failed=len(answers) - len(results),
         mean_tokens=sum(len(c.token_ids) for c, _ in results) / max(1, len(results)),
     )
 

@@ -7,6 +7,8 @@ Invariants
 - A trajectory is `trained` in the ledger before the checkpoint of that version is written; a resumed run rewinds the
   ledger to its checkpoint, so nothing is trained twice in the surviving line of versions.
 - A crashed loop ends the run with its own exception.
+- Every end between two updates leaves a checkpoint of the last one: the planned, the early, the asked-for, the failed.
+  An end inside an update leaves the one before: half an update is in no checkpoint.
 """
 
 from __future__ import annotations
@@ -25,25 +27,16 @@ from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
 from capo_ray.flow.judging import judge_figures
 from capo_ray.flow.off_loop import off_loop
+from capo_ray.flow.outcome import RunOutcome, first_cause
 from capo_ray.flow.parts import Parts
-from capo_ray.flow.state import RunState, save_checkpoint
+from capo_ray.flow.saving import Saver
+from capo_ray.flow.state import RunState
 from capo_ray.flow.training import Training, record_update
 from capo_ray.protocols import PartTimeout, RunFailed
 from capo_ray.types import Problem, UpdateReport
 
 MAX_ATTEMPTS = 2
 MAX_TOO_LONG = 1000
-
-
-@dataclass
-class RunOutcome:
-    """How a run ended: its figures for the summary."""
-
-    initial_accuracy: float
-    final_accuracy: float
-    state: RunState
-    critic: CriticScore
-    stopped_early: str = ""
 
 
 @dataclass
@@ -76,23 +69,51 @@ class Pipeline:
             config.run.max_creditless_groups, config.run.max_failures, config.critic.max_outcome_only_frac
         )
         self.critic = CriticScore()
+        self._wake = asyncio.Event()
+        self.saver = Saver(self.parts, self.state, self._under_way, on_failure=self._wake.set)
+        self._stop: str | None = None
+        self._streaming = False
+        self._update: asyncio.Future[tuple[list[CreditedGroup], UpdateReport]] | None = None
         self._retries.extend(_Flight(p, a) for p, a in self.state.outstanding)
         self._started = time.monotonic()
         self._deadline = self._started + config.run.max_minutes * 60 if config.run.max_minutes else None
 
     async def run(self) -> RunOutcome:
-        """The outcome after `run.num_updates` updates, or earlier where the run says why."""
-        self.parts.progress.update(phase="first evaluation", update=self.state.version)
-        first = await self._evaluate()
-        if self.state.initial_accuracy is None:
-            self.state.initial_accuracy = first.accuracy
+        """The outcome after `run.num_updates` updates, or earlier where the run says why.
+
+        One that is resumed after its last update is only evaluated.
+        """
+        if self.state.version < self.parts.config.run.num_updates:
+            self.parts.progress.update(phase="first evaluation", update=self.state.version)
+            first = await self._evaluate()
+            if self.state.initial_accuracy is None and first.num_failed < first.num_problems:
+                self.state.initial_accuracy = first.accuracy
         try:
+            self._streaming = True
             stopped_early = await self._stream()
-        except BaseExceptionGroup as failures:
-            raise _first_cause(failures) from None
+            await self.saver.save_last()
+        except Exception as failure:  # noqa: BLE001 whatever it is, it is raised once the run is saved
+            cause = first_cause(failure)
+            await self.saver.rescue(cause, self._update)
+            raise cause from None
+        finally:
+            self._streaming = False
+        if self._stop is not None:
+            return self._outcome(float("nan"), self._stop, asked_to_end=True)
         self.parts.progress.update(phase="last evaluation")
         last = await self._evaluate()
-        return RunOutcome(self.state.initial_accuracy, last.accuracy, self.state, self.critic, stopped_early)
+        return self._outcome(last.accuracy, stopped_early)
+
+    def stop(self, reason: str) -> bool:
+        """Ask the run to save a checkpoint and end; False where it has nothing to save just now."""
+        if self._streaming:
+            self._stop = reason
+            self._wake.set()
+        return self._streaming
+
+    def _outcome(self, final_accuracy: float, stopped_early: str, asked_to_end: bool = False) -> RunOutcome:
+        initial = float("nan") if self.state.initial_accuracy is None else self.state.initial_accuracy
+        return RunOutcome(initial, final_accuracy, self.state, self.critic, stopped_early, asked_to_end)
 
     async def _stream(self) -> str:
         """Produce and consume side by side until the consumer is done; why it stopped early, or nothing."""
@@ -182,7 +203,10 @@ class Pipeline:
         while self.state.version < config.run.num_updates:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 return f"run.max_minutes={config.run.max_minutes} is over"
+            self.saver.raise_if_failed()
             self.budgets.raise_if_failed()
+            if self._stop is not None:
+                return self._stop
             if (solved := self.budgets.solved) is not None:
                 return solved
             self.parts.progress.update(phase="rollout", queues=self._queues())
@@ -194,13 +218,13 @@ class Pipeline:
         return ""
 
     async def _take(self) -> Sequence[Taken[CreditedGroup]] | None:
-        """One batch of groups; None when the budgets have something to say first."""
+        """One batch of groups; None when the budgets, a checkpoint or a signal have something to say first."""
         config = self.parts.config
         deadline_s = batch_deadline_s(config)
         take = asyncio.ensure_future(self.buffer.take(config.learner.groups_per_batch, self.state.version, deadline_s))
-        over = asyncio.ensure_future(self.budgets.exhausted.wait())
+        over = [asyncio.ensure_future(event.wait()) for event in (self.budgets.exhausted, self._wake)]
         try:
-            await asyncio.wait({take, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({take, *over}, return_when=asyncio.FIRST_COMPLETED)
             return take.result() if take.done() else None
         except PartTimeout as error:
             raise RunFailed(
@@ -208,14 +232,15 @@ class Pipeline:
                 f"({self._queues()}); look at the workers' logs, or raise rollout.deadline_s"
             ) from error
         finally:
-            for future in (take, over):
+            for future in (take, *over):
                 if not future.done():
                     future.cancel()
 
     async def _train(self, taken: Sequence[Taken[CreditedGroup]], waited_s: float) -> None:
         self.parts.progress.update(phase="update", queues=self._queues())
-        groups, report = await self.training.update([t.item for t in taken])
-        aged = self._settle(groups, report)
+        # Shielded: an end of the run lets an update come to its own, which is then saved with it.
+        self._update = asyncio.ensure_future(self._update_on(taken))
+        groups, report, aged = await asyncio.shield(self._update)
         self.parts.progress.update(phase="publish")
         publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
@@ -237,6 +262,13 @@ class Pipeline:
         figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()
         await self._after_update(groups, figures)
 
+    async def _update_on(
+        self, taken: Sequence[Taken[CreditedGroup]]
+    ) -> tuple[list[CreditedGroup], UpdateReport, Sorted]:
+        """The groups as they were trained, the report and what became of their samples, all written down."""
+        groups, report = await self.training.update([t.item for t in taken])
+        return groups, report, self._settle(groups, report)
+
     def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> Sorted:
         """Write down what was trained, and what of the groups was not; returns both."""
         aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
@@ -254,8 +286,7 @@ class Pipeline:
         parts, run, version = self.parts, self.parts.config.run, self.state.version
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
             parts.progress.update(phase="evaluation")
-            report = await self._evaluate(log=False)
-            figures |= _eval_figures(report)
+            figures |= await self._evaluate_unless_woken()
         if version % run.transcripts_every == 0:
             first = groups[0]
             await asyncio.to_thread(parts.transcripts.write_group, version, first.group, first.credit)
@@ -269,32 +300,31 @@ class Pipeline:
         )
         if version % run.checkpoint_every == 0 or version == run.num_updates:
             parts.progress.update(phase="checkpoint")
-            outstanding = [(f.problem, f.attempt) for f in [*self._flights.values(), *self._retries]]
-            await save_checkpoint(parts, self.state, outstanding, time.monotonic() - self._started)
+            await self.saver.begin()
 
     async def _evaluate(self, log: bool = True) -> EvalReport:
         report = await evaluate(self.parts, self.way)
         if log:
-            self.parts.tracker.log(_eval_figures(report), update=self.state.version)
+            self.parts.tracker.log(report.figures(), update=self.state.version)
         self.parts.progress.update(held_out=report.accuracy)
         return report
+
+    async def _evaluate_unless_woken(self) -> dict[str, float]:
+        """The figures of an evaluation amid the run; none where a signal or a failed checkpoint cannot wait for it."""
+        task = asyncio.ensure_future(self._evaluate(log=False))
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result().figures() if task.done() else {}
+        finally:
+            for future in (task, woken):
+                future.cancel()
+
+    def _under_way(self) -> tuple[list[tuple[Problem, int]], float]:
+        """(problem, attempt) drawn but neither trained nor dropped, and the seconds of this session."""
+        flights = [(f.problem, f.attempt) for f in [*self._flights.values(), *self._retries]]
+        return flights, time.monotonic() - self._started
 
     def _queues(self) -> dict[str, int]:
         finished = self.buffer.num_finished
         return {"in_flight": len(self._flights) - finished, "finished": finished, "slots": self.num_slots}
-
-
-def _first_cause(failures: BaseExceptionGroup) -> BaseException:
-    """The first plain exception inside nested groups."""
-    cause: BaseException = failures
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    return cause
-
-
-def _eval_figures(report: EvalReport) -> dict[str, float]:
-    return {
-        "eval/accuracy_frac": report.accuracy,
-        "eval/invalid": float(report.num_invalid),
-        "eval/response_tokens_mean": report.mean_tokens,
-    }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capo_ray.checkpoint import read_state, write_state
+from capo_ray.checkpoint import read_state
 from capo_ray.flow.entropy_control import EntropyState
 from capo_ray.flow.group import CreditedGroup
-from capo_ray.flow.parts import Parts
 from capo_ray.types import Problem
 
 STATE_FILE = "run.json"
@@ -45,29 +44,16 @@ class RunState:
         """Add one group that reached the end of its way."""
         self.num_trajectories += len(group.group.members)
 
-
-async def save_checkpoint(
-    parts: Parts, state: RunState, outstanding: Sequence[tuple[Problem, int]], elapsed_s: float
-) -> None:
-    """Write learner shards, the policy in HF format, the problem cursor and the counters, all or nothing.
-
-    Cursor and counters are those of this moment, that of `outstanding`: groups go on while the shards are written.
-    """
-    payload: dict[str, Any] = {
-        **asdict(state),
-        "seconds": state.seconds + elapsed_s,
-        "outstanding": [[asdict(problem), attempt + 1] for problem, attempt in outstanding],
-        "problems": parts.problems.train.state(),
-    }
-    with parts.checkpoints.writing(state.version) as directory:
-        for name in (LEARNER_DIR, POLICY_DIR):
-            (directory / name).mkdir()
-        await parts.learner.save(str(directory / LEARNER_DIR))
-        await parts.learner.export(str(directory / POLICY_DIR))
-        if parts.reward_model is not None:
-            (directory / REWARD_MODEL_DIR).mkdir()
-            await parts.reward_model.save(str(directory / REWARD_MODEL_DIR))
-        write_state(directory / STATE_FILE, payload)
+    def to_payload(
+        self, outstanding: Sequence[tuple[Problem, int]], cursor: Mapping[str, Any], elapsed_s: float
+    ) -> dict[str, Any]:
+        """This moment as JSON types: the counters, the groups under way and the problem cursor."""
+        return {
+            **asdict(self),
+            "seconds": self.seconds + elapsed_s,
+            "outstanding": [[asdict(problem), attempt + 1] for problem, attempt in outstanding],
+            "problems": dict(cursor),
+        }
 
 
 def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from capo_ray.learners.shards import copy_to_host
 from capo_ray.protocols import RunFailed
 
 
@@ -61,15 +62,12 @@ class Backend(Protocol):
 
 def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """As `Backend.shard`."""
-
-    def copy(value: object) -> torch.Tensor:
-        return torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-
     tensors: dict[str, torch.Tensor] = {}
     for i, master in enumerate(masters):
-        tensors[f"master.{i}"] = copy(master)
-        tensors |= {f"state.{i}.{key}": copy(value) for key, value in adam.state.get(master, {}).items()}
-    return tensors
+        tensors[f"master.{i}"] = master
+        states = adam.state.get(master, {})
+        tensors |= {f"state.{i}.{key}": torch.as_tensor(value) for key, value in states.items()}
+    return copy_to_host(tensors)
 
 
 @torch.no_grad()

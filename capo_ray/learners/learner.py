@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from capo_ray.learners import rank, shards
+from capo_ray.learners.export import ModelSource
 from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
-from capo_ray.learners.policy import export_model, load_policy
+from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.reins import reined_tokens
@@ -258,14 +259,20 @@ class Learner:
             begin = end
         return tuple(scored)
 
-    def save(self, path: str) -> None:
-        """Writes this rank's shard under `path`: weights, Adam's state, place in the schedule, random generators."""
+    def snapshot(self) -> shards.Snapshot:
+        """Copies of what a checkpoint of this moment holds: weights, Adam's state, place in the schedule, generators.
+
+        Rank 0 adds the policy for its export. Collective; writing the snapshot is not.
+        """
         counts = {"version": self.version, "moves": self._moves, "skipped_moves": self._skipped_moves}
-        facts = {**counts, **rank.layout_of(self.spec)}
-        shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
-        if self._reference is not None:
-            self._reference.save(Path(path))
-        self._backend.barrier()
+        policy = self.named_tensors()
+        return shards.snapshot(
+            self.spec.rank,
+            self._backend.shard(),
+            {**counts, **rank.layout_of(self.spec)},
+            extra=self._reference.snapshot() if self._reference is not None else {},
+            policy=None if policy is None else (ModelSource(self._model_config, self.spec.model_path), policy),
+        )
 
     def load(self, path: str) -> int:
         """The version restored from `path`; RunFailed when it was saved by another layout of ranks."""
@@ -278,13 +285,6 @@ class Learner:
         self._skipped_moves = facts["skipped_moves"]
         self._backend.barrier()
         return self.version
-
-    def export(self, path: str) -> None:
-        """Writes the policy as a Hugging Face model directory."""
-        weights = self.named_tensors()
-        if weights is not None:
-            export_model(self._model_config, weights, self.spec.model_path, Path(path))
-        self._backend.barrier()
 
     def close(self) -> None:
         """Leaves the group; called once."""

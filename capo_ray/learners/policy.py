@@ -6,8 +6,6 @@ take its fastest kernel, and positions count from 0 in every row.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +15,6 @@ from capo_ray.learners.microbatch import Inputs, to_inputs
 from capo_ray.learners.pretrained import load_pretrained
 from capo_ray.loss import token_logprobs
 from capo_ray.protocols import RunFailed
-
-# Beside weights and config, what an engine needs to serve an export.
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 class Policy(nn.Module):
@@ -71,20 +55,3 @@ def _require_plain_head(model: Any, path: str) -> None:
             f"the learner needs a model whose logits are head(hidden), as in Qwen, Llama or Mistral; {path!r} "
             f"scales or caps them (largest difference {float((logits - ours).abs().max()):.3g})"
         )
-
-
-def export_model(policy_config: Any, weights: dict[str, torch.Tensor], source: str, path: Path) -> None:
-    """Writes a Hugging Face model directory: safetensors, config, generation config and the tokenizer of `source`."""
-    from safetensors.torch import save_file
-
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    policy_config.save_pretrained(path)
-    directory = Path(source)
-    if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-
-        directory = Path(snapshot_download(source, allow_patterns=list(SIDE_FILES), local_files_only=True))
-    for name in SIDE_FILES:
-        if (directory / name).is_file():
-            shutil.copyfile(directory / name, path / name)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from capo_ray.learners import shards
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
 from capo_ray.learners.policy import Policy, load_policy
@@ -47,21 +48,17 @@ class Reference:
         backend.read_weights(self._write)
         self.version = version
 
-    def save(self, directory: Path) -> None:
-        """Writes this rank's part of the weights, once refreshed."""
-        weights, notes = self._files(directory)
+    def snapshot(self) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, object]]]:
+        """Copies of this rank's part of the weights, once refreshed, and their notes, by the name of its files."""
         parts = self._parts()
         if not self.version or not parts:
-            return
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}, weights)
-        notes.write_text(json.dumps({"version": self.version}))
+            return {}
+        return {self._name: (shards.copy_to_host(parts), {"version": self.version})}
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
-        """Restores what `save` wrote; a checkpoint without it is one of the first model."""
-        file, notes = self._files(directory)
+        """Restores what a checkpoint keeps of `snapshot`; a checkpoint without it is one of the first model."""
+        file, notes = directory / f"{self._name}.safetensors", directory / f"{self._name}.json"
         if not notes.is_file():
             if self.version:
                 self._policy, self.version = self._first(), 0
@@ -106,6 +103,6 @@ class Reference:
             return self._policy.shards()
         return dict(self._policy.named_parameters())
 
-    def _files(self, directory: Path) -> tuple[Path, Path]:
-        name = f"reference_rank{self._spec.rank}"
-        return directory / f"{name}.safetensors", directory / f"{name}.json"
+    @property
+    def _name(self) -> str:
+        return f"reference_rank{self._spec.rank}"

@@ -212,11 +212,10 @@ class RewardLearner:
             slopes.append(slope)
         return float(self._backend.sum_over_ranks(total)), slopes
 
-    def save(self, path: str) -> None:
-        """Writes this rank's shard under `path`."""
+    def snapshot(self) -> shards.Snapshot:
+        """Copies of what a checkpoint of this moment holds of this rank."""
         facts = {"version": self.version, "skipped_moves": self._skipped_moves, **self._layout()}
-        shards.write_shard(Path(path), self.spec.rank, self._backend.shard(), facts)
-        self._backend.barrier()
+        return shards.snapshot(self.spec.rank, self._backend.shard(), facts)
 
     def load(self, path: str) -> int:
         """The version restored from `path`; RunFailed when it was saved by another layout of ranks."""

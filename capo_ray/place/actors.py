@@ -75,6 +75,9 @@ class Actors:
                 await self.critic.start()
         note()
         self.learner.allowed = await agree_at_start(self.places.config, canary, self.rollout, self.learner)
+        await self.learner.require_sight(run_dir)
+        if self.reward_model is not None:
+            await self.reward_model.require_sight(run_dir)
 
     def stats(self) -> dict[str, float]:
         """The figures of all pools, names as in metrics."""

@@ -14,7 +14,7 @@ from capo_ray.engines import EngineSpec, HfTokenizer
 from capo_ray.learners.spec import LearnerSpec, RewardSpec
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Places
-from capo_ray.place.ranks import PINGS
+from capo_ray.place.ranks import PINGS, WRITING
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.store import StoreTier
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
@@ -204,8 +204,9 @@ def _spawn(actor: type, place: dict[str, Any], **options: Any) -> Any:
 
 
 def _spawn_rank(actor: type, place: dict[str, Any], config: TrainConfig, rank: int) -> ActorHandle:
+    """A rank's actor: one thread that serves in turn, one beside it that writes checkpoints, one that answers pings."""
     hidden = place.get("runtime_env", {}).get("env_vars", {})
     threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
     options = place | {"runtime_env": {"env_vars": hidden | threads}}
-    handle: ActorHandle = _spawn(actor, options, concurrency_groups={PINGS: 1}).remote(rank)
+    handle: ActorHandle = _spawn(actor, options, concurrency_groups={PINGS: 1, WRITING: 1}).remote(rank)
     return handle

@@ -10,9 +10,9 @@ from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.place.cluster import is_own
-from capo_ray.place.ranks import RankActors
+from capo_ray.place.ranks import Limits, RankActors
 from capo_ray.protocols import RunFailed, WeightsHandle
-from capo_ray.types import Batch, UpdateReport
+from capo_ray.types import Batch, UpdateReport, WrittenFile
 from capo_ray.weights import Apart
 
 
@@ -22,7 +22,8 @@ class LearnerActors(RankActors):
     def __init__(
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
     ) -> None:
-        super().__init__("learner", spawn, config.learner.num_ranks, config.learner.deadline_s, alone=is_own(config))
+        limits = Limits(config.learner.deadline_s, config.run.checkpoint_deadline_s)
+        super().__init__("learner", spawn, config.learner.num_ranks, limits, alone=is_own(config))
         self._config, self._build_spec = config, build_spec
         self._num_publishes = 0
         self.allowed: Apart | None = None
@@ -63,6 +64,7 @@ class LearnerActors(RankActors):
         """As `LearnerGroup.logprobs`."""
         return (await self._all("logprobs", lambda _: (token_ids, starts)))[0]
 
-    async def export(self, path: str) -> None:
-        """As `LearnerGroup.export`."""
-        await self._all("export", lambda _: (path,))
+    async def export(self, path: str) -> tuple[WrittenFile, ...]:
+        """As `LearnerGroup.export`; the ranks then let go of their snapshots."""
+        written = await self._beside("export", path)
+        return tuple(file for files in written for file in files)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
 
+from capo_ray.checkpoint import sight
 from capo_ray.place.calls import await_ref, end_actor, one_line
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
+from capo_ray.types import WrittenFile
+
+WRITING = "writing"
+"""The concurrency group of a rank's actor that writes checkpoints; everything else is served in turn by its own."""
 
 PINGS = "pings"
 """The concurrency group of a rank's actor that answers pings."""
@@ -20,19 +26,29 @@ SILENT_S = 40.0
 in a call that lets nobody else run). Longer than for a worker: a rank cannot be replaced."""
 
 
+class Limits(NamedTuple):
+    """How long a group's calls may take, in seconds."""
+
+    deadline_s: float
+    write_deadline_s: float
+    """For what writes a checkpoint."""
+
+
 class RankActors:
     """A lost or late rank ends the run: its shard is gone, the checkpoint is not.
 
     Every call is sent to all ranks before anything is awaited, and an actor serves one caller's calls in the order they
-    were sent: so all ranks see the same order, whoever calls meanwhile. Pings have a thread of their own in the actor:
-    a rank answers them while it works, or waits for the others in a collective.
+    were sent: so all ranks see the same order, whoever calls meanwhile. Two things run beside them, each on a thread of
+    its own in the actor: what writes a snapshot, since no other rank is needed for it, and the answer to a ping, which
+    a rank gives while it works or waits for the others in a collective.
     """
 
     def __init__(
-        self, role: str, spawn: Callable[[int], ActorHandle], num_ranks: int, deadline_s: float, *, alone: bool
+        self, role: str, spawn: Callable[[int], ActorHandle], num_ranks: int, limits: Limits, *, alone: bool
     ) -> None:
         self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
-        self.deadline_s, self._alone = deadline_s, alone
+        self.deadline_s, self._write_deadline_s = limits
+        self._alone = alone
         self._ranks: list[ActorHandle] = []
         self._lost: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -47,9 +63,25 @@ class RankActors:
         self.pids = await self._all("start", lambda rank: arguments(rank, meeting))
         self._watch = asyncio.ensure_future(self._ping_all())
 
-    async def save(self, path: str) -> None:
-        """Write all shards; `path` is on a file system that every rank sees."""
-        await self._all("save", lambda _: (path,))
+    async def require_sight(self, directory: Path) -> None:
+        """Raises `RunFailed` unless every rank writes where the driver reads: a checkpoint is filled by both."""
+        with sight.meeting_place(directory) as place:
+            hosts = await self._all("show", lambda rank: (str(place), f"{self._role} rank {rank}".replace(" ", "-")))
+            await asyncio.to_thread(sight.require_seen, place, hosts)
+
+    async def snapshot(self) -> int:
+        """The version of which every rank now holds a copy in host memory; updates may go on from here."""
+        versions = await self._all("snapshot", lambda _: ())
+        if len(set(versions)) != 1:
+            raise RunFailed(f"expected {self._role} ranks of one version for a checkpoint, got {versions}")
+        return int(versions[0])
+
+    async def save(self, path: str) -> tuple[WrittenFile, ...]:
+        """The files of all ranks' snapshots, written under `path` while their updates go on."""
+        written = await self._beside("save", path)
+        if empty := [rank for rank, files in enumerate(written) if not files]:
+            raise RunFailed(f"expected a shard of every {self._role} rank in {path}, got none of rank {empty[0]}")
+        return tuple(file for files in written for file in files)
 
     async def load(self, path: str) -> int:
         """The version restored from `path`."""
@@ -79,10 +111,20 @@ class RankActors:
             self._ranks = [self._spawn(rank) for rank in range(self._num_ranks)]
             self._lost = asyncio.get_running_loop().create_future()
 
-    async def _gather(self, calls: Sequence[tuple[ray.ObjectRef, str]]) -> list[Any]:
+    async def _beside(self, method: str, path: str) -> list[Any]:
+        """As `_all`, on the thread that writes: not in turn with updates, and for as long as a checkpoint may take."""
+        self._come()
+        calls = []
+        for i, rank in enumerate(self._ranks):
+            ref = getattr(rank, method).options(concurrency_group=WRITING).remote(path)
+            calls.append((ref, f"{self._role} rank {i} ({method})"))
+        return await self._gather(calls, self._write_deadline_s)
+
+    async def _gather(self, calls: Sequence[tuple[ray.ObjectRef, str]], deadline_s: float | None = None) -> list[Any]:
         """The results; the first failure ends the wait, since the other ranks then hang in a collective."""
         assert self._lost is not None
-        work = asyncio.gather(*(await_ref(ref, self.deadline_s, what) for ref, what in calls))
+        limit_s = self.deadline_s if deadline_s is None else deadline_s
+        work = asyncio.gather(*(await_ref(ref, limit_s, what) for ref, what in calls))
         try:
             either: set[asyncio.Future[Any]] = {work, self._lost}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

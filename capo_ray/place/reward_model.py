@@ -12,7 +12,7 @@ from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.place.cluster import is_own
-from capo_ray.place.ranks import RankActors
+from capo_ray.place.ranks import Limits, RankActors
 from capo_ray.types import Batch, Group, Trajectory, UpdateReport
 
 
@@ -25,9 +25,8 @@ class RewardModelActors(RankActors):
     def __init__(
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
     ) -> None:
-        super().__init__(
-            "reward model", spawn, config.reward_model.num_ranks, config.learner.deadline_s, alone=is_own(config)
-        )
+        limits = Limits(config.learner.deadline_s, config.run.checkpoint_deadline_s)
+        super().__init__("reward model", spawn, config.reward_model.num_ranks, limits, alone=is_own(config))
         self._config, self._build_spec = config, build_spec
         self._turn = asyncio.Lock()
 
@@ -58,10 +57,10 @@ class RewardModelActors(RankActors):
         self.version = reports[0].version
         return reports[0]
 
-    async def save(self, path: str) -> None:
-        """As `RewardModel.save`."""
+    async def snapshot(self) -> int:
+        """As `RewardModel.snapshot`."""
         async with self._turn:
-            await super().save(path)
+            return await super().snapshot()
 
     def _to_batch(self, trajectories: Sequence[Trajectory]) -> Batch:
         config = self._config

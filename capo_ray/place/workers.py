@@ -6,11 +6,12 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.arrays import FloatArray
 from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
-from capo_ray.types import Completion, Critique, Problem, Verdict
+from capo_ray.types import Completion, Critique, Problem, Verdict, WrittenFile
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -140,6 +141,12 @@ class GroupRank:
 
         return reserve_meeting("127.0.0.1" if alone else ray.util.get_node_ip_address())
 
+    def show(self, place: str, name: str) -> str:
+        """This node's host name, also left in `place` under `name` where the driver looks for it."""
+        from capo_ray.checkpoint import sight
+
+        return sight.leave_word(Path(place), name)
+
 
 class LearnerRank(GroupRank):
     """One rank of the learner group."""
@@ -186,17 +193,24 @@ class LearnerRank(GroupRank):
         """As `LearnerGroup.logprobs`."""
         return self._learner.logprobs(token_ids, starts)
 
-    def save(self, path: str) -> None:
-        """Write this rank's shard."""
-        self._learner.save(path)
+    def snapshot(self) -> int:
+        """Copy what a checkpoint holds; the version."""
+        self._snapshot = self._learner.snapshot()
+        return self._learner.version
+
+    def save(self, path: str) -> tuple[WrittenFile, ...]:
+        """Write this rank's shard of the snapshot."""
+        return self._snapshot.save(path)
+
+    def export(self, path: str) -> tuple[WrittenFile, ...]:
+        """Write the snapshot's policy in HF format (rank 0 does), and let go of the snapshot."""
+        written = self._snapshot.export(path)
+        del self._snapshot
+        return written
 
     def load(self, path: str) -> int:
         """Read this rank's shard; the version."""
         return self._learner.load(path)
-
-    def export(self, path: str) -> None:
-        """Write the policy in HF format (rank 0 writes, all take part)."""
-        self._learner.export(path)
 
 
 class RewardModelRank(GroupRank):
@@ -217,9 +231,16 @@ class RewardModelRank(GroupRank):
         """The report of one batch."""
         return self._learner.update(column, labels)
 
-    def save(self, path: str) -> None:
-        """Write this rank's shard."""
-        self._learner.save(path)
+    def snapshot(self) -> int:
+        """Copy what a checkpoint holds; the version."""
+        self._snapshot = self._learner.snapshot()
+        return self._learner.version
+
+    def save(self, path: str) -> tuple[WrittenFile, ...]:
+        """Write this rank's shard of the snapshot, and let go of it."""
+        written = self._snapshot.save(path)
+        del self._snapshot
+        return written
 
     def load(self, path: str) -> int:
         """Read this rank's shard; the version."""

@@ -1,0 +1,78 @@
+"""How a run is asked to end, and that it does: signals first ask, then end; an end that hangs is cut off.
+
+SIGTERM, Ctrl-C --first--> save a checkpoint (within run.stop_grace_s) and leave
+                --second, or the grace is over--> cancel: leave with what is saved
+any failure -----> `leave_within`: everything is closed within END_S, or the process ends all the same
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+END_S = 45.0
+"""From the failure of a run (after its checkpoint) to the end of its process, whatever hangs."""
+
+
+class Ending:
+    """The signals of one run."""
+
+    def __init__(self, grace_s: float) -> None:
+        self.signum: int | None = None
+        self.ask: Callable[[str], bool] = lambda reason: False
+        """Asks whatever runs to save and end; False where there is nothing to wait for."""
+        self._grace_s = grace_s
+
+    def watch(self) -> None:
+        """Handle SIGTERM and Ctrl-C from now on for the present task; Ray's own handler would just exit."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._heed, signum, task)
+
+    def _heed(self, signum: int, task: asyncio.Task[object]) -> None:
+        first, self.signum = self.signum is None, signum
+        if first and self.ask(f"asked to end by {signal.Signals(signum).name}"):
+            print(
+                f"capo-ray: {signal.Signals(signum).name}: saving a checkpoint first, for at most "
+                f"run.stop_grace_s={self._grace_s:g} s; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
+            asyncio.get_running_loop().call_later(self._grace_s, task.cancel)
+        else:
+            task.cancel()
+
+
+def leave_within(seconds: float, code: int, sentence: str) -> threading.Timer:
+    """Ends this process with `code` and the sentence after so long, unless the timer is cancelled before.
+
+    What hangs may be a thread, a closing file or Ray itself; none of them can hold up a thread of Python's.
+    """
+
+    def leave() -> None:
+        with contextlib.suppress(Exception):
+            print(f"{sentence} (its end hung for {seconds:.0f} s and was cut off)", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+@contextlib.contextmanager
+def ends_soon_after_failure(timers: list[threading.Timer]) -> Iterator[None]:
+    """Whatever leaves this block by an exception has END_S to leave the process; the timer is added to `timers`."""
+    try:
+        yield
+    except BaseException as error:
+        sentence = f"capo-ray train: {' '.join(str(error).split()) or type(error).__name__}"
+        timers.append(leave_within(END_S, 1, sentence))
+        raise

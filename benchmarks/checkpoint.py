@@ -143,6 +143,7 @@ def main() -> None:
     import ray
 
     from capo_ray.place import build
+    from capo_ray.place.placement import Places
 
     with tempfile.TemporaryDirectory() as folder:
         num_params = write_model(Path(folder, "model"))
@@ -150,9 +151,15 @@ def main() -> None:
             {"model": {"path": f"{folder}/model"}, "loss": {"kl_coef": 0.0}, "learner": {"num_epochs": 1}}
         )
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        learner = build.build_learner(config)
+        places = Places(config)
+        learner = build.build_learner(config, places)
+
+        async def reserve_and_measure() -> list[dict[str, float]]:
+            await places.reserve()
+            return await measure(learner, config, Path(folder), args.repeats)
+
         try:
-            rows = asyncio.run(measure(learner, config, Path(folder), args.repeats))
+            rows = asyncio.run(reserve_and_measure())
         finally:
             learner.close()
             ray.shutdown()

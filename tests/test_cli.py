@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -17,7 +19,9 @@ from capo_ray import cli
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.cli import doctor, main, models
 from capo_ray.cli.reference import build_reference
-from capo_ray.protocols import RunFailed
+from capo_ray.protocols import PartTimeout, RunFailed, RunStopped
+from capo_ray.types import WrittenFile
+from tests.fakes import written
 from tests.model_files import write_model
 
 ROOT = Path(capo_ray.__file__).parent.parent
@@ -85,15 +89,46 @@ def test_a_failed_run_is_one_sentence_and_exit_code_one(
     assert capsys.readouterr().err == "capo-ray train: expected a, got b; do c\n"
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str]
+def test_an_ended_run_says_how_to_go_on_by_its_real_path(
+    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    endings: list[tuple[BaseException, int]] = [(KeyboardInterrupt(), 130), (asyncio.CancelledError(), 143)]
-    for error, code in endings:
-        error.run_dir = Path("runs/x")  # type: ignore[attr-defined]
+    (tmp_path / "checkpoints" / "v000003").mkdir(parents=True)
+    failed = RunFailed("learner rank 1 was lost")
+    failed.add_note("no checkpoint of version 5 could be saved: PartLost()")
+    endings: list[tuple[BaseException, int, str]] = [
+        (KeyboardInterrupt(), 130, "interrupted (Ctrl-C)"),
+        (asyncio.CancelledError(), 143, "asked to end (SIGTERM)"),
+        (RunStopped("version 5 is saved", signal.SIGINT), 130, "interrupted (Ctrl-C); ended: version 5 is saved"),
+        (RunStopped("version 5 is saved", signal.SIGTERM), 143, "asked to end (SIGTERM); ended: version 5 is saved"),
+        (failed, 1, "learner rank 1 was lost; no checkpoint of version 5 could be saved"),
+        (ZeroDivisionError("a defect"), 1, "ZeroDivisionError: a defect"),
+    ]
+    for error, code, sentence in endings:
+        error.run_dir = tmp_path  # type: ignore[attr-defined]
         fake_command.run = raising(error)  # type: ignore[attr-defined]
         assert main(["train"]) == code
-        assert "go on with capo-ray train resume=runs/x" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert sentence in said and said.endswith(f"; go on with capo-ray train resume={tmp_path}\n")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_says_how_to_begin_again(
+    fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = RunFailed("the critics are gone")
+    error.run_dir = tmp_path  # type: ignore[attr-defined]
+    fake_command.run = raising(error)  # type: ignore[attr-defined]
+    assert main(["train"]) == 1
+    assert f"begin again with capo-ray train resume={tmp_path} run.from_zero=true" in capsys.readouterr().err
+
+
+def test_a_printed_cause_is_a_real_one(fake_command: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    error = PartTimeout("rollout worker 0 (generate) did not answer within 300 s")
+    error.__cause__ = TimeoutError()
+    error.__cause__.__cause__ = asyncio.CancelledError()
+    fake_command.run = raising(error)  # type: ignore[attr-defined]
+    assert main(["train"]) == 1
+    said = capsys.readouterr().err
+    assert "PartTimeout: rollout worker 0 (generate) did not answer" in said and "CancelledError" not in said
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_run_and_its_cause_on_the_screen(
@@ -141,10 +176,13 @@ def test_export_copies_a_verified_policy_and_refuses_a_damaged_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=2)
-    with store.writing(3) as folder:
-        write_model(folder / "policy")
-        (folder / "learner").mkdir()
-        (folder / "learner" / "shard").write_text("x")
+    draft = store.begin(3, ["learner", "policy"])
+    write_model(draft.directory / "policy")
+    for file in (draft.directory / "policy").iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        draft.add("policy", [WrittenFile(file.name, file.stat().st_size, digest)])
+    draft.add("learner", [written(draft.directory / "learner" / "shard", "x")])
+    store.seal(draft)
     output = tmp_path / "out"
     assert main(["export", str(tmp_path / "run"), "--output", str(output), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

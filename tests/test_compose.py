@@ -10,10 +10,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capo_ray.checkpoint import write_settings
 from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.protocols import RunFailed
 
 
 def refusal(*overrides: str) -> str:
@@ -265,11 +267,20 @@ def test_later_overrides_win_over_choices_wherever_they_stand() -> None:
 
 def test_resume_starts_from_the_runs_own_configuration(tmp_path: Path) -> None:
     first = compose_train(["credit=grpo", "learner.lr=3e-5", "run.num_updates=5"])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    write_settings(tmp_path / "config.yaml", first.model_dump(mode="json"))
     again = compose_train([f"resume={tmp_path}", "run.num_updates=9"])
     assert (again.credit.method, again.learner.lr, again.run.num_updates) == ("grpo", 3e-5, 9)
     assert again.resume == str(tmp_path)
     assert "goes on with that run's own choices; remove credit=capo" in refusal(f"resume={tmp_path}", "credit=capo")
+    whole = (tmp_path / "config.yaml").read_bytes()
+    (tmp_path / "config.yaml").write_bytes(whole[: whole.index(b"rollout:")])
+    with pytest.raises(RunFailed, match=r"config\.yaml is not as it was written: cut short"):
+        compose_train([f"resume={tmp_path}"])
+
+
+def test_keys_of_a_resume_are_refused_in_a_new_run() -> None:
+    for key in ("run.from_zero=true", "run.changes_allowed=[model.path]"):
+        assert "without resume=RUN" in refusal(key)
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:

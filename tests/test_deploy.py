@@ -265,6 +265,8 @@ def test_the_script_of_a_restarted_job_goes_on_where_there_is_a_run(tmp_path: Pa
     assert called() == f"-m capo_ray train run.dir={tmp_path} run.name=one credit=grpo"
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.yaml").touch()
+    assert called() == f"-m capo_ray train resume={tmp_path}/one run.from_zero=true", "no checkpoint is given up"
+    (tmp_path / "one" / "checkpoints" / "v000002").mkdir(parents=True)
     assert called() == f"-m capo_ray train resume={tmp_path}/one"
 
 

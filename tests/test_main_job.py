@@ -218,7 +218,8 @@ def problems_of(run_dir: Path, state: str) -> set[str]:
 def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
     process = start(run_dir, "run.num_updates=5", "run.checkpoint_every=2")
-    wait_for(lambda: updates_of(run_dir) >= 3, process, run_dir, "the third update")
+    due = run_dir / "checkpoints" / "v000002"  # written while the third update goes on
+    wait_for(lambda: updates_of(run_dir) >= 3 and due.is_dir(), process, run_dir, "the third update")
     process.kill()
     process.wait(30)
     again = start(run_dir, f"resume={run_dir}")
@@ -227,6 +228,10 @@ def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> Non
     assert ledger["balanced"] is True and ledger["trained_twice"] == 0
     assert ledger["counts"]["trained"] == 5 * 4 * 4
     assert sorted(int(r["update"]) for r in rows_of(run_dir) if "loss/total" in r) == list(range(1, 6))
+    sessions = json.loads((run_dir / "history.json").read_text())["sessions"]
+    assert [s["from_version"] for s in sessions] in ([0, 2], [0, 4])
+    assert finish(start(run_dir, f"resume={run_dir}"), run_dir) == 1
+    assert "is summed up; raise run.num_updates to go on" in log_of(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +242,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, li
         run_dir,
         "credit=acpo",
         "run.num_updates=8",
-        "run.checkpoint_every=1",
+        "run.checkpoint_every=1000",
         "credit.stage2_from=0.375",
         "loss.entropy_coef=0.01",
         "loss.entropy_target_frac=2",
@@ -249,14 +254,17 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, li
     wait_for(lambda: updates_of(run_dir) >= 5, process, run_dir, "the fifth update")
     workers = json.loads((run_dir / "workers.json").read_text())
     process.send_signal(signal.SIGINT)
-    code = finish(process, run_dir, 60)
+    code = finish(process, run_dir, 90)
     return run_dir, code, [pid for role in ("rollout", "verifier", "learner") for pid in workers[role]]
 
 
-def test_ctrl_c_ends_all_processes_and_leaves_the_ledger_whole(interrupted: tuple[Path, int, list[int]]) -> None:
+def test_ctrl_c_saves_ends_all_processes_and_leaves_the_ledger_whole(interrupted: tuple[Path, int, list[int]]) -> None:
     run_dir, code, workers = interrupted
     assert code == 130
     assert "interrupted (Ctrl-C)" in log_of(run_dir)
+    assert f"go on with capo-ray train resume={run_dir}" in log_of(run_dir)
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    assert int(checkpoint.name[1:]) == updates_of(run_dir), "the last update was saved, long before one was due"
     assert ledger_of(run_dir)["balanced"] is True
     assert len(workers) == 4 and not any(is_alive(pid) for pid in workers)
 

@@ -115,4 +115,4 @@ def test_a_reward_model_of_another_version_than_the_run_is_refused(tmp_path: Pat
     with pytest.raises(
         RunFailed, match=rf"expected reward_model shards of version {version} in .*, got version {version - 1}"
     ):
-        asyncio.run(_restore(later, parts.checkpoints, actors, parts.ledger, None))
+        asyncio.run(_restore(later, latest, parts.checkpoints, actors, parts.ledger, None))

@@ -74,7 +74,7 @@ def _guarded(name: str, words: list[str]) -> int:
     """The exit code of a present command, with every exception turned into its sentence and code."""
     from asyncio import CancelledError
 
-    from capo_ray.protocols import RunFailed
+    from capo_ray.protocols import RunFailed, RunStopped
 
     _prefer_own_programs()
     _end_like_ctrl_c()
@@ -82,7 +82,11 @@ def _guarded(name: str, words: list[str]) -> int:
         module = importlib.import_module(COMMANDS[name][0])
         return int(module.run(_parse(name, module, words)) or 0)
     except RunFailed as error:
-        return _say(f"{name}: {error}", 1)
+        return _say(f"{name}: {error}{_where_to_go_on(error)}", 1)
+    except RunStopped as stop:
+        asked = "asked to end (SIGTERM)" if stop.signum == signal.SIGTERM else "interrupted (Ctrl-C)"
+        code = TERMINATED if stop.signum == signal.SIGTERM else INTERRUPTED
+        return _say(f"{name}: {asked}; ended: {stop}{_where_to_go_on(stop)}", code)
     except (_Terminated, CancelledError) as error:  # a run's event loop turns SIGTERM into its own cancellation
         return _say(f"{name}: asked to end (SIGTERM); ended{_where_to_go_on(error)}", TERMINATED)
     except KeyboardInterrupt as error:
@@ -97,7 +101,8 @@ def _guarded(name: str, words: list[str]) -> int:
             return _say(f"{name}: {leave.code}", 1)
         return leave.code or 0
     except Exception as error:  # noqa: BLE001 the last frame of the program: reported, and the exit code says so
-        return _say(f"{name}: {_cause(error)} (traceback: {_keep_traceback(error)})", 1)
+        where = _where_to_go_on(error)
+        return _say(f"{name}: {_cause(error)} (traceback: {_keep_traceback(error)}){where}", 1)
 
 
 def _present() -> list[str]:
@@ -152,16 +157,25 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _where_to_go_on(error: BaseException) -> str:
+    """How to go on with the run that an exception ended, and what of it is lost; nothing where there is no run."""
     run_dir = getattr(error, "run_dir", None)
-    return f"; go on with capo-ray train resume={run_dir}" if run_dir is not None else ""
+    if run_dir is None:
+        return ""
+    lost = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith("no checkpoint"))
+    begun = any(Path(run_dir, "checkpoints").glob("v*"))
+    again = "" if begun else " run.from_zero=true"
+    what = "go on" if begun else "it has no checkpoint: begin again"
+    return f"{lost}; {what} with capo-ray train resume={run_dir}{again}"
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause of an exception in one line."""
+    """The innermost cause of an exception in one line; a cancellation or an empty time-out is nobody's cause."""
+    from asyncio import CancelledError
+
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (cause := error.__cause__) is not None and not isinstance(cause, CancelledError) and str(cause):
+        error = cause
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
 

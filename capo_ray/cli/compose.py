@@ -11,7 +11,6 @@ configuration cannot draw a secret of the environment into a run directory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import capo_ray
+from capo_ray.checkpoint import read_settings
 from capo_ray.cli.schema import ConfigError, as_sentence, is_mapping, refuse_unknown, takes_text, train_keys
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import CREDIT_METHODS, TrainConfig
@@ -143,21 +143,10 @@ def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:
     if choices:
         given = " ".join(f"{group}={name}" for group, name in choices.items())
         raise ConfigError(f"resume={run} goes on with that run's own choices; remove {given}")
-    for name in ("config.yaml", "config.json"):
-        path = Path(run) / name
-        if path.is_file():
-            break
-    else:
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
         raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
-    if path.suffix == ".json":
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        import yaml
-
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"resume: expected a mapping in {path}, got {type(tree).__name__}")
-    return tree
+    return read_settings(path)
 
 
 def _method(tree: dict[str, Any], settings: Sequence[_Setting]) -> str:

@@ -59,6 +59,11 @@ def _names_files(kind: str, path: str) -> bool:
 
 OTHER_RULES: tuple[Rule, ...] = (
     (
+        ("run.from_zero", "run.changes_allowed"),
+        lambda c: not c.resume,
+        "without resume=RUN: a new run begins at update 0 with the settings given; remove it",
+    ),
+    (
         (
             "data.path",
             "data.eval_path",

@@ -2,18 +2,19 @@
 
 SIGTERM, Ctrl-C --first--> save a checkpoint (within run.stop_grace_s) and leave
                 --second, or the grace is over--> cancel: leave with what is saved
-any failure -----> `leave_within`: everything is closed within END_S, or the process ends all the same
+any failure --> `ends_soon_after_failure`: everything is closed within END_S, or the process ends all the same
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+
+from capo_ray.place.last_resort import force_exit_after
 
 END_S = 45.0
 """From the failure of a run (after its checkpoint) to the end of its process, whatever hangs."""
@@ -50,23 +51,6 @@ class Ending:
             task.cancel()
 
 
-def leave_within(seconds: float, code: int, sentence: str) -> threading.Timer:
-    """Ends this process with `code` and the sentence after so long, unless the timer is cancelled before.
-
-    What hangs may be a thread, a closing file or Ray itself; none of them can hold up a thread of Python's.
-    """
-
-    def leave() -> None:
-        with contextlib.suppress(Exception):
-            print(f"{sentence} (its end hung for {seconds:.0f} s and was cut off)", file=sys.stderr, flush=True)
-        os._exit(code)
-
-    timer = threading.Timer(seconds, leave)
-    timer.daemon = True
-    timer.start()
-    return timer
-
-
 @contextlib.contextmanager
 def ends_soon_after_failure(timers: list[threading.Timer]) -> Iterator[None]:
     """Whatever leaves this block by an exception has END_S to leave the process; the timer is added to `timers`."""
@@ -74,5 +58,5 @@ def ends_soon_after_failure(timers: list[threading.Timer]) -> Iterator[None]:
         yield
     except BaseException as error:
         sentence = f"capo-ray train: {' '.join(str(error).split()) or type(error).__name__}"
-        timers.append(leave_within(END_S, 1, sentence))
+        timers.append(force_exit_after(END_S, 1, f"{sentence} (its end hung for {END_S:.0f} s and was cut off)"))
         raise

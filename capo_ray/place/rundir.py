@@ -1,24 +1,33 @@
 """A run's directory: made once, owned by one driver at a time, and what stands in it.
 
-config.yaml  metrics.jsonl  ledger.sqlite  transcripts.jsonl  critiques.sqlite  quarantine.jsonl  checkpoints/
-tensorboard/
-learning_curve.png  summary.json  lock
+config.yaml      the settings that the run has now, under their digest; config.1.yaml, … those of earlier sessions
+history.json     the run's id, the digests of its data files, and what each session changed
+driver.lock  workers.json  metrics.jsonl  ledger.sqlite  transcripts.jsonl  critiques.sqlite  quarantine.jsonl
+checkpoints/  tensorboard/  summary.json  learning_curve.png  error.txt
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
+import shutil
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
+from capo_ray.checkpoint import CheckpointStore, read_settings, read_state, write_settings, write_state
 from capo_ray.config import TrainConfig
+from capo_ray.place import resume
 from capo_ray.protocols import RunFailed
 
 CONFIG_FILE = "config.yaml"
+HISTORY_FILE = "history.json"
+CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 
 
@@ -27,10 +36,12 @@ def open_new(config: TrainConfig) -> tuple[Path, TrainConfig]:
 
     The resolved `run.name` names the run in its ledger from then on, whatever becomes of the directory's name.
     """
+    digests = data_digests(config)
     base = Path(config.run.dir).expanduser().resolve()
     path = _make(base, config)
     config = config.model_copy(update={"run": config.run.model_copy(update={"name": path.name})})
-    (path / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_state(path / HISTORY_FILE, {"run_id": uuid.uuid4().hex, "data": digests, "sessions": [_session(0, {})]})
+    write_settings(path / CONFIG_FILE, _lasting(config))  # last: a directory with it is a run
     point_latest(path)
     return path, config
 
@@ -56,12 +67,66 @@ def _make(base: Path, config: TrainConfig) -> Path:
     raise AssertionError("the counts do not end")
 
 
-def open_existing(resume: str) -> Path:
+def open_existing(name: str) -> Path:
     """The path of a run to go on with."""
-    path = Path(resume).expanduser().resolve()
+    path = Path(name).expanduser().resolve()
     if not (path / CONFIG_FILE).is_file():
-        raise RunFailed(f"expected resume={resume} to be a run directory with {CONFIG_FILE}, found none there")
+        raise RunFailed(f"expected resume={name} to be a run directory with {CONFIG_FILE}, found none there")
     return path
+
+
+def own_settings(path: Path) -> TrainConfig:
+    """The configuration that stands in a run's directory."""
+    try:
+        return TrainConfig.model_validate(read_settings(path / CONFIG_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunFailed(f"{path / CONFIG_FILE} is of another version of capo-ray: {where}: {first['msg']}") from error
+
+
+def checkpoints_of(path: Path, config: TrainConfig) -> CheckpointStore:
+    """The checkpoints of the run in `path`."""
+    history = read_state(path / HISTORY_FILE)
+    return CheckpointStore(path / CHECKPOINTS, config.run.keep_checkpoints, str(history["run_id"]))
+
+
+def require_resumable(path: Path, config: TrainConfig) -> resume.Changes:
+    """What this session changes of the run's settings; `RunFailed` where it cannot go on so."""
+    changes = resume.changed_keys(own_settings(path), config)
+    history = read_state(path / HISTORY_FILE)
+    resume.require_same_run(changes, config, (history["data"], data_digests(config)))
+    resume.require_something_to_do(config, path, checkpoints_of(path, config))
+    return changes
+
+
+def record_session(path: Path, config: TrainConfig, changes: resume.Changes, version: int) -> None:
+    """Note a session that goes on from `version`; where it changes settings, config.yaml holds them from now on."""
+    history = read_state(path / HISTORY_FILE)
+    session = _session(version, changes)
+    if changes:
+        session["config_before"] = f"config.{len(history['sessions'])}.yaml"
+        shutil.copyfile(path / CONFIG_FILE, path / session["config_before"])
+    history["sessions"].append(session)
+    history["data"] = data_digests(config)
+    write_state(path / HISTORY_FILE, history)
+    if changes:
+        write_settings(path / CONFIG_FILE, _lasting(config))
+
+
+def data_digests(config: TrainConfig) -> dict[str, str]:
+    """The sha256 of each data file that the configuration names, by key."""
+    if config.data.kind not in ("jsonl", "parquet"):
+        return {}
+    digests = {}
+    for key, name in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
+        if name:
+            try:
+                with Path(name).open("rb") as file:
+                    digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise RunFailed(f"{key}: expected to read {name}, got: {error.strerror}; check the path") from error
+    return digests
 
 
 def point_latest(path: Path) -> None:
@@ -74,3 +139,18 @@ def point_latest(path: Path) -> None:
     except OSError as error:
         link.unlink()
         print(f"{path.parent / LATEST} does not point to this run: {error.strerror}", file=sys.stderr)
+
+
+def _session(version: int, changes: resume.Changes) -> dict[str, Any]:
+    return {
+        "unix_s": round(time.time(), 3),
+        "from_version": version,
+        "changes": {k: list(v) for k, v in changes.items()},
+    }
+
+
+def _lasting(config: TrainConfig) -> dict[str, Any]:
+    """The settings without those of one start."""
+    tree = config.model_dump(mode="json")
+    tree["resume"], tree["run"]["from_zero"], tree["run"]["changes_allowed"] = "", False, []
+    return tree

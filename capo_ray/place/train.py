@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
 from capo_ray.flow.quarantine import QUARANTINE_FILE, Quarantine
 from capo_ray.flow.state import LEARNER_DIR, REWARD_MODEL_DIR, RunState, read_checkpoint
-from capo_ray.ledger import LEDGER_FILE, RunLock, SqliteLedger, read_balance
+from capo_ray.ledger import LEDGER_FILE, LedgerLost, RunLock, SqliteLedger, read_balance
 from capo_ray.metrics import (
     METRICS_FILE,
     SUMMARY_FILE,
@@ -32,52 +33,82 @@ from capo_ray.metrics import (
 )
 from capo_ray.place import build, cluster, nodes, rundir
 from capo_ray.place.actors import Actors
+from capo_ray.place.ending import Ending, ends_soon_after_failure
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.report import CURVE_FILE, closing_rows, summarise
+from capo_ray.place.resume import Changes
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
-from capo_ray.protocols import RunFailed
+from capo_ray.protocols import RunFailed, RunStopped
 
 MAX_ROWS_SHOWN = 10
 
 
 def run(config: TrainConfig) -> int:
-    """0 after a run that ended as asked; raises `RunFailed` (with `run_dir`) or `KeyboardInterrupt` otherwise."""
+    """0 after a run that ended as asked; raises `RunFailed` or `RunStopped` (with `run_dir`) otherwise."""
     if config.resume:
         run_dir = rundir.open_existing(config.resume)
     else:
         run_dir, config = rundir.open_new(config)
+    with RunLock(run_dir):
+        changes = rundir.require_resumable(run_dir, config) if config.resume else {}
+        return _run_in(run_dir, config, changes)
+
+
+def _run_in(run_dir: Path, config: TrainConfig, changes: Changes) -> int:
+    """The exit code of the run in its own directory, which every exception then names."""
+    ending = Ending(config.run.stop_grace_s)
+    timers: list[threading.Timer] = []
     try:
-        with RunLock(run_dir), cluster.left_behind():
-            return asyncio.run(_run(config, run_dir))
-    except asyncio.CancelledError:
-        raise SystemExit(int(signal.SIGTERM)) from None
+        with cluster.left_behind():
+            return asyncio.run(_run(config, run_dir, changes, ending, timers))
     except BaseException as error:
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) and not isinstance(error, RunStopped):
+            error = RunStopped("no checkpoint was saved of what was under way", ending.signum or signal.SIGINT)
         error.run_dir = run_dir  # type: ignore[attr-defined]
-        raise
+        raise error from error.__cause__
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
-async def _run(config: TrainConfig, run_dir: Path) -> int:
+async def _run(
+    config: TrainConfig, run_dir: Path, changes: Changes, ending: Ending, timers: list[threading.Timer]
+) -> int:
     started = time.monotonic()
     tokenizer = HfTokenizer(build.policy_path(config))
     build.require_policys_tokens(config, tokenizer)
     problems = build_problems(config.data, config.run.seed)
     _report_bad_rows(problems)
+    checkpoints = rundir.checkpoints_of(run_dir, config)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
     with screen:
         screen.update(phase="starting Ray")
         address = await cluster.join(config, lambda phase: screen.update(phase=phase))
-        _end_on_sigterm()
+        ending.watch()
         await asyncio.to_thread(nodes.check_nodes, config, run_dir)
         screen.update(phase=f"starting workers on {address}")
-        with contextlib.closing(Actors.build(config, run_dir)) as actors, ClusterWatch(config) as watch:
+        with (
+            contextlib.closing(Actors.build(config, run_dir)) as actors,
+            ClusterWatch(config) as watch,
+            ends_soon_after_failure(timers),
+        ):
             prompts = [problem.prompt for problem in problems.held_out(16)]
             canary = build.canary_ids(tokenizer, prompts, config.model.max_model_len)
-            await watch.guard(actors.start(canary, run_dir))
+            # The shards of a checkpoint to go on from are hashed while the actors start.
+            starting = watch.guard(actors.start(canary, run_dir))
+            latest, _ = await asyncio.gather(_find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
-                outcome = await watch.guard(_train(config, run_dir, actors, ledger, screen, tokenizer, problems))
+                state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
+                if config.resume:
+                    await asyncio.to_thread(rundir.record_session, run_dir, config, changes, state.version)
+                outcome = await watch.guard(
+                    _train(config, run_dir, state, checkpoints, actors, ledger, screen, tokenizer, problems, ending)
+                )
+                if outcome.asked_to_end:
+                    raise RunStopped(f"version {outcome.state.version} is saved", ending.signum or signal.SIGTERM)
             restarts = actors.restarts()
         screen.update(phase="summary")
         balance = read_balance(run_dir / LEDGER_FILE).to_dict()
@@ -91,17 +122,21 @@ async def _run(config: TrainConfig, run_dir: Path) -> int:
 async def _train(
     config: TrainConfig,
     run_dir: Path,
+    state: RunState,
+    checkpoints: CheckpointStore,
     actors: Actors,
     ledger: SqliteLedger,
     screen: Screen,
     tokenizer: HfTokenizer,
     problems: ProblemSet,
+    ending: Ending,
 ) -> RunOutcome:
-    """The outcome of the pipeline over started actors, from the newest checkpoint when resuming."""
-    checkpoints = CheckpointStore(run_dir / "checkpoints", config.run.keep_checkpoints)
-    state = await _restore(config, checkpoints, actors, ledger, problems)
+    """The outcome of the pipeline over started actors, from `state` on."""
     resume_from = state.version if config.resume else None
-    tracker = build_trackers(config.tracking, run_dir, config.model_dump(mode="json"), resume_from=resume_from)
+    settings = config.model_dump(mode="json")
+    # In threads: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
+    transcripts = await asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from)
+    tracker = await asyncio.to_thread(build_trackers, config.tracking, run_dir, settings, resume_from=resume_from)
     with contextlib.closing(tracker):
         parts = Parts(
             config=config,
@@ -115,13 +150,15 @@ async def _train(
             ledger=ledger,
             checkpoints=checkpoints,
             tracker=tracker,
-            transcripts=TranscriptWriter(run_dir / TRANSCRIPTS_FILE, resume_from),
+            transcripts=transcripts,
             progress=screen,
             step_truth=true_wrong_steps if config.data.kind == "chains" else None,
             quarantine=Quarantine(run_dir / QUARANTINE_FILE),
             part_stats=actors.stats,
         )
-        return await Pipeline(parts, state).run()
+        pipeline = Pipeline(parts, state)
+        ending.ask = pipeline.stop
+        return await pipeline.run()
 
 
 @contextlib.contextmanager
@@ -133,10 +170,12 @@ def _open_ledger(config: TrainConfig, run_dir: Path) -> Iterator[SqliteLedger]:
         yield ledger
     except BaseException as error:
         ending = "interrupted" if isinstance(error, KeyboardInterrupt | asyncio.CancelledError) else "run_failed"
+        with contextlib.suppress(LedgerLost):  # what ended the run is to be told, and may be this very loss
+            ledger.close_open(ending)
+            ledger.close()
         raise
-    finally:
-        ledger.close_open(ending)
-        ledger.close()
+    ledger.close_open(ending)
+    ledger.close()
 
 
 def _report_bad_rows(problems: ProblemSet) -> None:
@@ -149,22 +188,35 @@ def _report_bad_rows(problems: ProblemSet) -> None:
         print(f"passed over {len(problems.bad_rows) - MAX_ROWS_SHOWN} more bad rows", file=sys.stderr)
 
 
+async def _find_latest(config: TrainConfig, checkpoints: CheckpointStore) -> Path | None:
+    """The newest checkpoint that is whole to the last byte; None in a new run."""
+    if not config.resume:
+        return None
+    latest = await asyncio.to_thread(checkpoints.latest)
+    if latest is None and not config.run.from_zero:
+        raise RunFailed(
+            f"expected a whole checkpoint in {checkpoints.directory}, found only damaged ones (named above); nothing "
+            f"was changed: put one back, or start again from update 0 with run.from_zero=true"
+        )
+    return latest
+
+
 async def _restore(
-    config: TrainConfig, checkpoints: CheckpointStore, actors: Actors, ledger: SqliteLedger, problems: ProblemSet
+    config: TrainConfig,
+    latest: Path | None,
+    checkpoints: CheckpointStore,
+    actors: Actors,
+    ledger: SqliteLedger,
+    problems: ProblemSet,
 ) -> RunState:
-    """The state to go on from: of the newest whole checkpoint when resuming, else a new one; engines then agree."""
-    latest = checkpoints.latest() if config.resume else None
+    """The state to go on from: that of the checkpoint, else a new one; engines then hold its weights."""
     if latest is None:
         if config.resume:
-            ledger.rewind(0)
+            checkpoints.set_aside()
+            await asyncio.to_thread(ledger.rewind, 0)
             return RunState(next_group=ledger.next_group())
         return RunState()
     state, cursor = read_checkpoint(latest)
-    if state.version >= config.run.num_updates:
-        raise RunFailed(
-            f"expected updates left to do, got a run that has done {state.version} of run.num_updates="
-            f"{config.run.num_updates}; raise run.num_updates to go on"
-        )
     shards: dict[str, LearnerActors | RewardModelActors] = {LEARNER_DIR: actors.learner}
     if actors.reward_model is not None:
         shards[REWARD_MODEL_DIR] = actors.reward_model
@@ -173,14 +225,7 @@ async def _restore(
         if version != state.version:
             raise RunFailed(f"expected {name} shards of version {state.version} in {latest}, got version {version}")
     problems.train.restore(cursor)
-    ledger.rewind(state.version)
+    await asyncio.to_thread(ledger.rewind, state.version)
     state.next_group = max(state.next_group, ledger.next_group())
     await actors.rollout.load_weights(await actors.learner.publishable())
     return state
-
-
-def _end_on_sigterm() -> None:
-    """Let SIGTERM (a stopped job, a drained pod) end the run like Ctrl-C; Ray's own handler would just exit."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

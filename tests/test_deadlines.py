@@ -76,6 +76,7 @@ OWNERS: dict[str, Callable[[TrainConfig], list[float]]] = {
         build.build_verifier_tier(c)._verifier.deadline_s,
         VerifierPool(c.verifier)._config.deadline_s,
     ],
+    "run.checkpoint_deadline_s": lambda c: [learner(c)._write_deadline_s, reward_model(c)._write_deadline_s],
     "learner.deadline_s": lambda c: [learner(c).deadline_s, reward_model(c).deadline_s],
     "weights.deadline_s": lambda c: [
         build.policy_engine(c).swap_deadline_s,

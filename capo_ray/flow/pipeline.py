@@ -32,11 +32,14 @@ from capo_ray.flow.parts import Parts
 from capo_ray.flow.saving import Saver
 from capo_ray.flow.state import RunState
 from capo_ray.flow.training import Training, record_update
+from capo_ray.flow.waking import unless_woken
 from capo_ray.protocols import PartTimeout, RunFailed
 from capo_ray.types import Problem, UpdateReport
 
 MAX_ATTEMPTS = 2
 MAX_TOO_LONG = 1000
+
+Trained = tuple[list[CreditedGroup], UpdateReport, Sorted]
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Pipeline:
         self.saver = Saver(self.parts, self.state, self._under_way, on_failure=self._wake.set)
         self._stop: str | None = None
         self._streaming = False
-        self._update: asyncio.Future[tuple[list[CreditedGroup], UpdateReport]] | None = None
+        self._update: asyncio.Future[Trained] | None = None
         self._retries.extend(_Flight(p, a) for p, a in self.state.outstanding)
         self._started = time.monotonic()
         self._deadline = self._started + config.run.max_minutes * 60 if config.run.max_minutes else None
@@ -221,20 +224,14 @@ class Pipeline:
         """One batch of groups; None when the budgets, a checkpoint or a signal have something to say first."""
         config = self.parts.config
         deadline_s = batch_deadline_s(config)
-        take = asyncio.ensure_future(self.buffer.take(config.learner.groups_per_batch, self.state.version, deadline_s))
-        over = [asyncio.ensure_future(event.wait()) for event in (self.budgets.exhausted, self._wake)]
+        take = self.buffer.take(config.learner.groups_per_batch, self.state.version, deadline_s)
         try:
-            await asyncio.wait({take, *over}, return_when=asyncio.FIRST_COMPLETED)
-            return take.result() if take.done() else None
+            return await unless_woken(take, self.budgets.exhausted, self._wake)
         except PartTimeout as error:
             raise RunFailed(
                 f"no batch of {config.learner.groups_per_batch} groups was finished within {deadline_s:.0f} s "
                 f"({self._queues()}); look at the workers' logs, or raise rollout.deadline_s"
             ) from error
-        finally:
-            for future in (take, *over):
-                if not future.done():
-                    future.cancel()
 
     async def _train(self, taken: Sequence[Taken[CreditedGroup]], waited_s: float) -> None:
         self.parts.progress.update(phase="update", queues=self._queues())
@@ -262,15 +259,9 @@ class Pipeline:
         figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()
         await self._after_update(groups, figures)
 
-    async def _update_on(
-        self, taken: Sequence[Taken[CreditedGroup]]
-    ) -> tuple[list[CreditedGroup], UpdateReport, Sorted]:
+    async def _update_on(self, taken: Sequence[Taken[CreditedGroup]]) -> Trained:
         """The groups as they were trained, the report and what became of their samples, all written down."""
         groups, report = await self.training.update([t.item for t in taken])
-        return groups, report, self._settle(groups, report)
-
-    def _settle(self, groups: Sequence[CreditedGroup], report: UpdateReport) -> Sorted:
-        """Write down what was trained, and what of the groups was not; returns both."""
         aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
         record_update(self.parts.ledger, aged.trained, aged.masked, report)
         self.parts.ledger.record(aged.stale, "dropped", reason="stale")
@@ -280,13 +271,15 @@ class Pipeline:
         self.state.version = report.version
         self.state.num_trained += len(aged.trained) if report.moved else 0
         self.state.num_masked_tokens += aged.num_masked if report.moved else 0
-        return aged
+        return groups, report, aged
 
     async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
         parts, run, version = self.parts, self.parts.config.run, self.state.version
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
             parts.progress.update(phase="evaluation")
-            figures |= await self._evaluate_unless_woken()
+            # A signal or a failed checkpoint cannot wait for it.
+            held_out = await unless_woken(self._evaluate(log=False), self._wake)
+            figures |= held_out.figures() if held_out is not None else {}
         if version % run.transcripts_every == 0:
             first = groups[0]
             await asyncio.to_thread(parts.transcripts.write_group, version, first.group, first.credit)
@@ -308,17 +301,6 @@ class Pipeline:
             self.parts.tracker.log(report.figures(), update=self.state.version)
         self.parts.progress.update(held_out=report.accuracy)
         return report
-
-    async def _evaluate_unless_woken(self) -> dict[str, float]:
-        """The figures of an evaluation amid the run; none where a signal or a failed checkpoint cannot wait for it."""
-        task = asyncio.ensure_future(self._evaluate(log=False))
-        woken = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result().figures() if task.done() else {}
-        finally:
-            for future in (task, woken):
-                future.cancel()
 
     def _under_way(self) -> tuple[list[tuple[Problem, int]], float]:
         """(problem, attempt) drawn but neither trained nor dropped, and the seconds of this session."""

@@ -298,24 +298,35 @@ def test_the_grace_of_a_signal_is_kept() -> None:
 
 
 HANGING = """
-import sys, threading, time
+import asyncio, sys, threading, time
 from capo_ray.place import ending
 ending.END_S = 0.5
 threading.Thread(target=time.sleep, args=(60,)).start()  # what a library may leave behind
+asked = ending.Ending(grace_s=1)
+asked.signum = int(sys.argv[1]) or None
 timers = []
+def hang():
+    time.sleep(60)
 try:
-    with ending.ends_soon_after_failure(timers):
-        raise RuntimeError("the disk is full")
-except RuntimeError:
-    sys.exit(1)
+    with ending.ends_soon_after_failure(timers, asked):
+        raise asyncio.CancelledError if asked.signum else RuntimeError("the disk is {full}")
+finally:
+    hang()
 """
 
 
-def test_an_end_that_hangs_is_cut_off_with_its_sentence() -> None:
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1 and time.monotonic() - started < 30
-    assert "the disk is full (its end hung for 0 s and was cut off)" in done.stderr or "cut off" in done.stderr
+@pytest.mark.parametrize(
+    ("signum", "code", "sentence"),
+    [
+        (0, 1, "capo-ray train: the disk is {full} (its end hung for 0.5 s at <string>:10 hang and was cut off)"),
+        (signal.SIGTERM, 143, "capo-ray train: asked to end (SIGTERM) (its end hung for 0.5 s at "),
+    ],
+)
+def test_an_end_that_hangs_is_cut_off_with_its_sentence_and_place(signum: int, code: int, sentence: str) -> None:
+    words = [sys.executable, "-c", HANGING, str(int(signum))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=50)
+    assert done.returncode == code
+    assert sentence in done.stderr
 
 
 def test_a_stop_names_the_signal_that_asked_for_it() -> None:

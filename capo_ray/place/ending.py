@@ -50,13 +50,20 @@ class Ending:
         else:
             task.cancel()
 
+    def seen_in(self, error: BaseException) -> signal.Signals | None:
+        """The signal that a run's exception stands for; None where it failed by itself."""
+        stopped = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+        return signal.Signals(self.signum or signal.SIGINT) if stopped else None
+
 
 @contextlib.contextmanager
-def ends_soon_after_failure(timers: list[threading.Timer]) -> Iterator[None]:
+def ends_soon_after_failure(timers: list[threading.Timer], ending: Ending) -> Iterator[None]:
     """Whatever leaves this block by an exception has END_S to leave the process; the timer is added to `timers`."""
     try:
         yield
     except BaseException as error:
-        sentence = f"capo-ray train: {' '.join(str(error).split()) or type(error).__name__}"
-        timers.append(force_exit_after(END_S, 1, f"{sentence} (its end hung for {END_S:.0f} s and was cut off)"))
+        signum = ending.seen_in(error)
+        cause = f"asked to end ({signum.name})" if signum else " ".join(str(error).split()) or type(error).__name__
+        words = f"capo-ray train: {cause} (its end hung for {END_S:g} s at {{place}} and was cut off)"
+        timers.append(force_exit_after(END_S, 128 + signum if signum else 1, words))
         raise

@@ -6,19 +6,29 @@ import contextlib
 import os
 import sys
 import threading
+import traceback
+
+
+def where_it_hangs() -> str:
+    """The main thread's place, as `file:line function` of our own innermost frame and of what it called."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames = traceback.extract_stack(frame) if frame is not None else []
+    ours = [f for f in frames if "capo_ray" in f.filename]
+    places = dict.fromkeys(f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in [*ours[-1:], *frames[-1:]])
+    return ", ".join(places) or "the interpreter's own end"
 
 
 def force_exit_after(seconds: float, code: int, words: str = "") -> threading.Timer:
     """A started timer that ends this process with `code`, whatever else it waits for; cancel it if it may live.
 
-    `words` go to standard error first. Nothing else is run: files must be whole whenever this may strike, as the
-    ledger's and the checkpoints' are.
+    `words` go to standard error first, `{place}` in them being where the main thread is then. Nothing else is run:
+    files must be whole whenever this may strike, as the ledger's and the checkpoints' are.
     """
 
     def end() -> None:
         with contextlib.suppress(OSError, ValueError):
             if words:
-                print(words, file=sys.stderr)
+                print(words.replace("{place}", where_it_hangs()), file=sys.stderr)
             sys.stderr.flush()
             sys.stdout.flush()
         os._exit(code)

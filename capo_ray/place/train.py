@@ -93,7 +93,7 @@ async def _run(
         with (
             contextlib.closing(Actors.build(config, run_dir)) as actors,
             ClusterWatch(config) as watch,
-            ends_soon_after_failure(timers),
+            ends_soon_after_failure(timers, ending),
         ):
             prompts = [problem.prompt for problem in problems.held_out(16)]
             canary = build.canary_ids(tokenizer, prompts, config.model.max_model_len)

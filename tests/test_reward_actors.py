@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +83,24 @@ def test_responses_are_dealt_over_the_ranks_and_their_rewards_come_back_in_order
     assert updates[0][1] == updates[1][1] and len(updates[0][1]) == 9
     dealt = [[w.sample.key for cell in column for w in cell] for column, _ in updates]
     assert sorted(map(str, dealt[0] + dealt[1])) == sorted(str(t.key) for t in trajectories) and all(dealt)
+
+
+def test_a_call_to_the_ranks_that_is_given_up_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capo_ray.place.calls.cancel", lambda ref: None)
+    monkeypatch.setattr(Reply, "future", lambda self: Future())
+    said: list[dict[str, Any]] = []
+
+    async def give_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        actors = RewardModelActors(TrainConfig(), lambda rank: Rank(rank, []), lambda rank, meeting: None)  # type: ignore[arg-type, return-value]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(actors.update(make_groups(1)), 0.05)
+        await asyncio.sleep(0.05)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(give_up())
+    assert said == []
 
 
 def test_a_reward_model_with_other_tokens_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ class RankActors:
         assert self._lost is not None
         limit_s = self.deadline_s if deadline_s is None else deadline_s
         work = asyncio.gather(*(await_ref(ref, limit_s, what) for ref, what in calls))
+        work.add_done_callback(_see)
         try:
             either: set[asyncio.Future[Any]] = {work, self._lost}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -150,3 +151,9 @@ class RankActors:
                 await asyncio.gather(*(check(rank) for rank in range(self._num_ranks)))
         except Exception as error:  # noqa: BLE001 - told to whoever calls the ranks, now or next
             self._lost.set_result(one_line(error))
+
+
+def _see(work: asyncio.Future[Any]) -> None:
+    """Where nobody waits for it any more: asyncio would print its failure as never retrieved."""
+    if not work.cancelled():
+        work.exception()

@@ -154,7 +154,9 @@ def test_an_exception_of_the_part_arrives_as_itself_with_its_place_noted() -> No
 
 @real
 @pytest.mark.usefixtures("local_ray")
-def test_workers_that_break_by_themselves_end_the_run_with_their_own_words() -> None:
+def test_workers_that_break_by_themselves_end_the_run_with_their_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capo_ray.place.restarts.MAX_WAIT_S", 0.1)
+
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(RunFailed, match=rf"broke {MAX_BROKEN + 1} times in a row, the last with: .*out of rope"):
             await pool.call("refuse", deadline_s=60)

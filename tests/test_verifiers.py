@@ -358,7 +358,7 @@ def test_ordinary_pairs_do_not_wait_for_bombs() -> None:
         assert [(await bomb)[0].reward for bomb in bombs] == [None] * 3
         return waiting
 
-    with VerifierPool(VerifierConfig(timeout_s=4.0)) as pool:
+    with VerifierPool(VerifierConfig(timeout_s=2.0)) as pool:
         judge(pool, "x+1", r"\boxed{1+x}")
         assert asyncio.run(race(pool)) >= 1
 

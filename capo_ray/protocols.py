@@ -99,8 +99,11 @@ class Tokenizer(Protocol):
     def encode_data(self, text: str) -> list[int]:
         """The ids of untrusted text: no special or control token can come out, whatever the text spells."""
 
-    def chat_frame(self, system: str) -> tuple[str, str] | None:
-        """The trusted text before and after a user turn, generation prompt included; None without a chat template."""
+    def chat_frame(self, system: str, **names: object) -> tuple[str, str] | None:
+        """The trusted text before and after a user turn, generation prompt included; None without a chat template.
+
+        `names` are what the template reads beside the turns.
+        """
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, begins: bool) -> list[int]:
         """The ids of pieces (text, trusted) as one running text; control tokens come out of trusted ones alone.

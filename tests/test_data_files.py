@@ -92,6 +92,16 @@ def test_a_kind_that_the_file_is_not_is_named_with_the_one_that_it_is(tmp_path: 
         problems(parquet(tmp_path / "a.jsonl", ROW), kind="jsonl")
 
 
+def test_a_packed_file_that_is_cut_short_is_a_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(
+        "".join(json.dumps({"question": f"q{k * k}", "answer": "1"}) + "\n" for k in range(9999)).encode()
+    )
+    for size in (len(whole) // 2, 12):
+        (tmp_path / "a.jsonl.gz").write_bytes(whole[:size])
+        with pytest.raises(RunFailed, match=r"expected to read .*a\.jsonl\.gz"):
+            problems(tmp_path / "a.jsonl.gz")
+
+
 def test_shards_patterns_and_folders_are_read_in_order(tmp_path: Path) -> None:
     for shard in range(3):
         parquet(tmp_path / f"data/train-0000{shard}-of-00003.parquet", {"question": f"q{shard}", "answer": "1"})

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from capo_ray.checkpoint import CheckpointCorrupt, sight
-from capo_ray.cli import main
 from capo_ray.config import TrainConfig
 from capo_ray.place import rundir
 from capo_ray.protocols import RunFailed
@@ -99,17 +98,6 @@ def test_names_and_shards_of_a_run_are_never_changed(run_dir: Path, key: str, va
     sections["run"] = {**sections.get("run", {}), "changes_allowed": [key]}
     with pytest.raises(RunFailed, match=rf"expected {key}=.*\(got {value}\).*leave it out"):
         changes_of(run_dir, **sections)
-
-
-def test_a_dry_run_of_a_resume_says_what_the_resume_would_refuse(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", f"resume={run_dir}", "--dry-run"]) == 0
-    assert main(["train", f"resume={run_dir}", "run.seed=5", "--dry-run"]) == 1
-    assert "expected run.seed=0 as in" in capsys.readouterr().err
-    (run_dir / "checkpoints" / "v000004" / "MANIFEST.json").unlink()
-    assert main(["train", f"resume={run_dir}", "--dry-run"]) == 1
-    assert "v000004" in capsys.readouterr().err
 
 
 def test_data_may_move_but_not_change(run_dir: Path, tmp_path: Path) -> None:

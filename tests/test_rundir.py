@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,24 @@ def test_a_directory_named_latest_does_not_stop_a_run(tmp_path: Path, capsys: py
     path, _ = rundir.open_new(compose_train([f"run.dir={tmp_path}", "run.name=my rün 1"]))
     assert path.is_dir() and "latest does not point to this run" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "my rün 1"]
+
+
+def test_the_digest_of_data_follows_every_file_that_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl"):
+        (folder / name).write_text("1")
+
+    def digests() -> dict[str, str]:
+        return rundir.data_digests(compose_train(["data=files", f"data.path={folder}", f"data.eval_path={folder}"]))
+
+    before = digests()
+    assert set(before) == {"data.path", "data.eval_path"}
+    (folder / "train-1.jsonl").write_text("2")
+    assert digests()["data.path"] != before["data.path"] and digests()["data.eval_path"] == before["data.eval_path"]
+    (folder / "test-0.jsonl").write_text("2")
+    assert digests()["data.eval_path"] != before["data.eval_path"]
+    file = folder / "train-0.jsonl"
+    one = rundir.data_digests(compose_train(["data=gsm8k", f"data.path={file}"]))
+    assert one == {"data.path": hashlib.sha256(b"1").hexdigest()}
+    assert rundir.data_digests(compose_train([])) == {}

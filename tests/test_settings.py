@@ -12,6 +12,7 @@ import pytest
 from capo_ray.cli import main
 from capo_ray.cli.chat import render_chat
 from capo_ray.cli.compose import compose_train
+from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.settings import check_reachable, check_settings
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems import build_problems
@@ -145,6 +146,20 @@ def test_turns_that_a_chat_template_refuses_are_named_with_their_key(tmp_path: P
     check_settings(compose_train([*asked, "model.system_prompt="]))
     (folder / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     assert "model.chat_template: the chat template of" in refused(*asked)
+
+
+def test_names_that_a_chat_template_reads_are_given_by_key_and_others_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{% if not think %}<think></think>{% endif %}")
+    asked = (f"model={folder}", "model.chat_template=true")
+    config = compose_train([*asked, "model.chat_template_args.think=true"])
+    check_settings(config)
+    assert render_chat(folder, "model", "", "q", config.model.chat_template_args) == "q"
+    assert render_chat(folder, "model", "", "q") == "q<think></think>"
+    text = refused(*asked, "model.chat_template_args.thinking=true")
+    assert "model.chat_template_args.thinking has no effect" in text
+    with pytest.raises(ConfigError, match=r"model\.chat_template_args.* has no effect with model\.chat_template=false"):
+        compose_train([f"model={folder}", "model.chat_template_args.think=true"])
 
 
 def test_chat_templates_without_a_default_are_refused_by_their_names(tmp_path: Path) -> None:

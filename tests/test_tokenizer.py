@@ -155,6 +155,16 @@ def test_the_chat_frame_around_a_question_is_the_rendered_template(bpe: HfTokeni
     assert prompt(bpe, "hi", system) == bpe.encode(rendered(bpe, "hi", system))
 
 
+def test_what_a_template_reads_beside_the_turns_reaches_it(bpe: HfTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe.hf, "chat_template", CHATML + "{% if not think %}<think></think>{% endif %}")
+    knobs = {"system_prompt": "", "template": "", "chat_template": True}
+    ends = [
+        bpe.backend.decode(build_policy_prompt(bpe, "hi", **knobs, chat_args=args), skip_special_tokens=False)[-8:]
+        for args in ({}, {"think": True})
+    ]
+    assert ends == ["</think>", "sistant\n"]
+
+
 def test_without_a_chat_template_there_is_no_frame(chars: HfTokenizer) -> None:
     assert chars.chat_frame("") is None
     assert chars.decode(prompt(chars, "1+1", "abc", "q: {question}\n")) == "abc\nq: 1+1\n"

@@ -6,9 +6,12 @@ Invariant: a template that does not end is refused here, before a driver or work
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from capo_ray.protocols import RunFailed
@@ -48,7 +51,9 @@ print(json.dumps([text, said]))
 """
 
 
-def render_chat(folder: Path, section: str, system: str, user: str) -> str | None:
+def render_chat(
+    folder: Path, section: str, system: str, user: str, more: Mapping[str, object] = MappingProxyType({})
+) -> str | None:
     """The prompt of a system and a user turn; None without a template, or where it is not plain Jinja.
 
     Raises `RunFailed`, naming the key of `section`, where rendering does not end within its limits, or where the
@@ -59,7 +64,15 @@ def render_chat(folder: Path, section: str, system: str, user: str) -> str | Non
         return None
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": user})
-    asked = json.dumps({"template": template, "names": {**names, "messages": messages, "add_generation_prompt": True}})
+    unread = [name for name in more if not re.search(rf"\b{re.escape(name)}\b", template)]
+    if unread:
+        raise RunFailed(
+            f"{section}.chat_template_args.{unread[0]} has no effect: the chat template of {folder} does not read it; "
+            "remove it, or see the template for its names"
+        )
+    asked = json.dumps(
+        {"template": template, "names": {**names, **more, "messages": messages, "add_generation_prompt": True}}
+    )
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD],

@@ -79,6 +79,11 @@ OTHER_RULES: tuple[Rule, ...] = (
         "with data.kind=chains, which makes its own problems; remove it or choose another data=…",
     ),
     (
+        ("model.chat_template_args",),
+        lambda c: not c.model.chat_template,
+        "with model.chat_template=false; remove it, or set that to true",
+    ),
+    (
         ("data.chain_steps",),
         lambda c: c.data.kind != "chains",
         "unless data.kind=chains; remove it or choose data=chains",

@@ -136,7 +136,10 @@ def check_chat_templates(config: TrainConfig) -> None:
     for section, name, role in used:
         folder = find_model(name, role)
         if folder is not None:
-            render_chat(folder, section, config.model.system_prompt if role == "policy" else "", "question")
+            system, more = (
+                (config.model.system_prompt, config.model.chat_template_args) if role == "policy" else ("", {})
+            )
+            render_chat(folder, section, system, "question", more)
 
 
 def check_stop_tokens(config: TrainConfig) -> None:
@@ -240,7 +243,7 @@ def _frame(config: TrainConfig, folder: Path) -> str:
     """The prompt with `{question}` where the question goes."""
     model = config.model
     if model.chat_template:
-        rendered = render_chat(folder, "model", model.system_prompt, "{question}")
+        rendered = render_chat(folder, "model", model.system_prompt, "{question}", model.chat_template_args)
         if rendered:
             return rendered
     return (f"{model.system_prompt}\n" if model.system_prompt else "") + model.prompt_template

@@ -52,10 +52,6 @@ def run(args: argparse.Namespace) -> int:
             flush=True,
         )
         checks.check_plan(config)
-        if config.resume:
-            from capo_ray.place import rundir
-
-            rundir.require_resumable(rundir.open_existing(config.resume), config)
         return 0
     checks.check_train(config)
     settings.check_reachable(config)

@@ -81,6 +81,8 @@ class ModelConfig(Section):
     """Used where the tokenizer has no chat template, or `chat_template=false`."""
     chat_template: bool = False
     """Ask as a user turn of the tokenizer's chat template, which then also says what begins a prompt."""
+    chat_template_args: dict[str, Scalar] = Field(default_factory=dict)
+    """Names that the chat template reads, as `model.chat_template_args.enable_thinking=false`."""
     stop_tokens: tuple[str, ...] = ()
     """Tokens that end a response beside the tokenizer's eos and those of `generation_config.json`, as
     `['<|im_end|>']`: for base models whose chat template ends turns with a token that is not their eos."""

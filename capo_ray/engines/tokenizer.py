@@ -125,7 +125,7 @@ class HfTokenizer:
                 raise TokenizerRefused(f"model.stop_tokens must be tokens of {self.path} (got {token!r})")
         return tuple(vocab[token] for token in tokens)
 
-    def chat_frame(self, system: str) -> tuple[str, str] | None:
+    def chat_frame(self, system: str, **names: object) -> tuple[str, str] | None:
         """As `protocols.Tokenizer.chat_frame`; raises `TokenizerRefused` where the template refuses the turns."""
         from jinja2.exceptions import TemplateError
 
@@ -134,7 +134,7 @@ class HfTokenizer:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": _SENTINEL})
         try:
-            rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            rendered = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **names)
         except (TemplateError, ValueError) as error:
             cure = "leave model.system_prompt empty, or set" if system else "mend it, or set"
             raise TokenizerRefused(

@@ -130,6 +130,7 @@ class GroupWay:
             system_prompt=model.system_prompt,
             template=model.prompt_template,
             chat_template=model.chat_template,
+            chat_args=model.chat_template_args,
         )
 
     def fits(self, problem: Problem) -> bool:

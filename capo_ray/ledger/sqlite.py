@@ -243,9 +243,7 @@ class SqliteLedger:
         try:
             yield
         except sqlite3.Error as error:
-            is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-            mend = "what it holds is whole: make room on its disk" if is_full else _MEND
-            raise LedgerLost(f"the ledger {self._path} cannot be used ({error}); {mend}") from error
+            raise LedgerLost(f"the ledger {self._path} cannot be used ({error}); {_MEND}") from error
 
     def _require_file(self) -> None:
         """The file that was opened still has its name: SQLite would go on writing into one that was deleted."""

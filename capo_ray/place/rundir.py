@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from capo_ray.checkpoint import CheckpointStore, read_settings, read_state, write_settings, write_state
 from capo_ray.config import TrainConfig
 from capo_ray.place import resume
+from capo_ray.problems import data_files
 from capo_ray.protocols import RunFailed
 
 CONFIG_FILE = "config.yaml"
@@ -115,18 +117,28 @@ def record_session(path: Path, config: TrainConfig, changes: resume.Changes, ver
 
 
 def data_digests(config: TrainConfig) -> dict[str, str]:
-    """The sha256 of each data file that the configuration names, by key."""
-    if config.data.kind not in ("jsonl", "parquet"):
+    """The sha256 of the data files that each key names, one after the other."""
+    data = config.data
+    if data.kind == "chains":
         return {}
     digests = {}
-    for key, name in (("data.path", config.data.path), ("data.eval_path", config.data.eval_path)):
-        if name:
-            try:
-                with Path(name).open("rb") as file:
-                    digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise RunFailed(f"{key}: expected to read {name}, got: {error.strerror}; check the path") from error
+    for key, name, split in (("data.path", data.path, data.split), ("data.eval_path", data.eval_path, data.eval_split)):
+        if not name or (data.kind == "hub" and not Path(name).expanduser().exists()):
+            continue
+        try:
+            digests[key] = _digest(data_files(name, split))
+        except OSError as error:
+            raise RunFailed(f"{key}: expected to read {name}, got: {error.strerror}; check the path") from error
     return digests
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """The sha256 of the contents of files; of several, that of theirs in order."""
+    parts = []
+    for path in paths:
+        with path.open("rb") as file:
+            parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def point_latest(path: Path) -> None:

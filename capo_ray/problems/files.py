@@ -97,8 +97,11 @@ def _split_of(path: Path) -> str:
 
 def format_of(path: Path) -> Format:
     """What a file is by its first bytes, and where those are text, by its name."""
-    with open_unpacked(path) as file:
-        head = file.read(8)
+    try:
+        with open_unpacked(path) as file:
+            head = file.read(8)
+    except OSError as error:
+        raise RunFailed(f"expected to read {path}, got: {error}; check it, or pack it again") from error
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
@@ -122,6 +125,13 @@ def open_unpacked(path: Path) -> BinaryIO:
 
 def rows_of(path: Path, kind: Format, columns: Collection[str] = ()) -> Iterator[Place]:
     """The rows of a file in order; of a table only `columns`, where it has them all."""
+    try:
+        yield from _rows(path, kind, columns)
+    except OSError as error:  # of the disk, or of a packed file that is cut short
+        raise RunFailed(f"expected to read {path} to its end, got: {error}; fetch or pack it again") from error
+
+
+def _rows(path: Path, kind: Format, columns: Collection[str]) -> Iterator[Place]:
     if kind in ("parquet", "arrow"):
         yield from _table_rows(path, kind, columns)
         return
@@ -217,7 +227,7 @@ def _table_rows(path: Path, kind: Format, columns: Collection[str]) -> Iterator[
                 for row in (batch.select(names) if names else batch).to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         raise RunFailed(
             f"expected whole {FORMAT_NAMES[kind]} at data.path, got {path}, which cannot be read: {error}"
         ) from error

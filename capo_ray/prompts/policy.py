@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 _SLOT = "{question}"
 
 
 def build_policy_prompt(
-    tokenizer: Any, question: str, *, system_prompt: str, template: str, chat_template: bool
+    tokenizer: Any,
+    question: str,
+    *,
+    system_prompt: str,
+    template: str,
+    chat_template: bool,
+    chat_args: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[int, ...]:
     """The token ids [P] that ask the policy one question, generation prompt included.
 
-    `tokenizer` is a `protocols.Tokenizer`. `template` is used where there is no chat template to use; a chat template
-    itself says what begins a prompt, before `template` stands what the tokenizer puts before any text.
+    `tokenizer` is a `protocols.Tokenizer`. `template` is used where there is no chat template to use; a chat template,
+    which reads `chat_args`, itself says what begins a prompt, before `template` stands what the tokenizer puts before
+    any text.
     """
-    if chat_template and (frame := tokenizer.chat_frame(system_prompt)) is not None:
+    if chat_template and (frame := tokenizer.chat_frame(system_prompt, **chat_args)) is not None:
         before, after = frame
         return tuple(tokenizer.encode_pieces([(before, True), (question, False), (after, True)], begins=False))
     if template.count(_SLOT) != 1:

@@ -144,7 +144,9 @@ def publish(learner: Any, engine: Any) -> dict[str, float]:
     seconds = {}
     for name, allowed in (("total_s", ANY), ("without_canaries_s", None)):
         started = time.perf_counter()
-        told, handle = learner.publish.options(num_returns=2).remote(allowed)
+        _, gathered = learner.gather.options(num_returns=2).remote()
+        told, handle = learner.seal.options(num_returns=2).remote(allowed, [gathered])
+        engine.expect_weights.remote(gathered)
         version, fingerprint, _ = ray.get(told)
         sent = time.perf_counter()
         assert ray.get(engine.load_weights.remote(handle, version, fingerprint)) == version
@@ -153,7 +155,7 @@ def publish(learner: Any, engine: Any) -> dict[str, float]:
         if allowed is not None:
             seconds["learner_s"], seconds["engine_s"] = sent - started, ended - sent
             seconds["engine_paused_s"] = ray.get(engine.ping.remote())["swap_ms"] / 1e3
-        del handle
+        del gathered, handle
     return seconds
 
 

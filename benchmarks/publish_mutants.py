@@ -5,7 +5,7 @@
 A chain of versions is made by random steps of an update's size (every weight by learning rate x moves, up or down). A
 mutant goes wrong in one of three places:
     transit   after the sender sealed the manifest and told the driver its fingerprint
-    sender    before: names or tensors are mixed up, checksums fit, the canary is the learner's own
+    sender    before: names or tensors are mixed up, or older than the model's; checksums fit, the canary is its own
     engine    whole weights arrive, the engine does not load them all
 What a sender's mutant does to the logprobs is measured in fp32 by transformers (`effect_nats`, the mean over the
 canary); `at_start`: the learner's own check of its names against the model's files ends the run before an update.
@@ -34,6 +34,7 @@ from capo_ray.weights import (
     Apart,
     Canary,
     WeightsRefused,
+    Witness,
     allowance,
     apart,
     build_handle,
@@ -81,9 +82,11 @@ class World:
             inputs = to_inputs([self.ids], [1], torch.device("cpu"))
             return tuple(policy(inputs, 1.0)[0].tolist())
 
-    def canary(self, state: State) -> Canary:
-        """What the learner sends with `state`."""
-        return Canary(self.ids, self.logprobs(state), self.allowed)
+    def canary(self, state: State, seen: State | None = None) -> Canary:
+        """What a learner of weights `state` sends; its witness sees `seen` instead, where its view is mistaken."""
+        witness = Witness()
+        witness.add(state if seen is None else seen)
+        return Canary(self.ids, self.logprobs(state), self.allowed, witness.digest())
 
     def verdict(self, handle: WeightsHandle) -> str:
         """Why the engine refuses the handle, or nothing."""
@@ -137,9 +140,9 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
     for name, handle in transit_mutants(good, old):
         note("transit", name, [world.verdict(handle) for _ in range(repeats)], None)
     older = {back: world.versions[9 - back] for back in (1, 8)}
-    mixed_at_start = dict(sender_mutants(world.versions[0], {}))
-    for name, state in sender_mutants(world.versions[9], older):
-        sealed = build_handle(state, 9, world.canary(world.versions[9]))
+    mixed_at_start = {name: state for name, state, _ in sender_mutants(world.versions[0], {})}
+    for name, state, mistaken in sender_mutants(world.versions[9], older):
+        sealed = build_handle(state, 9, world.canary(world.versions[9], state if mistaken else None))
         whole = state.keys() == world.versions[9].keys()
         effect = world.effect(state) if whole else None
         at_start = refused_by_files(world, mixed_at_start[name]) if name in mixed_at_start and whole else ""
@@ -202,6 +205,7 @@ def reason_of(verdict: str) -> str:
         "cannot be read": "manifest",
         "its manifest": "version",
         "differ from": "canary",
+        "scored its canary with": "digest",
         "exactly as under": "stale scores",
         "does not hold": "names",
         "was sent no weights": "layers",

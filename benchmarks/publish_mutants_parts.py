@@ -94,8 +94,12 @@ def transit_mutants(good: WeightsHandle, old: WeightsHandle) -> Iterator[tuple[s
 # --- at the sender -------------------------------------------------------------------------------------------------
 
 
-def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[str, State]]:
-    """States that a mistaken sender would seal in place of `right`."""
+def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[str, State, bool]]:
+    """States that a mistaken sender would seal in place of `right`; True where its view of the model is mistaken.
+
+    Then the digest that goes with the canary is that of the mistaken view as well: only what it does to scores, or the
+    comparison with the files at the start, can tell. Otherwise what was gathered is not what lies in the model.
+    """
     layers = sorted({int(n.split(".")[2]) for n in right if n.startswith("model.layers.")})
 
     def exchanged(pairs: Mapping[str, str]) -> State:
@@ -109,31 +113,28 @@ def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[s
     def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> State:
         return {**right, name: change(right[name]).contiguous()}
 
-    yield "layers swapped", exchanged(of_layers(layers[0], layers[-1]))
+    yield "layers swapped", exchanged(of_layers(layers[0], layers[-1])), True
     for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"):
         one, other = (f"model.layers.{layer}.{part}.weight" for layer in (layers[0], layers[-1]))
-        yield f"{part} of two layers swapped", exchanged({one: other})
-    yield (
-        "gate and up swapped",
-        exchanged({"model.layers.0.mlp.gate_proj.weight": "model.layers.0.mlp.up_proj.weight"}),
-    )
-    yield (
-        "keys and values swapped",
-        exchanged({"model.layers.0.self_attn.k_proj.weight": "model.layers.0.self_attn.v_proj.weight"}),
-    )
-    norms = "model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"
-    yield "norms of a layer swapped", exchanged({norms[0]: norms[1]})
-    yield "embedding rows permuted", changed("model.embed_tokens.weight", lambda t: t.roll(1, 0))
-    yield "a matrix's rows permuted", changed("model.layers.1.mlp.up_proj.weight", lambda t: t.flip(0))
-    yield "a matrix zeroed", changed("model.layers.1.mlp.down_proj.weight", torch.zeros_like)
-    yield "a matrix one tenth larger", changed("model.layers.1.mlp.down_proj.weight", lambda t: t * 1.1)
-    yield "a tensor missing", {n: t for n, t in right.items() if n != "model.norm.weight"}
+        yield f"{part} of two layers swapped", exchanged({one: other}), True
+    first = "model.layers.0."
+    for name, one, other in (
+        ("gate and up swapped", "mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        ("keys and values swapped", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+        ("norms of a layer swapped", "input_layernorm.weight", "post_attention_layernorm.weight"),
+    ):
+        yield name, exchanged({first + one: first + other}), True
+    yield "embedding rows permuted", changed("model.embed_tokens.weight", lambda t: t.roll(1, 0)), True
+    yield "a matrix's rows permuted", changed("model.layers.1.mlp.up_proj.weight", lambda t: t.flip(0)), True
+    yield "a matrix zeroed", changed("model.layers.1.mlp.down_proj.weight", torch.zeros_like), True
+    yield "a matrix one tenth larger", changed("model.layers.1.mlp.down_proj.weight", lambda t: t * 1.1), True
+    yield "a tensor missing", {n: t for n, t in right.items() if n != "model.norm.weight"}, True
     for back, state in older.items():
-        yield f"whole state {back} version(s) old", dict(state)
-        yield (
-            f"half of the tensors {back} version(s) old",
-            {n: (state if i % 2 else right)[n] for i, n in enumerate(right)},
-        )
+        yield f"whole state {back} version(s) old", dict(state), False
+        half = {n: (state if i % 2 else right)[n] for i, n in enumerate(right)}
+        yield f"half of the tensors {back} version(s) old", half, False
+        last = list(right)[-1]
+        yield f"one tensor {back} version(s) old", {**right, last: state[last]}, False
 
 
 # --- in the engine -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ waited for, or `PartLost` when whoever stood behind it is gone, and never waits 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,6 +130,9 @@ class TextEngine(Protocol):
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1."""
 
+    def expect_weights(self, handle: WeightsHandle) -> None:
+        """The payload is on its way, its seal comes later: an engine may begin to read and load it, and serves on."""
+
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held, after verification; raises `weights.WeightsRefused` and serves nothing otherwise."""
 
@@ -169,8 +172,8 @@ class LearnerGroup(Protocol):
     async def refresh_reference(self) -> None:
         """From now on KL is measured from the present weights, which checkpoints then keep."""
 
-    async def publishable(self) -> WeightsHandle:
-        """The present weights, gathered and fingerprinted."""
+    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
+        """The present weights, gathered and fingerprinted; `ahead` is called with them before they are."""
 
     async def logprobs(
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]

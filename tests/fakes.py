@@ -123,6 +123,9 @@ class FakeEngine:
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         return tuple((-1.0 / len(ids),) * (len(ids) - start) for ids, start in zip(token_ids, starts, strict=True))
 
+    def expect_weights(self, handle: WeightsHandle) -> None:
+        pass
+
     async def load_weights(self, handle: WeightsHandle) -> int:
         self.version = handle.version
         return handle.version
@@ -191,7 +194,7 @@ class FakeLearner:
     async def refresh_reference(self) -> None:
         self.references.append(self.version)
 
-    async def publishable(self) -> WeightsHandle:
+    async def publishable(self, ahead: Any = None) -> WeightsHandle:
         return WeightsHandle(self.version, "", None)
 
     async def logprobs(self, token_ids: Any, starts: Any) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
+from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine, arrival
 from capo_ray.engines.twin import Twin, worker_model
 from capo_ray.protocols import Sampling
 from capo_ray.types import Completion
-from capo_ray.weights import iterate_tensors
+from capo_ray.weights import WeightsRefused, build_handle, iterate_tensors
 from tests.engine_world import kept_logprobs, scheduling_ahead
 from tests.test_engines import LONG, World, check, close_to
 
@@ -125,6 +125,47 @@ def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(
     monkeypatch.setattr("capo_ray.engines.vllm_engine.staged", None)  # nothing is loaded while the engine stands
     asyncio.run(world.engine.load_weights(handle))
     assert close_to(scores(), world.logprobs(ids, 1))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_payload_that_was_expected_is_read_and_loaded_once_and_then_judged(
+    world: World, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    """Expected without its seal; where the handle that comes is of other bytes, these are read anew."""
+    version = world.engine.version + 1
+    state = world.versions[version] = world.perturbed(version)
+    gathered, handle = (build_handle(state, version, None), world.handle(state, version))
+    if not other:
+        handle = dataclasses.replace(handle, payload=gathered.payload)
+    read: list[object] = []
+    usual = arrival.checksums
+    monkeypatch.setattr(arrival, "checksums", lambda *args: read.append(args[1]) or usual(*args))
+
+    async def both() -> int:
+        world.engine.expect_weights(gathered)
+        return await world.engine.load_weights(handle)
+
+    assert asyncio.run(both()) == version
+    assert len(read) == 1 + other
+    check(world, LONG, world.generate(LONG, Sampling(max_tokens=4))[0])
+
+
+def test_an_expected_payload_that_is_damaged_is_refused(world: World) -> None:
+    version = world.engine.version + 1
+    state = world.versions[version] = world.perturbed(version)
+    handle = world.handle(state, version)
+    gathered = dataclasses.replace(build_handle(state, version, None), payload=handle.payload)
+    handle.payload[100] ^= 1  # type: ignore[index]
+
+    async def both() -> int:
+        world.engine.expect_weights(gathered)
+        return await world.engine.load_weights(handle)
+
+    with pytest.raises(WeightsRefused, match="is damaged"):
+        asyncio.run(both())
+    handle.payload[100] ^= 1  # type: ignore[index]
+    assert asyncio.run(both()) == version
+    check(world, LONG, world.generate(LONG, Sampling(max_tokens=4))[0])
 
 
 def test_a_step_that_does_not_end_fails_the_ping_with_what_it_was(

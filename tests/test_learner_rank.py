@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from capo_ray.place.workers import LearnerRank
-from capo_ray.weights import Apart, PayloadWriter, WeightsRefused, read_manifest, verify_handle
+from capo_ray.protocols import WeightsHandle
+from capo_ray.weights import Apart, PayloadWriter, WeightsRefused, Witness, read_manifest, verify_handle
 
 
 class Weights:
@@ -27,32 +28,57 @@ class Weights:
 
 def make_rank(index: int) -> LearnerRank:
     rank = LearnerRank(index)
-    rank._learner, rank._writer, rank._canary_ids = Weights(), PayloadWriter(), (5, 6, 7)  # type: ignore[assignment]
+    rank._learner, rank._canary_ids = Weights(), (5, 6, 7)  # type: ignore[assignment]
+    rank._writer, rank._witness = PayloadWriter(), Witness()
     return rank
+
+
+def publish(rank: LearnerRank, allowed: Apart | None) -> WeightsHandle:
+    """What an engine is handed: the sealed handle over the gathered bytes, with what the driver was told."""
+    version, gathered = rank.gather()
+    (sealed, fingerprint, num_bytes), handle = rank.seal(allowed, ["where the bytes are"])
+    assert (
+        handle is not None and gathered is not None and version == sealed and handle.payload == ["where the bytes are"]
+    )
+    payload = gathered.payload.copy()  # type: ignore[attr-defined]
+    return dataclasses.replace(handle, payload=payload, version=sealed, fingerprint=fingerprint, num_bytes=num_bytes)
 
 
 def test_a_publish_says_version_fingerprint_and_bytes_of_what_it_sends() -> None:
     rank = make_rank(0)
     rank._learner.version = 3
-    (version, fingerprint, num_bytes), handle = rank.publish(Apart(0.1, 1.0))
-    assert handle is not None
-    manifest = verify_handle(dataclasses.replace(handle, version=version, fingerprint=fingerprint))
-    assert (version, num_bytes, manifest.payload_bytes) == (3, 128, 128)
+    handle = publish(rank, Apart(0.1, 1.0))
+    manifest = verify_handle(handle)
+    assert (handle.version, handle.num_bytes, manifest.payload_bytes) == (3, 128, 128)
     assert manifest.canary is not None and manifest.canary.allowed == Apart(0.1, 1.0)
-    _, silent = rank.publish(None)
-    assert silent is not None and read_manifest(silent.manifest).canary is None
+    assert manifest.canary.weights == manifest.weights
+    assert read_manifest(publish(rank, None).manifest).canary is None
 
 
 def test_what_was_announced_of_one_version_refuses_the_bytes_of_another() -> None:
     rank = make_rank(0)
-    _, old = rank.publish(None)
-    assert old is not None
-    old = dataclasses.replace(old, payload=old.payload.copy())  # type: ignore[attr-defined]
+    old = publish(rank, None)
     rank._learner.version = 1
-    (version, fingerprint, _), _ = rank.publish(None)
+    new = publish(rank, None)
     with pytest.raises(WeightsRefused, match="says version 1, its manifest 0"):
-        verify_handle(dataclasses.replace(old, version=version, fingerprint=fingerprint))
+        verify_handle(dataclasses.replace(old, version=new.version, fingerprint=new.fingerprint))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_was_gathered_of_older_weights_is_refused_however_little_they_differ(whole: bool) -> None:
+    """A sender whose gather gives what it gave before, sealed as the new version with checksums that fit."""
+    rank = make_rank(0)
+    rank._learner.version = 4
+    add = rank._writer.add
+
+    def stale(portion: dict[str, torch.Tensor]) -> None:
+        add({n: t - 1e-6 if whole or n == "b" else t for n, t in portion.items()})
+
+    rank._writer.add = stale  # type: ignore[method-assign, assignment]
+    with pytest.raises(WeightsRefused, match="other weights than those that the learner scored its canary with"):
+        verify_handle(publish(rank, Apart(0.1, 1.0)))
 
 
 def test_only_rank_0_sends() -> None:
-    assert make_rank(1).publish(None) == ((0, "", 0), None)
+    rank = make_rank(1)
+    assert rank.gather() == (0, None) and rank.seal(None, []) == ((0, "", 0), None)

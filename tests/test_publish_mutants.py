@@ -14,12 +14,13 @@ pytestmark = pytest.mark.real
 def test_every_mutant_of_a_publish_is_refused_and_no_clean_one(dtype: str) -> None:
     result = run(str(asset_path("laptop", "policy")), dtype, repeats=1, clean=20)
     assert result["clean_refused"] == 0
-    served = [row for row in result["mutants"] if not row["refused"] and not row["at_start"]]
-    # Older weights sealed as new by the learner itself, with their own checksums, show by the canary alone; in bf16 an
-    # update may be smaller than rounding.
-    for row in served:
-        assert dtype == "bfloat16" and "old" in row["mutant"] and row["place"] == "sender", row
-        assert row["effect_nats"] < result["allowed"]["mean"], row
+    served = [row["mutant"] for row in result["mutants"] if not row["refused"] and not row["at_start"]]
+    assert served == []
+    # Older weights move bf16's scores by less than its rounding does: they show by their bytes alone.
+    old = {row["mutant"]: row for row in result["mutants"] if row["place"] == "sender" and "old" in row["mutant"]}
+    assert len(old) == 6 and all(row["by"] == ["digest"] for row in old.values())
+    if dtype == "bfloat16":
+        assert min(row["effect_nats"] for row in old.values()) < result["allowed"]["mean"]
     by = {row["mutant"]: row["by"] for row in result["mutants"] if row["place"] != "sender"}
     assert by["nothing loaded"] == ["layers"] == by["a layer not loaded"]
     assert by["whole older handle, relabelled"] == ["fingerprint"] == by["canary taken out, resealed"]

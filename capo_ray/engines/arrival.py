@@ -46,15 +46,13 @@ class Arrival:
 class Arrivals:
     """The payload that is expected next, if any. On one event loop."""
 
-    def __init__(self, num_threads: int, *, tied: bool) -> None:
-        self._num_threads, self._tied = num_threads, tied
+    def __init__(self, num_threads: int, *, beside: bool, tied: bool) -> None:
+        self._num_threads, self._beside, self._tied = num_threads, beside, tied
         self._coming: tuple[tuple[int, int], asyncio.Task[Arrival]] | None = None
 
-    def expect(self, engine: LLMEngine, handle: WeightsHandle) -> asyncio.Task[Arrival]:
+    def expect(self, engine: LLMEngine, handle: WeightsHandle) -> None:
         """Begin on a payload whose handle may not be sealed yet."""
-        task = asyncio.create_task(self._receive(engine, handle))
-        self._coming = _place(handle), task
-        return task
+        self._coming = _place(handle), asyncio.create_task(self._receive(engine, handle))
 
     async def of(self, engine: LLMEngine, handle: WeightsHandle) -> Arrival:
         """What is known of the handle's payload, begun on now unless it was expected."""
@@ -79,7 +77,7 @@ class Arrivals:
         """Fill the arrival's twin, where the model can have one."""
         assert arrival.manifest is not None
         try:
-            if in_process(engine) and can_have_twin(model := worker_model(engine)):
+            if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
                 twin = Twin(model, tied=self._tied)
                 twin.load(iterate_tensors(arrival.manifest, arrival.payload))
                 arrival.twin = twin

@@ -55,7 +55,7 @@ class VllmEngine:
         config = self._stepper.engine.model_config
         self._vocab_size = config.get_vocab_size()
         self._tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
-        self._arrivals = Arrivals(verify_threads(self.spec), tied=self._tied)
+        self._arrivals = Arrivals(verify_threads(self.spec), beside=self.spec.device == "cpu", tied=self._tied)
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
         self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.weight_transport != "none" else {}
@@ -159,6 +159,12 @@ class VllmEngine:
                         found[todo[at]] = version_of(output), scored(output, starts[todo[at]])
             todo = again
         return found
+
+    def expect_weights(self, handle: WeightsHandle) -> None:
+        """Begin to read and load a payload beside those weights that serve; `load_weights` decides about it."""
+        self._stepper.raise_if_broken()
+        if self.spec.weight_transport != "none":
+            self._arrivals.expect(self._stepper.engine, handle)
 
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held, after verification; raises `WeightsRefused` and serves nothing otherwise."""

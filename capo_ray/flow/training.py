@@ -126,7 +126,8 @@ class Training:
     async def publish(self) -> float:
         """The seconds until all engines hold the learner's weights."""
         started = time.monotonic()
-        await self._parts.engine.load_weights(await self._parts.learner.publishable())
+        engine = self._parts.engine
+        await engine.load_weights(await self._parts.learner.publishable(engine.expect_weights))
         return time.monotonic() - started
 
 

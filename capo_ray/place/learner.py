@@ -42,13 +42,24 @@ class LearnerActors(RankActors):
         """As `LearnerGroup.refresh_reference`."""
         await self._all("refresh_reference", lambda _: ())
 
-    async def publishable(self) -> WeightsHandle:
-        """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here."""
+    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
+        """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here.
+
+        The bytes come before their seal: while engines read and load them the ranks score the canary.
+        """
         every = self._config.weights.canary_every
         allowed = self.allowed if every and self._num_publishes % every == 0 else None
         self._num_publishes += 1
-        refs: list[Any] = [rank.publish.options(num_returns=2).remote(allowed) for rank in self._ranks]
-        told = await self._gather([(ref, f"learner rank {i} (publish)") for i, (ref, _handle) in enumerate(refs)])
+        gathered: list[Any] = [rank.gather.options(num_returns=2).remote() for rank in self._ranks]
+        sealed: list[Any] = [rank.seal.options(num_returns=2).remote(allowed, [gathered[0][1]]) for rank in self._ranks]
+        if ahead is not None:
+            ahead(WeightsHandle(self.version, "", gathered[0][1]))
+        calls = [("gather", ref) for ref, _ in gathered] + [("seal", ref) for ref, _ in sealed]
+        ranks = [*range(len(self._ranks))] * 2
+        answers = await self._gather(
+            [(ref, f"learner rank {i} (publish: {what})") for i, (what, ref) in zip(ranks, calls, strict=True)]
+        )
+        told = answers[len(self._ranks) :]
         versions = {version for version, _, _ in told}
         if versions != {self.version}:
             raise RunFailed(
@@ -56,7 +67,7 @@ class LearnerActors(RankActors):
                 f"on from the last checkpoint with resume=RUN"
             )
         _, fingerprint, num_bytes = told[0]
-        return WeightsHandle(self.version, "", refs[0][1], fingerprint, num_bytes)
+        return WeightsHandle(self.version, "", sealed[0][1], fingerprint, num_bytes)
 
     async def logprobs(
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]

@@ -122,6 +122,12 @@ class WorkerPool:
         ready = [worker for worker in self._workers.values() if worker.ready]
         return list(await asyncio.gather(*(one(worker) for worker in ready)))
 
+    def tell(self, method: str, *args: Any) -> None:
+        """Send `method` to every ready worker and wait for no answer: a hint, whose failure nobody needs to hear of."""
+        for worker in self._workers.values():
+            if worker.ready:
+                getattr(worker.handle, method).remote(*args).future()  # Ray prints errors that nobody takes
+
     @property
     def num_ready(self) -> int:
         return sum(worker.ready for worker in self._workers.values())

@@ -58,6 +58,10 @@ class RolloutPool:
         """As `TextEngine.score`, on the least loaded worker."""
         return await self.pool.call("score", token_ids, starts, deadline_s=self._config.rollout.deadline_s)
 
+    def expect_weights(self, handle: WeightsHandle) -> None:
+        """As `TextEngine.expect_weights`, on every ready worker."""
+        self.pool.tell("expect_weights", handle.payload)
+
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version held by every ready worker; one that refuses or is lost is replaced by one that holds it.
 

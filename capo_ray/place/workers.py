@@ -48,8 +48,15 @@ class RolloutWorker:
         """As `TextEngine.score`."""
         return await self._engine.score(token_ids, starts)
 
+    async def expect_weights(self, gathered: WeightsHandle) -> None:
+        """As `TextEngine.expect_weights`."""
+        self._engine.expect_weights(gathered)
+
     async def load_weights(self, handle: WeightsHandle, version: int, fingerprint: str) -> int:
         """As `TextEngine.load_weights`; version and fingerprint are those that the driver has from the learner."""
+        if isinstance(handle.payload, list):  # the bytes came by themselves, before the seal
+            gathered: WeightsHandle = await handle.payload[0]
+            handle = replace(handle, payload=gathered.payload)
         return await self._engine.load_weights(replace(handle, version=version, fingerprint=fingerprint))
 
 
@@ -154,12 +161,13 @@ class LearnerRank(GroupRank):
     def start(self, spec: LearnerSpec, canary_ids: Sequence[int]) -> int:
         """Build the learner; the process id."""
         from capo_ray.learners import Learner
-        from capo_ray.weights import PayloadWriter
+        from capo_ray.weights import PayloadWriter, Witness
 
         self._learner = Learner(spec)
         self._learner.require_files_weights()
         self._canary_ids = tuple(canary_ids)
         self._writer = PayloadWriter(spec.learner.num_threads)
+        self._witness = Witness(spec.learner.num_threads)
         return os.getpid()
 
     def update(self, column: Any, kl_scale: float) -> Any:
@@ -170,24 +178,32 @@ class LearnerRank(GroupRank):
         """As `LearnerGroup.refresh_reference`."""
         self._learner.refresh_reference()
 
-    def publish(self, allowed: Apart | None) -> tuple[tuple[int, str, int], WeightsHandle | None]:
-        """(version, fingerprint, bytes), and the weights as every engine can load them (rank 0; nothing elsewhere).
+    def gather(self) -> tuple[int, WeightsHandle | None]:
+        """(version), and the weights as every engine can load them, not sealed yet (rank 0; nothing elsewhere)."""
+        self._writer.begin(self._learner.version, self._learner.weight_bytes)
+        self._learner.visit_weights(self._writer.add)
+        # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
+        return self._learner.version, None if self._rank else self._writer.finish(None)
 
-        A canary goes with them where it is said how far engines may lie apart from it.
+    def seal(self, allowed: Apart | None, gathered: list[Any]) -> tuple[tuple[int, str, int], WeightsHandle | None]:
+        """(version, fingerprint, bytes), and the sealed handle, whose payload is where `gathered` is (rank 0).
+
+        A canary goes with it where it is said how far engines may lie apart from it. It names the digest of the weights
+        that it was scored with, seen where they lie: what was gathered and is not the same is refused by the engines.
         """
         from capo_ray.weights import Canary
 
         canary = None
         if allowed is not None and self._canary_ids:
             (logprobs,) = self._learner.logprobs([self._canary_ids], [1])
-            canary = Canary(self._canary_ids, logprobs, allowed)
-        self._writer.begin(self._learner.version, self._learner.weight_bytes)
-        self._learner.visit_weights(self._writer.add)
+            self._witness.begin()
+            self._learner.visit_weights(self._witness.add)
+            canary = Canary(self._canary_ids, logprobs, allowed, self._witness.digest())
+        version = self._learner.version
         if self._rank:
-            return (self._learner.version, "", 0), None
-        # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
-        handle = self._writer.finish(canary)
-        return (handle.version, handle.fingerprint, handle.num_bytes), handle
+            return (version, "", 0), None
+        handle = replace(self._writer.finish(canary), payload=gathered)
+        return (version, handle.fingerprint, handle.num_bytes), handle
 
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """As `LearnerGroup.logprobs`."""

@@ -10,9 +10,9 @@ arrive.
 
 from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
 from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
-from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
+from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest, weights_digest
 from capo_ray.weights.payload import Found, as_bytes, checksums, iterate_tensors, verify_handle
-from capo_ray.weights.writer import PayloadWriter, build_handle, require_finite
+from capo_ray.weights.writer import PayloadWriter, Witness, build_handle, require_finite
 
 __all__ = [
     "START",
@@ -24,6 +24,7 @@ __all__ = [
     "PayloadWriter",
     "TensorEntry",
     "WeightsRefused",
+    "Witness",
     "allowance",
     "apart",
     "as_bytes",
@@ -36,4 +37,5 @@ __all__ = [
     "read_manifest",
     "require_finite",
     "verify_handle",
+    "weights_digest",
 ]

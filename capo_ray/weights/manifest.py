@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from capo_ray.weights.canary import Apart, Canary, WeightsRefused
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class Manifest:
         """
         return hashlib.sha256(_canonical(self._body()).encode()).hexdigest()
 
+    @property
+    def weights(self) -> str:
+        """The digest of the tensors that are sent, whatever their places in the payload."""
+        return weights_digest((t.name, t.dtype, t.shape, t.crc32) for t in self.tensors)
+
     def to_json(self) -> str:
         """The text that travels."""
         return json.dumps({**self._body(), "fingerprint": self.fingerprint}, separators=(",", ":"))
@@ -58,6 +63,12 @@ class Manifest:
             "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes, t.crc32] for t in self.tensors],
             "canary": None if self.canary is None else asdict(self.canary),
         }
+
+
+def weights_digest(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
+    """The hex SHA-256 of tensors in any order, each as its name, dtype, shape and checksum."""
+    rows = sorted([name, dtype, list(shape), crc32] for name, dtype, shape, crc32 in tensors)
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_manifest(text: str) -> Manifest:
@@ -93,7 +104,7 @@ def _read_canary(data: Mapping[str, Any] | None) -> Canary | None:
     if not isinstance(token_ids, list) or not isinstance(logprobs, list) or not isinstance(allowed, dict):
         raise TypeError("canary fields have the wrong types")
     limits = Apart(float(allowed["mean"]), float(allowed["worst"]))
-    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), limits)
+    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), limits, str(data["weights"]))
 
 
 def _canonical(body: Mapping[str, object]) -> str:

@@ -77,6 +77,11 @@ def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | No
             raise WeightsRefused(
                 f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
             )
+    if manifest.canary is not None and manifest.canary.weights not in ("", manifest.weights):
+        raise WeightsRefused(
+            f"version {manifest.version} holds other weights than those that the learner scored its canary with: what "
+            f"was gathered to be sent is stale or damaged; publish it again"
+        )
     return manifest
 
 

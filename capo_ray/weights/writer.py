@@ -18,7 +18,7 @@ import torch
 
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights.canary import Canary
-from capo_ray.weights.manifest import Manifest, TensorEntry
+from capo_ray.weights.manifest import Manifest, TensorEntry, weights_digest
 
 ALIGNMENT = 64  # of Ray's object store, and more than any dtype needs
 CHUNK_BYTES = 1 << 20  # copied and checksummed while it is in the processor's cache
@@ -30,6 +30,35 @@ DTYPES: dict[str, torch.dtype] = {
         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
     )
 }  # fmt: skip
+
+
+class Witness:
+    """Checksums of the weights where they lie, taken apart from the payload's and never from a copy of it.
+
+    What was sealed is compared with them: a buffer that holds an older version, a gather that was not whole, a copy
+    that had not ended when it was read.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="witness")
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was seen."""
+        self._seen: list[tuple[str, str, tuple[int, ...], int]] = []
+
+    def add(self, portion: Mapping[str, torch.Tensor]) -> None:
+        """See some tensors; returns once their memory may be used again."""
+        flats = [
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in portion.values()
+        ]
+        crcs = self._threads.map(lambda flat: zlib.crc32(flat.data) if flat.size else 0, flats)
+        for (name, tensor), crc in zip(portion.items(), crcs, strict=True):
+            self._seen.append((name, _dtype(name, tensor), tuple(tensor.shape), crc))
+
+    def digest(self) -> str:
+        """The `weights_digest` of all that was seen."""
+        return weights_digest(self._seen)
 
 
 class PayloadWriter:

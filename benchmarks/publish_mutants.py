@@ -200,7 +200,7 @@ def reason_of(verdict: str) -> str:
     """Which check refused."""
     words = {
         "announced": "fingerprint",
-        "damaged": "checksum",
+        "is damaged": "checksum",
         "bytes, expected": "size",
         "cannot be read": "manifest",
         "its manifest": "version",

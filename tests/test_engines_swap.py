@@ -12,7 +12,7 @@ import pytest
 
 from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine, arrival
 from capo_ray.engines.twin import Twin, worker_model
-from capo_ray.protocols import Sampling
+from capo_ray.protocols import Sampling, WeightsHandle
 from capo_ray.types import Completion
 from capo_ray.weights import WeightsRefused, build_handle, iterate_tensors
 from tests.engine_world import kept_logprobs, scheduling_ahead
@@ -46,6 +46,16 @@ def swap_amid(world: World, running: str, num_swaps: int, num_samples: int) -> t
         for version in range(first + 1, first + 1 + num_swaps):
             world.versions[version] = world.perturbed(version)
             handles.append(world.handle(world.versions[version], version))
+        # Loaded beside by now: on a busy machine the samples would end before the first of them is.
+        arrivals, engine = world.engine._arrivals, world.engine._stepper.engine
+        ready = {handle.version: await arrivals.of(engine, handle) for handle in handles}
+        arrivals.of = lambda _, handle: asyncio.sleep(0, ready[handle.version])  # type: ignore[method-assign]
+        try:
+            return await amid(handles)
+        finally:
+            del arrivals.of
+
+    async def amid(handles: list[WeightsHandle]) -> tuple[Completion, ...]:
         task = asyncio.create_task(world.engine.generate(prompt, Sampling(max_tokens=150, n=num_samples)))
         while world.engine.stats()["running"] < min(num_samples, SEATS):
             await asyncio.sleep(0.002)

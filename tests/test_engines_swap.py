@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 
 from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine, arrival
 from capo_ray.engines.twin import Twin, worker_model
@@ -132,9 +134,14 @@ def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(
         tensors = iterate_tensors(handle.manifest, handle.payload)
         Twin(worker_model(engine), tied=True).load((n, t) for n, t in tensors if "0.mlp.down" not in n)
     assert scores() == before
+    gone = weakref.ref(twin.model)
+    del twin
+    assert gone() is None, "a copy of the weights waits for no garbage collector"
     monkeypatch.setattr("capo_ray.engines.vllm_engine.staged", None)  # nothing is loaded while the engine stands
+    known = len(LAYERWISE_INFO)
     asyncio.run(world.engine.load_weights(handle))
     assert close_to(scores(), world.logprobs(ids, 1))
+    assert len(LAYERWISE_INFO) <= known, "vLLM knows of no layer but those that serve"
 
 
 @pytest.mark.parametrize("other", [False, True])

@@ -55,6 +55,22 @@ class Twin:
     @torch.no_grad()
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load and pack one version; raises where a layer was sent nothing."""
+        try:
+            self._load(tensors)
+        finally:
+            self._forget_loaders()
+
+    def take(self) -> None:
+        """Let the model compute with what was loaded; call with no step in flight."""
+        for layer, twin in self._loaded:
+            for name, param in layer._parameters.items():
+                if param is not None:
+                    param.data = twin._parameters[name].data  # type: ignore[union-attr]
+            before = self._before[layer]
+            made = {k: v for k, v in twin.__dict__.items() if k not in _OWN and before.get(k, self) is not v}
+            layer.__dict__.update(made)
+
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         from vllm.model_executor.model_loader.reload.layerwise import (
             _layerwise_process,
             get_layerwise_info,
@@ -77,18 +93,19 @@ class Twin:
         self._tie_heads()
         for embedding in plain:
             embedding.cpu_linear = torch.nn.functional.linear
-        for info in infos.values():
-            info.reset()
 
-    def take(self) -> None:
-        """Let the model compute with what was loaded; call with no step in flight."""
-        for layer, twin in self._loaded:
-            for name, param in layer._parameters.items():
-                if param is not None:
-                    param.data = twin._parameters[name].data  # type: ignore[union-attr]
-            before = self._before[layer]
-            made = {k: v for k, v in twin.__dict__.items() if k not in _OWN and before.get(k, self) is not v}
-            layer.__dict__.update(made)
+    def _forget_loaders(self) -> None:
+        """Undo what ties a twin to itself: it is a whole copy of the weights, and must go when its last user does.
+
+        vLLM holds what it knows of a layer by the layer, and that, as a tensor's loader, names the layer.
+        """
+        from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
+
+        for layer, twin in self._pairs:
+            LAYERWISE_INFO.pop(twin, None)
+            for name, param in twin._parameters.items():
+                if param is not None and param is not layer._parameters.get(name):
+                    param.__dict__.clear()
 
     def _copy(self, layer: torch.nn.Module, seen: dict[int, torch.nn.Module]) -> torch.nn.Module:
         """A layer of the same class and settings with a place of its own for every tensor, and its sublayers'."""

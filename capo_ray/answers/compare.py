@@ -85,6 +85,8 @@ def same(a: str, b: str, leaf: Leaf, depth: int = 0) -> bool | None:
     if left.kind and right.kind and left.kind != right.kind:
         return False
     if left.kind in ("", "\\{\\}") and right.kind in ("", "\\{\\}"):
+        if left.kind != right.kind:  # a set beside a bare list: twice is once
+            return _same_set(tuple(dict.fromkeys(left.texts)), tuple(dict.fromkeys(right.texts)), leaf, depth)
         return _same_set(left.texts, right.texts, leaf, depth)
     if len(left.texts) != len(right.texts):
         return False

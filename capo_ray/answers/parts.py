@@ -46,7 +46,7 @@ def entries_of(text: str) -> Entries:
                 texts = tuple(both for entry in inside for both in _both_signs(entry))
                 return Entries(opening + closing, tuple(dict.fromkeys(texts)) if opening == "\\{" else texts)
     parts = split_top(text) or [text]
-    return Entries("", tuple(dict.fromkeys(both for entry in parts for both in _both_signs(entry))))
+    return Entries("", tuple(both for entry in parts for both in _both_signs(entry)))
 
 
 def split_top(text: str) -> list[str] | None:

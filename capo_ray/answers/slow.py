@@ -46,6 +46,8 @@ def library_equal(a: str, b: str, shortcut: bool = True) -> bool:
     first, second = _parsed(a), _parsed(b)
     if not first or not second:
         return False
+    if shortcut and (isinstance(first[0], str) or isinstance(second[0], str)):
+        return False  # not read: what is compared then is the text up to the first command that it does not know
     if shortcut and refuted(first[0], second[0]):
         return False
     if shortcut and (verdict := numbers_equal(first[0], second[0])) is not None:

@@ -58,7 +58,7 @@ class RunStopped(KeyboardInterrupt):
 class Sampling:
     """How to sample. `max_tokens` counts response tokens; `regex` constrains the text where the engine can.
 
-    A response ends with a token of `stop_token_ids`, beside the model's own.
+    A response ends with a token of `stop_token_ids`, beside the model's own, or once a text of `stop_strings` is in it.
     """
 
     temperature: float = 1.0
@@ -69,6 +69,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     regex: str | None = None
     entropies: bool = False
+    stop_strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,18 @@ def test_scores_equal_those_of_the_model_also_when_prefixes_are_shared(world: Wo
     assert world.engine.stats()["cached_prompt_tokens"] > 0
 
 
+def test_a_response_ends_with_a_token_or_a_text_that_stops_it(world: World) -> None:
+    (free,) = world.generate("1+2", Sampling(temperature=0.0, max_tokens=24))
+    token = int(free.token_ids[5])
+    first = free.token_ids.tolist().index(token)
+    (done,) = world.generate("1+2", Sampling(temperature=0.0, max_tokens=24, stop_token_ids=(token,)))
+    assert (done.token_ids.tolist(), done.finish) == (free.token_ids[: first + 1].tolist(), "stop")
+    text = free.text[7:9]
+    (done,) = world.generate("1+2", Sampling(temperature=0.0, max_tokens=24, stop_strings=(text,)))
+    assert done.finish == "stop" and done.text.endswith(text) and done.text.count(text) == 1
+    assert free.text.startswith(done.text) and len(done.logprobs) == len(done.token_ids)
+
+
 def test_a_regex_holds_for_every_sample(world: World) -> None:
     import re
 

@@ -172,7 +172,7 @@ def test_chat_templates_without_a_default_are_refused_by_their_names(tmp_path: P
 def test_a_stop_token_that_is_none_is_refused(tmp_path: Path) -> None:
     text = refused("model.stop_tokens=['<|im_end|>']")
     assert "model.stop_tokens must be tokens of laptop (got '<|im_end|>')" in text
-    check_settings(compose_train(["model.stop_tokens=['+']"]))
+    check_settings(compose_train(["model.stop_tokens=['+']", "model.stop_strings=['Q:']"]))
 
 
 def test_an_endpoint_that_nobody_serves_is_refused_with_its_address() -> None:

@@ -148,8 +148,8 @@ def check_stop_tokens(config: TrainConfig) -> None:
     unknown = [t for t in config.model.stop_tokens if tokenizer is not None and tokenizer.token_to_id(t) is None]
     if unknown:
         raise RunFailed(
-            f"model.stop_tokens must be tokens of {config.model.path} (got {unknown[0]!r}), each one "
-            "entry of its vocabulary"
+            f"model.stop_tokens must be tokens of {config.model.path} (got {unknown[0]!r}); give texts as "
+            "model.stop_strings"
         )
 
 

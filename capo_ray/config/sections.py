@@ -86,6 +86,8 @@ class ModelConfig(Section):
     stop_tokens: tuple[str, ...] = ()
     """Tokens that end a response beside the tokenizer's eos and those of `generation_config.json`, as
     `['<|im_end|>']`: for base models whose chat template ends turns with a token that is not their eos."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a response once they are in it, as `["\\nQ:"]`; their tokens stay in it."""
 
 
 class DataConfig(Section):

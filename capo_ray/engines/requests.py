@@ -37,9 +37,10 @@ def sampling_params(sampling: Sampling, index: int, max_tokens: int, vocab_size:
         max_tokens=max_tokens,
         seed=None if sampling.seed is None else sampling.seed + index,
         stop_token_ids=list(sampling.stop_token_ids),
+        stop=list(sampling.stop_strings),
         logprobs=entropy_logprobs(vocab_size) if sampling.entropies else 0,
         flat_logprobs=True,
-        detokenize=False,
+        detokenize=bool(sampling.stop_strings),  # which are looked for in the text
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=None if sampling.regex is None else StructuredOutputsParams(regex=sampling.regex),
     )

@@ -122,7 +122,9 @@ class HfTokenizer:
         vocab = self.hf.get_vocab()
         for token in tokens:
             if token not in vocab:
-                raise TokenizerRefused(f"model.stop_tokens must be tokens of {self.path} (got {token!r})")
+                raise TokenizerRefused(
+                    f"model.stop_tokens must be tokens of {self.path} (got {token!r}); give texts as model.stop_strings"
+                )
         return tuple(vocab[token] for token in tokens)
 
     def chat_frame(self, system: str, **names: object) -> tuple[str, str] | None:

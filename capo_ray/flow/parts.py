@@ -58,4 +58,4 @@ class Parts:
         """What ends the policy's responses, in the terms of `Sampling`."""
         model = self.config.model
         ids = self.tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
-        return {"stop_token_ids": ids}
+        return {"stop_token_ids": ids, "stop_strings": model.stop_strings}

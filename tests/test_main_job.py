@@ -46,7 +46,9 @@ def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
     log = (run_dir.parent / f"{run_dir.name}.log").open("a")
     # Tests in the background of a shell inherit that Ctrl-C is ignored; the run must not.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, preexec_fn=heed)
+    # A cluster that an earlier test began in this process has switched tokens on for every later one.
+    env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k == "RAY_AUTH_MODE"}
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=env, preexec_fn=heed)
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, deadline_s: float = 300) -> int:

@@ -131,6 +131,7 @@ def connect(config: TrainConfig) -> str:
         where = address or "a cluster of this run's own"
         raise RunFailed(
             f"expected to reach Ray at {where}, got: {_first_line(error)}; check cluster.address"
+            + (", and set RAY_AUTH_MODE=token if that cluster asks for a token" if address else "")
         ) from error
     head = str(ray.get_runtime_context().gcs_address)
     if address:

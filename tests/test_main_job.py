@@ -186,14 +186,15 @@ def kill_critics(run_dir: Path, process: subprocess.Popen[str], every_s: float, 
 
 def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_path: Path) -> None:
     # On-policy and at a learning rate of next to nothing: a run that loses no group trains the first problems in turn.
-    run_dir = tmp_path / "critics"
-    process = start(run_dir, "run.num_updates=6", "stream.max_age=0", "learner.lr=1e-7", "credit.quorum=3")
+    # More updates than are made beside three kills: an idle machine makes two or three between a start and a kill.
+    run_dir, num_updates = tmp_path / "critics", 14
+    process = start(run_dir, f"run.num_updates={num_updates}", "stream.max_age=0", "learner.lr=1e-7", "credit.quorum=3")
     wait_for(lambda: updates_of(run_dir) >= 1, process, run_dir, "the first update")
-    num_killed = kill_critics(run_dir, process, every_s=1.5, num_kills=4)
+    num_killed = kill_critics(run_dir, process, every_s=1.0, num_kills=4)
     assert finish(process, run_dir) == 0, log_of(run_dir)
     assert num_killed >= 3
     problems = build_problems(TrainConfig().data, TrainConfig().run.seed).train
-    assert problems_of(run_dir, "trained") == {problems.next_problem().id for _ in range(6 * 4)}
+    assert problems_of(run_dir, "trained") == {problems.next_problem().id for _ in range(num_updates * 4)}
     assert ledger_of(run_dir)["balanced"] is True and ledger_of(run_dir)["trained_twice"] == 0
     last = [row for row in rows_of(run_dir) if "loss/total" in row][-1]
     assert last["critic/restarts"] >= 3 and last["critic/calls_resent"] >= 1
@@ -202,7 +203,7 @@ def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_pat
     answers = answers_of(run_dir)
     unreadable = [valid for asked, valid in answers if valid < 3 and asked == 4]
     assert all(valid >= 3 or asked == 4 for asked, valid in answers)
-    assert last["critic/outcome_only_frac"] * 24 <= len(unreadable)
+    assert last["critic/outcome_only_frac"] * num_updates * 4 <= len(unreadable)
 
 
 def answers_of(run_dir: Path) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ from capo_ray.cli.memory import (
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
 from capo_ray.config import TrainConfig
+from capo_ray.config.base import flat_keys
 
 UNKNOWN = "unknown until fetched"
 
@@ -147,15 +148,8 @@ def _memory_words(config: TrainConfig) -> list[str]:
 def _changed(config: TrainConfig) -> list[str]:
     """The keys that differ from the defaults of the same credit method, as overrides."""
     default = TrainConfig.model_validate({"credit": {"method": config.credit.method}})
-    ours, theirs = _flat(config.model_dump(mode="json")), _flat(default.model_dump(mode="json"))
+    ours, theirs = flat_keys(config.model_dump(mode="json")), flat_keys(default.model_dump(mode="json"))
     return [f"{key}={json.dumps(value)}" for key, value in ours.items() if value != theirs.get(key)]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _slots(config: TrainConfig) -> str:

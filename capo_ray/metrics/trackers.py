@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.base import flat_keys
 from capo_ray.protocols import RunFailed
 
 
@@ -69,7 +70,7 @@ class MlflowTracker:
         self._mlflow = _import("mlflow", "mlflow", "mlflow")
         self._mlflow.set_experiment(project)
         self._mlflow.start_run(run_name=run_dir.name)
-        self._mlflow.log_params({name: str(value)[:250] for name, value in _flat(run_config).items()})
+        self._mlflow.log_params({name: str(value)[:250] for name, value in flat_keys(run_config).items()})
 
     def log(self, metrics: Mapping[str, float], *, update: int) -> None:
         """Send the finite figures as step `update`."""
@@ -93,14 +94,3 @@ def _import(module: str, package: str, key: str) -> Any:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as `section.key: value`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -1,6 +1,6 @@
 """Going on with a run: what may differ from the run's own settings, and which checkpoint it goes on from.
 
-    fixed      names and shards: never            run.name, run.dir, model.dtype, numbers of ranks, ZeRO stage
+    fixed      names and shards: never            run.name, run.dir, model.dtype, numbers of ranks, backend, ZeRO stage
     meaning    what the run is about: only with   model.path, reward_model.path, run.seed, credit.method, data
                run.changes_allowed=[key]
     the rest   taken and recorded                 lr, num_updates, deadlines, …
@@ -10,12 +10,13 @@ Everything here is told by small files, in a moment, before any actor is started
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from capo_ray.checkpoint import CheckpointStore, read_state
 from capo_ray.config import TrainConfig
+from capo_ray.config.base import flat_keys
 from capo_ray.flow.state import STATE_FILE
 from capo_ray.ledger import LEDGER_FILE
 from capo_ray.metrics import SUMMARY_FILE
@@ -24,7 +25,7 @@ from capo_ray.protocols import RunFailed
 SESSION_KEYS = ("resume", "run.from_zero", "run.changes_allowed")
 """Keys of one start of a run, not of the run."""
 _IDENTITY = ("run.name", "run.dir")
-_SHARDS = ("model.dtype", "learner.num_ranks", "learner.zero_stage", "reward_model.num_ranks")
+_SHARDS = ("model.dtype", "learner.num_ranks", "learner.backend", "learner.zero_stage", "reward_model.num_ranks")
 _MEANING = ("model.path", "reward_model.path", "run.seed", "credit.method")
 _DATA = "data."
 _NOT_DATA = ("data.curriculum.", "data.max_bad_rows")
@@ -35,7 +36,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 def changed_keys(own: TrainConfig, asked: TrainConfig) -> Changes:
     """(own value, asked value) of every key that differs, those of one start left out."""
-    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (own, asked))
+    before, after = (flat_keys(config.model_dump(mode="json")) for config in (own, asked))
     keys = [key for key in dict.fromkeys([*before, *after]) if key not in SESSION_KEYS]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
@@ -117,11 +118,3 @@ def _summarised(run_dir: Path) -> int | None:
 
 def _is_data(key: str) -> bool:
     return key.startswith(_DATA) and not key.startswith(_NOT_DATA)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

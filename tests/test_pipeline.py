@@ -15,6 +15,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.evidence import score_answers
+from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
 from capo_ray.problems import Curriculum
@@ -418,6 +419,54 @@ def test_the_reference_is_not_refreshed_where_kl_does_not_count(tmp_path: Path) 
     parts = fake_parts(tmp_path, make_config("acpo", loss={"kl_coef": 0.0}), judge=None)
     run(parts)
     assert parts.learner.references == []  # type: ignore[attr-defined]
+
+
+class Recording(FakeEngine):
+    """Remembers the seeds of training's draws, and those of evaluations apart."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.drawn: list[int | None] = []
+        self.evaluated: list[int | None] = []
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        (self.drawn if sampling.n > 1 else self.evaluated).append(sampling.seed)
+        return await super().generate(prompt_ids, sampling)
+
+
+def test_a_run_draws_under_its_own_seeds_and_each_evaluation_under_the_same(tmp_path: Path) -> None:
+    def listen(name: str, **sections: dict[str, object]) -> Recording:
+        engine = Recording()
+        run(fake_parts(tmp_path / name, make_config(**sections), engine=engine))
+        return engine
+
+    first, again = listen("a"), listen("b")
+    other = listen("c", run={"seed": 1})
+    silent = listen("d", engine={"seeded": False})
+    assert None not in first.drawn and len(set(first.drawn)) == len(first.drawn)
+    assert set(first.drawn[:20]) <= set(again.drawn) and not set(first.drawn) & set(other.drawn)
+    half = len(first.evaluated) // 2
+    assert half == 4 and sorted(map(str, first.evaluated[:half])) == sorted(map(str, first.evaluated[half:]))
+    assert set(silent.drawn) == {None} and None not in silent.evaluated
+
+
+def test_a_batch_is_trained_in_the_order_in_which_its_groups_were_drawn(tmp_path: Path) -> None:
+    rng, orders = random.Random(3), []
+
+    async def listened() -> None:
+        parts = fake_parts(tmp_path, make_config(), engine=FakeEngine(delay_s=lambda: rng.random() * 0.01))
+        pipeline = Pipeline(parts, RunState())
+        update = pipeline.training.update
+
+        async def listening(groups: Sequence[CreditedGroup]) -> tuple[list[CreditedGroup], UpdateReport]:
+            orders.append([credited.group.id for credited in groups])
+            return await update(groups)
+
+        pipeline.training.update = listening  # type: ignore[method-assign]
+        await asyncio.wait_for(pipeline.run(), 30)
+
+    asyncio.run(listened())
+    assert len(orders) == 12 and all(order == sorted(order) for order in orders)
 
 
 def test_entropies_are_asked_for_only_where_they_are_read(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capo_ray.flow.group import GroupWay
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.seeds import draw_seed
 from capo_ray.protocols import PartLost, PartTimeout, Sampling
 from capo_ray.types import Completion, Problem, Verdict
 
@@ -38,6 +39,7 @@ class EvalReport:
 async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
     """The report of one response to each held-out problem that fits, at `run.eval_temperature` (0 is greedy).
 
+    Each problem has a seed of its own, the same at every evaluation: two of them differ by the policy's change alone.
     A request that fails is counted: an evaluation is no reason to end a run.
     """
     config = parts.config
@@ -50,7 +52,8 @@ async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
     async def answer(problem: Problem) -> tuple[Completion, Verdict] | None:
         async with gate:
             try:
-                (completion,) = await parts.engine.generate(way.encode_prompt(problem), sampling)
+                drawn = replace(sampling, seed=draw_seed(config.run.seed, "evaluation", problem.id))
+                (completion,) = await parts.engine.generate(way.encode_prompt(problem), drawn)
                 (verdict,) = await parts.verifier.verify(problem.answer, [completion.text])
             except (PartTimeout, PartLost) as error:
                 _log.warning("an evaluation request failed: %s", error)

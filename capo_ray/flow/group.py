@@ -24,6 +24,7 @@ from capo_ray.flow.evidence import answer_tokens, score_answers, score_hints
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
+from capo_ray.flow.seeds import response_seed
 from capo_ray.flow.values import StepValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
@@ -208,6 +209,7 @@ class GroupWay:
             top_p=rollout.top_p,
             max_tokens=rollout.max_response_tokens,
             n=rollout.group_size,
+            seed=response_seed(self._parts.config, "rollout", problem.id, group_id, attempt),
             entropies=self._parts.config.credit.reads_entropies,
             **self._parts.stops,
         )

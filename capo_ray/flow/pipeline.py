@@ -261,7 +261,9 @@ class Pipeline:
 
     async def _update_on(self, taken: Sequence[Taken[CreditedGroup]]) -> Trained:
         """The groups as they were trained, the report and what became of their samples, all written down."""
-        groups, report = await self.training.update([t.item for t in taken])
+        # In the order of their draw, not of their end: sums then round alike in every run of the same seed.
+        in_order = sorted((t.item for t in taken), key=lambda credited: credited.group.id)
+        groups, report = await self.training.update(in_order)
         aged = sort_by_age(groups, report.version - 1, self.parts.config.stream.max_age)
         record_update(self.parts.ledger, aged.trained, aged.masked, report)
         self.parts.ledger.record(aged.stale, "dropped", reason="stale")

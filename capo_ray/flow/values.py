@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.seeds import response_seed
 from capo_ray.protocols import Sampling
 from capo_ray.types import Judged, Problem
 
@@ -41,8 +42,19 @@ async def estimate_step_values(
     said = [tuple(m.trajectory.response.token_ids.tolist()) for m in members]
     prefixes = dict.fromkeys(ids[:start] for m, ids in zip(members, said, strict=True) for start, _ in m.steps)
     prompt = members[0].trajectory.prompt_ids.tolist()
+    key = members[0].trajectory.key
     tasks = {
-        ids: asyncio.ensure_future(_estimate(parts, problem, prompt, ids, limit - len(ids), num_rollouts))
+        ids: asyncio.ensure_future(
+            _estimate(
+                parts,
+                problem,
+                prompt,
+                ids,
+                limit - len(ids),
+                num_rollouts,
+                response_seed(parts.config, "values", problem.id, key.group, key.attempt, *ids),
+            )
+        )
         for ids in prefixes
         if len(ids) < limit
     }
@@ -64,12 +76,23 @@ async def estimate_step_values(
 
 
 async def _estimate(
-    parts: Parts, problem: Problem, prompt: Sequence[int], prefix: Sequence[int], max_tokens: int, num_rollouts: int
+    parts: Parts,
+    problem: Problem,
+    prompt: Sequence[int],
+    prefix: Sequence[int],
+    max_tokens: int,
+    num_rollouts: int,
+    seed: int | None,
 ) -> _Estimate:
     """The estimate of one prefix of a response."""
     rollout = parts.config.rollout
     sampling = Sampling(
-        temperature=rollout.temperature, top_p=rollout.top_p, max_tokens=max_tokens, n=num_rollouts, **parts.stops
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        max_tokens=max_tokens,
+        n=num_rollouts,
+        seed=seed,
+        **parts.stops,
     )
     completions = await parts.engine.generate((*prompt, *prefix), sampling)
     # Decoded as one: a continuation's own text lacks the space before its first word where the tokenizer strips it.

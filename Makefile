@@ -1,8 +1,8 @@
-# make install | train | test | check | bench NAME=… | clean
+# make install | train | test | check | lint | bench NAME=… | docs | lock | clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install train test check bench docs lock clean
+.PHONY: help install train test check lint bench docs lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -19,7 +19,8 @@ help:
 	@echo "make install            the environment in .venv, pinned by constraints.txt"
 	@echo "make train ARGS=…       the main job (ARGS: overrides, as credit=grpo)"
 	@echo "make test               every test"
-	@echo "make check              format, lint, types, import contracts, fast tests"
+	@echo "make check              make lint, then the fast tests"
+	@echo "make lint               format, lint, types, import contracts"
 	@echo "make bench NAME=…       a benchmark of benchmarks/"
 	@echo "make docs               docs/configuration.md from the configuration models"
 	@echo "make lock               constraints.txt from .venv"
@@ -45,11 +46,13 @@ train: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
-check: install
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest -m "not real" -n 2 $(ARGS)
 
 bench: install
@@ -65,5 +68,5 @@ lock:
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache outputs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .grimp_cache outputs
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems import Curriculum, build_problems
-from capo_ray.problems.sources import ChainSource, RowSource
+from capo_ray.problems.streams import ChainSource, RowSource
 from capo_ray.types import Problem
 
 

@@ -19,8 +19,6 @@ from capo_ray.engines.spec import EngineSpec
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
-BACKEND = "shared_memory"
-
 
 def prepare_environment(spec: EngineSpec) -> None:
     """Set what vLLM and torch read at import; what a user has set stays, except where the engine relies on it."""
@@ -72,7 +70,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
     if spec.weight_transport != "none":
         from vllm.config.weight_transfer import WeightTransferConfig
 
-        import capo_ray.engines.transfer  # noqa: F401 - registers the backend in this process
+        from capo_ray.engines.transfer import BACKEND  # registers it in this process, too
 
         args["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
         # Imported by worker processes too (tensor_parallel > 1), so that they know the backend.

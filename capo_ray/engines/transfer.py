@@ -25,8 +25,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from capo_ray.engines.runtime import BACKEND
 from capo_ray.weights import iterate_tensors
+
+BACKEND = "shared_memory"
 
 
 @dataclass

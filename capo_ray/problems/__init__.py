@@ -11,7 +11,8 @@ from capo_ray.problems.chains import ChainProblem, true_wrong_steps
 from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.files import data_files
 from capo_ray.problems.rows import reads_hub
-from capo_ray.problems.sources import ProblemSet, ProblemSource, build_problems
+from capo_ray.problems.sources import ProblemSet, build_problems
+from capo_ray.problems.streams import ProblemSource
 
 __all__ = [
     "ChainProblem",

@@ -18,13 +18,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.problems.streams import ProblemSource
 from capo_ray.types import Problem
-
-if TYPE_CHECKING:
-    from capo_ray.problems.sources import ProblemSource
 
 
 @dataclass(frozen=True, slots=True)

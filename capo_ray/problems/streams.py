@@ -1,0 +1,92 @@
+"""Streams of training problems: endless, repeatable by (seed, epoch, index), with a cursor fit for JSON."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from capo_ray.problems.chains import make_problem
+from capo_ray.protocols import RunFailed
+from capo_ray.types import Problem
+
+
+class ProblemSource(Protocol):
+    """An endless stream of training problems."""
+
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        """The problem that comes next at this share of the run."""
+
+    def observe(self, problem: Problem, rewards: Sequence[int]) -> None:
+        """Learn how a group fared on a problem of this source; `rewards` are the valid ones."""
+
+    def figures(self) -> dict[str, float]:
+        """The source's metrics."""
+
+    def state(self) -> dict[str, Any]:
+        """The cursor, fit for JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a cursor; raises RunFailed on one that belongs to other data."""
+
+
+class PlainSource:
+    """What sources share that draw by their cursor alone."""
+
+    def observe(self, problem: Problem, rewards: Sequence[int]) -> None:
+        """Nothing to learn from."""
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+class ChainSource(PlainSource):
+    """Chains drawn by (seed, index); they never run out, so the epoch stays 0."""
+
+    def __init__(self, num_operations: int, seed: int) -> None:
+        self._num_operations, self._seed, self._index = num_operations, seed, 0
+
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        problem = make_problem(self._seed, self._index, self._num_operations)
+        self._index += 1
+        return problem
+
+    def state(self) -> dict[str, int]:
+        return {"seed": self._seed, "epoch": 0, "index": self._index}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self._seed, self._index = int(state["seed"]), int(state["index"])
+
+
+class RowSource(PlainSource):
+    """Problems held in memory, shuffled anew each epoch by (seed, epoch)."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._problems, self._seed = problems, seed
+        self._epoch, self._index = 0, 0
+        self._order = self._shuffled()
+
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        problem = self._problems[self._order[self._index]]
+        self._index += 1
+        if self._index == len(self._problems):
+            self._epoch, self._index = self._epoch + 1, 0
+            self._order = self._shuffled()
+        return problem
+
+    def state(self) -> dict[str, int]:
+        return {"seed": self._seed, "epoch": self._epoch, "index": self._index, "size": len(self._problems)}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        if state["size"] != len(self._problems):
+            raise RunFailed(
+                f"expected the {state['size']} training problems of the run to resume, got {len(self._problems)}: "
+                "give the same data.path and data.eval_path"
+            )
+        self._seed, self._epoch, self._index = int(state["seed"]), int(state["epoch"]), int(state["index"])
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        order = list(range(len(self._problems)))
+        random.Random(f"rows/{self._seed}/{self._epoch}").shuffle(order)
+        return order

@@ -15,6 +15,7 @@ from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_d
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config.credit import TokenRewards
 from capo_ray.protocols import RunFailed
 
 
@@ -182,7 +183,7 @@ def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
     ],
 )
 def test_keys_of_the_reward_model_are_taken_where_it_reads_them(overrides: tuple[str, ...]) -> None:
-    assert compose_train(list(overrides)).credit.needs == {"token_rewards"}
+    assert compose_train(list(overrides)).credit.asked(TokenRewards)
 
 
 @pytest.mark.parametrize("method", ["istar", "etpo"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config import TrainConfig
-from capo_ray.flow.values import StepValues, estimate_step_values
+from capo_ray.flow.values import MemberValues, estimate_step_values
 from capo_ray.protocols import PartTimeout, Sampling
 from capo_ray.types import Completion, Judged, Problem, Trajectory, TrajectoryKey, Verdict
 from tests.fakes import FakeEngine, FakeTokenizer, FakeVerifier, completion, fake_parts
@@ -53,7 +53,7 @@ def member(text: str, steps: Sequence[tuple[int, int]], sample: int = 0) -> Judg
     )
 
 
-def estimate(tmp_path: Path, engine: FakeEngine, members: Sequence[Judged], limit: int = 20) -> list[StepValues]:
+def estimate(tmp_path: Path, engine: FakeEngine, members: Sequence[Judged], limit: int = 20) -> list[MemberValues]:
     config = TrainConfig.model_validate({"credit": {"method": "vineppo"}, "rollout": {"max_response_tokens": limit}})
     parts = fake_parts(tmp_path, config, engine=engine, verifier=PickyVerifier(), judge=None)
     return asyncio.run(asyncio.wait_for(estimate_step_values(parts, PROBLEM, members, 4), 10))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from capo_ray.arrays import FloatArray
-from capo_ray.config.credit import CreditBase
+from capo_ray.config.credit import CreditBase, Critiques
 from capo_ray.critics import parse_critique
 from capo_ray.steps import SpanError, split_steps
 from capo_ray.types import (
@@ -31,7 +31,6 @@ from capo_ray.types import (
     VersionRun,
 )
 
-READ_FROM_CRITIQUES = frozenset({"critiques", "overall"})
 SERIES = ("answer_logprobs", "step_values", "token_rewards", "hinted_logprobs")
 PER_TOKEN = frozenset({"token_rewards", "hinted_logprobs"})
 LARGEST = 1e100  # of a number of evidence; its square is still finite
@@ -139,7 +138,7 @@ def _read_extracted(item: dict[str, Any], where: str, config: CreditBase) -> str
     extracted = item.get("extracted")
     if extracted is not None and not isinstance(extracted, str):
         _refuse(f"{where}.extracted", "a string or null", extracted)
-    if getattr(config, "w_format", 0.0) and "extracted" not in item:
+    if config.reads_extracted and "extracted" not in item:
         _refuse(f"{where}.extracted", "the extracted answer or null, which credit.w_format reads", None)
     return extracted
 
@@ -148,7 +147,7 @@ def _read_critiques(
     item: dict[str, Any], num_steps: int, where: str, config: CreditBase, rubric: str, *, wanted: bool
 ) -> tuple[Critique, ...]:
     """The critiques, from raw texts or from flagged steps; an index that is no step makes one invalid."""
-    texts, flags = item.get("critiques"), item.get("flagged")
+    texts, flags, asked = item.get("critiques"), item.get("flagged"), config.asked(Critiques)
     if "critiques" in item and "flagged" in item:
         raise FieldError(f"{where}.flagged: expected either critiques or flagged, got both")
     if "critiques" in item:
@@ -158,7 +157,7 @@ def _read_critiques(
     if "flagged" in item:
         if not isinstance(flags, list):
             _refuse(f"{where}.flagged", "a list of one list of step indices per critique", flags)
-        if wanted and flags and "overall" in config.needs and "overall" not in item:
+        if wanted and flags and asked is not None and asked.overall and "overall" not in item:
             words = f"{len(flags)} of true, false or null, which credit={config.method} reads beside flagged"
             _refuse(f"{where}.overall", words, None)
         overall = item.get("overall", [None] * len(flags))
@@ -168,7 +167,7 @@ def _read_critiques(
             _from_flags(flag, word, num_steps, f"{where}.flagged[{i}]", i)
             for i, (flag, word) in enumerate(zip(flags, overall, strict=True))
         )
-    if wanted and READ_FROM_CRITIQUES & config.needs:
+    if wanted and asked is not None:
         raise FieldError(
             f"{where}.critiques: expected critiques (critic texts) or flagged (step indices), which "
             f"credit={config.method} reads, got neither"
@@ -202,7 +201,7 @@ def _read_series(
 ) -> tuple[float, ...]:
     """One series of evidence: per token, or per prefix of steps (K + 1)."""
     count = len(response.token_ids) if name in PER_TOKEN else len(steps) + 1
-    if name in config.needs and wanted and name not in item:
+    if wanted and any(name in asked.reads for asked in config.evidence()) and name not in item:
         _refuse(f"{where}.{name}", f"{count} numbers, which credit={config.method} reads", None)
     values = _read_numbers(item, name, count, where)
     if name in ("answer_logprobs", "hinted_logprobs") and any(x > ROUNDING for x in values):

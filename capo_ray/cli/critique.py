@@ -20,6 +20,7 @@ from capo_ray.cli.critique_input import read_input, read_solutions
 from capo_ray.cli.critique_layouts import Solution
 from capo_ray.cli.critique_table import Judgement, against_truth, by_source, finite, summary, to_text
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import build_judge, calculate, parse_critique
 from capo_ray.critics.guarded import GuardedStore
@@ -65,8 +66,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 when at least one critique could be read."""
     config = compose_train(args.overrides)
-    credit: Any = config.credit
-    vote = getattr(credit, "vote", "majority")
+    # Where the method reads no critiques, they are put together as by the one that a run has by default.
+    asked = config.credit.asked(Critiques) or CapoConfig().asked(Critiques)
+    assert asked is not None, "CAPO reads critiques"
+    vote = asked.vote
     solutions = list(read_solutions(read_input(args.input), config.credit, args.limit))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")

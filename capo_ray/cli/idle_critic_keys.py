@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, asks_once
 from capo_ray.credit.indifferent import SKIPPABLE
 
 Rule = tuple[tuple[str, ...], Callable[[TrainConfig], bool], str]
 """Keys (one that ends in a dot stands for its whole section), when they are idle, and the rest of the sentence."""
+
+
+def _vote(config: TrainConfig) -> str:
+    asked = config.credit.asked(Critiques)
+    return asked.vote if asked is not None else ""
+
 
 CRITIC_RULES: tuple[Rule, ...] = (
     (
@@ -43,7 +50,7 @@ CRITIC_RULES: tuple[Rule, ...] = (
     ),
     (
         ("critic.early_stop",),
-        lambda c: c.critic.num_votes == 1 or getattr(c.credit, "vote", "") in ("average", "greedy"),
+        lambda c: c.critic.num_votes == 1 or _vote(c) in ("average", "greedy"),
         "with a single vote or an average, which every vote changes; remove it or choose another credit.vote",
     ),
     (
@@ -115,7 +122,7 @@ CRITIC_RULES: tuple[Rule, ...] = (
     ),
     (
         ("critic.num_votes", "critic.temperature", "critic.top_p"),
-        lambda c: getattr(c.credit, "vote", "") == "greedy",
+        lambda c: asks_once(_vote(c)),
         "with credit.vote=greedy, which asks once at temperature 0; remove it or choose another vote",
     ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from capo_ray.cli.idle_critic_keys import Rule
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import TokenRewards
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.loss import LossConfig
 
@@ -31,8 +32,7 @@ def _leaves_out_likelihood(config: TrainConfig) -> bool:
 
 def _gives_no_bonus(config: TrainConfig) -> bool:
     """Whether there is an entropy bonus of which the credit method gives no token a share in the whole run."""
-    shares = config.credit.reference_from != 0 and getattr(config.credit, "entropy_frac", 1) > 0
-    return config.loss.entropy_control != "none" and not shares
+    return config.loss.entropy_control != "none" and not config.credit.shares_bonus
 
 
 def _stays_at_zero(config: TrainConfig) -> bool:
@@ -44,7 +44,13 @@ def _stays_at_zero(config: TrainConfig) -> bool:
 
 def _has_no_reference(config: TrainConfig) -> bool:
     """Whether neither the policy nor a reward model is set against a frozen model."""
-    return config.loss.kl_coef == 0 and config.credit.method != "prime"
+    return config.loss.kl_coef == 0 and _rewarded_for(config) != "prime"
+
+
+def _rewarded_for(config: TrainConfig) -> str:
+    """The method whose objective the reward model is trained for; empty: there is none."""
+    asked = config.credit.asked(TokenRewards)
+    return asked.objective if asked is not None else ""
 
 
 def _has_ratio_one(config: TrainConfig) -> bool:
@@ -255,22 +261,22 @@ OTHER_RULES: tuple[Rule, ...] = (
     ),
     (
         ("reward_model.",),
-        lambda c: "token_rewards" not in c.credit.needs,
+        lambda c: not _rewarded_for(c),
         "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
     ),
     (
         ("reward_model.beta",),
-        lambda c: c.credit.method not in ("prime", "istar"),
+        lambda c: _rewarded_for(c) not in ("prime", "istar"),
         "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
     ),
     (
         ("reward_model.score",),
-        lambda c: c.credit.method != "istar",
+        lambda c: _rewarded_for(c) != "istar",
         "unless credit=istar, whose pairs are compared by it; remove it or choose that method",
     ),
     (
         ("reward_model.head", "reward_model.pair_scale", "reward_model.pair_margin"),
-        lambda c: c.credit.method != "qrm",
+        lambda c: _rewarded_for(c) != "qrm",
         "unless credit=qrm, whose objective they belong to; remove it or choose that method",
     ),
     (

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.models import Role, size_of
-from capo_ray.cli.useless import READS_CRITICS
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.sizing import (
@@ -67,12 +67,12 @@ class Model:
 
 def reads_critics(config: TrainConfig) -> bool:
     """Whether the credit method makes use of critics."""
-    return bool(READS_CRITICS & type(config.credit).needs)
+    return config.credit.asked(Critiques) is not None
 
 
 def reads_token_rewards(config: TrainConfig) -> bool:
     """Whether a second model rewards tokens."""
-    return "token_rewards" in type(config.credit).needs
+    return config.credit.asked(TokenRewards) is not None
 
 
 def own_cluster(config: TrainConfig) -> bool:
@@ -205,7 +205,9 @@ def reward_model_memory(config: TrainConfig, model: Model) -> Memory:
 
 
 def _rewards_read_reference(config: TrainConfig) -> bool:
-    return config.credit.method == "prime" or (config.credit.method == "etpo" and config.loss.kl_coef > 0)
+    asked = config.credit.asked(TokenRewards)
+    kind = asked.objective if asked is not None else ""
+    return kind == "prime" or (kind == "etpo" and config.loss.kl_coef > 0)
 
 
 def _offloaded_references(config: TrainConfig) -> list[Memory]:

@@ -38,12 +38,12 @@ def build_reference() -> str:
         if name == "run":
             for method, model in CREDIT_METHODS.items():
                 doc = " ".join((model.__doc__ or "").split())
-                needs = ", ".join(sorted(model.needs)) or "the verdict alone"
+                needs = ", ".join(sorted(name for asked in model(method=method).evidence() for name in asked.reads))
                 lines += [
                     "",
                     f"## credit={method}",
                     "",
-                    f"{doc} Reads: {needs}.",
+                    f"{doc} Reads: {needs or 'the verdict alone'}.",
                     "",
                     *_table(keys_of(model, "credit.")),
                 ]

@@ -20,6 +20,7 @@ from capo_ray.cli.memory import own_cluster, reads_critics
 from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques
 from capo_ray.problems import build_problems, reads_hub
 from capo_ray.problems.rows import RowReport
 from capo_ray.prompts import RUBRICS, load_rubric
@@ -91,8 +92,11 @@ def check_endpoint(config: TrainConfig) -> None:
     """Address, model and key of the endpoint are given and readable."""
     from capo_ray.critics import build_judge
 
+    asked = config.credit.asked(Critiques)
+    assert asked is not None, "only a method that reads critiques has an endpoint"
+
     try:
-        build_judge(config.critic, vote=getattr(config.credit, "vote", "majority"), quorum=1)
+        build_judge(config.critic, vote=asked.vote, quorum=asked.quorum)
     except (ValueError, OSError) as error:
         got = config.critic.endpoint.base_url
         raise RunFailed(f"{error}{'' if got else ' (got nothing): add critic.endpoint.base_url=…'}") from error

@@ -11,16 +11,14 @@ from capo_ray.cli.idle_critic_keys import CRITIC_RULES
 from capo_ray.cli.idle_keys import OTHER_RULES
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
-
-READS_CRITICS = frozenset({"critiques", "overall"})
-"""Kinds of evidence that the critic tier makes."""
+from capo_ray.config.credit import Critiques
 
 RULES = (*CRITIC_RULES, *OTHER_RULES)
 
 
 def refuse_useless(config: TrainConfig, given: Sequence[str]) -> None:
     """Raise for the first given key (`critic.num_votes`) or choice (`critic=`) that has no effect."""
-    reads_critics = bool(READS_CRITICS & type(config.credit).needs)
+    reads_critics = config.credit.asked(Critiques) is not None
     for key in given:
         if not reads_critics and key.startswith(("critic.", "critic=")):
             name = "critic=…" if key == "critic=" else key

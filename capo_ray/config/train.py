@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from capo_ray.config import sections as s
 from capo_ray.config.base import Section
-from capo_ray.config.credit import CapoConfig, CreditConfig, refuse_other_loss
+from capo_ray.config.credit import CapoConfig, CreditConfig, Critiques, refuse_other_loss
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.reward_model import RewardModelConfig
 
@@ -53,16 +53,14 @@ class TrainConfig(Section):
         refuse_other_loss(self.credit, self.loss)
         self._refuse_slots()
         self._refuse_placements()
-        if self.credit.thinking == "leave_out" and {"step_values", "hinted_logprobs"} & type(self.credit).needs:
+        if self.credit.thinking == "leave_out" and any(r.continues_prompt for r in self.credit.evidence()):
             raise ValueError(
                 f"credit={self.credit.method} goes on from the one prompt of all siblings, so credit.thinking must be "
                 "train (got leave_out)"
             )
-        quorum = getattr(self.credit, "quorum", 0)
-        if getattr(self.credit, "vote", "") == "greedy" and quorum > 1:
-            raise ValueError(f"credit.vote=greedy asks for one critique, so credit.quorum must be 1 (got {quorum})")
-        if quorum > self.critic.num_votes:
-            raise ValueError(f"credit.quorum must be <= critic.num_votes (got {quorum} > {self.critic.num_votes})")
+        votes, most = self.credit.asked(Critiques), self.critic.num_votes
+        if votes is not None and votes.quorum > most:
+            raise ValueError(f"credit.quorum must be <= critic.num_votes (got {votes.quorum} > {most})")
         return self
 
     @property

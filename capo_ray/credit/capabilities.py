@@ -38,7 +38,7 @@ def capability_matrix() -> str:
         cells = (
             f"`{name}`",
             kind.source,
-            ", ".join(sorted(kind.needs)) or "nothing",
+            ", ".join(sorted(name for asked in config.evidence() for name in asked.reads)) or "nothing",
             _word(any(len(set(row)) > 1 for row in credit.advantages)),
             _word(assign_credit(wrong, config).has_signal),
             _word(_crosses(mixed, credit) or _crosses(wrong, assign_credit(wrong, config))),

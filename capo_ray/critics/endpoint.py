@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from capo_ray.config.credit import asks_once
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.grammar import verdict_regex
 from capo_ray.critics.guarded import StoreDoor
@@ -271,7 +272,7 @@ class EndpointJudge(Panel):
     def __init__(
         self, config: CriticConfig, *, vote: str, quorum: int, store: CritiqueStore | StoreDoor | None = None
     ) -> None:
-        self._endpoint = EndpointSource(config, greedy=vote == "greedy")
+        self._endpoint = EndpointSource(config, greedy=asks_once(vote))
         super().__init__(self._endpoint, config, vote=vote, quorum=quorum, store=store)
 
     def stats(self) -> dict[str, float]:

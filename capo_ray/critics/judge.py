@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import cast
 
+from capo_ray.config.credit import asks_once
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.grammar import verdict_regex
 from capo_ray.critics.guarded import StoreDoor
@@ -97,7 +98,7 @@ class Judge(Panel):
         model_revision: str,
         store: CritiqueStore | StoreDoor | None = None,
     ) -> None:
-        source = EngineSource(engine, tokenizer, config, greedy=vote == "greedy", model=model_revision)
+        source = EngineSource(engine, tokenizer, config, greedy=asks_once(vote), model=model_revision)
         super().__init__(source, config, vote=vote, quorum=quorum, store=store)
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from capo_ray.config.credit import asks_once
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.guarded import GuardedStore, StoreDoor
 from capo_ray.critics.parse import parse_critique
@@ -119,7 +120,7 @@ class Panel:
         """
         if not responses:
             return ()
-        num_votes = 1 if self._vote == "greedy" else num_votes
+        num_votes = 1 if asks_once(self._vote) else num_votes
         hearings = {r.steps: _Hearing(self._ask(problem, r.steps), num_votes) for r in responses}
         await self._recall(list(hearings.values()), num_votes)
         tasks = [asyncio.create_task(self._hear(hearing)) for hearing in hearings.values()]

@@ -108,4 +108,4 @@ def batch_deadline_s(config: TrainConfig) -> float:
         "step_values": rollout + verifier,
         "token_rewards": config.learner.deadline_s,
     }
-    return rollout + critic + verifier + sum(more.get(kind, 0.0) for kind in config.credit.needs)
+    return rollout + critic + verifier + sum(more.get(asked.name, 0.0) for asked in config.credit.evidence())

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from capo_ray.arrays import FloatArray
+from capo_ray.config.credit import AnswerLogprobs
 from capo_ray.flow.parts import Parts
 from capo_ray.types import Completion, Judged, Problem
 
 
 def answer_tokens(parts: Parts, problem: Problem) -> tuple[list[int], list[int]]:
     """The token ids of the answer cue and of the reference answer."""
-    cue = parts.tokenizer.encode(getattr(parts.config.credit, "answer_cue", ""))
+    asked = parts.config.credit.asked(AnswerLogprobs)
+    assert asked is not None, "only a method that reads them scores answers"
+    cue = parts.tokenizer.encode(asked.cue)
     return cue, parts.tokenizer.encode_data(problem.answer)
 
 

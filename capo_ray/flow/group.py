@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from capo_ray.arrays import NO_RUNS, FloatArray, frozen
-from capo_ray.config.credit import RlsdConfig, VinePpoConfig
+from capo_ray.config.credit import AnswerLogprobs, Critiques, HintedLogprobs, StepValues, TokenRewards
 from capo_ray.config.credit.hints import ANSWER_SLOT
 from capo_ray.credit import assign_credit, critiques_matter
 from capo_ray.critics.outage import PatientJudge
@@ -25,7 +25,7 @@ from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
 from capo_ray.flow.seeds import response_seed
-from capo_ray.flow.values import StepValues, estimate_step_values
+from capo_ray.flow.values import MemberValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
 from capo_ray.steps import SpanError, split_steps, without_thinking
@@ -114,7 +114,7 @@ class GroupWay:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._needs = parts.config.credit.needs
+        self._asked = parts.config.credit.asked
         self._gate = Gate(parts.quarantine, parts.ledger, parts.config.run.max_nonfinite_groups)
         self._judge = PatientJudge(parts.judge, parts.config.critic) if parts.judge is not None else None
 
@@ -138,9 +138,9 @@ class GroupWay:
         """Whether `model.max_model_len` holds prompt, response and, where it is scored, the reference answer."""
         config = self._parts.config
         num_tokens = len(self.encode_prompt(problem)) + config.rollout.max_response_tokens
-        if "answer_logprobs" in self._needs:
+        if self._asked(AnswerLogprobs):
             num_tokens += sum(map(len, answer_tokens(self._parts, problem)))
-        if "hinted_logprobs" in self._needs:
+        if self._asked(HintedLogprobs):
             num_tokens += len(self._hinted_prompt(problem)) - len(self.encode_prompt(problem))
         return num_tokens <= config.model.max_model_len
 
@@ -168,7 +168,7 @@ class GroupWay:
         except GROUP_FAILURES as error:
             ledger.record(keys, "dropped", reason=f"{type(error).__name__}: {error}")
             raise
-        if "critiques" in self._needs:
+        if self._asked(Critiques):
             ledger.record(keys, "critiqued", votes=[m.evidence.votes for m in members])
         mark("evidence")
         group = Group(group_id, problem, tuple(members))
@@ -257,7 +257,7 @@ class GroupWay:
     ) -> Sequence[tuple[Critique, ...]]:
         """The critiques of each member, none where the credit rule reads none or `critic.skip` leaves the group out."""
         config = self._parts.config
-        if "critiques" not in self._needs or not members:
+        if not self._asked(Critiques) or not members:
             return [()] * len(members)
         if config.critic.skip == "no_gradient" and not critiques_matter(members, config.credit, progress):
             return [()] * len(members)
@@ -273,29 +273,28 @@ class GroupWay:
 
     async def _score(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
         """The answer logprobs of each member, none where the credit rule reads none."""
-        if "answer_logprobs" not in self._needs or not members:
+        if not self._asked(AnswerLogprobs) or not members:
             return [()] * len(members)
         return await score_answers(self._parts, problem, members)
 
-    async def _value(self, problem: Problem, members: Sequence[Judged]) -> Sequence[StepValues]:
+    async def _value(self, problem: Problem, members: Sequence[Judged]) -> Sequence[MemberValues]:
         """The Monte-Carlo values of each member's prefixes, none where the credit rule reads none."""
-        if "step_values" not in self._needs or not members:
-            return [StepValues((), 0)] * len(members)
-        credit = self._parts.config.credit
-        assert isinstance(credit, VinePpoConfig), "the one method that reads step values"
-        return await estimate_step_values(self._parts, problem, members, credit.rollouts_per_prefix)
+        asked = self._asked(StepValues)
+        if asked is None or not members:
+            return [MemberValues((), 0)] * len(members)
+        return await estimate_step_values(self._parts, problem, members, asked.rollouts)
 
     async def _hint(self, problem: Problem, members: Sequence[Judged]) -> Sequence[FloatArray]:
         """What a hint adds to the logprob of each token of each member, none where the credit rule reads none."""
-        if "hinted_logprobs" not in self._needs or not members:
+        if not self._asked(HintedLogprobs) or not members:
             return [np.empty(0)] * len(members)
         return await score_hints(self._parts, members, self._hinted_prompt(problem))
 
     def _hinted_prompt(self, problem: Problem) -> tuple[int, ...]:
         """The policy's prompt with the reference answer told behind the question."""
-        credit = self._parts.config.credit
-        assert isinstance(credit, RlsdConfig), "the one method that reads hints"
-        told = credit.hint.replace(ANSWER_SLOT, problem.answer)
+        asked = self._asked(HintedLogprobs)
+        assert asked is not None, "only a method that reads hints has one"
+        told = asked.hint.replace(ANSWER_SLOT, problem.answer)
         return self.encode_prompt(replace(problem, prompt=problem.prompt + told))
 
     async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[FloatArray]:
@@ -303,7 +302,7 @@ class GroupWay:
 
         They are those of the reward model's weights at this moment, so of weights that have not seen the group.
         """
-        if "token_rewards" not in self._needs or not members:
+        if not self._asked(TokenRewards) or not members:
             return [np.empty(0)] * len(members)
         model = self._parts.reward_model
         assert model is not None, "the credit rule reads token rewards, so the run has a reward model"

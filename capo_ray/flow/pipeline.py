@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
+from capo_ray.config.credit import Critiques
 from capo_ray.flow.ages import Sorted, sort_by_age
 from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, evaluate
@@ -165,8 +166,8 @@ class Pipeline:
         self.critic.count(group, self.parts.step_truth)
         self.state.count(group)
         self.parts.problems.train.observe(flight.problem, group.rewards)
-        if "critiques" in self.parts.config.credit.needs:
-            self.budgets.judged(group, getattr(self.parts.config.credit, "quorum", 1))
+        if (votes := self.parts.config.credit.asked(Critiques)) is not None:
+            self.budgets.judged(group, votes.quorum)
         self.budgets.credit(group)
         replace = self.parts.config.stream.replace_creditless
         if group.credit.has_signal or (any(group.credit.included) and not replace):

@@ -19,7 +19,7 @@ from capo_ray.types import Judged, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class StepValues:
+class MemberValues:
     """Of one member: `values` [K+1], and the tokens sampled for those values that no earlier sibling had asked for."""
 
     values: tuple[float, ...]
@@ -36,7 +36,7 @@ class _Estimate:
 
 async def estimate_step_values(
     parts: Parts, problem: Problem, members: Sequence[Judged], num_rollouts: int
-) -> list[StepValues]:
+) -> list[MemberValues]:
     """The values of each valid member's prefixes, from `num_rollouts` continuations each."""
     limit = parts.config.rollout.max_response_tokens
     said = [tuple(m.trajectory.response.token_ids.tolist()) for m in members]
@@ -71,7 +71,7 @@ async def estimate_step_values(
     for member, ids, outcome in zip(members, said, outcomes, strict=True):
         keys = [ids[:start] for start, _ in member.steps]
         values = [estimates[key].value if key in estimates else outcome for key in keys]
-        found.append(StepValues((*_filled(values, average), outcome), sum(unpaid.pop(key, 0) for key in keys)))
+        found.append(MemberValues((*_filled(values, average), outcome), sum(unpaid.pop(key, 0) for key in keys)))
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.place import build
 from capo_ray.place.agreement import agree_at_start
 from capo_ray.place.learner import LearnerActors
@@ -37,9 +38,9 @@ class Actors:
         return cls(
             build.build_rollout_pool(config, places),
             build.build_verifier_tier(config),
-            build.build_critic_pool(config, run_dir, places) if "critiques" in config.credit.needs else None,
+            build.build_critic_pool(config, run_dir, places) if config.credit.asked(Critiques) else None,
             build.build_learner(config, places),
-            build.build_reward_model(config, places) if "token_rewards" in config.credit.needs else None,
+            build.build_reward_model(config, places) if config.credit.asked(TokenRewards) else None,
             places,
         )
 

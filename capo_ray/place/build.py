@@ -9,6 +9,7 @@ import ray
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.engines import EngineSpec, HfTokenizer
 from capo_ray.learners.spec import LearnerSpec, RewardSpec
@@ -47,7 +48,7 @@ def reward_model_path(config: TrainConfig) -> str:
 
 def require_policys_tokens(config: TrainConfig, tokenizer: HfTokenizer) -> None:
     """Raises RunFailed where the reward model would read the policy's token ids as other tokens."""
-    if "token_rewards" not in config.credit.needs or not config.reward_model.path:
+    if not config.credit.asked(TokenRewards) or not config.reward_model.path:
         return
     theirs = HfTokenizer(reward_model_path(config)).hf.get_vocab()
     for token, index in sorted(tokenizer.hf.get_vocab().items(), key=lambda pair: pair[1]):
@@ -100,13 +101,9 @@ def build_rollout_pool(config: TrainConfig, places: Places) -> RolloutPool:
 
 def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> CriticPool:
     """Critic workers, not started."""
-    credit: Any = config.credit
-    arguments = (
-        critic_engine(config),
-        config.critic,
-        getattr(credit, "vote", "majority"),
-        getattr(credit, "quorum", 1),
-    )
+    asked = config.credit.asked(Critiques)
+    assert asked is not None, "only a method that reads critiques has critics"
+    arguments = (critic_engine(config), config.critic, asked.vote, asked.quorum)
     store = build_store(config, run_dir)
 
     def spawn(index: int) -> ActorHandle:
@@ -155,8 +152,10 @@ def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors
     num_ranks = config.reward_model.num_ranks
 
     def build_spec(rank: int, meeting: str) -> RewardSpec:
+        asked = config.credit.asked(TokenRewards)
+        assert asked is not None, "only a method that reads token rewards has a reward model"
         return RewardSpec(
-            method=config.credit.method,
+            method=asked.objective,
             model_path=reward_model_path(config),
             reference_path=policy_path(config),
             dtype=config.model.dtype,
@@ -164,7 +163,7 @@ def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors
             learner=config.learner,
             temperature=config.rollout.temperature,
             kl_coef=config.loss.kl_coef,
-            trace_decay=getattr(config.credit, "trace_decay", 0.0),
+            trace_decay=asked.trace_decay,
             rank=rank,
             world_size=num_ranks,
             init_method=meeting if num_ranks > 1 else "",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.place.placement import Part, ask_of, bundle_of, node_resources
 from capo_ray.protocols import RunFailed
 
@@ -32,9 +33,9 @@ def roles_of(config: TrainConfig) -> list[tuple[str, int, Part]]:
         ("engine", config.engine.num_workers, config.engine),
         ("learner", config.learner.num_ranks, config.learner),
     ]
-    if "critiques" in config.credit.needs:
+    if config.credit.asked(Critiques):
         roles.append(("critic", config.critic.num_workers, config.critic))
-    if "token_rewards" in config.credit.needs:
+    if config.credit.asked(TokenRewards):
         roles.append(("reward_model", config.reward_model.num_ranks, config.reward_model))
     return roles
 

@@ -25,6 +25,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.place.calls import one_line
 from capo_ray.protocols import RunFailed
 
@@ -73,7 +74,7 @@ class Facts:
 def question_of(config: TrainConfig, token: str = "") -> Question:
     """What every node needs for this run. A name of the model hub is no directory, and is not looked for."""
     critic, models, secrets = config.critic, {"model.path": config.model.path}, {}
-    if "critiques" in config.credit.needs:
+    if config.credit.asked(Critiques):
         if critic.backend == "vllm":
             models["critic.model"] = critic.model
         elif critic.backend == "endpoint":
@@ -81,7 +82,7 @@ def question_of(config: TrainConfig, token: str = "") -> Question:
                 secrets["critic.endpoint.key_file"] = f"file:{Path(critic.endpoint.key_file).expanduser()}"
             elif critic.endpoint.key_env:
                 secrets["critic.endpoint.key_env"] = f"env:{critic.endpoint.key_env}"
-    if "token_rewards" in config.credit.needs and config.reward_model.path:
+    if config.credit.asked(TokenRewards) and config.reward_model.path:
         models["reward_model.path"] = config.reward_model.path
     folders = {key: name for key, name in models.items() if name.startswith(("/", ".", "~")) or Path(name).is_dir()}
     if any(name != "laptop" and key not in folders for key, name in models.items()) and _has_hub_token():

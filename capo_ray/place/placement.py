@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.config import TrainConfig
+from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.protocols import RunFailed
@@ -124,7 +125,7 @@ class Places:
 
 def shares_devices(config: TrainConfig) -> bool:
     """Whether two engines may stand on one GPU: then one profiles its memory only when the other is at rest."""
-    judges = "critiques" in config.credit.needs
+    judges = config.credit.asked(Critiques) is not None
     return 0 < config.engine.num_gpus < 1 or (judges and 0 < config.critic.num_gpus < 1)
 
 
@@ -136,7 +137,7 @@ def node_resources() -> list[dict[str, float]]:
 def _engine_homes(config: TrainConfig) -> list[_Home]:
     """The neighbourhoods, or each engine over several GPUs, the largest first."""
     engine, critic = config.engine, config.critic
-    judges = "critiques" in config.credit.needs
+    judges = config.credit.asked(Critiques) is not None
     homes = []
     if judges and critic.placement != "anywhere":
         for index in range(engine.num_workers):
@@ -163,7 +164,7 @@ def _engine_homes(config: TrainConfig) -> list[_Home]:
 def _rank_homes(config: TrainConfig) -> list[_Home]:
     """The ranks of the learner, and those of the reward model, where there are several."""
     groups: list[tuple[str, LearnerConfig | RewardModelConfig]] = [("learner", config.learner)]
-    if "token_rewards" in config.credit.needs:
+    if config.credit.asked(TokenRewards):
         groups.append(("reward_model", config.reward_model))
     return [
         _Home(

@@ -1,4 +1,4 @@
-"""The credit methods' configs. Each names the evidence it needs; the pipeline gathers exactly that."""
+"""The credit methods' configs. Each asks for the evidence it reads; the pipeline gathers exactly that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from capo_ray.config.base import Section
-from capo_ray.config.credit.base import CreditBase, Needs, Segmenter, Vote
+from capo_ray.config.credit.base import CreditBase, Segmenter
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
 from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
 from capo_ray.config.credit.hints import RlsdConfig
@@ -21,30 +21,48 @@ from capo_ray.config.credit.outcome import (
     ReinforcePpConfig,
     RlooConfig,
 )
+from capo_ray.config.credit.requests import (
+    AnswerLogprobs,
+    Critiques,
+    Entropies,
+    HintedLogprobs,
+    Request,
+    StepValues,
+    TokenRewards,
+    Vote,
+    asks_once,
+)
 from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
 
 __all__ = [
     "CREDIT_METHODS",
     "AcpoConfig",
+    "AnswerLogprobs",
     "CapoConfig",
     "CliffConfig",
     "CreditBase",
     "CreditConfig",
+    "Critiques",
     "DapoConfig",
+    "Entropies",
     "EtpoConfig",
     "FirstErrorBase",
     "GenormConfig",
+    "HintedLogprobs",
     "IstarConfig",
     "MigConfig",
-    "Needs",
     "PrimeConfig",
     "PureConfig",
     "QrmConfig",
+    "Request",
     "RlsdConfig",
     "Segmenter",
+    "StepValues",
+    "TokenRewards",
     "VinePpoConfig",
     "Vote",
     "VppoConfig",
+    "asks_once",
     "refuse_other_loss",
 ]
 

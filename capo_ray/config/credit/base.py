@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import model_validator
 
 from capo_ray.config.base import Section
+from capo_ray.config.credit.requests import Entropies, Request
 
-Needs = Literal[
-    "critiques", "answer_logprobs", "step_values", "token_rewards", "entropies", "overall", "hinted_logprobs"
-]
-Vote = Literal["intersection", "majority", "union", "average", "greedy"]
+Asked = TypeVar("Asked", bound=Request)
 Segmenter = Literal["blank_line", "newline", "sentence", "entropy"]
 
 
@@ -27,8 +27,6 @@ class EntropyCuts:
 class CreditBase(Section):
     """What all credit methods share."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of evidence that the method reads, beside the verdict."""
     source: ClassVar[str] = ""
     """arXiv id of the paper that defines the method."""
     required_loss: ClassVar[dict[str, str]] = {}
@@ -45,6 +43,19 @@ class CreditBase(Section):
     """What precedes the last `</think>`: cut, judged and trained as the rest, or left out: critics do not see it, and
     its tokens count as the prompt's. A response without the tag, or with nothing behind it, stays whole."""
 
+    @model_validator(mode="after")
+    def _refuse_requests(self) -> CreditBase:
+        self.evidence()  # a request that cannot be met raises where it is made
+        return self
+
+    def evidence(self) -> tuple[Request, ...]:
+        """What the method reads beside the verdict, one request of a kind."""
+        return ()
+
+    def asked(self, kind: type[Asked]) -> Asked | None:
+        """The request for one kind of evidence; None where the method does not read it."""
+        return next((request for request in self.evidence() if isinstance(request, kind)), None)
+
     @property
     def whitens_batch(self) -> bool:
         """Whether advantages are standardised over all valid tokens of a batch."""
@@ -58,7 +69,17 @@ class CreditBase(Section):
     @property
     def reads_entropies(self) -> bool:
         """Whether the engine is to give the entropy of each token's distribution."""
-        return "entropies" in self.needs or self.segmenter == "entropy"
+        return self.segmenter == "entropy" or self.asked(Entropies) is not None
+
+    @property
+    def reads_extracted(self) -> bool:
+        """Whether it matters for the credit which answer the verifier extracted."""
+        return False
+
+    @property
+    def shares_bonus(self) -> bool:
+        """Whether any token of the run gets a share of the entropy bonus."""
+        return True
 
     @property
     def reference_from(self) -> float | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase, Vote
+from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.credit.requests import Critiques, Vote
 
 
 class CapoConfig(CreditBase):
     """CAPO (2508.02298): the critics' vote on each step is taken off the outcome reward of its tokens."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"critiques"})
     source: ClassVar[str] = "2508.02298"
     method: Literal["capo"] = "capo"
     vote: Vote = "majority"
@@ -37,32 +37,34 @@ class CapoConfig(CreditBase):
     keep_outcome_sign: bool = False
     """Set to 0 what would lower a token of a right answer or raise a token of a wrong one."""
 
-    @model_validator(mode="after")
-    def _refuse_combinations(self) -> CapoConfig:
-        if self.vote == "greedy" and self.quorum > 1:
-            raise ValueError(f"vote=greedy reads one critique, so quorum must be 1 (got {self.quorum})")
-        return self
+    def evidence(self) -> tuple[Critiques, ...]:
+        """The critics' votes."""
+        return (Critiques(self.vote, self.quorum),)
+
+    @property
+    def reads_extracted(self) -> bool:
+        """Where the format is rewarded."""
+        return self.w_format > 0
 
 
 class GenormConfig(CreditBase):
     """GRPO-GenORM (baseline of 2508.02298): the critics' overall verdict beside the rule's, one number a response."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"critiques", "overall"})
     source: ClassVar[str] = "2508.02298"
-    vote: ClassVar[str] = "average"
-    """Read by the critic tier: an average is never decided early, and every overall verdict counts here."""
-    quorum: ClassVar[int] = 1
     method: Literal["grpo_genorm"] = "grpo_genorm"
     alpha: float = Field(1.0, gt=0)
     """Scale of the critics' verdict inside the sigmoid (our choice)."""
     beta: float = Field(2.0, ge=0)
     """Weight of the rule's reward (our choice: 2 makes that part -1 or 1)."""
 
+    def evidence(self) -> tuple[Critiques, ...]:
+        """All votes, since every overall verdict counts: an average is never decided early."""
+        return (Critiques("average", 1, overall=True),)
+
 
 class PureConfig(CreditBase):
     """PURE (2504.15275): a response is worth its worst step (min-form), here judged by critics."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"critiques"})
     source: ClassVar[str] = "2504.15275"
     method: Literal["pure"] = "pure"
     vote: Vote = "average"
@@ -73,3 +75,7 @@ class PureConfig(CreditBase):
     """Of the soft minimum; towards 0 it becomes the minimum."""
     w_process: float = Field(1.0, ge=0)
     """Weight of the process return beside the outcome (our choice)."""
+
+    def evidence(self) -> tuple[Critiques, ...]:
+        """The critics' votes."""
+        return (Critiques(self.vote, self.quorum),)

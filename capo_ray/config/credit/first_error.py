@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.credit.requests import Critiques
 
 DecidedVote = Literal["intersection", "majority", "union", "greedy"]
 
@@ -14,7 +15,6 @@ DecidedVote = Literal["intersection", "majority", "union", "greedy"]
 class FirstErrorBase(CreditBase):
     """What Cliff and VPPO share: how critiques become one first wrong step."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"critiques"})
     vote: DecidedVote = "majority"
     """How the valid critiques decide that a step is wrong; majority: at least half of them."""
     quorum: int = Field(1, ge=1)
@@ -22,6 +22,10 @@ class FirstErrorBase(CreditBase):
     trust: Literal["always", "verdict"] = "always"
     """verdict: only critiques whose overall verdict agrees with the verifier's count (our stand-in for Cliff's rule, by
     which a critic's mark counts where its own solution of the problem is right)."""
+
+    def evidence(self) -> tuple[Critiques, ...]:
+        """The critics' votes."""
+        return (Critiques(self.vote, self.quorum),)
 
 
 class CliffConfig(FirstErrorBase):

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.credit.requests import HintedLogprobs
 
 ANSWER_SLOT = "{answer}"
 
@@ -14,7 +15,6 @@ ANSWER_SLOT = "{answer}"
 class RlsdConfig(CreditBase):
     """RLSD (2604.03128): the outcome's sign, and a size that follows what a hint changes in each token."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"hinted_logprobs"})
     source: ClassVar[str] = "2604.03128"
     method: Literal["rlsd"] = "rlsd"
     hint: str = " (The answer is {answer}.)"
@@ -25,6 +25,10 @@ class RlsdConfig(CreditBase):
     """Share of the run at which that has fallen to 0; 0: it stays as it is."""
     clip: float = Field(0.2, gt=0, lt=1)
     """A token's advantage is changed by at most this share (epsilon)."""
+
+    def evidence(self) -> tuple[HintedLogprobs, ...]:
+        """What the hint changes."""
+        return (HintedLogprobs(self.hint),)
 
     @field_validator("hint")
     @classmethod

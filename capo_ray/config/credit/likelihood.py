@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from capo_ray.config.credit.base import CreditBase, EntropyCuts, Segmenter
+from capo_ray.config.credit.requests import AnswerLogprobs
 
 
 class AcpoConfig(CreditBase):
     """ACPO after 2510.08899, by our own definition: steps weighed by what they add to the answer's likelihood."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"answer_logprobs"})
     source: ClassVar[str] = "2510.08899"
     method: Literal["acpo"] = "acpo"
     segmenter: Segmenter = "entropy"
@@ -37,6 +37,15 @@ class AcpoConfig(CreditBase):
     kappa: float = Field(0.5, ge=0, le=1)
     """Stage 2: weight of that confidence."""
 
+    def evidence(self) -> tuple[AnswerLogprobs, ...]:
+        """The answer's likelihood."""
+        return (AnswerLogprobs(self.answer_cue),)
+
+    @property
+    def shares_bonus(self) -> bool:
+        """Where there is a first stage with steps of the largest weight."""
+        return self.stage2_from != 0 and self.entropy_frac > 0
+
     @property
     def entropy_cuts(self) -> EntropyCuts:
         """Where segmenter=entropy cuts."""
@@ -59,7 +68,6 @@ class AcpoConfig(CreditBase):
 class MigConfig(CreditBase):
     """MIG (2602.01034): new heights of the answer's likelihood are rewarded on the reasoning, beside the outcome."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"answer_logprobs"})
     source: ClassVar[str] = "2602.01034"
     method: Literal["mig"] = "mig"
     answer_cue: str = "\\boxed{"
@@ -68,3 +76,7 @@ class MigConfig(CreditBase):
     """Weight of the gain's advantage beside the outcome's (our choice)."""
     w_sft: float = Field(0.1, ge=0)
     """Weight of -log pi on the own responses that are right and have a gain (our choice); 0: no such term."""
+
+    def evidence(self) -> tuple[AnswerLogprobs, ...]:
+        """The answer's likelihood."""
+        return (AnswerLogprobs(self.answer_cue),)

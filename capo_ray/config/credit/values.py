@@ -7,18 +7,22 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.credit.requests import StepValues, TokenRewards
 
 
 class VinePpoConfig(CreditBase):
     """VinePPO (2410.01679): a step's advantage is the change of the Monte-Carlo value across it."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"step_values"})
     source: ClassVar[str] = "2410.01679"
     method: Literal["vineppo"] = "vineppo"
     rollouts_per_prefix: int = Field(9, ge=1)
     """Continuations from which the value of each prefix is estimated; each costs up to a whole response."""
     whiten: bool = True
     """Standardise advantages over the batch, as the authors' runs do; false: bare differences of values (eq. 7)."""
+
+    def evidence(self) -> tuple[StepValues, ...]:
+        """Monte-Carlo values."""
+        return (StepValues(self.rollouts_per_prefix),)
 
     @property
     def whitens_batch(self) -> bool:
@@ -29,13 +33,16 @@ class VinePpoConfig(CreditBase):
 class PrimeConfig(CreditBase):
     """PRIME (2502.01456): implicit token rewards summed to the end, each part with its leave-one-out baseline."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2502.01456"
     method: Literal["prime"] = "prime"
     form: Literal["paper", "code"] = "paper"
     """paper: eq. 5, each token against the others' mean token; code: the authors' program (see credit/prime.py)."""
     whiten: bool = True
     """Standardise advantages over the batch, as the authors' program does."""
+
+    def evidence(self) -> tuple[TokenRewards, ...]:
+        """Log-ratios of a model that is trained on the outcomes."""
+        return (TokenRewards("prime"),)
 
     @property
     def whitens_batch(self) -> bool:
@@ -46,30 +53,39 @@ class PrimeConfig(CreditBase):
 class IstarConfig(CreditBase):
     """iStar (2509.19199): implicit step rewards beside the episode's, each with its own group advantage."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2509.19199"
     reads_sampler_logprobs: ClassVar[bool] = True
     method: Literal["istar"] = "istar"
     w_step: float = Field(1.0, ge=0)
     """Weight of the step advantage."""
 
+    def evidence(self) -> tuple[TokenRewards, ...]:
+        """Log-ratios of a model that is trained on pairs of siblings."""
+        return (TokenRewards("istar"),)
+
 
 class QrmConfig(CreditBase):
     """Q-RM (2505.23363): the token rewards of a discriminative reward model, scaled but not centred."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2505.23363"
     method: Literal["qrm"] = "qrm"
     outcome_until: float = Field(0.0, ge=0, le=1)
     """Share of the run in which the group-normalised outcome is the credit and the reward model only learns (ours)."""
 
+    def evidence(self) -> tuple[TokenRewards, ...]:
+        """The scalars of a discriminative model."""
+        return (TokenRewards("qrm"),)
+
 
 class EtpoConfig(CreditBase):
     """ETPO (2402.06700): the change of a trained model's soft value across each token, the outcome at the end."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"token_rewards"})
     source: ClassVar[str] = "2402.06700"
     reads_sampler_logprobs: ClassVar[bool] = True
     method: Literal["etpo"] = "etpo"
     trace_decay: float = Field(0.95, ge=0, le=1)
     """How far changes of value count for earlier tokens, and targets look ahead; 0: one token, as in the paper."""
+
+    def evidence(self) -> tuple[TokenRewards, ...]:
+        """Soft values of every prefix."""
+        return (TokenRewards("etpo", self.trace_decay),)

@@ -24,18 +24,15 @@ from capo_ray.place.watch import ClusterWatch
 from capo_ray.protocols import PartTimeout, RunFailed
 
 
-def make_actor():
-    class Worker:
-        async def start(self):
-            return os.getpid()
+class Worker:
+    async def start(self):
+        return os.getpid()
 
-        async def ping(self):
-            return {}
+    async def ping(self):
+        return {}
 
-        async def work(self):
-            await asyncio.sleep(0.2)
-
-    return ray.remote(num_cpus=0, max_concurrency=10)(Worker)
+    async def work(self):
+        await asyncio.sleep(0.2)
 
 
 async def work(pool):
@@ -43,7 +40,7 @@ async def work(pool):
     print("ready", flush=True)
     while True:
         try:
-            await pool.call("work", deadline_s=300)
+            await pool.call(Worker.work, deadline_s=300)
         except PartTimeout:
             pass
 
@@ -51,7 +48,7 @@ async def work(pool):
 async def main():
     config = TrainConfig.model_validate({"cluster": {"num_cpus": 2}})
     await cluster.join(config)
-    actor = make_actor()
+    actor = ray.remote(num_cpus=0, max_concurrency=10)(Worker)
     pool = WorkerPool("light", lambda _: actor.remote(), 2, start_deadline_s=60)
     with ClusterWatch(config) as watch:
         try:

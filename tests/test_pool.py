@@ -30,8 +30,8 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def make_actor(fails_without: Path | None = None, error: type[Exception] = ValueError) -> Any:
-    """An actor class, pickled by value since it is local; a start that finds no such file makes it, and fails."""
+def make_worker(fails_without: Path | None = None, error: type[Exception] = ValueError) -> Any:
+    """A worker class, pickled by value since it is local; a start that finds no such file makes it, and fails."""
 
     class Worker:
         spoilt = False
@@ -72,7 +72,15 @@ def make_actor(fails_without: Path | None = None, error: type[Exception] = Value
 
             raise PartLost("the engine broke and must be started anew: out of rope")
 
-    return ray.remote(Worker).options(num_cpus=0, max_concurrency=100)
+    return Worker
+
+
+Worker = make_worker()
+
+
+def make_actor(*how: Any) -> Any:
+    """An actor class that Ray can make actors of, as many calls at once as there are."""
+    return ray.remote(make_worker(*how)).options(num_cpus=0, max_concurrency=100)
 
 
 def with_pool(test: Callable[[WorkerPool], Awaitable[None]], num_workers: int = 2) -> None:
@@ -93,7 +101,7 @@ def with_pool(test: Callable[[WorkerPool], Awaitable[None]], num_workers: int = 
 def test_calls_of_a_killed_worker_are_sent_again_and_a_new_worker_takes_its_place() -> None:
     async def test(pool: WorkerPool) -> None:
         before = pool.pids()
-        calls = [asyncio.ensure_future(pool.call("work", 2.0, deadline_s=30)) for _ in range(8)]
+        calls = [asyncio.ensure_future(pool.call(Worker.work, 2.0, deadline_s=30)) for _ in range(8)]
         await asyncio.sleep(0.3)
         os.kill(before[0], signal.SIGKILL)
         assert set(await asyncio.gather(*calls)) <= set(before) | set(pool.pids())
@@ -110,7 +118,7 @@ def test_calls_of_a_killed_worker_are_sent_again_and_a_new_worker_takes_its_plac
 def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(PartTimeout, match=r"sleepy worker 0 \(work\) did not answer within 1 s"):
-            await pool.call("work", 30.0, deadline_s=1)
+            await pool.call(Worker.work, 30.0, deadline_s=1)
 
     with_pool(test, num_workers=1)
 
@@ -120,9 +128,9 @@ def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
 def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
     async def test(pool: WorkerPool) -> None:
         used: set[int] = set()
-        asked = [await pool.call("work", 0.0, deadline_s=10, used=used) for _ in range(2)]
+        asked = [await pool.call(Worker.work, 0.0, deadline_s=10, used=used) for _ in range(2)]
         assert len(set(asked)) == 2 and used == {0, 1}
-        assert await pool.call("work", 0.0, deadline_s=10, used=used) in asked, "better the same one than none"
+        assert await pool.call(Worker.work, 0.0, deadline_s=10, used=used) in asked, "better the same one than none"
 
     with_pool(test)
 
@@ -131,9 +139,9 @@ def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_cancelling_a_call_cancels_it_on_the_worker() -> None:
     async def test(pool: WorkerPool) -> None:
-        call = asyncio.ensure_future(pool.call("work", 30.0, deadline_s=30))
+        call = asyncio.ensure_future(pool.call(Worker.work, 30.0, deadline_s=30))
         for wanted in ((1, 0), (1, 1)):
-            while await pool.call("seen", deadline_s=10) != wanted:
+            while await pool.call(Worker.seen, deadline_s=10) != wanted:
                 await asyncio.sleep(0.05)
             call.cancel()
 
@@ -145,7 +153,7 @@ def test_cancelling_a_call_cancels_it_on_the_worker() -> None:
 def test_an_exception_of_the_part_arrives_as_itself_with_its_place_noted() -> None:
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(ZeroDivisionError, match="by hand") as caught:
-            await pool.call("fail", "by hand", deadline_s=10)
+            await pool.call(Worker.fail, "by hand", deadline_s=10)
         assert str(caught.value) == "by hand"
         assert "Worker.fail" in "".join(caught.value.__notes__)
 
@@ -159,7 +167,7 @@ def test_workers_that_break_by_themselves_end_the_run_with_their_own_words(monke
 
     async def test(pool: WorkerPool) -> None:
         with pytest.raises(RunFailed, match=rf"broke {MAX_BROKEN + 1} times in a row, the last with: .*out of rope"):
-            await pool.call("refuse", deadline_s=60)
+            await pool.call(Worker.refuse, deadline_s=60)
 
     with_pool(test, num_workers=1)
 
@@ -169,9 +177,9 @@ def test_workers_that_break_by_themselves_end_the_run_with_their_own_words(monke
 def test_a_worker_that_answers_pings_but_no_call_is_replaced() -> None:
     async def test(pool: WorkerPool) -> None:
         before = pool.pids()
-        late = [asyncio.ensure_future(pool.call("work", 60.0, deadline_s=1)) for _ in range(MAX_LATE)]
+        late = [asyncio.ensure_future(pool.call(Worker.work, 60.0, deadline_s=1)) for _ in range(MAX_LATE)]
         assert all(isinstance(r, PartTimeout) for r in await asyncio.gather(*late, return_exceptions=True))
-        assert await pool.call("work", 0.0, deadline_s=30) not in before
+        assert await pool.call(Worker.work, 0.0, deadline_s=30) not in before
         assert pool.num_restarts == 1
 
     with_pool(test, num_workers=1)
@@ -183,8 +191,8 @@ def test_a_late_call_now_and_then_costs_no_worker() -> None:
     async def test(pool: WorkerPool) -> None:
         for _ in range(MAX_LATE + 1):
             with pytest.raises(PartTimeout):
-                await pool.call("work", 60.0, deadline_s=0.5)
-            await pool.call("work", 0.0, deadline_s=10)
+                await pool.call(Worker.work, 60.0, deadline_s=0.5)
+            await pool.call(Worker.work, 0.0, deadline_s=10)
         assert pool.num_restarts == 0
 
     with_pool(test, num_workers=1)
@@ -199,7 +207,7 @@ def test_a_ping_that_raises_anything_replaces_its_worker_and_supervision_goes_on
 
     async def test(pool: WorkerPool) -> None:
         for times in (1, 2):
-            await pool.call("spoil_pings", deadline_s=10)
+            await pool.call(Worker.spoil_pings, deadline_s=10)
             while pool.num_restarts < times or pool.num_ready < 1:
                 await asyncio.sleep(0.1)
 
@@ -221,7 +229,7 @@ def test_a_successor_that_cannot_start_is_tried_again_whatever_it_raised(
         await pool.start()
         started.unlink()
         os.kill(pool.pids()[0], signal.SIGKILL)
-        assert await pool.call("work", 0.0, deadline_s=60)
+        assert await pool.call(Worker.work, 0.0, deadline_s=60)
         assert pool.num_restarts == 2
         pool.close()
 
@@ -274,12 +282,12 @@ def test_a_stopped_rank_is_found_though_its_call_may_take_ten_minutes_and_a_busy
     async def go() -> None:
         actor = ray.remote(num_cpus=0, concurrency_groups={PINGS: 1})(Sleeper)
         ranks = RankActors("learner", lambda _: actor.remote(), 2, Limits(600, 600), alone=True)
-        await ranks._start(lambda rank, _: (rank,))
-        await ranks._all("work", lambda _: (4.0,))
+        await ranks._start(Sleeper.start, lambda rank, _: (rank,))
+        await ranks._all(Sleeper.work, lambda _: (4.0,))
         os.kill(ranks.pids[1], signal.SIGSTOP)
         try:
             with pytest.raises(RunFailed, match=r"learner rank 1 \(ping\) did not answer within 2 s"):
-                await asyncio.wait_for(ranks._all("work", lambda _: (60.0,)), 30)
+                await asyncio.wait_for(ranks._all(Sleeper.work, lambda _: (60.0,)), 30)
         finally:
             os.kill(ranks.pids[1], signal.SIGKILL)
             ranks.close()

@@ -12,6 +12,7 @@ import ray
 
 from capo_ray.config import TrainConfig
 from capo_ray.place.tiers import RolloutPool
+from capo_ray.place.workers import RolloutWorker
 from capo_ray.protocols import RunFailed, WeightsHandle
 
 pytestmark = pytest.mark.real
@@ -63,9 +64,9 @@ def publish(num_stale: int) -> list[int]:
         try:
             assert await tier.load_weights(WeightsHandle(1, "", "bytes", "print", 5)) == 1
             while tier.pool.num_ready < 2:
-                await asyncio.wait_for(tier.pool.call("ping", deadline_s=60), 60)
+                await asyncio.wait_for(tier.pool.call(RolloutWorker.ping, deadline_s=60), 60)
                 await asyncio.sleep(0.05)
-            calls = [tier.pool.call("generate", (), None, deadline_s=30) for _ in range(4)]
+            calls = [tier.pool.call(RolloutWorker.generate, (), None, deadline_s=30) for _ in range(4)]
             return list(await asyncio.gather(*calls))
         finally:
             tier.pool.close()

@@ -66,8 +66,8 @@ class Actors:
         if self.reward_model is not None:
             ranks.append(self.reward_model.start())
         if not shares_devices(self.places.config):
-            tiers = [self.rollout.pool, self.verifier.pool, self.critic]
-            await asyncio.gather(*ranks, *(tier.start() for tier in tiers if tier is not None))
+            judges = [self.critic.start()] if self.critic is not None else []
+            await asyncio.gather(*ranks, self.rollout.pool.start(), self.verifier.pool.start(), *judges)
         else:
             # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
             await asyncio.gather(*ranks, self.verifier.pool.start())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
@@ -13,6 +12,7 @@ from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.config.sections import CriticConfig, EngineConfig
 from capo_ray.engines import EngineSpec, HfTokenizer
 from capo_ray.learners.spec import LearnerSpec, RewardSpec
+from capo_ray.place.face import spawn
 from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Places
 from capo_ray.place.ranks import PINGS, WRITING
@@ -27,6 +27,8 @@ CANARY_TOKENS = 48
 """Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
 score it at every publish, which on a CPU costs more than moving the weights."""
 CRITIQUES_FILE = "critiques.sqlite"
+MANY_AT_ONCE = {"max_concurrency": 1000}
+"""For actors that wait more than they work."""
 SWAP_S = 600.0
 """For an engine to take in new weights where `weights.deadline_s` is left to their size, which the driver counts."""
 
@@ -94,9 +96,7 @@ def critic_engine(config: TrainConfig) -> EngineSpec | None:
 def build_rollout_pool(config: TrainConfig, places: Places) -> RolloutPool:
     """Rollout workers, not started."""
     spec = policy_engine(config)
-    return RolloutPool(
-        config, lambda index: _spawn(RolloutWorker, places.rollout(index), max_concurrency=1000).remote(spec)
-    )
+    return RolloutPool(config, lambda index: spawn(RolloutWorker, places.rollout(index) | MANY_AT_ONCE, spec))
 
 
 def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> CriticPool:
@@ -106,11 +106,11 @@ def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> Cri
     arguments = (critic_engine(config), config.critic, asked.vote, asked.quorum)
     store = build_store(config, run_dir)
 
-    def spawn(index: int) -> ActorHandle:
+    def make(index: int) -> ActorHandle[CriticWorker]:
         keeper = store.keeper if store is not None else None
-        return _spawn(CriticWorker, places.critic(index), max_concurrency=1000).remote(*arguments, keeper)
+        return spawn(CriticWorker, places.critic(index) | MANY_AT_ONCE, *arguments, keeper)
 
-    return CriticPool(config, spawn, store)
+    return CriticPool(config, make, store)
 
 
 def build_store(config: TrainConfig, run_dir: Path) -> StoreTier | None:
@@ -123,8 +123,8 @@ def build_store(config: TrainConfig, run_dir: Path) -> StoreTier | None:
 
 def build_verifier_tier(config: TrainConfig) -> VerifierTier:
     """Verifier workers, not started."""
-    actor: Any = ray.remote(VerifierWorker).options(num_cpus=0, max_concurrency=1000)
-    return VerifierTier(config, lambda _: actor.remote(config.verifier))
+    options = {"num_cpus": 0} | MANY_AT_ONCE
+    return VerifierTier(config, lambda _: spawn(VerifierWorker, options, config.verifier))
 
 
 def build_learner(config: TrainConfig, places: Places) -> LearnerActors:
@@ -144,7 +144,9 @@ def build_learner(config: TrainConfig, places: Places) -> LearnerActors:
             seed=config.run.seed,
         )
 
-    return LearnerActors(config, lambda rank: _spawn_rank(LearnerRank, places.learner(rank), config, rank), build_spec)
+    return LearnerActors(
+        config, lambda rank: spawn(LearnerRank, _rank_options(places.learner(rank), config), rank), build_spec
+    )
 
 
 def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors:
@@ -172,7 +174,7 @@ def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors
         )
 
     return RewardModelActors(
-        config, lambda rank: _spawn_rank(RewardModelRank, places.reward_model(rank), config, rank), build_spec
+        config, lambda rank: spawn(RewardModelRank, _rank_options(places.reward_model(rank), config), rank), build_spec
     )
 
 
@@ -198,14 +200,9 @@ def _engine_share(part: EngineConfig | CriticConfig) -> dict[str, Any]:
     return {"device": "gpu" if part.num_gpus > 0 else "cpu"} | {name: getattr(part, name) for name in names}
 
 
-def _spawn(actor: type, place: dict[str, Any], **options: Any) -> Any:
-    return ray.remote(**place, **options)(actor)
-
-
-def _spawn_rank(actor: type, place: dict[str, Any], config: TrainConfig, rank: int) -> ActorHandle:
-    """A rank's actor: one thread that serves in turn, one beside it that writes checkpoints, one that answers pings."""
+def _rank_options(place: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Of a rank's actor: one thread that serves in turn, one beside it that writes checkpoints, one for pings."""
     hidden = place.get("runtime_env", {}).get("env_vars", {})
     threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
-    options = place | {"runtime_env": {"env_vars": hidden | threads}}
-    handle: ActorHandle = _spawn(actor, options, concurrency_groups={PINGS: 1, WRITING: 1}).remote(rank)
-    return handle
+    lanes = {"concurrency_groups": {PINGS: 1, WRITING: 1}}
+    return place | lanes | {"runtime_env": {"env_vars": hidden | threads}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -12,12 +12,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from capo_ray.protocols import PartLost, PartTimeout
 
+R = TypeVar("R")
+
 
 class ActorGone(PartLost):
     """The actor's process died, or what led to it did."""
 
 
-async def await_ref(ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
+async def await_ref(ref: ray.ObjectRef[R], deadline_s: float, what: str) -> R:
     """The value behind a reference; `PartTimeout` names `what` after `deadline_s`, `ActorGone` when its actor died.
 
     The actor's own exception is raised as itself, with its place in the actor noted.
@@ -46,13 +48,13 @@ async def await_ref(ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
         told.cancel()
 
 
-def cancel(ref: ray.ObjectRef) -> None:
+def cancel(ref: ray.ObjectRef[Any]) -> None:
     """Stop a call that nobody waits for any more; nothing where its actor is gone."""
     with contextlib.suppress(RayError, ValueError, RuntimeError):
         ray.cancel(ref, force=False)
 
 
-def end_actor(handle: ActorHandle | None) -> None:
+def end_actor(handle: ActorHandle[Any] | None) -> None:
     """Kill an actor; nothing where it is gone, or the cluster with it."""
     with contextlib.suppress(RayError, ValueError, RuntimeError):
         if handle is not None:

@@ -6,21 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
+from capo_ray.learners import LearnerSpec
 from capo_ray.place.cluster import is_own
+from capo_ray.place.face import send_for_two
 from capo_ray.place.ranks import Limits, RankActors
+from capo_ray.place.workers import LearnerRank
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, UpdateReport, WrittenFile
 from capo_ray.weights import Apart
 
 
-class LearnerActors(RankActors):
+class LearnerActors(RankActors[LearnerRank]):
     """`LearnerGroup` over actors."""
 
     def __init__(
-        self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
+        self,
+        config: TrainConfig,
+        spawn: Callable[[int], ActorHandle[LearnerRank]],
+        build_spec: Callable[[int, str], LearnerSpec],
     ) -> None:
         limits = Limits(config.learner.deadline_s, config.run.checkpoint_deadline_s)
         super().__init__("learner", spawn, config.learner.num_ranks, limits, alone=is_own(config))
@@ -30,17 +37,17 @@ class LearnerActors(RankActors):
 
     async def start(self, canary_ids: Sequence[int]) -> None:
         """Returns once all ranks have met and built the model."""
-        await self._start(lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids))
+        await self._start(LearnerRank.start, lambda rank, meeting: (self._build_spec(rank, meeting), canary_ids))
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; figures are already summed over ranks, samples are each rank's own."""
-        reports = await self._all("update", lambda rank: (batch.column(rank), batch.kl_scale))
+        reports = await self._all(LearnerRank.update, lambda rank: (batch.column(rank), batch.kl_scale))
         self.version = reports[0].version
         return replace(reports[0], nonfinite=tuple(key for report in reports for key in report.nonfinite))
 
     async def refresh_reference(self) -> None:
         """As `LearnerGroup.refresh_reference`."""
-        await self._all("refresh_reference", lambda _: ())
+        await self._all(LearnerRank.refresh_reference, lambda _: ())
 
     async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
         """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here.
@@ -50,16 +57,16 @@ class LearnerActors(RankActors):
         every = self._config.weights.canary_every
         allowed = self.allowed if every and self._num_publishes % every == 0 else None
         self._num_publishes += 1
-        gathered: list[Any] = [rank.gather.options(num_returns=2).remote() for rank in self._ranks]
-        sealed: list[Any] = [rank.seal.options(num_returns=2).remote(allowed, [gathered[0][1]]) for rank in self._ranks]
+        gathered = [send_for_two(rank, LearnerRank.gather) for rank in self._ranks]
+        payload = gathered[0][1]
+        sealed = [send_for_two(rank, LearnerRank.seal, allowed, [payload]) for rank in self._ranks]
         if ahead is not None:
-            ahead(WeightsHandle(self.version, "", gathered[0][1]))
-        calls = [("gather", ref) for ref, _ in gathered] + [("seal", ref) for ref, _ in sealed]
-        ranks = [*range(len(self._ranks))] * 2
-        answers = await self._gather(
-            [(ref, f"learner rank {i} (publish: {what})") for i, (what, ref) in zip(ranks, calls, strict=True)]
-        )
-        told = answers[len(self._ranks) :]
+            ahead(WeightsHandle(self.version, "", payload))
+        calls: list[tuple[ObjectRef[Any], str]] = [
+            *((ref, f"learner rank {i} (publish: gather)") for i, (ref, _) in enumerate(gathered)),
+            *((ref, f"learner rank {i} (publish: seal)") for i, (ref, _) in enumerate(sealed)),
+        ]
+        told: list[tuple[int, str, int]] = (await self._gather(calls))[len(self._ranks) :]
         versions = {version for version, _, _ in told}
         if versions != {self.version}:
             raise RunFailed(
@@ -73,9 +80,9 @@ class LearnerActors(RankActors):
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
     ) -> tuple[tuple[float, ...], ...]:
         """As `LearnerGroup.logprobs`."""
-        return (await self._all("logprobs", lambda _: (token_ids, starts)))[0]
+        return (await self._all(LearnerRank.logprobs, lambda _: (token_ids, starts)))[0]
 
     async def export(self, path: str) -> tuple[WrittenFile, ...]:
         """As `LearnerGroup.export`; the ranks then let go of their snapshots."""
-        written = await self._beside("export", path)
+        written = await self._beside(LearnerRank.export, path)
         return tuple(file for files in written for file in files)

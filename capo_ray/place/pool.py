@@ -14,11 +14,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.place.calls import ActorGone, await_ref, end_actor, one_line
+from capo_ray.place.face import send
 from capo_ray.place.restarts import MAX_BROKEN, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
@@ -27,10 +29,25 @@ PING_DEADLINE_S = 30.0
 MAX_LATE = 3
 
 
+class PoolWorker(Protocol):
+    """What a pool asks of the class of its actors."""
+
+    async def start(self) -> int:
+        """Ready to serve; the process id."""
+
+    async def ping(self) -> dict[str, float]:
+        """The worker's figures; raises if it is broken."""
+
+
+W = TypeVar("W", bound=PoolWorker)
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
 @dataclass(eq=False)
-class _Worker:
+class _Worker(Generic[W]):
     index: int
-    handle: ActorHandle | None = None
+    handle: ActorHandle[W] | None = None
     ready: bool = False
     in_flight: int = 0
     num_late: int = 0
@@ -38,18 +55,23 @@ class _Worker:
     pid: int = 0
     figures: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def actor(self) -> ActorHandle[W]:
+        assert self.handle is not None
+        return self.handle
 
-class WorkerPool:
-    """Actors of one role; `in_turn`: each starts when the one before it is ready (they share a device)."""
+
+class WorkerPool(Generic[W]):
+    """Actors of one class; `in_turn`: each starts when the one before it is ready (they share a device)."""
 
     def __init__(
         self,
         role: str,
-        spawn: Callable[[int], ActorHandle],
+        spawn: Callable[[int], ActorHandle[W]],
         num_workers: int,
         *,
         start_deadline_s: float,
-        prepare: Callable[[ActorHandle], Awaitable[None]] | None = None,
+        prepare: Callable[[ActorHandle[W]], Awaitable[None]] | None = None,
         in_turn: bool = False,
         max_restarts: int = 20,
     ) -> None:
@@ -59,7 +81,7 @@ class WorkerPool:
         self.num_resent = 0
         self._spawn, self._prepare, self._in_turn = spawn, prepare, in_turn
         self._restarts = Restarts(role, max(max_restarts, 4 * num_workers))
-        self._workers = {index: _Worker(index) for index in range(num_workers)}
+        self._workers: dict[int, _Worker[W]] = {index: _Worker(index) for index in range(num_workers)}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._last_loss = ""
@@ -80,7 +102,13 @@ class WorkerPool:
             raise RunFailed(f"the {self.role} worker could not start: {one_line(error)}") from error
         self._keep(self._supervise())
 
-    async def call(self, method: str, *args: Any, deadline_s: float, used: set[int] | None = None) -> Any:
+    async def call(
+        self,
+        method: Callable[[W, *Ts], Coroutine[Any, Any, R]],
+        *args: *Ts,
+        deadline_s: float,
+        used: set[int] | None = None,
+    ) -> R:
         """The result of `method` on some ready worker; lost calls are sent again while time is left.
 
         Workers in `used` (indices) are asked only where no other is ready; those asked are added to it. Cancelling the
@@ -89,11 +117,11 @@ class WorkerPool:
         ends = time.monotonic() + deadline_s
         num_broken = 0
         while True:
-            worker = await self._pick(ends, method, deadline_s, used or set())
+            worker = await self._pick(ends, method.__name__, deadline_s, used or set())
             if used is not None:
                 used.add(worker.index)
             try:
-                return await self._ask(worker, method, args, max(0.01, ends - time.monotonic()))
+                return await self._ask(worker, method, *args, deadline_s=max(0.01, ends - time.monotonic()))
             except PartLost as error:
                 self._replace(worker, error)
                 num_broken += not isinstance(error, ActorGone)
@@ -102,17 +130,21 @@ class WorkerPool:
                 self.num_resent += 1
 
     async def broadcast(
-        self, method: str, *args: Any, deadline_s: float, accept: Callable[[Any], None] = lambda _: None
-    ) -> list[Any]:
+        self,
+        method: Callable[[W, *Ts], Coroutine[Any, Any, R]],
+        *args: *Ts,
+        deadline_s: float,
+        accept: Callable[[R], None] = lambda _: None,
+    ) -> list[R | Exception]:
         """The results of `method` on every ready worker; one that is lost is replaced and has no result here.
 
         A worker that raises or does not answer in time is replaced too and its exception is among the results; so is
         one whose answer `accept` raises at.
         """
 
-        async def one(worker: _Worker) -> Any:
+        async def one(worker: _Worker[W]) -> R | Exception:
             try:
-                answer = await self._ask(worker, method, args, deadline_s)
+                answer = await self._ask(worker, method, *args, deadline_s=deadline_s)
                 accept(answer)
                 return answer
             except Exception as error:  # noqa: BLE001 - the worker is replaced for it, which is counted
@@ -122,11 +154,11 @@ class WorkerPool:
         ready = [worker for worker in self._workers.values() if worker.ready]
         return list(await asyncio.gather(*(one(worker) for worker in ready)))
 
-    def tell(self, method: str, *args: Any) -> None:
+    def tell(self, method: Callable[[W, *Ts], Coroutine[Any, Any, object]], *args: *Ts) -> None:
         """Send `method` to every ready worker and wait for no answer: a hint, whose failure nobody needs to hear of."""
         for worker in self._workers.values():
             if worker.ready:
-                getattr(worker.handle, method).remote(*args).future()  # Ray prints errors that nobody takes
+                send(worker.actor, method, *args).future()  # Ray prints errors that nobody takes
 
     @property
     def num_ready(self) -> int:
@@ -167,12 +199,18 @@ class WorkerPool:
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, worker: _Worker, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+    async def _ask(
+        self,
+        worker: _Worker[W],
+        method: Callable[[W, *Ts], Coroutine[Any, Any, R]],
+        *args: *Ts,
+        deadline_s: float,
+    ) -> R:
         """The worker's answer, with the account kept of what it answers and what it lets pass."""
         worker.in_flight += 1
         try:
-            ref: Any = getattr(worker.handle, method).remote(*args)
-            answer = await await_ref(ref, deadline_s, self._name(worker, method))
+            ref = send(worker.actor, method, *args)
+            answer = await await_ref(ref, deadline_s, self._name(worker, method.__name__))
         except PartTimeout as error:
             worker.num_late += 1
             if worker.num_late >= MAX_LATE:
@@ -184,7 +222,7 @@ class WorkerPool:
         self._restarts.answered(worker.index)
         return answer
 
-    async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> _Worker:
+    async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> _Worker[W]:
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -200,22 +238,22 @@ class WorkerPool:
                     f"no {self.role} worker was ready for {method} within {deadline_s:.0f} s{why}"
                 ) from error
 
-    def _name(self, worker: _Worker, method: str) -> str:
+    def _name(self, worker: _Worker[W], method: str) -> str:
         return f"{self.role} worker {worker.index} ({method})"
 
     # --- supervision -------------------------------------------------------------------------------------------------
 
-    async def _make_ready(self, worker: _Worker) -> None:
+    async def _make_ready(self, worker: _Worker[W]) -> None:
         worker.handle = self._spawn(worker.index)
-        start: Any = worker.handle.start.remote()
+        start: ObjectRef[int] = worker.actor.start.remote()
         worker.pid = await await_ref(start, self.start_deadline_s, self._name(worker, "start"))
         if self._prepare is not None:
-            await self._prepare(worker.handle)
+            await self._prepare(worker.actor)
         worker.ready = True
         self._changed.set()
         self.on_ready()
 
-    def _replace(self, worker: _Worker, cause: Exception) -> None:
+    def _replace(self, worker: _Worker[W], cause: Exception) -> None:
         """Put a new actor in a lost worker's place; nothing if that has been done already."""
         if self._closed or self._workers.get(worker.index) is not worker:
             return
@@ -226,11 +264,11 @@ class WorkerPool:
         if sentence:
             self._fail(sentence)
             return
-        fresh = _Worker(worker.index)
+        fresh: _Worker[W] = _Worker(worker.index)
         self._workers[worker.index] = fresh
         self._keep(self._bring_up(fresh))
 
-    async def _bring_up(self, worker: _Worker) -> None:
+    async def _bring_up(self, worker: _Worker[W]) -> None:
         """Start a successor; one that cannot start, whatever it raises, is replaced in its turn."""
         await asyncio.sleep(self._restarts.wait_s(worker.index))
         try:
@@ -241,9 +279,9 @@ class WorkerPool:
     async def _supervise(self) -> None:
         """Replace workers that do not answer a ping, or answer with an exception of any kind."""
 
-        async def check(worker: _Worker) -> None:
+        async def check(worker: _Worker[W]) -> None:
             try:
-                ping: Any = worker.handle.ping.remote()  # type: ignore[union-attr]
+                ping: ObjectRef[dict[str, float]] = worker.actor.ping.remote()
                 worker.figures = await await_ref(ping, PING_DEADLINE_S, self._name(worker, "ping"))
             except Exception as error:  # noqa: BLE001 - as in `_bring_up`
                 self._replace(worker, error)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, TypeVarTuple
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.checkpoint import sight
 from capo_ray.place.calls import await_ref, end_actor, one_line
+from capo_ray.place.face import send
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 from capo_ray.types import WrittenFile
+
+if TYPE_CHECKING:
+    from capo_ray.learners import Learner, RewardLearner
 
 WRITING = "writing"
 """The concurrency group of a rank's actor that writes checkpoints; everything else is served in turn by its own."""
@@ -34,7 +39,47 @@ class Limits(NamedTuple):
     """For what writes a checkpoint."""
 
 
-class RankActors:
+class GroupRank:
+    """One rank of a group; every rank is called alike and in the same order."""
+
+    _learner: Learner | RewardLearner
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def ping(self) -> None:
+        """Answers while another call is under way, if this process runs at all."""
+
+    def rendezvous(self, alone: bool) -> str:
+        """An address of this node that rank 0 listens on from now on; loopback if there is no other node."""
+        from capo_ray.learners.store import reserve_meeting
+
+        return reserve_meeting("127.0.0.1" if alone else ray.util.get_node_ip_address())
+
+    def show(self, place: str, name: str) -> str:
+        """This node's host name, also left in `place` under `name` where the driver looks for it."""
+        return sight.leave_word(Path(place), name)
+
+    def snapshot(self) -> int:
+        """Copy what a checkpoint holds; the version."""
+        self._snapshot = self._learner.snapshot()
+        return self._learner.version
+
+    def save(self, path: str) -> tuple[WrittenFile, ...]:
+        """Write this rank's shard of the snapshot."""
+        return self._snapshot.save(path)
+
+    def load(self, path: str) -> int:
+        """Read this rank's shard; the version."""
+        return self._learner.load(path)
+
+
+RankT = TypeVar("RankT", bound=GroupRank)
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+
+class RankActors(Generic[RankT]):
     """A lost or late rank ends the run: its shard is gone, the checkpoint is not.
 
     Every call is sent to all ranks before anything is awaited, and an actor serves one caller's calls in the order they
@@ -44,48 +89,50 @@ class RankActors:
     """
 
     def __init__(
-        self, role: str, spawn: Callable[[int], ActorHandle], num_ranks: int, limits: Limits, *, alone: bool
+        self, role: str, spawn: Callable[[int], ActorHandle[RankT]], num_ranks: int, limits: Limits, *, alone: bool
     ) -> None:
         self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
         self.deadline_s, self._write_deadline_s = limits
         self._alone = alone
-        self._ranks: list[ActorHandle] = []
+        self._ranks: list[ActorHandle[RankT]] = []
         self._lost: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
         self.pids: list[int] = []
         self.version = 0
 
-    async def _start(self, arguments: Callable[[int, str], tuple[Any, ...]]) -> None:
+    async def _start(self, method: Callable[[RankT, *Ts], int], arguments: Callable[[int, str], tuple[*Ts]]) -> None:
         """Returns once all ranks have met and built the model; `arguments` are of (rank, meeting place)."""
         self._come()
-        rendezvous: Any = self._ranks[0].rendezvous.remote(self._alone)
+        rendezvous = send(self._ranks[0], GroupRank.rendezvous, self._alone)
         meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
-        self.pids = await self._all("start", lambda rank: arguments(rank, meeting))
+        self.pids = await self._all(method, lambda rank: arguments(rank, meeting))
         self._watch = asyncio.ensure_future(self._ping_all())
 
     async def require_sight(self, directory: Path) -> None:
         """Raises `RunFailed` unless every rank writes where the driver reads: a checkpoint is filled by both."""
         with sight.meeting_place(directory) as place:
-            hosts = await self._all("show", lambda rank: (str(place), f"{self._role} rank {rank}".replace(" ", "-")))
+            hosts = await self._all(
+                GroupRank.show, lambda rank: (str(place), f"{self._role} rank {rank}".replace(" ", "-"))
+            )
             await asyncio.to_thread(sight.require_seen, place, hosts)
 
     async def snapshot(self) -> int:
         """The version of which every rank now holds a copy in host memory; updates may go on from here."""
-        versions = await self._all("snapshot", lambda _: ())
+        versions = await self._all(GroupRank.snapshot, lambda _: ())
         if len(set(versions)) != 1:
             raise RunFailed(f"expected {self._role} ranks of one version for a checkpoint, got {versions}")
-        return int(versions[0])
+        return versions[0]
 
     async def save(self, path: str) -> tuple[WrittenFile, ...]:
         """The files of all ranks' snapshots, written under `path` while their updates go on."""
-        written = await self._beside("save", path)
+        written = await self._beside(GroupRank.save, path)
         if empty := [rank for rank, files in enumerate(written) if not files]:
             raise RunFailed(f"expected a shard of every {self._role} rank in {path}, got none of rank {empty[0]}")
         return tuple(file for files in written for file in files)
 
     async def load(self, path: str) -> int:
         """The version restored from `path`."""
-        self.version = (await self._all("load", lambda _: (path,)))[0]
+        self.version = (await self._all(GroupRank.load, lambda _: (path,)))[0]
         return self.version
 
     def close(self) -> None:
@@ -95,12 +142,12 @@ class RankActors:
         for rank in self._ranks:
             end_actor(rank)
 
-    async def _all(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> list[Any]:
+    async def _all(self, method: Callable[[RankT, *Ts], R], arguments: Callable[[int], tuple[*Ts]]) -> list[R]:
         """The results of every rank, each called with its own arguments."""
         self._come()
         return await self._gather(
             [
-                (getattr(rank, method).remote(*arguments(i)), f"{self._role} rank {i} ({method})")
+                (send(rank, method, *arguments(i)), f"{self._role} rank {i} ({method.__name__})")
                 for i, rank in enumerate(self._ranks)
             ]
         )
@@ -111,16 +158,18 @@ class RankActors:
             self._ranks = [self._spawn(rank) for rank in range(self._num_ranks)]
             self._lost = asyncio.get_running_loop().create_future()
 
-    async def _beside(self, method: str, path: str) -> list[Any]:
+    async def _beside(self, method: Callable[[RankT, str], R], path: str) -> list[R]:
         """As `_all`, on the thread that writes: not in turn with updates, and for as long as a checkpoint may take."""
         self._come()
-        calls = []
-        for i, rank in enumerate(self._ranks):
-            ref = getattr(rank, method).options(concurrency_group=WRITING).remote(path)
-            calls.append((ref, f"{self._role} rank {i} ({method})"))
-        return await self._gather(calls, self._write_deadline_s)
+        return await self._gather(
+            [
+                (send(rank, method, path, lane=WRITING), f"{self._role} rank {i} ({method.__name__})")
+                for i, rank in enumerate(self._ranks)
+            ],
+            self._write_deadline_s,
+        )
 
-    async def _gather(self, calls: Sequence[tuple[ray.ObjectRef, str]], deadline_s: float | None = None) -> list[Any]:
+    async def _gather(self, calls: Sequence[tuple[ObjectRef[R], str]], deadline_s: float | None = None) -> list[R]:
         """The results; the first failure ends the wait, since the other ranks then hang in a collective."""
         assert self._lost is not None
         limit_s = self.deadline_s if deadline_s is None else deadline_s
@@ -142,7 +191,7 @@ class RankActors:
         assert self._lost is not None
 
         async def check(rank: int) -> None:
-            ping: Any = self._ranks[rank].ping.options(concurrency_group=PINGS).remote()
+            ping = send(self._ranks[rank], GroupRank.ping, lane=PINGS)
             await await_ref(ping, SILENT_S, f"{self._role} rank {rank} (ping)")
 
         try:

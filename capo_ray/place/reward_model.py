@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ray.actor import ActorHandle
 
 from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
+from capo_ray.learners import RewardSpec
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.place.cluster import is_own
 from capo_ray.place.ranks import Limits, RankActors
+from capo_ray.place.workers import RewardModelRank
 from capo_ray.types import Batch, Group, Trajectory, UpdateReport
 
 
-class RewardModelActors(RankActors):
+class RewardModelActors(RankActors[RewardModelRank]):
     """`RewardModel` over actors, the responses dealt over the ranks.
 
     One call at a time is with the ranks, so that a call's deadline counts its own work and not the queue before it.
     """
 
     def __init__(
-        self, config: TrainConfig, spawn: Callable[[int], ActorHandle], build_spec: Callable[..., Any]
+        self,
+        config: TrainConfig,
+        spawn: Callable[[int], ActorHandle[RewardModelRank]],
+        build_spec: Callable[[int, str], RewardSpec],
     ) -> None:
         limits = Limits(config.learner.deadline_s, config.run.checkpoint_deadline_s)
         super().__init__("reward model", spawn, config.reward_model.num_ranks, limits, alone=is_own(config))
@@ -32,7 +36,7 @@ class RewardModelActors(RankActors):
 
     async def start(self) -> None:
         """Returns once all ranks have met and built the model."""
-        await self._start(lambda rank, meeting: (self._build_spec(rank, meeting),))
+        await self._start(RewardModelRank.start, lambda rank, meeting: (self._build_spec(rank, meeting),))
 
     async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
         """As `RewardModel.token_rewards`."""
@@ -40,7 +44,7 @@ class RewardModelActors(RankActors):
             return ()
         batch = self._to_batch(trajectories)
         async with self._turn:
-            rows = await self._all("token_rewards", lambda rank: (batch.column(rank),))
+            rows = await self._all(RewardModelRank.token_rewards, lambda rank: (batch.column(rank),))
         rewards = {
             weighted.sample.key: row
             for rank, own in enumerate(rows)
@@ -53,7 +57,7 @@ class RewardModelActors(RankActors):
         labels = to_labels(groups)
         batch = self._to_batch(labelled_trajectories(groups))
         async with self._turn:
-            reports = await self._all("update", lambda rank: (batch.column(rank), labels))
+            reports = await self._all(RewardModelRank.update, lambda rank: (batch.column(rank), labels))
         self.version = reports[0].version
         return reports[0]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -24,6 +24,7 @@ from capo_ray.critics.guarded import GuardedStore
 from capo_ray.critics.retries import Breaker
 from capo_ray.critics.store import StoreHeld
 from capo_ray.place.calls import await_ref, end_actor
+from capo_ray.place.face import send, spawn
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 from capo_ray.types import Critique
 
@@ -33,6 +34,9 @@ OPEN_S = 120.0
 LOOK_EVERY_S = 5.0
 CLOSE_S = 10.0
 _log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 
 class StoreKeeper:
@@ -66,29 +70,30 @@ class StoreKeeper:
 class RemoteStore:
     """`StoreDoor` from a critic worker, on whichever node; a keeper that is gone or late is left alone for a while."""
 
-    def __init__(self, keeper: ActorHandle) -> None:
-        self._keeper: Any = keeper
+    def __init__(self, keeper: ActorHandle[StoreKeeper]) -> None:
+        self._keeper = keeper
         self._breaker = Breaker(3, 60.0)
         self._num_errors = 0
 
     async def read(self, keys: Sequence[str], num_votes: int) -> dict[str, list[Critique]]:
         """As `StoreDoor.read`."""
-        return await self._call("read", list(keys), num_votes) or {}
+        return await self._call(StoreKeeper.read, list(keys), num_votes) or {}
 
     async def write(self, votes: Mapping[str, Sequence[Critique]]) -> None:
         """As `StoreDoor.write`."""
-        await self._call("write", dict(votes))
+        await self._call(StoreKeeper.write, dict(votes))
 
     def figures(self) -> dict[str, float]:
         """Calls that the keeper did not answer; its own figures come from itself."""
         return {"critic/store_errors_total": float(self._num_errors)}
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: Callable[[StoreKeeper, *Ts], Coroutine[Any, Any, R]], *arguments: *Ts) -> R | None:
+        """The keeper's answer; None where there is none."""
         if not self._breaker.allows():
             return None
         try:
-            ref: Any = getattr(self._keeper, method).remote(*arguments)
-            answer = await await_ref(ref, ASK_S, f"critique store ({method})")
+            ref = send(self._keeper, method, *arguments)
+            answer = await await_ref(ref, ASK_S, f"critique store ({method.__name__})")
         except (PartLost, PartTimeout, RayError, StoreHeld):
             self._num_errors += 1
             self._breaker.failed()
@@ -113,18 +118,16 @@ class StoreTier:
         self._watch: asyncio.Task[None] | None = None
 
     @cached_property
-    def keeper(self) -> Any:
+    def keeper(self) -> ActorHandle[StoreKeeper]:
         """The actor, made when first asked for: what is only built starts no Ray."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(StoreKeeper).options(
-            num_cpus=0, max_restarts=3, max_concurrency=1000, scheduling_strategy=here
-        )
-        return actor.remote(str(self._path))
+        options = {"num_cpus": 0, "max_restarts": 3, "max_concurrency": 1000, "scheduling_strategy": here}
+        return spawn(StoreKeeper, options, str(self._path))
 
     async def start(self) -> None:
         """Returns once the file is open, or known not to be; `RunFailed` where it is another run's."""
         try:
-            self._say(await await_ref(self.keeper.open.remote(), OPEN_S, "critique store (open)"))
+            self._say(await await_ref(send(self.keeper, StoreKeeper.open), OPEN_S, "critique store (open)"))
         except StoreHeld as error:
             if self._asked_for:
                 raise RunFailed(str(error)) from error
@@ -142,7 +145,7 @@ class StoreTier:
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(RayError, TimeoutError, ValueError, RuntimeError):  # as `end_actor`
-                ray.get(self.keeper.close.remote(), timeout=CLOSE_S)
+                ray.get(send(self.keeper, StoreKeeper.close), timeout=CLOSE_S)
         if "keeper" in self.__dict__:
             end_actor(self.keeper)
 
@@ -150,8 +153,8 @@ class StoreTier:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             with contextlib.suppress(PartLost, PartTimeout, RayError):  # the workers count what they do not get
-                ref: Any = self.keeper.ping.remote()
-                self._figures, trouble = await await_ref(ref, ASK_S, "critique store (ping)")
+                ping = send(self.keeper, StoreKeeper.ping)
+                self._figures, trouble = await await_ref(ping, ASK_S, "critique store (ping)")
                 self._say(trouble)
 
     def _say(self, trouble: str) -> None:

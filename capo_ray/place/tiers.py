@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ray.actor import ActorHandle
 
@@ -14,15 +14,17 @@ from capo_ray.config import TrainConfig
 from capo_ray.critics.panel import was_not_answered
 from capo_ray.critics.retries import RetryBudget
 from capo_ray.place.calls import await_ref
+from capo_ray.place.face import send
 from capo_ray.place.placement import shares_devices
 from capo_ray.place.pool import WorkerPool
 from capo_ray.place.store import StoreTier
+from capo_ray.place.workers import CriticWorker, RolloutWorker, VerifierWorker
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion, Critique, Problem, Verdict
 
-Spawn = Callable[[int], ActorHandle]
 Critiques = tuple[tuple[Critique, ...], ...]
+Asked = tuple[Problem, tuple[JudgeRequest, ...], int]
 TRY_SHARE = 1.25
 """A worker's time for a group, in tier deadlines; what is left of two of them is for another worker."""
 
@@ -30,7 +32,7 @@ TRY_SHARE = 1.25
 class RolloutPool:
     """Engines that all hold the same announced version (`TextEngine`)."""
 
-    def __init__(self, config: TrainConfig, spawn: Spawn) -> None:
+    def __init__(self, config: TrainConfig, spawn: Callable[[int], ActorHandle[RolloutWorker]]) -> None:
         self._config = config
         self._weights: WeightsHandle | None = None
         self.pool = WorkerPool(
@@ -45,7 +47,7 @@ class RolloutPool:
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
         """As `TextEngine.generate`, on the least loaded worker."""
         deadline_s = self._config.rollout.deadline_s
-        completions = await self.pool.call("generate", tuple(prompt_ids), sampling, deadline_s=deadline_s)
+        completions = await self.pool.call(RolloutWorker.generate, tuple(prompt_ids), sampling, deadline_s=deadline_s)
         # Ray's arrays lie in its object store and would keep a group's place there until it is trained.
         return tuple(completion.owned() for completion in completions)
 
@@ -56,11 +58,11 @@ class RolloutPool:
 
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """As `TextEngine.score`, on the least loaded worker."""
-        return await self.pool.call("score", token_ids, starts, deadline_s=self._config.rollout.deadline_s)
+        return await self.pool.call(RolloutWorker.score, token_ids, starts, deadline_s=self._config.rollout.deadline_s)
 
     def expect_weights(self, handle: WeightsHandle) -> None:
         """As `TextEngine.expect_weights`, on every ready worker."""
-        self.pool.tell("expect_weights", handle.payload)
+        self.pool.tell(RolloutWorker.expect_weights, _sent(handle))
 
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version held by every ready worker; one that refuses or is lost is replaced by one that holds it.
@@ -69,38 +71,47 @@ class RolloutPool:
         """
         self._weights = handle
         results = await self.pool.broadcast(
-            "load_weights",
-            *(handle.payload, handle.version, handle.fingerprint),
+            RolloutWorker.load_weights,
+            *(_sent(handle), handle.version, handle.fingerprint),
             deadline_s=self._deadline_s(handle),
             accept=lambda held: _require_version(held, handle),
         )
-        refusals = [r for r in results if isinstance(r, BaseException) and not isinstance(r, PartLost | PartTimeout)]
+        refusals = [r for r in results if isinstance(r, Exception) and not isinstance(r, PartLost | PartTimeout)]
         if refusals:
-            raise RunFailed(f"an engine refused version {handle.version} of the weights: {refusals[0]}") from refusals[
-                0
-            ]
+            first = refusals[0]
+            raise RunFailed(f"an engine refused version {handle.version} of the weights: {first}") from first
         return handle.version
 
     async def scores_at_start(self, token_ids: Sequence[int]) -> list[tuple[float, ...]]:
         """The logprobs of tokens [1, end) by every worker; raises what a worker raised."""
-        results = await self.pool.broadcast("score", [token_ids], [1], deadline_s=self._config.engine.start_deadline_s)
+        results = await self.pool.broadcast(
+            RolloutWorker.score, [token_ids], [1], deadline_s=self._config.engine.start_deadline_s
+        )
+        scores: list[tuple[float, ...]] = []
         for result in results:
-            if isinstance(result, BaseException):
+            if isinstance(result, Exception):
                 raise RunFailed(f"an engine could not score the canary at its start: {result}") from result
-        return [scores for (scores,) in results]
+            scores += result
+        return scores
 
     def _deadline_s(self, handle: WeightsHandle) -> float:
         """The seconds for an engine to hold a version."""
         return self._config.weights.deadline_s or transfer_deadline_s(handle.num_bytes)
 
-    async def _bring_to_version(self, worker: ActorHandle) -> None:
+    async def _bring_to_version(self, worker: ActorHandle[RolloutWorker]) -> None:
         """Load the announced weights into a fresh worker, again if a newer version was announced meanwhile."""
         while (handle := self._weights) is not None:
-            ref: Any = worker.load_weights.remote(handle.payload, handle.version, handle.fingerprint)
+            ref = send(worker, RolloutWorker.load_weights, _sent(handle), handle.version, handle.fingerprint)
             held = await await_ref(ref, self._deadline_s(handle), "rollout worker (first weights)")
             _require_version(held, handle)
             if handle is self._weights:
                 return
+
+
+def _sent(handle: WeightsHandle) -> WeightsHandle:
+    """The sealed handle: what is announced refers to it, and Ray puts it in the reference's place."""
+    reference: Any = handle.payload
+    return cast(WeightsHandle, reference)
 
 
 def _require_version(held: int, handle: WeightsHandle) -> None:
@@ -116,7 +127,9 @@ class CriticPool:
                   \\--slow (hedge_after_s)--> a second one beside it, out of the same budget
     """
 
-    def __init__(self, config: TrainConfig, spawn: Spawn, store: StoreTier | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, spawn: Callable[[int], ActorHandle[CriticWorker]], store: StoreTier | None = None
+    ) -> None:
         self._critic = config.critic
         self._budget = RetryBudget()
         self._store = store
@@ -137,7 +150,7 @@ class CriticPool:
         self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
     ) -> tuple[tuple[Critique, ...], ...]:
         """As `Judge.critique`, on the least loaded worker; within twice the tier's deadline."""
-        return await self._ask(problem, tuple(responses), num_votes)
+        return await self._ask((problem, tuple(responses), num_votes))
 
     def stats(self) -> dict[str, float]:
         """The figures of pool and store, and how often a group was sent again or sent twice."""
@@ -152,12 +165,12 @@ class CriticPool:
         if self._store is not None:
             self._store.close()
 
-    async def _ask(self, *arguments: Any) -> Critiques:
+    async def _ask(self, asked: Asked) -> Critiques:
         """The first answer of any worker; raises the last failure when tries, budget or time are over."""
         ends = time.monotonic() + 2 * self._critic.deadline_s
         retries, used = self._critic.max_retries, set[int]()
         hedge_s = self._critic.hedge_after_s or None
-        tries = {asyncio.ensure_future(self._try(ends, used, arguments))}
+        tries = {asyncio.ensure_future(self._try(ends, used, asked))}
         self._budget.earn()
         try:
             while True:
@@ -169,7 +182,7 @@ class CriticPool:
                 if retries and self._budget.spend():
                     retries -= 1
                     self.counts["retried_groups" if done else "hedged_groups"] += 1
-                    tries.add(asyncio.ensure_future(self._try(ends, used, arguments)))
+                    tries.add(asyncio.ensure_future(self._try(ends, used, asked)))
                 elif not tries:
                     return done.pop().result()
         finally:
@@ -177,12 +190,12 @@ class CriticPool:
                 task.cancel()
             await asyncio.gather(*tries, return_exceptions=True)
 
-    async def _try(self, ends: float, used: set[int], arguments: tuple[Any, ...]) -> Critiques:
+    async def _try(self, ends: float, used: set[int], asked: Asked) -> Critiques:
         """One worker's answer; `PartTimeout` where it is late or holds no vote at all."""
         # The worker cuts at its own deadline; the margin is for one that hangs.
         left_s = max(0.01, ends - time.monotonic())
         answer: Critiques = await self.pool.call(
-            "critique", *arguments, deadline_s=min(left_s, TRY_SHARE * self._critic.deadline_s), used=used
+            CriticWorker.critique, *asked, deadline_s=min(left_s, TRY_SHARE * self._critic.deadline_s), used=used
         )
         critiques = [critique for votes in answer for critique in votes]
         if critiques and all(was_not_answered(critique) for critique in critiques):
@@ -193,7 +206,7 @@ class CriticPool:
 class VerifierTier:
     """Verifier workers (`Verifier`)."""
 
-    def __init__(self, config: TrainConfig, spawn: Spawn) -> None:
+    def __init__(self, config: TrainConfig, spawn: Callable[[int], ActorHandle[VerifierWorker]]) -> None:
         self._verifier = config.verifier
         self.pool = WorkerPool(
             "verifier", spawn, config.verifier.num_workers, start_deadline_s=config.engine.start_deadline_s
@@ -201,5 +214,6 @@ class VerifierTier:
 
     async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
         """As `Verifier.verify`, on the least loaded worker."""
-        result: Any = await self.pool.call("verify", answer, tuple(responses), deadline_s=self._verifier.deadline_s)
-        return result
+        return await self.pool.call(
+            VerifierWorker.verify, answer, tuple(responses), deadline_s=self._verifier.deadline_s
+        )

@@ -6,19 +6,21 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from capo_ray.arrays import FloatArray
+from capo_ray.place.ranks import GroupRank
 from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
-from capo_ray.types import Completion, Critique, Problem, Verdict, WrittenFile
+from capo_ray.types import Completion, Critique, Problem, UpdateReport, Verdict, WeightedSample, WrittenFile
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from capo_ray.config.sections import CriticConfig, VerifierConfig
     from capo_ray.engines import EngineSpec
-    from capo_ray.learners import LearnerSpec, RewardSpec
+    from capo_ray.learners import Learner, LearnerSpec, RewardLearner, RewardSpec
+    from capo_ray.learners.reward import Column
+    from capo_ray.learners.reward_batch import Label
     from capo_ray.weights import Apart
 
 
@@ -131,32 +133,10 @@ class VerifierWorker:
         return await self._pool.verify(answer, responses)
 
 
-class GroupRank:
-    """One rank of a group; every rank is called alike and in the same order."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-
-    def ping(self) -> None:
-        """Answers while another call is under way, if this process runs at all."""
-
-    def rendezvous(self, alone: bool) -> str:
-        """An address of this node that rank 0 listens on from now on; loopback if there is no other node."""
-        import ray
-
-        from capo_ray.learners.store import reserve_meeting
-
-        return reserve_meeting("127.0.0.1" if alone else ray.util.get_node_ip_address())
-
-    def show(self, place: str, name: str) -> str:
-        """This node's host name, also left in `place` under `name` where the driver looks for it."""
-        from capo_ray.checkpoint import sight
-
-        return sight.leave_word(Path(place), name)
-
-
 class LearnerRank(GroupRank):
     """One rank of the learner group."""
+
+    _learner: Learner
 
     def start(self, spec: LearnerSpec, canary_ids: Sequence[int]) -> int:
         """Build the learner; the process id."""
@@ -170,7 +150,7 @@ class LearnerRank(GroupRank):
         self._witness = Witness(spec.learner.num_threads)
         return os.getpid()
 
-    def update(self, column: Any, kl_scale: float) -> Any:
+    def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float) -> UpdateReport:
         """The report of one batch."""
         return self._learner.update(column, kl_scale)
 
@@ -185,7 +165,9 @@ class LearnerRank(GroupRank):
         # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
         return self._learner.version, None if self._rank else self._writer.finish(None)
 
-    def seal(self, allowed: Apart | None, gathered: list[Any]) -> tuple[tuple[int, str, int], WeightsHandle | None]:
+    def seal(
+        self, allowed: Apart | None, gathered: Sequence[object]
+    ) -> tuple[tuple[int, str, int], WeightsHandle | None]:
         """(version, fingerprint, bytes), and the sealed handle, whose payload is where `gathered` is (rank 0).
 
         A canary goes with it where it is said how far engines may lie apart from it. It names the digest of the weights
@@ -209,28 +191,17 @@ class LearnerRank(GroupRank):
         """As `LearnerGroup.logprobs`."""
         return self._learner.logprobs(token_ids, starts)
 
-    def snapshot(self) -> int:
-        """Copy what a checkpoint holds; the version."""
-        self._snapshot = self._learner.snapshot()
-        return self._learner.version
-
-    def save(self, path: str) -> tuple[WrittenFile, ...]:
-        """Write this rank's shard of the snapshot."""
-        return self._snapshot.save(path)
-
     def export(self, path: str) -> tuple[WrittenFile, ...]:
         """Write the snapshot's policy in HF format (rank 0 does), and let go of the snapshot."""
         written = self._snapshot.export(path)
         del self._snapshot
         return written
 
-    def load(self, path: str) -> int:
-        """Read this rank's shard; the version."""
-        return self._learner.load(path)
-
 
 class RewardModelRank(GroupRank):
     """One rank of the reward model's group."""
+
+    _learner: RewardLearner
 
     def start(self, spec: RewardSpec) -> int:
         """Build the model; the process id."""
@@ -239,25 +210,16 @@ class RewardModelRank(GroupRank):
         self._learner = RewardLearner(spec)
         return os.getpid()
 
-    def token_rewards(self, column: Any) -> tuple[FloatArray, ...]:
+    def token_rewards(self, column: Column) -> tuple[FloatArray, ...]:
         """The rewards of this rank's responses."""
         return self._learner.token_rewards(column)
 
-    def update(self, column: Any, labels: Any) -> Any:
+    def update(self, column: Column, labels: Sequence[Label]) -> UpdateReport:
         """The report of one batch."""
         return self._learner.update(column, labels)
 
-    def snapshot(self) -> int:
-        """Copy what a checkpoint holds; the version."""
-        self._snapshot = self._learner.snapshot()
-        return self._learner.version
-
     def save(self, path: str) -> tuple[WrittenFile, ...]:
         """Write this rank's shard of the snapshot, and let go of it."""
-        written = self._snapshot.save(path)
+        written = super().save(path)
         del self._snapshot
         return written
-
-    def load(self, path: str) -> int:
-        """Read this rank's shard; the version."""
-        return self._learner.load(path)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 
 from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine, arrival
 from capo_ray.engines.twin import Twin, worker_model
@@ -137,6 +136,8 @@ def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(
     gone = weakref.ref(twin.model)
     del twin
     assert gone() is None, "a copy of the weights waits for no garbage collector"
+    from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO  # takes 7 s: not for every collection
+
     monkeypatch.setattr("capo_ray.engines.vllm_engine.staged", None)  # nothing is loaded while the engine stands
     known = len(LAYERWISE_INFO)
     asyncio.run(world.engine.load_weights(handle))

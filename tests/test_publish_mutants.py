@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.publish_mutants import run
 from capo_ray.problems import asset_path
 
 pytestmark = pytest.mark.real
@@ -12,6 +11,8 @@ pytestmark = pytest.mark.real
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_mutant_of_a_publish_is_refused_and_no_clean_one(dtype: str) -> None:
+    from benchmarks.publish_mutants import run  # takes vLLM with it, for seconds: not for every collection
+
     result = run(str(asset_path("laptop", "policy")), dtype, repeats=1, clean=20)
     assert result["clean_refused"] == 0
     served = [row["mutant"] for row in result["mutants"] if not row["refused"] and not row["at_start"]]

@@ -12,8 +12,10 @@ configuration cannot draw a secret of the environment into a run directory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,23 +121,29 @@ def _no_choice(group: str, value: str) -> ConfigError:
 
 def _compose_choices(choices: dict[str, str]) -> dict[str, Any]:
     """The tree that Hydra composes of the default choices and the given ones."""
+    folder = conf_dir()
+    asked = tuple(f"{group}={name}" for group, name in choices.items() if (folder / group / f"{name}.yaml").is_file())
+    result = deepcopy(_composed(folder, asked))
+    if "credit" in choices and f"credit={choices['credit']}" not in asked:
+        result["credit"] = {"method": choices["credit"]}
+    return result
+
+
+@cache
+def _composed(folder: Path, asked: tuple[str, ...]) -> dict[str, Any]:
+    """Hydra's tree, kept: it costs 65 ms, and whoever compares many settings composes few choices many times."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    folder = conf_dir()
-    asked = [f"{group}={name}" for group, name in choices.items() if (folder / group / f"{name}.yaml").is_file()]
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-            tree = OmegaConf.to_container(compose(config_name="train", overrides=asked), resolve=False)
+            tree = OmegaConf.to_container(compose(config_name="train", overrides=list(asked)), resolve=False)
     except HydraException as error:
-        raise ConfigError(f"the choices {asked} do not compose: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the choices {list(asked)} do not compose: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"expected a mapping in {folder / 'train.yaml'}, got {type(tree).__name__}")
-    result = {str(key): value for key, value in tree.items()}
-    if "credit" in choices and f"credit={choices['credit']}" not in asked:
-        result["credit"] = {"method": choices["credit"]}
-    return result
+    return {str(key): value for key, value in tree.items()}
 
 
 def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:

@@ -153,9 +153,9 @@ class EngineConfig(Section):
     """KV cache on the CPU."""
     gpu_memory_frac: float = Field(0.85, gt=0, le=1)
     seeded: bool = True
-    """Draw each response under a seed of its own, made from run.seed: with stream.max_age=0 and on a quiet
-    machine a run then repeats its losses to the last digit. On GPUs vLLM draws seeded rows one by one, so `engine=gpu` says false; evaluations are
-    seeded either way."""
+    """Draw each response under a seed of its own, made from run.seed: with stream.max_age=0 on a quiet machine a run
+    then repeats its losses to the last digit. On GPUs vLLM draws seeded rows one by one, so `engine=gpu` says false;
+    evaluations are seeded either way."""
     extra: dict[str, Scalar] = Field(default_factory=dict)
     """Further engine arguments of vLLM, by vLLM's names, as `engine.extra.enable_expert_parallel=true`."""
     start_deadline_s: float = Field(180.0, gt=0)

@@ -22,7 +22,7 @@ help:
 	@echo "make check              make lint, then the fast tests"
 	@echo "make lint               format, lint, types, import contracts"
 	@echo "make bench NAME=…       a benchmark of benchmarks/"
-	@echo "make docs               docs/configuration.md from the configuration models"
+	@echo "make docs               docs/configuration.md and docs/metrics.md from the code"
 	@echo "make lock               constraints.txt from .venv"
 	@echo "make clean              remove caches and build outputs (not .venv, not runs/)"
 
@@ -62,6 +62,7 @@ bench: install
 
 docs: install
 	$(BIN)/python -m capo_ray.cli.reference > docs/configuration.md
+	$(BIN)/python -m capo_ray.metrics.page > docs/metrics.md
 
 lock:
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -E '^[A-Za-z0-9_.-]+=='; } > constraints.new

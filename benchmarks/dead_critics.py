@@ -69,9 +69,9 @@ def read(run_dir: Path) -> dict[str, Any]:
     with sqlite3.connect(f"file:{run_dir / LEDGER_FILE}?mode=ro", uri=True) as db:
         trained = [row[0] for row in db.execute("SELECT DISTINCT problem FROM trajectories WHERE state = 'trained'")]
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if "loss/total" in row][-1]
+    last = [row for row in rows if "loss/objective_mean" in row][-1]
     balance = read_balance(run_dir / LEDGER_FILE).to_dict()
-    names = ("restarts", "calls_resent", "lost_groups_total", "retried_groups_total", "outcome_only_frac")
+    names = ("restarts_total", "calls_resent_total", "lost_groups_total", "retried_groups_total", "outcome_only_frac")
     return {
         "trained": sorted(trained),
         "balanced": balance["balanced"],
@@ -91,8 +91,8 @@ def failures(calm: dict[str, Any], killed: dict[str, Any]) -> list[str]:
             wrong.append("a group lost its critiques")
         if not figures["balanced"] or figures["trained_twice"]:
             wrong.append("the ledger does not balance")
-    if killed["killed"] < 2 or killed["restarts"] < killed["killed"]:
-        wrong.append(f"{killed['killed']} kills and {killed['restarts']:.0f} restarts: too few to tell")
+    if killed["killed"] < 2 or killed["restarts_total"] < killed["killed"]:
+        wrong.append(f"{killed['killed']} kills and {killed['restarts_total']:.0f} restarts: too few to tell")
     return wrong
 
 
@@ -109,9 +109,9 @@ def main() -> int:
     wrong = failures(calm, killed)
     same = len(set(calm["trained"]) & set(killed["trained"]))
     print(
-        f"{killed['killed']} kills in {killed['wall_s']:.0f} s: {killed['calls_resent']:.0f} groups judged again, "
-        f"{killed['lost_groups_total']:.0f} lost; {same} of {len(calm['trained'])} problems trained in both runs "
-        f"({calm['wall_s']:.0f} s without kills)"
+        f"{killed['killed']} kills in {killed['wall_s']:.0f} s: {killed['calls_resent_total']:.0f} groups judged "
+        f"again, {killed['lost_groups_total']:.0f} lost; {same} of {len(calm['trained'])} problems trained in both "
+        f"runs ({calm['wall_s']:.0f} s without kills)"
     )
     kept = [
         {k: v for k, v in run.items() if k != "trained"} | {"trained": len(run["trained"])} for run in (killed, calm)

@@ -240,7 +240,7 @@ def run_attack(count: int, seed: int, processes: int, timeout_s: float, control:
         "timeout_s": config.timeout_s,
         "memory_mib": config.memory_mib,
         "slowest_check_s": round(stats["verifier/slowest_check_s"], 3),
-        "num_over_1_s": stats["verifier/late"],
+        "num_over_1_s": stats["verifier/late_total"],
         "machine_woke_late_s": round(late[0], 3),
         "slowest_read_s": round(stats["verifier/slowest_read_s"], 3),
         "peak_mib": stats["verifier/peak_mib"],
@@ -255,13 +255,13 @@ def _failures(stats: dict[str, float], reasons: Counter[str], count: int, audite
     failures = []
     if reasons["right"]:
         failures.append(f"{reasons['right']} hostile answers were judged right")
-    if stats["verifier/audit_events"]:
-        failures.append(f"{stats['verifier/audit_events']:.0f} audit events, such as {audited[:5]}")
+    if stats["verifier/audit_events_total"]:
+        failures.append(f"{stats['verifier/audit_events_total']:.0f} audit events, such as {audited[:5]}")
     if os.path.exists(MARKER):
         failures.append("an answer's code was executed")
     if sum(reasons.values()) != count:
         failures.append(f"{count - sum(reasons.values())} responses without a verdict")
-    if stats["verifier/process_starts"] > stats["verifier/lanes"]:
+    if stats["verifier/process_starts_total"] > stats["verifier/open_lanes"]:
         failures.append("a child process had to be started again")
     for name in ("check", "read"):
         if (slowest := stats[f"verifier/slowest_{name}_s"]) > GOAL_S:

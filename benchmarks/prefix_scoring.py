@@ -87,7 +87,10 @@ async def compare(engine: VllmEngine, response_tokens: int, steps: int, repeats:
             said[arm] = await engine.score(sequences, starts)
             times.append(time.perf_counter() - started)
             after = engine.stats()
-            read = {name: after[name] - before[name] for name in ("prompt_tokens", "cached_prompt_tokens")}
+            read = {
+                name: after[f"{name}_total"] - before[f"{name}_total"]
+                for name in ("prompt_tokens", "cached_prompt_tokens")
+            }
             computed[arm] = int(read["prompt_tokens"] - read["cached_prompt_tokens"])
     worst = max(
         abs(a - b) for x, y in zip(said["shared"], said["separate"], strict=True) for a, b in zip(x, y, strict=True)

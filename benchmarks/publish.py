@@ -154,7 +154,7 @@ def publish(learner: Any, engine: Any) -> dict[str, float]:
         seconds[name] = ended - started
         if allowed is not None:
             seconds["learner_s"], seconds["engine_s"] = sent - started, ended - sent
-            seconds["engine_paused_s"] = ray.get(engine.ping.remote())["swap_ms"] / 1e3
+            seconds["engine_paused_s"] = ray.get(engine.ping.remote())["swap_s"]
         del gathered, handle
     return seconds
 

@@ -16,7 +16,9 @@ import tempfile
 from pathlib import Path
 
 FIXED = ("stream.max_age=0", "engine.num_workers=1", "run.eval_every=0")
-NUMBERS = ("loss/total", "loss/kl_nats", "loss/entropy_nats", "rollout/reward_mean", "eval/accuracy_frac")
+NUMBERS = ("loss/objective_mean", "loss/kl_nats", "loss/entropy_nats", "rollout/reward_mean", "eval/accuracy_frac")
+OLD_NAMES = {"loss/total": "loss/objective_mean"}
+"""Of runs made before metrics had a register."""
 
 
 def main() -> int:
@@ -51,6 +53,7 @@ def make_run(folder: Path, name: str, overrides: list[str]) -> Path:
 def numbers_of(run: Path) -> list[dict[str, float]]:
     """What must not change, by update."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{OLD_NAMES.get(name, name): value for name, value in row.items()} for row in rows]
     return [{name: row[name] for name in ("update", *NUMBERS) if name in row} for row in rows]
 
 

@@ -118,7 +118,7 @@ async def _warm(pool: VerifierPool, processes: int, slow_lane: bool) -> None:
 
 def _cpu_s(pool: VerifierPool) -> float:
     """Processor seconds of this process and of the checkers, those killed on the way included."""
-    return time.process_time() + pool.stats()["verifier/cpu_s"]
+    return time.process_time() + pool.stats()["verifier/cpu_s_total"]
 
 
 async def _gather(calls: list[Any]) -> None:
@@ -170,13 +170,13 @@ def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float],
     row = {"naive_per_s": len(part) / naive_s, "pool_per_s": pool.per_s()}
     row["ratio"] = row["pool_per_s"] / row["naive_per_s"]
     row["cpu_ratio"] = naive_cpu_s / len(part) / (pool.cpu_s / len(pool.verdicts))
-    row |= {"checks": pool.stats["verifier/checks"], "fast_frac": pool.stats["verifier/fast_frac"], "spoilt": 0.0}
+    row |= {"checks": pool.stats["verifier/checks_total"], "fast_frac": pool.stats["verifier/fast_frac"], "spoilt": 0.0}
     few = groups[: len(groups) // 4]  # every bomb costs these arms its second
     bad = add_hostile(few, rng, 0.0)
     for name, layers in (("bare", (False, True)), ("alone", (False, False))):
         run = run_pool(bad, args.processes, *layers)
         row[f"{name}_loss"], row[f"{name}_cpu_loss"] = 1 - run.per_s() / pool.per_s(), 1 - pool.cpu_s / 4 / run.cpu_s
-        row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
+        row[f"{name}_timeouts"] = run.stats["verifier/timeouts_total"]
         row["spoilt"] += spoilt(few, bad, replace(pool, verdicts=pool.verdicts[: len(run.verdicts)]), run)
     stream = [group for i in range(args.stream // args.pairs) for group in make_pairs(args.data, args.pairs, seed + i)]
     for name, share in (("hostile", 0.0), ("sly", 0.1)):
@@ -186,7 +186,7 @@ def one_repeat(args: argparse.Namespace, repeat: int) -> tuple[dict[str, float],
         per_s = statistics.mean((clean.per_s(), again.per_s()))
         row[f"{name}_loss"] = 1 - run.per_s() / per_s
         row[f"{name}_cpu_loss"] = 1 - statistics.mean((clean.cpu_s, again.cpu_s)) / run.cpu_s
-        row[f"{name}_timeouts"] = run.stats["verifier/timeouts"]
+        row[f"{name}_timeouts"] = run.stats["verifier/timeouts_total"]
         row["spoilt"] += spoilt(stream, bad, clean, run)
         row["stream_per_s"] = per_s
     differences: list[list[object]] = [

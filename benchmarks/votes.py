@@ -145,7 +145,10 @@ class Bench:
         said = list(await asyncio.gather(*(judge.critique(p, r, k) for p, r in work or self.setting.work)))
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         after = self.engine.stats()
-        cost = {key: after[key] - before[key] for key in ("prompt_tokens", "cached_prompt_tokens", "generated_tokens")}
+        cost = {
+            key: after[f"{key}_total"] - before[f"{key}_total"]
+            for key in ("prompt_tokens", "cached_prompt_tokens", "generated_tokens")
+        }
         cost["read_tokens"] = cost["prompt_tokens"] - cost["cached_prompt_tokens"]
         self.rows.setdefault(f"{name}@{k}", []).append({"seconds": seconds, "cpu_s": cpu_s, **cost})
         return said

@@ -14,6 +14,7 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.flow import Parts
 from capo_ray.ledger import SqliteLedger
+from capo_ray.metrics.register import unregistered
 from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
 from capo_ray.types import (
     Batch,
@@ -189,7 +190,7 @@ class FakeLearner:
         self.version += 1
         self.samples += samples
         self.kl_scales.append(batch.kl_scale)
-        return UpdateReport(self.version, {"loss/policy": 0.0, "loss/entropy_nats": self.entropy_nats}, 0.001)
+        return UpdateReport(self.version, {"loss/objective_mean": 0.0, "loss/entropy_nats": self.entropy_nats}, 0.001)
 
     async def refresh_reference(self) -> None:
         self.references.append(self.version)
@@ -237,7 +238,7 @@ class FakeRewardModel:
         self.level += sum(2 * (m.verdict.reward or 0) - 1 for m in members)
         self.levels.append(self.level)
         self.version += 1
-        return UpdateReport(self.version, {"reward_model/loss": 0.5}, 0.25)
+        return UpdateReport(self.version, {"reward_model/loss_mean": 0.5}, 0.25)
 
     async def snapshot(self) -> int:
         self.copied = f"{self.version} {self.level}"
@@ -259,6 +260,7 @@ class Recorder:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
     def log(self, metrics: Any, *, update: int) -> None:
+        assert not (unknown := unregistered(metrics)), f"not in capo_ray/metrics/register.py: {unknown}"
         self.rows.append((update, dict(metrics)))
 
     def update(self, **figures: Any) -> None:

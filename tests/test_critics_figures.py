@@ -33,7 +33,8 @@ PROMISED = frozenset(
 OF_THE_TIER = frozenset(
     f"critic/{name}"
     for name in (
-        "calls_in_flight", "workers_ready", "restarts", "calls_resent", "retried_groups_total", "hedged_groups_total",
+        "in_flight_calls", "ready_workers", "restarts_total", "calls_resent_total", "retried_groups_total",
+        "hedged_groups_total",
     )
 )  # fmt: skip
 """What the pool of critic workers adds in a real run."""

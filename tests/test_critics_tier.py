@@ -160,15 +160,21 @@ def test_a_worker_tells_its_queue_its_engines_seconds_and_what_the_prefix_cache_
             return 0
 
         def stats(self) -> dict[str, float]:
-            return {"running": 3.0, "waiting": 5.0, "busy_s": 7.0, "cached_prompt_tokens": 640.0, "swap_ms": 0.0}
+            return {
+                "running_requests": 3.0,
+                "waiting_requests": 5.0,
+                "busy_s_total": 7.0,
+                "cached_prompt_tokens_total": 640.0,
+                "swap_s": 0.0,
+            }
 
     config = CriticConfig(backend="calculator")
     worker = CriticWorker(None, config, "majority", 1, None)
     worker._engine, worker._judge = Busy(), build_judge(config, vote="majority", quorum=1)  # type: ignore[assignment]
     figures = asyncio.run(worker.ping())
     assert figures == {
-        "critic/requests_running": 3.0,
-        "critic/requests_waiting": 5.0,
+        "critic/running_requests": 3.0,
+        "critic/waiting_requests": 5.0,
         "critic/engine_busy_s_total": 7.0,
         "critic/prefix_hit_tokens_total": 640.0,
     }

@@ -73,7 +73,7 @@ def test_a_run_that_is_asked_to_end_saves_first_and_is_not_evaluated_again(tmp_p
     parts = fake_parts(tmp_path, never(), engine=FakeEngine(delay_s=lambda: 0.001))
     outcome = run_and_stop(parts, 4)
     assert outcome.asked_to_end and last_saved(parts) == outcome.state.version >= 4
-    evaluations = [row for _, row in parts.tracker.rows if "eval/invalid" in row]  # type: ignore[attr-defined]
+    evaluations = [row for _, row in parts.tracker.rows if "eval/invalid_responses" in row]  # type: ignore[attr-defined]
     assert len(evaluations) == 1, "the first"
 
 
@@ -238,8 +238,8 @@ def test_a_failed_evaluation_request_is_counted_and_ends_nothing(tmp_path: Path,
 
     parts = fake_parts(tmp_path, make_config(run={"eval_every": 5}), engine=Failing())
     assert run(parts).state.version == 12
-    rows = [row for _, row in parts.tracker.rows if "eval/failed" in row]  # type: ignore[attr-defined]
-    assert [row["eval/failed"] for row in rows] == [2.0 if accuracy else 4.0] * 4
+    rows = [row for _, row in parts.tracker.rows if "eval/failed_requests" in row]  # type: ignore[attr-defined]
+    assert [row["eval/failed_requests"] for row in rows] == [2.0 if accuracy else 4.0] * 4
     assert all(("eval/accuracy_frac" in row) == accuracy for row in rows)
 
 

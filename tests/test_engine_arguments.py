@@ -86,11 +86,11 @@ def test_an_engine_that_is_being_built_or_taken_down_still_has_figures() -> None
     stepper._build = build
     stepper._thread.start()
     try:
-        assert engine.stats()["running"] == 0
+        assert engine.stats()["running_requests"] == 0
     finally:
         go_on.set()
         stepper._thread.join(10)
-    assert engine.stats()["serving"] == 0
+    assert engine.stats()["serving_frac"] == 0
 
 
 def test_an_engine_is_on_the_device_that_it_is_given() -> None:

@@ -84,9 +84,11 @@ class World:
     def idle(self) -> bool:
         """Whether the engine holds no request, waiting up to 5 s for it."""
         deadline = time.monotonic() + 5
-        while (stats := self.engine.stats())["running"] + stats["waiting"] and time.monotonic() < deadline:
+        while (stats := self.engine.stats())["running_requests"] + stats[
+            "waiting_requests"
+        ] and time.monotonic() < deadline:
             time.sleep(0.01)
-        return not stats["running"] + stats["waiting"]
+        return not stats["running_requests"] + stats["waiting_requests"]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_scores_equal_those_of_the_model_also_when_prefixes_are_shared(world: Wo
         scores = asyncio.run(world.engine.score(sequences, starts))
         for ids, start, got in zip(sequences, starts, scores, strict=True):
             assert close_to(got, world.logprobs(ids, start) if start < len(ids) else [])
-    assert world.engine.stats()["cached_prompt_tokens"] > 0
+    assert world.engine.stats()["cached_prompt_tokens_total"] > 0
 
 
 def test_a_response_ends_with_a_token_or_a_text_that_stops_it(world: World) -> None:
@@ -195,7 +197,7 @@ def test_new_weights_serve_exactly_also_behind_a_cached_prompt(world: World) -> 
     assert {r.version for d in after for r in d.versions} == {7} == {world.engine.version}
     (score,) = asyncio.run(world.engine.score([ids], [1]))
     assert close_to(score, world.logprobs(ids, 1, state))
-    assert 0 < world.engine.stats()["swap_ms"] < 5000
+    assert 0 < world.engine.stats()["swap_s"] < 5
 
 
 def test_a_swap_in_mid_generation_closes_a_run_of_versions_and_stays_exact(world: World) -> None:
@@ -205,9 +207,9 @@ def test_a_swap_in_mid_generation_closes_a_run_of_versions_and_stays_exact(world
 
     async def both() -> tuple[tuple[Completion, ...], tuple[tuple[float, ...], ...]]:
         ids = world.engine.tokenizer.encode(LONG)
-        before = world.engine.stats()["busy_s"]
+        before = world.engine.stats()["busy_s_total"]
         running = asyncio.create_task(world.engine.generate(ids, Sampling(max_tokens=160, n=6)))
-        while world.engine.stats()["busy_s"] == before or world.engine.stats()["running"] < 6:
+        while world.engine.stats()["busy_s_total"] == before or world.engine.stats()["running_requests"] < 6:
             await asyncio.sleep(0.002)
         await asyncio.sleep(0.1)
         scores = asyncio.create_task(world.engine.score([ids] * 3, [1] * 3))
@@ -258,7 +260,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_served_until_good_on
     async def refused() -> None:
         sampling = Sampling(max_tokens=400, n=8)
         waiting = asyncio.create_task(world.engine.generate(world.engine.tokenizer.encode("a"), sampling))
-        while not world.engine.stats()["running"]:
+        while not world.engine.stats()["running_requests"]:
             await asyncio.sleep(0.002)
         with pytest.raises(WeightsRefused, match=message):
             await world.engine.load_weights(bad)
@@ -271,7 +273,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_served_until_good_on
             refuse()
     with pytest.raises(WeightsRefused):
         asyncio.run(world.engine.score([[5, 6]], [1]))
-    assert world.idle() and world.engine.stats()["serving"] == 0
+    assert world.idle() and world.engine.stats()["serving_frac"] == 0
     world.load(seed=4, version=10)
     check(world, "a", world.generate("a", Sampling(max_tokens=4))[0])
 
@@ -301,9 +303,9 @@ def test_all_scores_of_a_call_come_from_one_version(world: World) -> None:
     world.versions[version] = world.perturbed(3)
 
     async def swap_amid() -> tuple[tuple[float, ...], ...]:
-        before = world.engine.stats()["requests"]
+        before = world.engine.stats()["requests_total"]
         scores = asyncio.create_task(world.engine.score(texts, [len(text) - 9 for text in texts]))
-        while world.engine.stats()["requests"] < before + 3:
+        while world.engine.stats()["requests_total"] < before + 3:
             await asyncio.sleep(0.001)
         assert not scores.done()
         await world.engine.load_weights(world.handle(world.versions[version], version))
@@ -335,7 +337,7 @@ def test_a_cancelled_request_frees_the_engine(world: World) -> None:
     async def cancel() -> None:
         prompt = world.engine.tokenizer.encode("a")
         task = asyncio.create_task(world.engine.generate(prompt, Sampling(max_tokens=600, n=64)))
-        while not world.engine.stats()["running"]:
+        while not world.engine.stats()["running_requests"]:
             await asyncio.sleep(0.002)
         task.cancel()
         await asyncio.wait([task])
@@ -383,7 +385,7 @@ def test_a_failing_step_fails_every_waiting_request_with_its_cause(
     async def broken() -> None:
         prompt = world.engine.tokenizer.encode("a")
         tasks = [asyncio.create_task(world.engine.generate(prompt, Sampling(max_tokens=600, n=8))) for _ in range(3)]
-        while world.engine.stats()["running"] < 24:
+        while world.engine.stats()["running_requests"] < 24:
             await asyncio.sleep(0.002)
         core: Any = world.engine._stepper.engine.engine_core
         monkeypatch.setattr(core.engine_core.model_executor, "execute_model", lambda *_, **__: 1 / 0)
@@ -396,4 +398,4 @@ def test_a_failing_step_fails_every_waiting_request_with_its_cause(
     for refuse in (lambda: world.generate("a", Sampling()), world.engine.ping):
         with pytest.raises(PartLost, match="must be started anew"):
             refuse()
-    assert world.engine.stats()["serving"] == 0
+    assert world.engine.stats()["serving_frac"] == 0

@@ -58,11 +58,11 @@ def swap_amid(world: World, running: str, num_swaps: int, num_samples: int) -> t
 
     async def amid(handles: list[WeightsHandle]) -> tuple[Completion, ...]:
         task = asyncio.create_task(world.engine.generate(prompt, Sampling(max_tokens=150, n=num_samples)))
-        while world.engine.stats()["running"] < min(num_samples, SEATS):
+        while world.engine.stats()["running_requests"] < min(num_samples, SEATS):
             await asyncio.sleep(0.002)
         for handle in handles:
-            steps = world.engine.stats()["steps"]
-            while world.engine.stats()["steps"] < steps + 7 and not task.done():
+            steps = world.engine.stats()["engine_steps_total"]
+            while world.engine.stats()["engine_steps_total"] < steps + 7 and not task.done():
                 await asyncio.sleep(0.001)
             await world.engine.load_weights(handle)
         return await task

@@ -73,7 +73,7 @@ def test_aer_by_hand() -> None:
     assert control.coefficient == 0.05, "at most entropy_max_coef"
     figures = control.figures(control.weigh([credited(0, 0), credited(1, 1)]))
     assert figures == {
-        "entropy/coefficient": 0.05,
+        "entropy/bonus_coef": 0.05,
         "entropy/weight_mean": pytest.approx(0.025),
         "entropy/weighted_frac": 0.5,
         "entropy/target_nats": pytest.approx(0.2),

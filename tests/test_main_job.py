@@ -19,6 +19,7 @@ import pytest
 
 from capo_ray.config import TrainConfig
 from capo_ray.ledger import LEDGER_FILE
+from capo_ray.metrics.register import unregistered
 from capo_ray.place.build import CRITIQUES_FILE
 from capo_ray.problems import build_problems
 from tests.test_critics_figures import OF_THE_TIER, PROMISED
@@ -130,9 +131,9 @@ def test_the_ledger_of_a_run_balances(clean: Path) -> None:
 def test_engine_and_learner_agree_after_every_publish(clean: Path) -> None:
     # Each publish carried a canary of 48 tokens, longer than a cache block, which the engine scored to 1e-4 while it
     # went on generating; a worker that disagrees is refused and the run fails.
-    rows = [row for row in rows_of(clean) if "loss/total" in row]
+    rows = [row for row in rows_of(clean) if "loss/objective_mean" in row]
     assert len(rows) == 4
-    assert all(row["rollout/restarts"] == 0 for row in rows)
+    assert all(row["rollout/restarts_total"] == 0 for row in rows)
     assert rows[-1]["loss/kl_last_pass_nats"] > 0
 
 
@@ -149,7 +150,8 @@ def test_sampler_and_learner_logprobs_agree_on_fresh_tokens(clean: Path) -> None
 
 def test_every_update_logs_what_the_critics_said_and_cost(clean: Path) -> None:
     for row in rows_of(clean):
-        if "loss/total" in row:
+        assert unregistered(row.keys() - {"update", "unix_s"}) == []
+        if "loss/objective_mean" in row:
             assert row.keys() >= PROMISED | OF_THE_TIER, sorted((PROMISED | OF_THE_TIER) - row.keys())
 
 
@@ -196,8 +198,8 @@ def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_pat
     problems = build_problems(TrainConfig().data, TrainConfig().run.seed).train
     assert problems_of(run_dir, "trained") == {problems.next_problem().id for _ in range(num_updates * 4)}
     assert ledger_of(run_dir)["balanced"] is True and ledger_of(run_dir)["trained_twice"] == 0
-    last = [row for row in rows_of(run_dir) if "loss/total" in row][-1]
-    assert last["critic/restarts"] >= 3 and last["critic/calls_resent"] >= 1
+    last = [row for row in rows_of(run_dir) if "loss/objective_mean" in row][-1]
+    assert last["critic/restarts_total"] >= 3 and last["critic/calls_resent_total"] >= 1
     assert last["critic/lost_groups_total"] == 0
     # Every response was answered until its quorum of 3, or in full: only what the critic wrote itself can miss it.
     answers = answers_of(run_dir)
@@ -230,7 +232,7 @@ def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> Non
     ledger = ledger_of(run_dir)
     assert ledger["balanced"] is True and ledger["trained_twice"] == 0
     assert ledger["counts"]["trained"] == 5 * 4 * 4
-    assert sorted(int(r["update"]) for r in rows_of(run_dir) if "loss/total" in r) == list(range(1, 6))
+    assert sorted(int(r["update"]) for r in rows_of(run_dir) if "loss/objective_mean" in r) == list(range(1, 6))
     sessions = json.loads((run_dir / "history.json").read_text())["sessions"]
     assert [s["from_version"] for s in sessions] in ([0, 2], [0, 4])
     assert finish(start(run_dir, f"resume={run_dir}"), run_dir) == 1
@@ -278,11 +280,11 @@ def test_acpo_comes_to_its_second_stage_and_a_resume_keeps_the_policy_that_kl_is
     run_dir, _, _ = interrupted
     again = start(run_dir, f"resume={run_dir}")
     assert finish(again, run_dir) == 0, log_of(run_dir)
-    rows = [row for row in rows_of(run_dir) if "loss/total" in row]
+    rows = [row for row in rows_of(run_dir) if "loss/objective_mean" in row]
     kl = [row.get("loss/kl_nats") for row in rows]
     assert kl[:3] == [None] * 3 and kl[3] == pytest.approx(0.0, abs=1e-6), "the fourth update is measured from itself"
     assert all(0 < value < 0.1 for value in kl[4:]), "still from the end of stage 1, not from the first policy"
-    coefficients = [row["entropy/coefficient"] for row in rows]
+    coefficients = [row["entropy/bonus_coef"] for row in rows]
     assert coefficients == sorted(coefficients) and coefficients[0] == 0.01 < coefficients[-1]
     assert [row["entropy/weighted_frac"] > 0 for row in rows] == [True] * 3 + [False] * 5
     assert rows[0]["loss/mismatch_max_nats"] < 1e-4 and rows[0]["loss/reined_frac"] > 0

@@ -57,13 +57,13 @@ def updates(path: Path) -> list[int]:
 def test_figures_of_one_update_share_one_row(path: Path) -> None:
     tracker = JsonlTracker(path)
     tracker.log({"eval/accuracy_frac": 0.25}, update=0)
-    tracker.log({"loss/policy": 1.0 / 3.0}, update=1)
-    tracker.log({"loss/policy": 0.5}, update=1)
+    tracker.log({"loss/objective_mean": 1.0 / 3.0}, update=1)
+    tracker.log({"loss/objective_mean": 0.5}, update=1)
     assert path.read_bytes().endswith(b"0.5}\n"), "a shorter row must not leave the tail of the longer one"
     tracker.log({"eval/accuracy_frac": 0.75}, update=1)
     tracker.close()
     assert updates(path) == [0, 1]
-    assert read_rows(path)[1]["loss/policy"] == 0.5 and read_rows(path)[1]["eval/accuracy_frac"] == 0.75
+    assert read_rows(path)[1]["loss/objective_mean"] == 0.5 and read_rows(path)[1]["eval/accuracy_frac"] == 0.75
     reopened = JsonlTracker(path)
     reopened.log({"late": 1.0}, update=1)
     assert updates(path) == [0, 1] and read_rows(path)[1]["late"] == 1.0
@@ -158,7 +158,7 @@ def test_an_optional_tracker_that_fails_is_reported_once_dropped_and_counted(cap
     trackers.close()
     assert [row["update"] for row in good.rows] == [0, 1, 2, 3, -1]
     assert bad.num_calls == 2 and trackers.num_dropped == 1
-    assert [row.get("metrics/dropped_trackers_count") for row in record.rows[:4]] == [None, None, 1.0, 1.0]
+    assert [row.get("metrics/dropped_trackers") for row in record.rows[:4]] == [None, None, 1.0, 1.0]
     assert len(caplog.records) == 1 and "tracker bad failed (ConnectionError: service unavailable)" in caplog.text
 
 

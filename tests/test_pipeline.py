@@ -354,7 +354,7 @@ def test_a_reward_model_rewards_every_group_once_and_is_trained_on_those_that_ar
     assert [sorted(map(str, keys)) for keys in model.trained] == [sorted(map(str, keys)) for keys in batches]
     assert max(Counter(model.rewarded).values()) == 1 and {k for keys in batches for k in keys} <= set(model.rewarded)
     rows = [row for _, row in parts.tracker.rows if "time/reward_model_s" in row]  # type: ignore[attr-defined]
-    assert len(rows) == 12 and all(row["reward_model/loss"] == 0.5 for row in rows)
+    assert len(rows) == 12 and all(row["reward_model/loss_mean"] == 0.5 for row in rows)
 
 
 def test_token_rewards_reach_the_credit_and_invalid_members_are_not_asked_for(tmp_path: Path) -> None:
@@ -523,8 +523,8 @@ def test_controller_curriculum_and_stage_go_on_after_a_resume(tmp_path: Path) ->
     state.next_group = 10_000
     run(again, state)
     assert again.learner.references == [], "the reference was refreshed before the kill"  # type: ignore[attr-defined]
-    rows = [row for _, row in again.tracker.rows if "entropy/coefficient" in row]  # type: ignore[attr-defined]
-    assert [row["entropy/coefficient"] for row in rows] == pytest.approx([0.032] * 4)
+    rows = [row for _, row in again.tracker.rows if "entropy/bonus_coef" in row]  # type: ignore[attr-defined]
+    assert [row["entropy/bonus_coef"] for row in rows] == pytest.approx([0.032] * 4)
     assert rows[0]["entropy/target_nats"] == pytest.approx(0.2)
     assert rows[-1]["curriculum/repeated_frac"] > 0
 

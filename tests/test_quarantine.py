@@ -70,7 +70,7 @@ def test_a_nan_logprob_costs_its_response_and_not_the_group_or_the_run(tmp_path:
     assert len(samples) == balance.counts["trained"] and 12 * 3 * 4 - 12 * 3 <= len(samples) < 12 * 3 * 4
     assert all(math.isfinite(x) for sample in samples for x in (*sample.sampler_logprobs, *sample.advantages))
     assert {str(sample.key) for sample in samples}.isdisjoint(row["key"] for row in rows)
-    logged = [figures for _, figures in parts.tracker.rows if "loss/policy" in figures]  # type: ignore[attr-defined]
+    logged = [figures for _, figures in parts.tracker.rows if "loss/objective_mean" in figures]  # type: ignore[attr-defined]
     assert logged[-1]["rollout/quarantined_total"] >= 3
     assert all(math.isfinite(value) for figures in logged for value in figures.values())
 
@@ -107,6 +107,6 @@ def test_a_mismatch_of_engine_and_learner_raises_an_alarm_and_is_said_once(
 
     parts = fake_parts(tmp_path, make_config(run={"num_updates": 4}), learner=Apart())
     run(parts)
-    alarms = [f["loss/mismatch_alarm"] for _, f in parts.tracker.rows if "loss/policy" in f]  # type: ignore[attr-defined]
+    alarms = [f["loss/mismatch_alarm"] for _, f in parts.tracker.rows if "loss/objective_mean" in f]  # type: ignore[attr-defined]
     assert alarms == [0.0, 1.0, 1.0, 1.0]
     assert [r.getMessage().startswith("update 2: engine and learner differ by 3.5") for r in caplog.records] == [True]

@@ -101,7 +101,7 @@ def test_the_model_learns_to_tell_right_from_wrong(model: Path, method: str) -> 
         reports = [train_on(learner, make_groups(seed, telling=True)) for seed in range(24)]
     finally:
         learner.close()
-    assert reports[-1]["reward_model/loss"] < reports[0]["reward_model/loss"]
+    assert reports[-1]["reward_model/loss_mean"] < reports[0]["reward_model/loss_mean"]
     assert sum(r["reward_model/accuracy_frac"] for r in reports[-4:]) / 4 > 0.9
 
 
@@ -116,7 +116,7 @@ def test_a_batch_without_pairs_has_no_accuracy_and_moves_only_what_needs_none(mo
     finally:
         learner.close()
     assert learner.version == 1 and "reward_model/accuracy_frac" not in metrics
-    assert (before == after) == OBJECTIVES[method].pairs_only == ("reward_model/loss" not in metrics)
+    assert (before == after) == OBJECTIVES[method].pairs_only == ("reward_model/loss_mean" not in metrics)
 
 
 @pytest.mark.real

@@ -76,14 +76,14 @@ def test_plain_numbers_never_wait_for_a_child() -> None:
         start = time.perf_counter()
         assert [v.reward for v in judge(pool, "12", r"\boxed{12}", "#### 12.0", r"\boxed{13}")] == [1, 1, 0]
         assert time.perf_counter() - start < 0.3
-        assert pool.stats()["verifier/checks"] == 0
+        assert pool.stats()["verifier/checks_total"] == 0
 
 
 def test_a_repeated_answer_is_checked_once(math_pool: VerifierPool) -> None:
-    before = math_pool.stats()["verifier/checks"]
+    before = math_pool.stats()["verifier/checks_total"]
     assert [v.reward for v in judge(math_pool, "x+7", *[r"\boxed{7+x}"] * 6)] == [1] * 6
     judge(math_pool, "x+7", r"so \boxed{7 + x}")
-    assert math_pool.stats()["verifier/checks"] == before + 1
+    assert math_pool.stats()["verifier/checks_total"] == before + 1
 
 
 def test_a_hang_is_an_invalid_verdict_and_its_neighbours_are_judged(custom_pool: VerifierPool) -> None:
@@ -92,7 +92,7 @@ def test_a_hang_is_an_invalid_verdict_and_its_neighbours_are_judged(custom_pool:
     assert [v.reward for v in verdicts] == [1, None, 0, 1]
     assert verdicts[1].reason.startswith("timeout")
     assert time.perf_counter() - start < 5
-    assert custom_pool.stats()["verifier/timeouts"] == 1
+    assert custom_pool.stats()["verifier/timeouts_total"] == 1
 
 
 def test_other_groups_do_not_wait_for_a_hang(custom_pool: VerifierPool) -> None:
@@ -202,8 +202,8 @@ def test_worn_out_checkers_are_replaced() -> None:
     with VerifierPool(config) as pool:
         for index in range(12):
             assert judge(pool, str(index), str(index))[0].reward == 1
-        assert pool.stats()["verifier/checker_starts"] >= 4
-        assert pool.stats()["verifier/process_starts"] == 1
+        assert pool.stats()["verifier/checker_starts_total"] >= 4
+        assert pool.stats()["verifier/process_starts_total"] == 1
 
 
 def test_the_deadline_of_a_group_leaves_late_pairs_invalid() -> None:
@@ -314,7 +314,7 @@ def test_a_check_that_the_machine_does_not_get_round_to_is_judged_all_the_same()
         os.kill(pid, signal.SIGSTOP)
         threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()
         assert judge(pool, "x+8", r"\boxed{8+x}")[0].reward == 1
-        assert pool.stats()["verifier/suspects"] == 0
+        assert pool.stats()["verifier/suspects_total"] == 0
 
 
 def test_a_custom_verifier_needs_a_path_and_others_take_none() -> None:
@@ -339,12 +339,12 @@ def test_a_bomb_ends_in_the_slow_lane_within_its_limit_and_costs_it_once() -> No
         assert bomb.reward is None and bomb.reason.startswith("timeout")
         assert (right.reward, wrong.reward) == (1, 0)
         stats = pool.stats()
-        assert stats["verifier/suspects"] >= 1 and stats["verifier/timeouts"] == 1
+        assert stats["verifier/suspects_total"] >= 1 and stats["verifier/timeouts_total"] == 1
         assert stats["verifier/slowest_check_s"] < 2.4  # 1.2 s, and what a busy machine adds
         start = time.perf_counter()
         assert judge(pool, "|x|", BOMB)[0].reward is None
         assert time.perf_counter() - start < 0.3
-        assert pool.stats()["verifier/checks"] == stats["verifier/checks"]
+        assert pool.stats()["verifier/checks_total"] == stats["verifier/checks_total"]
 
 
 @pytest.mark.usefixtures("_unrefused")

@@ -142,8 +142,8 @@ class CanaryWatch:
         """The judge's figures, and the canaries' last."""
         out = self._judge.stats()
         if self._report is not None:
-            out["critic/canary_recall"] = self._report.recall
-            out["critic/canary_precision"] = self._report.precision
+            out["critic/canary_recall_frac"] = self._report.recall
+            out["critic/canary_precision_frac"] = self._report.precision
             out["critic/canary_invalid_frac"] = self._report.invalid_frac
             out["critic/canary_alarm"] = float(self._report.alarms(self._least))
         return out

@@ -31,10 +31,10 @@ class EnsembleJudge:
         return tuple(_renumbered([c for answer in answers for c in answer[i]]) for i in range(len(responses)))
 
     def stats(self) -> dict[str, float]:
-        """The first critic's figures; the others' under their place: `critic/1/…`."""
+        """The first critic's figures; the others' under their place: `critic_1/…`."""
         out = self._first.stats()
         for place, other in enumerate(self._others, start=1):
-            out |= {name.replace("critic/", f"critic/{place}/", 1): x for name, x in other.stats().items()}
+            out |= {name.replace("critic/", f"critic_{place}/", 1): x for name, x in other.stats().items()}
         return out
 
 

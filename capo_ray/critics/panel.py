@@ -139,7 +139,7 @@ class Panel:
         return tuple(results[r.steps] for r in responses)
 
     def stats(self) -> dict[str, float]:
-        """The critic's figures, `critic/…`: totals since the start, shares and means over recent responses."""
+        """The critic's figures, `critic/…`: totals since the start."""
         return self._tally.figures() | (self._store.figures() if self._store is not None else {})
 
     def _ask(self, problem: Problem, steps: tuple[str, ...]) -> Asking:
@@ -212,7 +212,7 @@ class Panel:
         votes = [*hearing.held, *hearing.fresh]
         if not ended_early:
             votes += [self._missing(hearing, i) for i in range(len(votes), hearing.num_votes)]
-        self._tally.add_response(votes, len(hearing.asking.steps), early=ended_early)
+        self._tally.add_response(votes, early=ended_early)
         return tuple(votes)
 
     def _number(self, hearing: _Hearing) -> None:

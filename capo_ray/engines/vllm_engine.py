@@ -42,9 +42,9 @@ class VllmEngine:
         self._refused: WeightsRefused | None = None
         self._version = 0
         self._totals = dict.fromkeys(
-            ("requests", "generated_tokens", "prompt_tokens", "cached_prompt_tokens", "swaps", "refused_swaps"), 0.0
+            ("requests", "generated_tokens", "prompt_tokens", "cached_prompt_tokens", "swaps", "refused_swaps"), 0
         )
-        self._swap_ms = self._swap_max_ms = 0.0
+        self._swap_s = self._swap_s_max = 0.0
 
     # -- life
 
@@ -86,19 +86,19 @@ class VllmEngine:
         return self._version
 
     def stats(self) -> dict[str, float]:
-        """Totals since the start, and what is under way; raises nothing, also when broken."""
+        """Totals since the start, and what is under way, as `quantity_unit`; raises nothing, also when broken."""
         stepper = self._stepper
         running, waiting = stepper.request_counts()
         return {
-            **self._totals,
-            "running": float(running),
-            "waiting": float(waiting),
-            "version": float(self._version),
-            "swap_ms": self._swap_ms,
-            "swap_max_ms": self._swap_max_ms,
-            "busy_s": stepper.seconds_busy,
-            "steps": float(stepper.num_steps),
-            "serving": float(stepper.alive and self._refused is None),
+            **{f"{name}_total": float(count) for name, count in self._totals.items()},
+            "running_requests": float(running),
+            "waiting_requests": float(waiting),
+            "version_updates": float(self._version),
+            "swap_s": self._swap_s,
+            "swap_s_max": self._swap_s_max,
+            "busy_s_total": stepper.seconds_busy,
+            "engine_steps_total": float(stepper.num_steps),
+            "serving_frac": float(stepper.alive and self._refused is None),
         }
 
     # -- TextEngine
@@ -213,8 +213,7 @@ class VllmEngine:
         self._refused = None
         self._version = manifest.version
         self._totals["swaps"] += 1
-        self._swap_ms = 1e3 * seconds
-        self._swap_max_ms = max(self._swap_max_ms, self._swap_ms)
+        self._swap_s, self._swap_s_max = seconds, max(self._swap_s_max, seconds)
 
     def _refuse(self, error: WeightsRefused) -> None:
         """Serve nothing from here on, and fail what is under way."""

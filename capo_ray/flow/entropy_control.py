@@ -89,7 +89,7 @@ class EntropyControl:
                     weights += row.counts() or Counter({0.0: len(credit.advantages[i])})
         count = max(1, weights.total())
         figures = {
-            "entropy/coefficient": self.coefficient,
+            "entropy/bonus_coef": self.coefficient,
             "entropy/weight_mean": exact_sum(weights.items()) / count,
             "entropy/weighted_frac": sum(n for w, n in weights.items() if w != 0) / count,
         }

@@ -30,7 +30,7 @@ class EvalReport:
 
     def figures(self) -> dict[str, float]:
         """What is logged; the accuracy is absent where no response was judged."""
-        figures = {"eval/invalid": float(self.num_invalid), "eval/failed": float(self.num_failed)}
+        figures = {"eval/invalid_responses": float(self.num_invalid), "eval/failed_requests": float(self.num_failed)}
         if self.num_failed < self.num_problems:
             figures["eval/response_tokens_mean"] = self.mean_tokens
         return figures | ({} if math.isnan(self.accuracy) else {"eval/accuracy_frac": self.accuracy})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from capo_ray.credit import audit
+from capo_ray.critics.quality import vote_agreement
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.parts import StepTruth
 from capo_ray.protocols import step_texts
@@ -78,14 +80,11 @@ def _ratio(hits: int, others: int) -> float | None:
 
 def agreement(group: CreditedGroup) -> list[float]:
     """For each response with two or more valid critiques, the mean pairwise share of steps on which they agree."""
-    shares = []
-    for member in group.group.members:
-        flagged = [c.flagged for c in member.evidence.critiques if c.flagged is not None]
-        pairs = [(a, b) for i, a in enumerate(flagged) for b in flagged[i + 1 :]]
-        if pairs:
-            steps = len(member.steps)
-            shares.append(sum(1 - len(a ^ b) / steps for a, b in pairs) / len(pairs))
-    return shares
+    shares = [
+        vote_agreement([c.flagged for c in member.evidence.critiques if c.flagged is not None], len(member.steps))
+        for member in group.group.members
+    ]
+    return [share for share in shares if not math.isnan(share)]
 
 
 def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float]) -> dict[str, float]:

@@ -254,7 +254,6 @@ class Pipeline:
         }
         figures |= self.parts.problems.train.figures()
         figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
-        # Their own names stand before a worker's of the same name, which are as old as its last ping.
         step_s = waited_s + report.seconds + publish_s
         figures |= judge_figures(groups, self.parts.config, waited_s=waited_s, step_s=step_s)
         figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()

@@ -155,7 +155,7 @@ class RewardLearner:
         norm = self._backend.move(self.spec.reward_model.lr)
         if not math.isfinite(norm):
             return None
-        metrics = {"reward_model/loss": loss, "reward_model/grad_norm": norm}
+        metrics = {"reward_model/loss_mean": loss, "reward_model/grad_norm": norm}
         right, count = rank_pairs(scores, known.outcomes, known.groups)
         if count:
             metrics["reward_model/accuracy_frac"] = right / count

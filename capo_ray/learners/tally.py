@@ -63,8 +63,8 @@ class Tally:
             return sum(row[name] for row in self._passes) / len(self._passes)
 
         metrics = {
-            "loss/total": mean("loss"),
-            "loss/surrogate": mean("surrogate"),
+            "loss/objective_mean": mean("loss"),
+            "loss/surrogate_mean": mean("surrogate"),
             "loss/clip_frac": mean("clipped") / tokens,
             "loss/ratio_mean": mean("ratio") / tokens,
             "loss/ratio_max": max(row["max_ratio"] for row in self._passes),
@@ -72,10 +72,10 @@ class Tally:
             "loss/mismatch_kl_nats": first["mismatch_kl"] / tokens,
             "loss/mismatch_max_nats": first["max_mismatch"],
             "learner/grad_norm": mean("grad_norm"),
-            "learner/lr": last["lr"],
+            "learner/learning_rate": last["lr"],
             "learner/loss_tokens": first["tokens"],
             "learner/padded_tokens": first["padded_tokens"],
-            "learner/num_microbatches": first["microbatches"],
+            "learner/update_microbatches": first["microbatches"],
         }
         if "kl" in first:
             metrics["loss/kl_nats"] = first["kl"] / tokens

@@ -1,7 +1,8 @@
 """The metrics room: numbers, transcripts and pictures of a run, for people and for programs.
 
-`metrics.jsonl` is the record: one row per update, always there, cut back on resume. Everything else is optional, and an
-optional tracker that fails is reported once, counted and left behind: it never ends a run.
+`register` names every figure. `metrics.jsonl` is the record: one row per update, always there, cut back on resume.
+Everything else is optional, and an optional tracker that fails is reported once, counted and left behind: it never ends
+a run.
 """
 
 from capo_ray.metrics.build import FanOut, build_trackers

@@ -19,7 +19,7 @@ class FanOut:
     """The record and the optional trackers (`protocols.Tracker`).
 
     An error of the record is the run's. An optional tracker that raises is reported once and dropped; later rows carry
-    `metrics/dropped_trackers_count`.
+    `metrics/dropped_trackers`.
     """
 
     def __init__(self, record: Tracker, optional: Mapping[str, Tracker]) -> None:
@@ -29,7 +29,7 @@ class FanOut:
 
     def log(self, metrics: Mapping[str, float], *, update: int) -> None:
         """Record the figures, then show them wherever else that still works."""
-        dropped = {"metrics/dropped_trackers_count": float(self.num_dropped)} if self.num_dropped else {}
+        dropped = {"metrics/dropped_trackers": float(self.num_dropped)} if self.num_dropped else {}
         self._record.log({**metrics, **dropped}, update=update)
         for name, tracker in list(self._optional.items()):
             self._attempt(name, lambda tracker=tracker: tracker.log(metrics, update=update))  # type: ignore[misc]

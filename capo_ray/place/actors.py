@@ -87,7 +87,7 @@ class Actors:
 
     def restarts(self) -> dict[str, float]:
         """How often the workers of each role were replaced."""
-        return {name: value for name, value in self.stats().items() if name.endswith("/restarts")}
+        return {name: value for name, value in self.stats().items() if name.endswith("/restarts_total")}
 
     def close(self) -> None:
         """Kill every actor; called once."""

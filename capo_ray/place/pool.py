@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
+from capo_ray.metrics.register import merge
 from capo_ray.place.calls import ActorGone, await_ref, end_actor, one_line
 from capo_ray.place.face import send
 from capo_ray.place.restarts import MAX_BROKEN, Restarts
@@ -173,20 +174,16 @@ class WorkerPool(Generic[W]):
         return [worker.pid for worker in self._workers.values() if worker.ready]
 
     def stats(self) -> dict[str, float]:
-        """Queue depth, ready workers, restarts, calls sent again, and the parts' own figures as of their last ping.
-
-        Names that end in `_total` are summed over workers, others averaged.
-        """
+        """Queue depth, ready workers, restarts, calls sent again, and the parts' own figures as of their last ping."""
         own: dict[str, list[float]] = {}
         for worker in self._workers.values():
             for name, value in worker.figures.items():
                 own.setdefault(name if "/" in name else f"{self.role}/{name}", []).append(value)
-        merged = {n: sum(v) if n.endswith("_total") else sum(v) / len(v) for n, v in own.items()}
-        return merged | {
-            f"{self.role}/calls_in_flight": float(sum(w.in_flight for w in self._workers.values())),
-            f"{self.role}/workers_ready": float(self.num_ready),
-            f"{self.role}/restarts": float(self.num_restarts),
-            f"{self.role}/calls_resent": float(self.num_resent),
+        return {name: merge(name, values) for name, values in own.items()} | {
+            f"{self.role}/in_flight_calls": float(sum(w.in_flight for w in self._workers.values())),
+            f"{self.role}/ready_workers": float(self.num_ready),
+            f"{self.role}/restarts_total": float(self.num_restarts),
+            f"{self.role}/calls_resent_total": float(self.num_resent),
         }
 
     def close(self) -> None:

@@ -98,10 +98,10 @@ class CriticWorker:
         self._engine.ping()
         engine = self._engine.stats()
         return self._judge.stats() | {
-            "critic/requests_running": engine["running"],
-            "critic/requests_waiting": engine["waiting"],
-            "critic/engine_busy_s_total": engine["busy_s"],
-            "critic/prefix_hit_tokens_total": engine["cached_prompt_tokens"],
+            "critic/running_requests": engine["running_requests"],
+            "critic/waiting_requests": engine["waiting_requests"],
+            "critic/engine_busy_s_total": engine["busy_s_total"],
+            "critic/prefix_hit_tokens_total": engine["cached_prompt_tokens_total"],
         }
 
     async def critique(

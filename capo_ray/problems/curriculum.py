@@ -70,7 +70,7 @@ class Curriculum:
     def figures(self) -> dict[str, float]:
         rates = [met.rate for met in self._met.values()]
         return {
-            "curriculum/problems": float(len(rates)),
+            "curriculum/known_problems": float(len(rates)),
             "curriculum/pass_rate_mean": sum(rates) / len(rates) if rates else float("nan"),
             "curriculum/repeated_frac": self._repeats / max(1, self._draws),
         }

@@ -13,8 +13,9 @@ is given: a Python number takes 32 bytes. Beware that `+` adds arrays; `concaten
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -158,11 +159,18 @@ class Evidence(ByValue):
     entropies: FloatArray = ()  # type: ignore[assignment]  # [T]: sampler entropy of each response token
     num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
     hint_gains: FloatArray = ()  # type: ignore[assignment]  # [T]: logprob of each token under a hint, less without it
+    more: Mapping[str, Any] = field(default_factory=dict)  # by kind: what a method from outside this package asked for
 
     def __post_init__(self) -> None:
         # What comes from a model is float32; what a file gives keeps all its digits.
         either = (np.float64, np.float32)
         freeze_fields(self, token_rewards=either, entropies=(np.float32,), hint_gains=either)
+
+    def __or__(self, other: Evidence) -> Evidence:
+        """Both kinds of evidence of one response; of a kind that both tell, the other's."""
+        told = {f.name: getattr(other, f.name) for f in fields(other)}
+        kept = {name: value for name, value in told.items() if (value if isinstance(value, int) else len(value))}
+        return replace(self, **(kept | {"more": {**self.more, **other.more}}))
 
     @property
     def votes(self) -> tuple[int, int]:

@@ -14,7 +14,6 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.budgets import batch_deadline_s
-from capo_ray.flow.evidence import score_answers
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
@@ -572,7 +571,8 @@ def test_no_answer_is_scored_after_the_token_that_ended_a_response_whichever_it_
         Judged(Trajectory(TrajectoryKey("p", 0, i), (63,), response), Verdict(1, ""), ((0, 3), (3, 5)))
         for i, response in enumerate((whole, other_end, cut_off))
     ]
-    asyncio.run(score_answers(parts, Problem("p", "?", "7"), members))
+    (source, _) = GroupWay(parts).sources  # answers, and the entropies that cut the steps
+    asyncio.run(source.gather(Problem("p", "?", "7"), members, 0.0))
     assert asked == ["?=7", "?a\n\n=7", "?a\n\nb=7", "?a\n\nbc=7"]
 
 

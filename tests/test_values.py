@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from capo_ray.config import TrainConfig
-from capo_ray.flow.values import MemberValues, estimate_step_values
+from capo_ray.flow import GroupWay, Parts
 from capo_ray.protocols import PartTimeout, Sampling
-from capo_ray.types import Completion, Judged, Problem, Trajectory, TrajectoryKey, Verdict
+from capo_ray.types import Completion, Evidence, Judged, Problem, Trajectory, TrajectoryKey, Verdict
 from tests.fakes import FakeEngine, FakeTokenizer, FakeVerifier, completion, fake_parts
 
 PROBLEM = Problem("p", "digit 7", "7")
@@ -53,18 +53,29 @@ def member(text: str, steps: Sequence[tuple[int, int]], sample: int = 0) -> Judg
     )
 
 
-def estimate(tmp_path: Path, engine: FakeEngine, members: Sequence[Judged], limit: int = 20) -> list[MemberValues]:
-    config = TrainConfig.model_validate({"credit": {"method": "vineppo"}, "rollout": {"max_response_tokens": limit}})
-    parts = fake_parts(tmp_path, config, engine=engine, verifier=PickyVerifier(), judge=None)
-    return asyncio.run(asyncio.wait_for(estimate_step_values(parts, PROBLEM, members, 4), 10))
+def make_config(num_rollouts: int, limit: int = 20) -> TrainConfig:
+    credit = {"method": "vineppo", "rollouts_per_prefix": num_rollouts}
+    return TrainConfig.model_validate({"credit": credit, "rollout": {"max_response_tokens": limit}})
+
+
+def gather(parts: Parts, members: Sequence[Judged]) -> Sequence[Evidence]:
+    (source,) = GroupWay(parts).sources
+    found = asyncio.run(asyncio.wait_for(source.gather(PROBLEM, members, 0.0), 10))
+    assert found is not None
+    return found
+
+
+def estimate(tmp_path: Path, engine: FakeEngine, members: Sequence[Judged], limit: int = 20) -> Sequence[Evidence]:
+    parts = fake_parts(tmp_path, make_config(4, limit), engine=engine, verifier=PickyVerifier(), judge=None)
+    return gather(parts, members)
 
 
 def test_the_value_of_a_prefix_is_the_share_of_its_continuations_that_end_right(tmp_path: Path) -> None:
     endings = {"": ["7", "1", "1", "1"], "ab\n\n": ["c7", "7", "7", "1"]}
     engine = ScriptedEngine(endings.__getitem__)
     (found,) = estimate(tmp_path, engine, [member("ab\n\n7", [(0, 4), (4, 6)])])
-    assert found.values == (0.25, 0.75, 1.0)
-    assert found.num_tokens == 4 * 2 + 3 + 3 * 2
+    assert found.step_values == (0.25, 0.75, 1.0)
+    assert found.num_value_tokens == 4 * 2 + 3 + 3 * 2
     assert {text: (s.n, s.max_tokens, s.temperature) for text, s in engine.asked} == {
         "": (4, 20, 1.0),
         "ab\n\n": (4, 16, 1.0),
@@ -87,10 +98,9 @@ def test_a_continuation_is_judged_with_the_space_before_its_first_word(tmp_path:
             return await super().verify(answer, responses)
 
     read: list[str] = []
-    config = TrainConfig.model_validate({"credit": {"method": "vineppo"}, "rollout": {"max_response_tokens": 20}})
     fakes = {"engine": Continuing(), "verifier": Reading(), "tokenizer": Stripping(), "judge": None}
-    parts = fake_parts(tmp_path, config, **fakes)
-    asyncio.run(estimate_step_values(parts, PROBLEM, [member("a. b 7", [(0, 4), (4, 7)])], 1))
+    parts = fake_parts(tmp_path, make_config(1), **fakes)
+    gather(parts, [member("a. b 7", [(0, 4), (4, 7)])])
     assert sorted(read) == ["a. b is 7", "is 7"]
 
 
@@ -99,20 +109,20 @@ def test_equal_prefixes_of_siblings_are_continued_once(tmp_path: Path) -> None:
     members = [member("a\n\n7", [(0, 3), (3, 5)], 0), member("a\n\n1", [(0, 3), (3, 5)], 1)]
     first, second = estimate(tmp_path, engine, members)
     assert sorted(text for text, _ in engine.asked) == ["", "a\n\n"]
-    assert (first.values, second.values) == ((1.0, 1.0, 1.0), (1.0, 1.0, 0.0))
-    assert (first.num_tokens, second.num_tokens) == (16, 0)
+    assert (first.step_values, second.step_values) == ((1.0, 1.0, 1.0), (1.0, 1.0, 0.0))
+    assert (first.num_value_tokens, second.num_value_tokens) == (16, 0)
 
 
 def test_invalid_verdicts_are_left_out_and_an_unknown_value_is_no_change(tmp_path: Path) -> None:
     endings = {"": ["7", "?", "1", "?"], "ab\n\n": ["?"] * 4}
     (found,) = estimate(tmp_path, ScriptedEngine(endings.__getitem__), [member("ab\n\n1", [(0, 4), (4, 6)])])
-    assert found.values == (0.5, 0.5, 0.0)
+    assert found.step_values == (0.5, 0.5, 0.0)
 
 
 def test_a_prefix_without_room_for_another_token_is_worth_its_outcome(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda text: ["1"] * 4)
     (found,) = estimate(tmp_path, engine, [member("ab\n\n7", [(0, 4), (4, 6)])], limit=4)
-    assert found.values == (0.0, 1.0, 1.0)
+    assert found.step_values == (0.0, 1.0, 1.0)
     assert [text for text, _ in engine.asked] == [""]
 
 

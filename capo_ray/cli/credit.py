@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from capo_ray.cli.credit_lines import FieldError, read_group
+from capo_ray.cli.credit_lines import read_group
 from capo_ray.cli.line_count import LineCount
 from capo_ray.cli.schema import ConfigError, keys_of
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.credit import EvidenceError, assign_credit, audit
+from capo_ray.evidence import FieldError
 from capo_ray.types import Group, GroupCredit
 
 HELP = """assign credit to judged groups offline: JSON lines in, token advantages out

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, deque
 
 from capo_ray.config import TrainConfig
+from capo_ray.evidence import deadline_s
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.protocols import RunFailed
 
@@ -99,13 +100,4 @@ class Budgets:
 
 def batch_deadline_s(config: TrainConfig) -> float:
     """The seconds within which the groups under way are finished where every part keeps its own deadline."""
-    rollout, critic, verifier = config.rollout.deadline_s, config.critic.deadline_s, config.verifier.deadline_s
-    more = {
-        # A group is sent to a second worker within twice the tier's deadline, and waits for a tier that is down.
-        "critiques": critic + config.critic.outage_budget_s,
-        "answer_logprobs": rollout,
-        "hinted_logprobs": rollout,
-        "step_values": rollout + verifier,
-        "token_rewards": config.learner.deadline_s,
-    }
-    return rollout + critic + verifier + sum(more.get(asked.name, 0.0) for asked in config.credit.evidence())
+    return config.rollout.deadline_s + config.critic.deadline_s + config.verifier.deadline_s + deadline_s(config)

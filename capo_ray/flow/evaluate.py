@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from capo_ray.config.seeds import draw_seed
 from capo_ray.flow.group import GroupWay
 from capo_ray.flow.parts import Parts
-from capo_ray.flow.seeds import draw_seed
 from capo_ray.protocols import PartLost, PartTimeout, Sampling
 from capo_ray.types import Completion, Problem, Verdict
 

@@ -8,39 +8,23 @@ whose verdict is invalid is not critiqued, not trained, and stands outside all m
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from capo_ray.arrays import NO_RUNS, FloatArray, frozen
-from capo_ray.config.credit import AnswerLogprobs, Critiques, HintedLogprobs, StepValues, TokenRewards
-from capo_ray.config.credit.hints import ANSWER_SLOT
-from capo_ray.credit import assign_credit, critiques_matter
-from capo_ray.critics.outage import PatientJudge
-from capo_ray.flow.evidence import answer_tokens, score_answers, score_hints
+from capo_ray.arrays import NO_RUNS, frozen
+from capo_ray.config.seeds import response_seed
+from capo_ray.credit import assign_credit
+from capo_ray.evidence import Doors, build_sources, gather
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
-from capo_ray.flow.seeds import response_seed
-from capo_ray.flow.values import MemberValues, estimate_step_values
 from capo_ray.prompts import build_policy_prompt
-from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout, Sampling, step_texts
+from capo_ray.protocols import PartLost, PartTimeout, Sampling
 from capo_ray.steps import SpanError, split_steps, without_thinking
-from capo_ray.types import (
-    Critique,
-    Evidence,
-    Group,
-    GroupCredit,
-    Judged,
-    Problem,
-    Sample,
-    Span,
-    Trajectory,
-    TrajectoryKey,
-)
+from capo_ray.types import Group, GroupCredit, Judged, Problem, Sample, Span, Trajectory, TrajectoryKey
 
 GROUP_FAILURES = (PartTimeout, PartLost, SpanError, Quarantined)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
@@ -114,13 +98,26 @@ class GroupWay:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._asked = parts.config.credit.asked
         self._gate = Gate(parts.quarantine, parts.ledger, parts.config.run.max_nonfinite_groups)
-        self._judge = PatientJudge(parts.judge, parts.config.critic) if parts.judge is not None else None
+        doors = Doors(
+            config=parts.config,
+            tokenizer=parts.tokenizer,
+            engine=parts.engine,
+            verifier=parts.verifier,
+            judge=parts.judge,
+            reward_model=parts.reward_model,
+            ledger=parts.ledger,
+            encode_prompt=self.encode_prompt,
+            stops=parts.stops,
+        )
+        self.sources = build_sources(doors)
 
     def figures(self) -> dict[str, float]:
-        """How long critics were waited for, in a run with any, and how many responses were quarantined."""
-        return self._parts.quarantine.figures() | (self._judge.figures() if self._judge is not None else {})
+        """How many responses were quarantined, and what the sources of evidence tell of themselves."""
+        figures = self._parts.quarantine.figures()
+        for source in self.sources:
+            figures |= source.figures()
+        return figures
 
     def encode_prompt(self, problem: Problem) -> tuple[int, ...]:
         """The policy's prompt token ids of a problem [P]."""
@@ -135,13 +132,10 @@ class GroupWay:
         )
 
     def fits(self, problem: Problem) -> bool:
-        """Whether `model.max_model_len` holds prompt, response and, where it is scored, the reference answer."""
+        """Whether `model.max_model_len` holds prompt, response and what evidence puts beside them."""
         config = self._parts.config
         num_tokens = len(self.encode_prompt(problem)) + config.rollout.max_response_tokens
-        if self._asked(AnswerLogprobs):
-            num_tokens += sum(map(len, answer_tokens(self._parts, problem)))
-        if self._asked(HintedLogprobs):
-            num_tokens += len(self._hinted_prompt(problem)) - len(self.encode_prompt(problem))
+        num_tokens += sum(source.room_tokens(problem) for source in self.sources)
         return num_tokens <= config.model.max_model_len
 
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
@@ -164,12 +158,11 @@ class GroupWay:
             members = await self._verify(problem, trajectories)
             ledger.record(keys, "verified")
             mark("verify")
-            members = await self._gather_evidence(problem, members, progress, stage_s)
+            members, seconds = await gather(self.sources, problem, members, progress)
+            stage_s |= seconds
         except GROUP_FAILURES as error:
             ledger.record(keys, "dropped", reason=f"{type(error).__name__}: {error}")
             raise
-        if self._asked(Critiques):
-            ledger.record(keys, "critiqued", votes=[m.evidence.votes for m in members])
         mark("evidence")
         group = Group(group_id, problem, tuple(members))
         num_tokens = sum(member.num_tokens for member in members)
@@ -225,85 +218,3 @@ class GroupWay:
             Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), shared, completion)
             for sample, completion in enumerate(completions)
         ]
-
-    async def _gather_evidence(
-        self, problem: Problem, members: Sequence[Judged], progress: float, stage_s: dict[str, float]
-    ) -> list[Judged]:
-        """The members with exactly the evidence that the credit rule declared; invalid members stay bare."""
-        valid = [m for m in members if m.verdict.valid]
-        critiques, answers, values, rewards, hints = await asyncio.gather(
-            self._critique(problem, valid, progress, stage_s),
-            self._score(problem, valid),
-            self._value(problem, valid),
-            self._reward_tokens(valid),
-            self._hint(problem, valid),
-        )
-        evidence = {
-            id(m): Evidence(
-                critiques=c,
-                answer_logprobs=a,
-                step_values=v.values,
-                num_value_tokens=v.num_tokens,
-                token_rewards=r,
-                entropies=m.trajectory.response.entropies,
-                hint_gains=h,
-            )
-            for m, c, a, v, r, h in zip(valid, critiques, answers, values, rewards, hints, strict=True)
-        }
-        return [Judged(m.trajectory, m.verdict, m.steps, evidence.get(id(m), m.evidence)) for m in members]
-
-    async def _critique(
-        self, problem: Problem, members: Sequence[Judged], progress: float, stage_s: dict[str, float]
-    ) -> Sequence[tuple[Critique, ...]]:
-        """The critiques of each member, none where the credit rule reads none or `critic.skip` leaves the group out."""
-        config = self._parts.config
-        if not self._asked(Critiques) or not members:
-            return [()] * len(members)
-        if config.critic.skip == "no_gradient" and not critiques_matter(members, config.credit, progress):
-            return [()] * len(members)
-        started, judge = time.monotonic(), self._judge
-        assert judge is not None, "the credit rule reads critiques, so the run has a judge"
-        requests = [
-            JudgeRequest(step_texts(m.trajectory.response.text, m.trajectory.response.char_ends, m.steps))
-            for m in members
-        ]
-        critiques = await judge.critique(problem, requests, config.critic.num_votes)
-        stage_s["critique"] = time.monotonic() - started
-        return critiques
-
-    async def _score(self, problem: Problem, members: Sequence[Judged]) -> Sequence[tuple[float, ...]]:
-        """The answer logprobs of each member, none where the credit rule reads none."""
-        if not self._asked(AnswerLogprobs) or not members:
-            return [()] * len(members)
-        return await score_answers(self._parts, problem, members)
-
-    async def _value(self, problem: Problem, members: Sequence[Judged]) -> Sequence[MemberValues]:
-        """The Monte-Carlo values of each member's prefixes, none where the credit rule reads none."""
-        asked = self._asked(StepValues)
-        if asked is None or not members:
-            return [MemberValues((), 0)] * len(members)
-        return await estimate_step_values(self._parts, problem, members, asked.rollouts)
-
-    async def _hint(self, problem: Problem, members: Sequence[Judged]) -> Sequence[FloatArray]:
-        """What a hint adds to the logprob of each token of each member, none where the credit rule reads none."""
-        if not self._asked(HintedLogprobs) or not members:
-            return [np.empty(0)] * len(members)
-        return await score_hints(self._parts, members, self._hinted_prompt(problem))
-
-    def _hinted_prompt(self, problem: Problem) -> tuple[int, ...]:
-        """The policy's prompt with the reference answer told behind the question."""
-        asked = self._asked(HintedLogprobs)
-        assert asked is not None, "only a method that reads hints has one"
-        told = asked.hint.replace(ANSWER_SLOT, problem.answer)
-        return self.encode_prompt(replace(problem, prompt=problem.prompt + told))
-
-    async def _reward_tokens(self, members: Sequence[Judged]) -> Sequence[FloatArray]:
-        """The token rewards of each member, none where the credit rule reads none.
-
-        They are those of the reward model's weights at this moment, so of weights that have not seen the group.
-        """
-        if not self._asked(TokenRewards) or not members:
-            return [np.empty(0)] * len(members)
-        model = self._parts.reward_model
-        assert model is not None, "the credit rule reads token rewards, so the run has a reward model"
-        return await model.token_rewards([m.trajectory for m in members])

@@ -22,6 +22,7 @@ from capo_ray.config.credit.outcome import (
     RlooConfig,
 )
 from capo_ray.config.credit.requests import (
+    KINDS,
     AnswerLogprobs,
     Critiques,
     Entropies,
@@ -36,6 +37,7 @@ from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, 
 
 __all__ = [
     "CREDIT_METHODS",
+    "KINDS",
     "AcpoConfig",
     "AnswerLogprobs",
     "CapoConfig",

@@ -21,6 +21,9 @@ class Request:
 
     name: ClassVar[str]
     """Of the kind, as the documentation and the lines of `capo-ray credit` call it."""
+    source: ClassVar[str]
+    """Who gathers it: `package.module:Class` of an `EvidenceSource`, found when a run asks, so that this room needs
+    nobody's code."""
     continues_prompt: ClassVar[bool] = False
     """Whether the policy goes on from the one prompt that all siblings share."""
 
@@ -35,6 +38,7 @@ class Critiques(Request):
     """The critics' votes on the steps of a response, and on the whole where `overall` is read."""
 
     name: ClassVar[str] = "critiques"
+    source: ClassVar[str] = "capo_ray.evidence.critiques:CritiqueSource"
     vote: Vote
     quorum: int
     """Valid critiques that a response needs."""
@@ -55,6 +59,7 @@ class AnswerLogprobs(Request):
     """How likely the policy finds the reference answer, put behind `cue`, after each step."""
 
     name: ClassVar[str] = "answer_logprobs"
+    source: ClassVar[str] = "capo_ray.evidence.answers:AnswerSource"
     cue: str
 
 
@@ -63,6 +68,7 @@ class StepValues(Request):
     """How often the policy ends right from each prefix on, in so many `rollouts`."""
 
     name: ClassVar[str] = "step_values"
+    source: ClassVar[str] = "capo_ray.evidence.values:ValueSource"
     continues_prompt: ClassVar[bool] = True
     rollouts: int
 
@@ -75,6 +81,7 @@ class TokenRewards(Request):
     """
 
     name: ClassVar[str] = "token_rewards"
+    source: ClassVar[str] = "capo_ray.evidence.rewards:RewardSource"
     objective: RewardObjective
     trace_decay: float = 0.0
 
@@ -84,6 +91,7 @@ class HintedLogprobs(Request):
     """What a `hint` behind the question, which holds `{answer}` once, changes in the logprob of each token."""
 
     name: ClassVar[str] = "hinted_logprobs"
+    source: ClassVar[str] = "capo_ray.evidence.hints:HintSource"
     continues_prompt: ClassVar[bool] = True
     hint: str
 
@@ -93,6 +101,11 @@ class Entropies(Request):
     """The entropy of the distribution that each token was drawn from."""
 
     name: ClassVar[str] = "entropies"
+    source: ClassVar[str] = "capo_ray.evidence.entropies:EntropySource"
+
+
+KINDS: tuple[type[Request], ...] = (Critiques, AnswerLogprobs, StepValues, TokenRewards, HintedLogprobs, Entropies)
+"""Those of this package; a request from outside it is a kind too."""
 
 
 def asks_once(vote: str) -> bool:

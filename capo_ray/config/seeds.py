@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from capo_ray.config import TrainConfig
+from capo_ray.config.train import TrainConfig
 
 SEED_BITS = 30
 

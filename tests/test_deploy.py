@@ -22,7 +22,7 @@ import capo_ray
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir
 from capo_ray.cli.memory import policy_of
-from capo_ray.cli.plan import place_actors
+from capo_ray.demand import demand
 from tests.kustomize import render
 
 ROOT = Path(capo_ray.__file__).parent.parent
@@ -123,7 +123,7 @@ def test_the_rayjob_asks_for_an_end_and_for_a_token() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for(overlay: str) -> None:
     job = render(KUBERAY / overlay)
-    asked = {a.role: a.count * a.num_gpus for a in place_actors(compose_train(overrides_of(job)))}
+    asked = {a.role: a.count * a.num_gpus for a in demand(compose_train(overrides_of(job)))}
     for group in groups(job):
         (container,) = group["template"]["spec"]["containers"]
         present = group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])

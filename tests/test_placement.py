@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ray.cluster_utils import Cluster
 
 from capo_ray.config import TrainConfig
+from capo_ray.demand import Demand, find
 from capo_ray.place.capacity import Muster, shortage
 from capo_ray.place.placement import Places, ask_of, node_resources, shares_devices
 from capo_ray.protocols import RunFailed
@@ -21,6 +22,12 @@ from capo_ray.protocols import RunFailed
 def config(critic: dict[str, Any], **engine: Any) -> TrainConfig:
     defaults = {"num_gpus": 0.5, "num_cpus": 0.1, "gpu_memory_frac": 0.4}
     return TrainConfig.model_validate({"critic": defaults | critic, "engine": defaults | {"num_workers": 2} | engine})
+
+
+def critic_of(config: TrainConfig) -> Demand:
+    found = find(config, "critic")
+    assert found is not None
+    return found
 
 
 def test_colocated_parts_that_need_more_than_one_gpu_are_refused() -> None:
@@ -66,8 +73,8 @@ def places(config: TrainConfig) -> tuple[list[tuple[str, Any]], list[tuple[str, 
     """(node, GPUs) of the rollout workers and of the critics."""
     reserved = Places(config)
     asyncio.run(reserved.reserve())
-    rollout = [where(reserved.rollout(i)) for i in range(config.engine.num_workers)]
-    critic = [where(reserved.critic(i)) for i in range(config.critic.num_workers)]
+    rollout = [where(reserved.of("rollout", i)) for i in range(config.engine.num_workers)]
+    critic = [where(reserved.of("critic", i)) for i in range(config.critic.num_workers)]
     found = ray.get([ref for _, ref in rollout], timeout=30), ray.get([ref for _, ref in critic], timeout=30)
     for actor, _ in rollout + critic:
         ray.kill(actor)
@@ -143,8 +150,8 @@ def test_a_node_that_joins_late_is_waited_for(two_nodes: Cluster) -> None:
 
 
 def test_without_placement_an_actor_asks_for_its_share_alone_and_sees_no_gpu_without_one() -> None:
-    assert ask_of(config({}).critic) == {"num_cpus": 0.1, "num_gpus": 0.5, "resources": {}}
-    hidden = ask_of(config({"num_gpus": 0}).critic)
+    assert ask_of(critic_of(config({}))) == {"num_cpus": 0.1, "num_gpus": 0.5, "resources": {}}
+    hidden = ask_of(critic_of(config({"num_gpus": 0})))
     assert hidden.pop("runtime_env") == {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     assert hidden == {"num_cpus": 0.1, "num_gpus": 0, "resources": {}}
 
@@ -155,7 +162,7 @@ def test_an_actor_without_gpus_sees_none_on_a_node_that_has_some(two_nodes: Clus
         def seen(self) -> str | None:
             return os.environ.get("CUDA_VISIBLE_DEVICES")
 
-    plain = ask_of(config({"num_gpus": 0}).critic)
+    plain = ask_of(critic_of(config({"num_gpus": 0})))
     bare = ray.remote(Worker).options(num_cpus=0.1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}).remote()
     actor = ray.remote(Worker).options(**plain).remote()
     assert ray.get([actor.seen.remote(), bare.seen.remote()], timeout=60) == ["", None]
@@ -174,8 +181,8 @@ def test_ranks_are_packed_on_one_node_and_an_engine_over_two_gpus_finds_its_node
     )
     reserved = Places(wanted)
     asyncio.run(reserved.reserve())
-    ranks = [where(reserved.learner(rank)) for rank in range(2)]
-    engine = where(reserved.rollout(0))
+    ranks = [where(reserved.of("learner", rank)) for rank in range(2)]
+    engine = where(reserved.of("rollout", 0))
     (first, second, rollout) = ray.get([ref for _, ref in (*ranks, engine)], timeout=60)
     for actor, _ in (*ranks, engine):
         ray.kill(actor)

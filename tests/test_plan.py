@@ -16,7 +16,8 @@ from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
 from capo_ray.cli.models import find_model
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
-from capo_ray.place.capacity import demand_of
+from capo_ray.demand import demand
+from capo_ray.place.capacity import bundles_of
 from capo_ray.protocols import RunFailed
 from tests.model_files import write_model
 
@@ -57,7 +58,7 @@ def test_slots_that_never_fill_a_batch_or_let_groups_grow_too_old_are_refused(sl
 def test_a_method_without_critiques_has_no_critic_in_its_plan() -> None:
     config = compose_train(["credit=grpo"])
     assert plan.batch_algebra(config)["max_critiques_per_update"] == 0
-    assert "critic" not in {actor.role for actor in plan.place_actors(config)}
+    assert "critic" not in {one.role for one in demand(config)}
     assert "critic" not in {row.role for row in estimate_memory(config)}
 
 
@@ -66,13 +67,13 @@ def test_a_second_model_stands_in_the_plan_with_its_reference_where_it_has_one(m
     for method in ("prime", "istar"):
         sizes = ["reward_model.num_ranks=2", "reward_model.num_cpus=0.25"]
         config = compose_train([f"credit={method}", f"model={model}", *sizes])
-        actor = next(actor for actor in plan.place_actors(config) if actor.role == "reward model")
+        actor = next(one for one in demand(config) if one.role == "reward_model")
         assert (actor.count, actor.num_cpus) == (2, 0.25)
         rows[method] = next(row for row in estimate_memory(config) if row.role == "reward model")
         assert rows[method].count == 2
     # 12 parameters, a reference of 4 bytes each, split over two ranks
     assert (rows["prime"].gib_each - rows["istar"].gib_each) * GIB == pytest.approx(12 * 4 / 2, abs=1)
-    assert "reward model" not in {actor.role for actor in plan.place_actors(compose_train([]))}
+    assert "reward_model" not in {one.role for one in demand(compose_train([]))}
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_a_second_model_stands_in_the_plan_with_its_reference_where_it_has_one(m
 )
 def test_the_plan_asks_for_what_the_launch_asks_for(overrides: list[str]) -> None:
     config = compose_train(overrides)
-    actors, demand = plan.place_actors(config), demand_of(config)
-    assert sum(a.count * a.num_cpus for a in actors) == demand.num_cpus
-    assert sum(a.count * a.num_gpus for a in actors) == demand.num_gpus
+    planned, bundles = plan.to_json(config)["placement"], bundles_of(config)
+    assert sum(a["count"] * a["num_cpus"] for a in planned) == sum(bundle.get("CPU", 0.0) for bundle in bundles)
+    assert sum(a["count"] * a["num_gpus"] for a in planned) == sum(bundle.get("GPU", 0.0) for bundle in bundles)
 
 
 def test_the_learners_memory_by_hand(model: Path) -> None:

@@ -17,14 +17,11 @@ from capo_ray.cli.memory import (
     found_gpus,
     host_gib,
     own_cluster,
-    reads_critics,
-    reads_token_rewards,
 )
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
-from capo_ray.cli.plan import place_actors
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import TrainConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
 
@@ -35,11 +32,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 def check_plan(config: TrainConfig) -> None:
     """Raise the first reason why this run could not go well wherever it is started: what a dry run tells."""
-    check_model(config.model.path, "policy", "model.path", config.model.max_model_len)
-    if reads_critics(config) and config.critic.backend == "vllm":
-        check_model(config.critic.model, "critic", "critic.model", config.critic.max_model_len)
-    if reads_token_rewards(config) and config.reward_model.path:
-        check_model(config.reward_model.path, "policy", "reward_model.path", config.model.max_model_len)
+    for model in models(config):
+        check_model(model.name, model.shipped, model.key, model.max_model_len)
     check_lengths(config)
     check_engine_arguments(config)
     check_tensor_parallel(config)
@@ -167,10 +161,10 @@ def check_tensor_parallel(config: TrainConfig) -> None:
 
 def check_engine_arguments(config: TrainConfig) -> None:
     """What is passed through exists in vLLM, and a step holds a whole prompt where it must."""
-    parts: list[tuple[str, EngineConfig | CriticConfig, int]] = [("engine", config.engine, config.model.max_model_len)]
-    if reads_critics(config) and config.critic.backend == "vllm":
-        parts.append(("critic", config.critic, config.critic.max_model_len))
-    for name, part, length in parts:
+    for one in demand(config):
+        if one.engine is None or one.model is None:
+            continue
+        name, part, length = one.section, one.engine, one.model.max_model_len
         if part.num_gpus == 0 and 0 < part.max_batched_tokens <= length:
             raise RunFailed(
                 f"{name}.max_batched_tokens must be > {length}, the model length, since a prompt is computed whole on "
@@ -195,7 +189,7 @@ def check_gpus(config: TrainConfig) -> None:
 
     CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
     """
-    wanted = sum(actor.count * actor.num_gpus for actor in place_actors(config))
+    _, wanted = in_all(config)
     if not wanted or not own_cluster(config):
         return
     here = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
@@ -211,14 +205,9 @@ def check_devices(config: TrainConfig, found: Sequence[tuple[float, float]]) -> 
     """These GPUs (GiB, compute capability) have the memory that the plan counts on, and bf16 where it is asked for."""
     if not found:
         return
-    roles: list[tuple[str, str, float]] = [
-        ("model.dtype", config.model.dtype, config.engine.num_gpus + config.learner.num_gpus)
-    ]
-    if reads_critics(config) and config.critic.backend == "vllm":
-        roles.append(("critic.dtype", config.critic.dtype, config.critic.num_gpus))
     capability = min(capability for _, capability in found)
-    for key, dtype, gpus in roles:
-        if dtype == "bfloat16" and gpus and capability < BF16_CAPABILITY:
+    for key in bfloat16_on_gpus(config):
+        if capability < BF16_CAPABILITY:
             raise RunFailed(
                 f"{key}=bfloat16 needs GPUs of compute capability {BF16_CAPABILITY} (Ampere) or more, got {capability}"
                 f"; set {key}=float32, or use other GPUs"

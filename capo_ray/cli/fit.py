@@ -12,13 +12,13 @@ from capo_ray.cli import memory
 from capo_ray.cli.memory import Model
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.demand import Demand, ModelUse, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import kv_bytes_per_token, pack
 
 GRAIN_TOKENS = 512  # proposals of token counts are multiples of it
 MOST_RANKS = 512
 FULLEST_FRAC = 0.95  # of a GPU that an engine may be told to take
-ROWS = {"learner": memory.learner_memory, "reward_model": memory.reward_model_memory}
 
 
 def refuse_misfit(config: TrainConfig) -> None:
@@ -27,27 +27,18 @@ def refuse_misfit(config: TrainConfig) -> None:
     device = memory.device_gib(config)
     if device is None:
         return
-    _refuse_engine("engine", config.engine, config, device)
-    if memory.reads_critics(config) and config.critic.backend == "vllm":
-        _refuse_engine("critic", config.critic, config, device)
-    _refuse_rank("learner", config, memory.policy_of(config), device)
-    if memory.reads_token_rewards(config):
-        _refuse_rank("reward_model", config, memory.reward_model_of(config), device)
+    for one in demand(config):
+        if one.engine is not None and one.model is not None:
+            _refuse_engine(one.section, one.engine, one.model, config, device)
+        elif one.model is not None:
+            _refuse_rank(one, config, memory.sized(one.model), device)
 
 
 def bundles(config: TrainConfig) -> list[float]:
     """The GPUs of every actor, or of actors that stand together, each to be found on one node."""
-    engine, critic, learner = config.engine, config.critic, config.learner
-    sizes = [learner.num_gpus] * learner.num_ranks
-    critics = critic.num_workers if memory.reads_critics(config) else 0
-    if critic.placement == "anywhere":
-        sizes += [engine.num_gpus] * engine.num_workers + [critic.num_gpus] * critics
-    else:
-        for index in range(engine.num_workers):
-            beside = len(range(index, critics, engine.num_workers))
-            sizes.append(engine.num_gpus + beside * critic.num_gpus)
-    if memory.reads_token_rewards(config):
-        sizes += [config.reward_model.num_gpus] * config.reward_model.num_ranks
+    sizes = [sum(one.num_gpus for one, _ in members) for members in neighbourhoods(config)]
+    for one in without_neighbours(config):
+        sizes += [one.num_gpus] * one.count
     return [size for size in sizes if size > 0]
 
 
@@ -82,24 +73,25 @@ def _fits_with_ranks(config: TrainConfig, ranks: int) -> bool:
     return _packs(bundles(_change(config, "learner", num_ranks=ranks)), config, config.cluster.num_nodes)
 
 
-def _refuse_rank(name: str, config: TrainConfig, model: Model, device: float) -> None:
+def _refuse_rank(one: Demand, config: TrainConfig, model: Model, device: float) -> None:
     """Raise where a rank's terms exceed its GPU."""
-    row = ROWS[name](config, model)
-    device *= min(1.0, getattr(config, name).num_gpus)  # a share of a GPU is a share of its memory
+    row = memory.role_memory(config, one, model)
+    device *= min(1.0, one.num_gpus)  # a share of a GPU is a share of its memory
     if not row.on_gpu or not row.known or row.gib_each <= device:
         return
     largest = max(row.terms, key=lambda term: term.num_bytes)
     raise RunFailed(
         f"{row.role}: expected at most {device:.1f} GiB of memory on each of its GPUs, got {row.gib_each:.1f} (most of "
-        f"it: {largest.name}, {largest.gib:.1f}); {_way_out(config, name, model, device)}"
+        f"it: {largest.name}, {largest.gib:.1f}); {_way_out(config, one, model, device)}"
     )
 
 
-def _way_out(config: TrainConfig, name: str, model: Model, device: float) -> str:
+def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> str:
     """The first change that makes a rank fit: recomputing, fewer tokens, offloading, more ranks, shorter sequences."""
 
     def fits(changed: TrainConfig) -> bool:
-        return ROWS[name](changed, model).gib_each <= device
+        (same,) = (other for other in demand(changed) if other.role == one.role)
+        return memory.role_memory(changed, same, model).gib_each <= device
 
     base = config
     if not config.learner.gradient_checkpointing:
@@ -117,10 +109,10 @@ def _way_out(config: TrainConfig, name: str, model: Model, device: float) -> str
     for stage in (config.learner.zero_stage, 3):
         sharded = _change(base, "learner", zero_stage=stage)
         also = "" if stage == config.learner.zero_stage else f" with learner.zero_stage={stage}"
-        ranks = config.learner.num_ranks if name == "learner" else config.reward_model.num_ranks
+        ranks = one.count
         while ranks <= MOST_RANKS:
-            if fits(_change(sharded, name, num_ranks=ranks)):
-                return f"raise {name}.num_ranks to {ranks}{also}{more}"
+            if fits(_change(sharded, one.section, num_ranks=ranks)):
+                return f"raise {one.section}.num_ranks to {ranks}{also}{more}"
             ranks *= 2
     length = _largest(
         _grains(1, config.model.max_model_len - 1),
@@ -131,10 +123,11 @@ def _way_out(config: TrainConfig, name: str, model: Model, device: float) -> str
     return "no number of tokens or ranks makes it fit: choose a smaller model or larger GPUs"
 
 
-def _refuse_engine(name: str, section: EngineConfig | CriticConfig, config: TrainConfig, device: float) -> None:
+def _refuse_engine(
+    name: str, section: EngineConfig | CriticConfig, part: ModelUse, config: TrainConfig, device: float
+) -> None:
     """Raise where an engine's share of a GPU does not hold its weights and one sequence of full length."""
-    part = config.model if name == "engine" else config.critic
-    model = memory.policy_of(config) if name == "engine" else memory.critic_of(config)
+    model = memory.sized(part)
     if section.num_gpus == 0 or model.shape is None:
         return
     unit, shape = memory.DTYPE_BYTES[part.dtype], model.shape
@@ -150,7 +143,7 @@ def _refuse_engine(name: str, section: EngineConfig | CriticConfig, config: Trai
 
     if room(section) >= part.max_model_len:
         return
-    key = "model" if name == "engine" else "critic"
+    key = part.key.partition(".")[0]
     shared = section.num_gpus < 1
     fuller = section.model_copy(update={"gpu_memory_frac": FULLEST_FRAC})
     wider: Iterable[int] = (tp for tp in (2, 4, 8) if tp > section.tensor_parallel and shape.heads % tp == 0)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from capo_ray.cli.models import Role, size_of
+from capo_ray.cli.models import size_of
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, TokenRewards
-from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.demand import Demand, ModelUse, demand, policy_model
 from capo_ray.sizing import (
     EngineLoad,
     LearnerLoad,
@@ -63,16 +62,6 @@ class Model:
 
     num_params: int
     shape: Shape | None
-
-
-def reads_critics(config: TrainConfig) -> bool:
-    """Whether the credit method makes use of critics."""
-    return config.credit.asked(Critiques) is not None
-
-
-def reads_token_rewards(config: TrainConfig) -> bool:
-    """Whether a second model rewards tokens."""
-    return config.credit.asked(TokenRewards) is not None
 
 
 def own_cluster(config: TrainConfig) -> bool:
@@ -123,44 +112,41 @@ def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return min(free, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
+def sized(model: ModelUse) -> Model:
+    """A model's size."""
+    return Model(*size_of(model.name, model.shipped, model.key))
+
+
 def policy_of(config: TrainConfig) -> Model:
     """The policy's size."""
-    return _model(config.model.path, "policy", "model.path")
-
-
-def critic_of(config: TrainConfig) -> Model:
-    """The critic's size."""
-    return _model(config.critic.model, "critic", "critic.model")
-
-
-def reward_model_of(config: TrainConfig) -> Model:
-    """The size of the model that rewards tokens: the policy's where none is named."""
-    name = config.reward_model.path
-    return _model(name, "policy", "reward_model.path") if name else policy_of(config)
+    return sized(policy_model(config))
 
 
 def estimate_memory(config: TrainConfig) -> list[Memory]:
     """The memory of every role, in the order in which a group meets them."""
-    policy = policy_of(config)
-    rows = [engine_memory("rollout", config.engine, policy, config.model.dtype, device_gib(config))]
-    processes = config.verifier.num_processes
-    children = Term(
-        "children",
-        CHILD_BASE_GIB * (1 + processes) * GIB,
-        f"{CHILD_BASE_GIB} GiB x (1 + {processes}); a child is killed at {config.verifier.memory_mib} MiB",
-    )
-    rows.append(Memory("verifier", config.verifier.num_workers, False, (children,)))
-    if reads_critics(config) and config.critic.backend != "vllm":
-        base = Term("process", CHILD_BASE_GIB * GIB, f"{CHILD_BASE_GIB} GiB, no model in the cluster")
-        rows.append(Memory("critic", config.critic.num_workers, False, (base,)))
-    elif reads_critics(config):
-        rows.append(engine_memory("critic", config.critic, critic_of(config), config.critic.dtype, device_gib(config)))
-    rows.append(learner_memory(config, policy))
-    if reads_token_rewards(config):
-        rows.append(reward_model_memory(config, reward_model_of(config)))
-    rows += _offloaded_references(config)
-    rows.append(_driver_memory(config, policy))
-    return rows
+    rows = [_process_memory(config, one) if one.model is None else role_memory(config, one) for one in demand(config)]
+    return [*rows, *_offloaded_references(config), _driver_memory(config, policy_of(config))]
+
+
+def role_memory(config: TrainConfig, one: Demand, model: Model | None = None) -> Memory:
+    """The memory of one actor that loads a model, or of one of its GPUs; `model`: its size, where it is known."""
+    assert one.model is not None
+    model = model or sized(one.model)
+    if one.engine is None:
+        return _rank_memory(config, one, model)
+    return engine_memory(one.role, one.engine, model, one.model.dtype, device_gib(config))
+
+
+def _process_memory(config: TrainConfig, one: Demand) -> Memory:
+    base = Term("process", CHILD_BASE_GIB * GIB, f"{CHILD_BASE_GIB} GiB, no model in the cluster")
+    if one.role == "verifier":
+        processes = config.verifier.num_processes
+        base = Term(
+            "children",
+            CHILD_BASE_GIB * (1 + processes) * GIB,
+            f"{CHILD_BASE_GIB} GiB x (1 + {processes}); a child is killed at {config.verifier.memory_mib} MiB",
+        )
+    return Memory(one.role, one.count, False, (base,))
 
 
 def host_gib(config: TrainConfig) -> float:
@@ -194,37 +180,16 @@ def engine_memory(
     return Memory(role, section.num_workers * tp, True, tuple(terms), num_params=model.num_params)
 
 
-def learner_memory(config: TrainConfig, policy: Model) -> Memory:
-    """The memory of one learner rank."""
-    return _rank_memory("learner", config, config.learner, policy, config.loss.kl_coef > 0)
-
-
-def reward_model_memory(config: TrainConfig, model: Model) -> Memory:
-    """The memory of one rank of the model that rewards tokens."""
-    return _rank_memory("reward model", config, config.reward_model, model, _rewards_read_reference(config))
-
-
-def _rewards_read_reference(config: TrainConfig) -> bool:
-    asked = config.credit.asked(TokenRewards)
-    kind = asked.objective if asked is not None else ""
-    return kind == "prime" or (kind == "etpo" and config.loss.kl_coef > 0)
-
-
 def _offloaded_references(config: TrainConfig) -> list[Memory]:
     """Host memory of the references of learners on GPUs that are kept there, one row for each group."""
     if not config.learner.offload_reference:
         return []
-    policy, rows = policy_of(config), []
-    groups: list[tuple[str, LearnerConfig | RewardModelConfig, bool]] = [
-        ("reference", config.learner, config.loss.kl_coef > 0),
-        ("its reference", config.reward_model, reads_token_rewards(config) and _rewards_read_reference(config)),
-    ]
-    for role, group, is_read in groups:
-        if group.num_gpus and is_read:
-            unit = DTYPE_BYTES[config.model.dtype]
-            part = Term("part", unit * policy.num_params / group.num_ranks, f"{unit} B x N / {group.num_ranks}, pinned")
-            known = bool(policy.num_params)
-            rows.append(Memory(role, group.num_ranks, False, (part,), known, policy.num_params))
+    policy, unit, rows = policy_of(config), DTYPE_BYTES[config.model.dtype], []
+    for one in demand(config):
+        if one.num_gpus and one.reads_reference:
+            part = Term("part", unit * policy.num_params / one.count, f"{unit} B x N / {one.count}, pinned")
+            role = "reference" if one.role == "learner" else "its reference"
+            rows.append(Memory(role, one.count, False, (part,), bool(policy.num_params), policy.num_params))
     return rows
 
 
@@ -233,28 +198,26 @@ def largest_microbatch(config: TrainConfig) -> int:
     return max(config.learner.microbatch_tokens, config.model.max_model_len)
 
 
-def _rank_memory(
-    role: str, config: TrainConfig, group: LearnerConfig | RewardModelConfig, model: Model, has_reference: bool
-) -> Memory:
-    learner, on_gpu = config.learner, group.num_gpus > 0
+def _rank_memory(config: TrainConfig, one: Demand, model: Model) -> Memory:
+    learner, on_gpu = config.learner, one.num_gpus > 0
     if model.shape is None:
         weights = Term("weights", DTYPE_BYTES[config.model.dtype] * model.num_params, "of a model of unknown shape")
-        return Memory(role, group.num_ranks, on_gpu, (weights,), False)
+        return Memory(one.label, one.count, on_gpu, (weights,), False)
     load = LearnerLoad(
         shape=model.shape,
         num_params=model.num_params,
         unit=DTYPE_BYTES[config.model.dtype],
         zero_stage=_stage(learner, config.model.dtype),
-        num_ranks=group.num_ranks,
+        num_ranks=one.count,
         tokens=largest_microbatch(config),
         checkpointing=learner.gradient_checkpointing,
-        reference=has_reference and not (on_gpu and learner.offload_reference),
+        reference=one.reads_reference and not (on_gpu and learner.offload_reference),
         on_gpu=on_gpu,
     )
     terms = learner_terms(load)
     if not on_gpu:
         terms.insert(0, Term("process", LEARNER_BASE_GIB * GIB, f"{LEARNER_BASE_GIB} GiB"))
-    return Memory(role, group.num_ranks, on_gpu, tuple(terms), num_params=model.num_params)
+    return Memory(one.label, one.count, on_gpu, tuple(terms), num_params=model.num_params)
 
 
 def _stage(learner: LearnerConfig, dtype: str) -> int:
@@ -289,10 +252,6 @@ def _store_term(config: TrainConfig, version: int) -> Term:
         words += "; /dev/shm holds no more" if not given else ""
         words += f"; {(2 * version - size) >> 20} MiB of two versions go through a file on disk"
     return Term("object store", size, words)
-
-
-def _model(name: str, role: Role, key: str) -> Model:
-    return Model(*size_of(name, role, key))
 
 
 def _tokens(num_bytes: float, shape: Shape | None, unit: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from capo_ray.cli import memory
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.demand import critic_model, find
 from capo_ray.sizing import kv_bytes_per_token
 from capo_ray.sizing.rates import Decode, Train, decode_s, train_s
 
@@ -34,9 +35,10 @@ def estimate_pace(config: TrainConfig) -> list[Tier]:
     """The tiers' seconds; empty where one is not on GPUs, or its model or device is unknown."""
     device = memory.device_gib(config)
     engine, critic, learner = config.engine, config.critic, config.learner
-    judged = memory.reads_critics(config) and critic.backend == "vllm"
+    asked = find(config, "critic")
+    judged = asked is not None and asked.model is not None
     policy = memory.policy_of(config)
-    judge = memory.critic_of(config) if judged else policy
+    judge = memory.sized(critic_model(config)) if judged else policy
     on_gpus = engine.num_gpus and learner.num_gpus and (critic.num_gpus or not judged)
     if device is None or not on_gpus or policy.shape is None or judge.shape is None:
         return []

@@ -7,7 +7,7 @@ the model's files.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from capo_ray.cli.memory import (
@@ -17,47 +17,14 @@ from capo_ray.cli.memory import (
     estimate_memory,
     host_gib,
     own_cluster,
-    reads_critics,
-    reads_token_rewards,
 )
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import flat_keys
+from capo_ray.demand import Demand, demand, find, in_all
 
 UNKNOWN = "unknown until fetched"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """One role's actors: how many, and the Ray resources of each."""
-
-    role: str
-    count: int
-    num_cpus: float
-    num_gpus: float
-    note: str
-
-
-def place_actors(config: TrainConfig) -> list[Actor]:
-    """The actors of a run in the order in which a group meets them."""
-    engine, critic, learner, verifier = config.engine, config.critic, config.learner, config.verifier
-    actors = [
-        Actor("rollout", engine.num_workers, engine.num_cpus, engine.num_gpus, f"vLLM, {config.model.path}"),
-        Actor(
-            "verifier", verifier.num_workers, 0.0, 0.0, f"{verifier.kind}, {verifier.num_processes} child process(es)"
-        ),
-    ]
-    if reads_critics(config):
-        judge = f"vLLM, {critic.model}" if critic.backend == "vllm" else critic.backend
-        actors.append(Actor("critic", critic.num_workers, critic.num_cpus, critic.num_gpus, judge))
-    note = "plain torch" if learner.backend == "torch" else f"DeepSpeed ZeRO-{learner.zero_stage}"
-    actors.append(Actor("learner", learner.num_ranks, learner.num_cpus, learner.num_gpus, note))
-    if reads_token_rewards(config):
-        second = config.reward_model
-        note = f"{note}, {second.path or config.model.path}"
-        actors.append(Actor("reward model", second.num_ranks, second.num_cpus, second.num_gpus, note))
-    return actors
 
 
 def batch_algebra(config: TrainConfig) -> dict[str, int]:
@@ -70,7 +37,7 @@ def batch_algebra(config: TrainConfig) -> dict[str, int]:
         "optimizer_moves_per_update": config.learner.num_epochs,
         "slots": config.num_slots,
         "max_response_tokens_per_update": groups * size * config.rollout.max_response_tokens,
-        "max_critiques_per_update": groups * size * config.critic.num_votes if reads_critics(config) else 0,
+        "max_critiques_per_update": groups * size * config.critic.num_votes if find(config, "critic") else 0,
         "updates": config.run.num_updates,
         "responses": config.run.num_updates * groups * size,
     }
@@ -80,13 +47,18 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     """The whole plan for programs."""
     return {
         "config": config.model_dump(mode="json"),
-        "placement": [asdict(actor) for actor in place_actors(config)],
+        "placement": [_actor_json(one) for one in demand(config)],
         "batch": batch_algebra(config),
         "memory": [_memory_json(row) for row in estimate_memory(config)],
         "host_gib": round(host_gib(config), 3),
         "gpu_gib": device_gib(config),
         "pace": [asdict(tier) for tier in estimate_pace(config)],
     }
+
+
+def _actor_json(one: Demand) -> dict[str, Any]:
+    head = {"role": one.label, "count": one.count}
+    return {**head, "num_cpus": one.num_cpus, "num_gpus": one.num_gpus, "note": one.note}
 
 
 def _memory_json(row: Memory) -> dict[str, Any]:
@@ -99,9 +71,10 @@ def to_text(config: TrainConfig, *, full: bool = False) -> str:
     """The plan for people, what matters first; `full` adds the whole configuration at the end."""
     lines = ["# batch", *_batch_words(config, batch_algebra(config)), ""]
     lines += ["# placement", f"{'role':<13}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
-    actors = place_actors(config)
-    lines += [f"{a.role:<13}{a.count:>6}{a.num_cpus:>7g}{a.num_gpus:>6g}  {a.note}" for a in actors]
-    cpus, gpus = (sum(a.count * n for a, n in zip(actors, share, strict=True)) for share in _shares(actors))
+    lines += [
+        f"{one.label:<13}{one.count:>6}{one.num_cpus:>7g}{one.num_gpus:>6g}  {one.note}" for one in demand(config)
+    ]
+    cpus, gpus = in_all(config)
     lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}{_nodes(config)}", ""]
     lines += ["# memory (estimate)", *_memory_words(config), "", *data_words(config)]
     if gpus:
@@ -113,10 +86,6 @@ def to_text(config: TrainConfig, *, full: bool = False) -> str:
     return "\n".join(
         [*lines, "# configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()]
     )
-
-
-def _shares(actors: list[Actor]) -> tuple[list[float], list[float]]:
-    return [a.num_cpus for a in actors], [a.num_gpus for a in actors]
 
 
 def _nodes(config: TrainConfig) -> str:

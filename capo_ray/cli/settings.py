@@ -16,11 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capo_ray.cli.chat import has_chat_template, render_chat
-from capo_ray.cli.memory import own_cluster, reads_critics
+from capo_ray.cli.memory import own_cluster
 from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit import Critiques
+from capo_ray.demand import models
 from capo_ray.problems import build_problems, reads_hub
 from capo_ray.problems.rows import RowReport
 from capo_ray.prompts import RUBRICS, load_rubric
@@ -39,7 +40,7 @@ IMPORT_CHECK = (
 def check_settings(config: TrainConfig) -> None:
     """Raise for the first setting that names what is not there or cannot work."""
     check_dtype(config)
-    if reads_critics(config):
+    if config.credit.asked(Critiques):
         check_rubric(config)
         if config.critic.backend == "endpoint":
             check_endpoint(config)
@@ -54,17 +55,18 @@ def check_settings(config: TrainConfig) -> None:
 
 def check_reachable(config: TrainConfig) -> None:
     """Somebody answers at the critic's endpoint and, for models that are not here, at the hub."""
-    if reads_critics(config) and config.critic.backend == "endpoint":
+    if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
         _reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
     if not own_cluster(config):
         return
-    names: list[tuple[str, str, Role]] = [("model.path", config.model.path, "policy")]
-    if reads_critics(config) and config.critic.backend == "vllm":
-        names.append(("critic.model", config.critic.model, "critic"))
-    for key, name, role in names:
-        if find_model(name, role) is None:
+    for model in models(config):
+        if find_model(model.name, model.shipped) is None:
             hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-            _reach(hub, f"{key}: {name} is not here, and its hub", "check the network, or give a model directory")
+            _reach(
+                hub,
+                f"{model.key}: {model.name} is not here, and its hub",
+                "check the network, or give a model directory",
+            )
 
 
 def check_dtype(config: TrainConfig) -> None:
@@ -135,7 +137,7 @@ def check_chat_templates(config: TrainConfig) -> None:
     used: list[tuple[str, str, Role]] = []
     if config.model.chat_template:
         used.append(("model", config.model.path, "policy"))
-    if reads_critics(config) and config.critic.backend == "vllm" and config.critic.chat_template:
+    if config.credit.asked(Critiques) and config.critic.backend == "vllm" and config.critic.chat_template:
         used.append(("critic", config.critic.model, "critic"))
     for section, name, role in used:
         folder = find_model(name, role)

@@ -96,7 +96,7 @@ def critic_engine(config: TrainConfig) -> EngineSpec | None:
 def build_rollout_pool(config: TrainConfig, places: Places) -> RolloutPool:
     """Rollout workers, not started."""
     spec = policy_engine(config)
-    return RolloutPool(config, lambda index: spawn(RolloutWorker, places.rollout(index) | MANY_AT_ONCE, spec))
+    return RolloutPool(config, lambda index: spawn(RolloutWorker, places.of("rollout", index) | MANY_AT_ONCE, spec))
 
 
 def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> CriticPool:
@@ -108,7 +108,7 @@ def build_critic_pool(config: TrainConfig, run_dir: Path, places: Places) -> Cri
 
     def make(index: int) -> ActorHandle[CriticWorker]:
         keeper = store.keeper if store is not None else None
-        return spawn(CriticWorker, places.critic(index) | MANY_AT_ONCE, *arguments, keeper)
+        return spawn(CriticWorker, places.of("critic", index) | MANY_AT_ONCE, *arguments, keeper)
 
     return CriticPool(config, make, store)
 
@@ -145,7 +145,7 @@ def build_learner(config: TrainConfig, places: Places) -> LearnerActors:
         )
 
     return LearnerActors(
-        config, lambda rank: spawn(LearnerRank, _rank_options(places.learner(rank), config), rank), build_spec
+        config, lambda rank: spawn(LearnerRank, _rank_options(places.of("learner", rank), config), rank), build_spec
     )
 
 
@@ -174,7 +174,9 @@ def build_reward_model(config: TrainConfig, places: Places) -> RewardModelActors
         )
 
     return RewardModelActors(
-        config, lambda rank: spawn(RewardModelRank, _rank_options(places.reward_model(rank), config), rank), build_spec
+        config,
+        lambda rank: spawn(RewardModelRank, _rank_options(places.of("reward_model", rank), config), rank),
+        build_spec,
     )
 
 

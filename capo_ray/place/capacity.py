@@ -8,52 +8,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, TokenRewards
-from capo_ray.place.placement import Part, ask_of, bundle_of, node_resources
+from capo_ray.demand import demand, in_all
+from capo_ray.place.placement import ask_of, bundle_of, node_resources
 from capo_ray.protocols import RunFailed
 
 POLL_S = 1.0
 Node = dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the actors of a run ask of the cluster."""
-
-    num_cpus: float
-    num_gpus: float
-
-
-def roles_of(config: TrainConfig) -> list[tuple[str, int, Part]]:
-    """The config section, number of actors and share of every role (verifier workers ask for nothing)."""
-    roles: list[tuple[str, int, Part]] = [
-        ("engine", config.engine.num_workers, config.engine),
-        ("learner", config.learner.num_ranks, config.learner),
-    ]
-    if config.credit.asked(Critiques):
-        roles.append(("critic", config.critic.num_workers, config.critic))
-    if config.credit.asked(TokenRewards):
-        roles.append(("reward_model", config.reward_model.num_ranks, config.reward_model))
-    return roles
-
-
-def demand_of(config: TrainConfig) -> Demand:
-    """The sum over all actors."""
-    roles = roles_of(config)
-    return Demand(sum(n * part.num_cpus for _, n, part in roles), sum(n * part.num_gpus for _, n, part in roles))
-
-
 def bundles_of(config: TrainConfig) -> list[Node]:
-    """What each actor asks for, its fence included."""
-    return [bundle_of(ask_of(part)) for _, count, part in roles_of(config) for _ in range(count)]
+    """What each actor that asks for anything asks for, its fence included."""
+    asking = [one for one in demand(config) if one.num_cpus or one.num_gpus or one.node_resource]
+    return [bundle_of(ask_of(one)) for one in asking for _ in range(one.count)]
 
 
 def shortage(config: TrainConfig, nodes: Sequence[Node]) -> str:
     """What these nodes lack for the run, with what to do about it; empty where nothing."""
-    for name, _, part in roles_of(config):
+    for part in demand(config):
+        name = part.section
         fenced = [node for node in nodes if not part.node_resource or part.node_resource in node]
         if not fenced:
             return (
@@ -68,8 +42,7 @@ def shortage(config: TrainConfig, nodes: Sequence[Node]) -> str:
                     f"{f' with {part.node_resource}' if part.node_resource else ''} has {largest:g}; "
                     f"add larger nodes, or lower {name}.num_{kind.lower()}s (see --dry-run)"
                 )
-    demand = demand_of(config)
-    for kind, wanted in (("CPU", demand.num_cpus), ("GPU", demand.num_gpus)):
+    for kind, wanted in zip(("CPU", "GPU"), in_all(config), strict=True):
         have = sum(node.get(kind, 0.0) for node in nodes)
         if wanted > have:
             return (

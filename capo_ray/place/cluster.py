@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -14,7 +15,8 @@ import psutil
 import ray
 
 from capo_ray.config import TrainConfig
-from capo_ray.place.capacity import Muster, demand_of
+from capo_ray.demand import in_all
+from capo_ray.place.capacity import Muster
 from capo_ray.place.last_resort import force_exit_after
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
@@ -113,7 +115,6 @@ def connect(config: TrainConfig) -> str:
     address = _address(config)
     _check_token(config, address)
     _check_reachable(address)
-    demand = demand_of(config)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -121,7 +122,7 @@ def connect(config: TrainConfig) -> str:
             cores = config.cluster.num_cpus or os.cpu_count() or 1
             ray.init(
                 address="local",
-                num_cpus=max(cores, int(-(-demand.num_cpus // 1))),
+                num_cpus=max(cores, math.ceil(in_all(config)[0])),
                 include_dashboard=False,
                 object_store_memory=object_store_bytes(config),
                 log_to_driver=False,

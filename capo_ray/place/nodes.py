@@ -25,7 +25,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, TokenRewards
+from capo_ray.config.credit import Critiques
+from capo_ray.demand import bfloat16_on_gpus, models
 from capo_ray.place.calls import one_line
 from capo_ray.protocols import RunFailed
 
@@ -73,19 +74,14 @@ class Facts:
 
 def question_of(config: TrainConfig, token: str = "") -> Question:
     """What every node needs for this run. A name of the model hub is no directory, and is not looked for."""
-    critic, models, secrets = config.critic, {"model.path": config.model.path}, {}
-    if config.credit.asked(Critiques):
-        if critic.backend == "vllm":
-            models["critic.model"] = critic.model
-        elif critic.backend == "endpoint":
-            if critic.endpoint.key_file:
-                secrets["critic.endpoint.key_file"] = f"file:{Path(critic.endpoint.key_file).expanduser()}"
-            elif critic.endpoint.key_env:
-                secrets["critic.endpoint.key_env"] = f"env:{critic.endpoint.key_env}"
-    if config.credit.asked(TokenRewards) and config.reward_model.path:
-        models["reward_model.path"] = config.reward_model.path
-    folders = {key: name for key, name in models.items() if name.startswith(("/", ".", "~")) or Path(name).is_dir()}
-    if any(name != "laptop" and key not in folders for key, name in models.items()) and _has_hub_token():
+    endpoint, names, secrets = config.critic.endpoint, {model.key: model.name for model in models(config)}, {}
+    if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
+        if endpoint.key_file:
+            secrets["critic.endpoint.key_file"] = f"file:{Path(endpoint.key_file).expanduser()}"
+        elif endpoint.key_env:
+            secrets["critic.endpoint.key_env"] = f"env:{endpoint.key_env}"
+    folders = {key: name for key, name in names.items() if name.startswith(("/", ".", "~")) or Path(name).is_dir()}
+    if any(name != "laptop" and key not in folders for key, name in names.items()) and _has_hub_token():
         secrets["the model hub's token (HF_TOKEN)"] = "hub"
     return Question(token, {key: str(Path(name).expanduser().absolute()) for key, name in folders.items()}, secrets)
 
@@ -164,13 +160,13 @@ def faults(facts: Sequence[Facts], config: TrainConfig, run_dir: str) -> list[st
     found += [
         f"{f.host}/{f.node} can open no port for other nodes; look at its network" for f in heard if not f.can_listen
     ]
-    on_gpus = config.engine.num_gpus > 0 or config.learner.num_gpus > 0
     old = [
         f"{f.host}/{f.node} ({g['name']})" for f in heard for g in f.gpus if float(g["compute_cap"]) < BF16_CAPABILITY
     ]
-    if old and on_gpus and config.model.dtype == "bfloat16":
-        found.append(f"model.dtype=bfloat16 needs GPUs that compute in it, and {_some(old)} does not; use float32")
-    return found
+    wanted = bfloat16_on_gpus(config) if old else ()
+    return found + [
+        f"{key}=bfloat16 needs GPUs that compute in it, and {_some(old)} does not; use float32" for key in wanted
+    ]
 
 
 def check_nodes(config: TrainConfig, run_dir: Path) -> None:

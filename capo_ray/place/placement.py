@@ -22,9 +22,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, TokenRewards
-from capo_ray.config.reward_model import RewardModelConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.demand import Demand, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
 
 GRAIN = 0.001
@@ -33,11 +31,10 @@ ONE_NODE_S = 10.0
 """How long ranks wait for room on a single node that is large enough, before they take several."""
 POLL_S = 0.1
 
-Part = EngineConfig | CriticConfig | LearnerConfig | RewardModelConfig
 Bundle = dict[str, float]
 
 
-def ask_of(part: Part) -> dict[str, Any]:
+def ask_of(part: Demand) -> dict[str, Any]:
     """The options of an actor of this role: CPUs, GPUs and the fence. One without GPUs sees none."""
     resources = {part.node_resource: GRAIN} if part.node_resource else {}
     options: dict[str, Any] = {"num_cpus": part.num_cpus, "num_gpus": part.num_gpus, "resources": resources}
@@ -65,21 +62,14 @@ class Places:
         self._groups: list[PlacementGroup] = []
         self._seats: dict[tuple[str, int], tuple[PlacementGroup, int]] = {}
 
-    def rollout(self, index: int) -> dict[str, Any]:
-        """The options of a rollout worker."""
-        return self._place(self.config.engine, "rollout", index)
-
-    def critic(self, index: int) -> dict[str, Any]:
-        """The options of a critic worker; where beside a rollout worker: its index modulo theirs."""
-        return self._place(self.config.critic, "critic", index)
-
-    def learner(self, rank: int) -> dict[str, Any]:
-        """The options of a learner rank."""
-        return self._place(self.config.learner, "learner", rank)
-
-    def reward_model(self, rank: int) -> dict[str, Any]:
-        """The options of a rank of the reward model."""
-        return self._place(self.config.reward_model, "reward_model", rank)
+    def of(self, role: str, index: int) -> dict[str, Any]:
+        """The options of a role's actor number `index`."""
+        (part,) = (one for one in demand(self.config) if one.role == role)
+        if (role, index) not in self._seats:
+            return ask_of(part)
+        group, bundle = self._seats[role, index]
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        return ask_of(part) | {"scheduling_strategy": strategy}
 
     async def reserve(self) -> None:
         """Returns once the cluster holds a place for every group; RunFailed where it does not in time."""
@@ -115,18 +105,10 @@ class Places:
             await asyncio.sleep(POLL_S)
         self._seats |= {member: (group, bundle) for member, bundle in home.members.items()}
 
-    def _place(self, part: Part, role: str, index: int) -> dict[str, Any]:
-        if (role, index) not in self._seats:
-            return ask_of(part)
-        group, bundle = self._seats[role, index]
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        return ask_of(part) | {"scheduling_strategy": strategy}
-
 
 def shares_devices(config: TrainConfig) -> bool:
     """Whether two engines may stand on one GPU: then one profiles its memory only when the other is at rest."""
-    judges = config.credit.asked(Critiques) is not None
-    return 0 < config.engine.num_gpus < 1 or (judges and 0 < config.critic.num_gpus < 1)
+    return any(0 < one.num_gpus < 1 for one in demand(config) if not one.is_group)
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -135,45 +117,33 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def _engine_homes(config: TrainConfig) -> list[_Home]:
-    """The neighbourhoods, or each engine over several GPUs, the largest first."""
-    engine, critic = config.engine, config.critic
-    judges = config.credit.asked(Critiques) is not None
-    homes = []
-    if judges and critic.placement != "anywhere":
-        for index in range(engine.num_workers):
-            neighbours = range(index, critic.num_workers, engine.num_workers)
-            bundles = [bundle_of(ask_of(engine)), *(bundle_of(ask_of(critic)) for _ in neighbours)]
-            if critic.placement == "colocated":
-                bundles = [{name: sum(b.get(name, 0.0) for b in bundles) for b in bundles for name in b}]
-            members = {("rollout", index): 0}
-            members |= {("critic", n): 0 if len(bundles) == 1 else 1 + at for at, n in enumerate(neighbours)}
-            what = f"rollout worker {index} and its critics (critic.placement={critic.placement})"
-            homes.append(_Home(bundles, members, what))
-    else:
-        roles: list[tuple[str, EngineConfig | CriticConfig]] = [("rollout", engine)]
-        roles += [("critic", critic)] if judges else []
-        for role, part in roles:
-            if part.num_gpus > 1:
-                homes += [
-                    _Home([bundle_of(ask_of(part))], {(role, i): 0}, f"{role} worker {i}")
-                    for i in range(part.num_workers)
-                ]
+    """The neighbourhoods, and each engine over several GPUs, the largest first."""
+    placement, homes = config.critic.placement, []
+    for near in neighbourhoods(config):
+        bundles = [bundle_of(ask_of(one)) for one, _ in near]
+        if placement == "colocated":
+            bundles = [{name: sum(b.get(name, 0.0) for b in bundles) for b in bundles for name in b}]
+        members = {(one.role, index): min(at, len(bundles) - 1) for at, (one, index) in enumerate(near)}
+        what = f"rollout worker {near[0][1]} and its critics (critic.placement={placement})"
+        homes.append(_Home(bundles, members, what))
+    for one in without_neighbours(config):
+        if one.num_gpus > 1 and not one.is_group:
+            homes += [
+                _Home([bundle_of(ask_of(one))], {(one.role, i): 0}, f"{one.role} worker {i}") for i in range(one.count)
+            ]
     return sorted(homes, key=lambda home: -sum(bundle.get("GPU", 0.0) for bundle in home.bundles))
 
 
 def _rank_homes(config: TrainConfig) -> list[_Home]:
-    """The ranks of the learner, and those of the reward model, where there are several."""
-    groups: list[tuple[str, LearnerConfig | RewardModelConfig]] = [("learner", config.learner)]
-    if config.credit.asked(TokenRewards):
-        groups.append(("reward_model", config.reward_model))
+    """The ranks of each group, where there are several."""
     return [
         _Home(
-            [bundle_of(ask_of(part)) for _ in range(part.num_ranks)],
-            {(role, rank): rank for rank in range(part.num_ranks)},
-            f"the {part.num_ranks} ranks of {role}",
+            [bundle_of(ask_of(one)) for _ in range(one.count)],
+            {(one.role, rank): rank for rank in range(one.count)},
+            f"the {one.count} ranks of {one.role}",
         )
-        for role, part in groups
-        if part.num_ranks > 1
+        for one in demand(config)
+        if one.is_group and one.count > 1
     ]
 
 

@@ -108,7 +108,7 @@ def bytes_per_token(num_responses: int, num_tokens: int) -> dict[str, float]:
     made = batch(kept)
     whole = tracemalloc.get_traced_memory()[0] / count
     tracemalloc.stop()
-    assert made.num_samples == len(kept) * GROUP_SIZE
+    assert sum(len(cell) for row in made.grid for cell in row) == len(kept) * GROUP_SIZE
     return {"credited_bytes": credited, "with_batch_bytes": whole}
 
 

@@ -276,8 +276,6 @@ class Batch:
     """
 
     grid: tuple[tuple[tuple[WeightedSample, ...], ...], ...]
-    num_loss_tokens: int
-    num_samples: int
     kl_scale: float = 1.0
 
     def column(self, rank: int) -> tuple[tuple[WeightedSample, ...], ...]:

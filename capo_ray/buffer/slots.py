@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -72,8 +72,6 @@ class SlotBuffer(Generic[T]):
             raise ValueError(f"expected num_slots >= 1 and max_age >= 0, got {num_slots} and {max_age}")
         self.num_slots = num_slots
         self.max_age = max_age
-        self.totals: Counter[str] = Counter()
-        self.ages: Counter[int] = Counter()  # age of the newest token -> items consumed at it
         self._on_stale = on_stale
         self._next_id = 0
         self._out: set[Ticket] = set()
@@ -81,11 +79,9 @@ class SlotBuffer(Generic[T]):
         self._taken: set[Ticket] = set()
         self._admits: deque[tuple[int, asyncio.Future[Ticket]]] = deque()
         self._takers: deque[_Taker[T]] = deque()
-        self._error: BaseException | None = None
 
     async def admit(self, version: int) -> Ticket:
-        """A ticket, once a slot is free and all who asked before have theirs; raises the error given to `close`."""
-        self._raise_if_closed()
+        """A ticket, once a slot is free and all who asked before have theirs."""
         if self._free() > 0:
             return self._new_ticket(version)
         future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
@@ -93,7 +89,7 @@ class SlotBuffer(Generic[T]):
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if future.done() and not future.cancelled():
                 self.abandon(future.result())  # the slot came in the same turn as the cancellation
             raise
 
@@ -101,13 +97,11 @@ class SlotBuffer(Generic[T]):
         """Hand in the ticket's item, whose newest token was sampled at `newest_version`."""
         self._end(self._out, ticket, "finish")
         insort(self._ready, (ticket, item, newest_version), key=lambda entry: entry[0].id)
-        self.totals["finished"] += 1
         self._serve()
 
     def abandon(self, ticket: Ticket) -> None:
         """Give the slot back without an item."""
         self._end(self._out, ticket, "abandon")
-        self.totals["abandoned"] += 1
         self._grant()
 
     async def take(self, n: int, version: int, deadline_s: float) -> list[Taken[T]]:
@@ -115,7 +109,6 @@ class SlotBuffer(Generic[T]):
 
         Their slots stay occupied until `release`. After a time-out nothing is lost: ready items stay ready.
         """
-        self._raise_if_closed()
         if not 1 <= n <= self.num_slots:
             raise ValueError(f"take(n) needs 1 <= n <= num_slots={self.num_slots}, else it could never end (got {n})")
         future: asyncio.Future[list[Taken[T]]] = asyncio.get_running_loop().create_future()
@@ -125,11 +118,10 @@ class SlotBuffer(Generic[T]):
             async with asyncio.timeout(deadline_s):
                 return await future
         except (asyncio.CancelledError, TimeoutError) as error:
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if future.done() and not future.cancelled():
                 self._put_back(future.result())  # served in the same turn as the cancellation or deadline
             if isinstance(error, asyncio.CancelledError):
                 raise
-            self._raise_if_closed()
             raise PartTimeout(
                 f"the buffer had {len(self._ready)} of {n} finished groups after {deadline_s:g} s "
                 f"({len(self._out)} in production, {len(self._taken)} in training, {self._free()} slots free)"
@@ -139,32 +131,12 @@ class SlotBuffer(Generic[T]):
         """Free the slots of taken tickets; to be called once engines hold the update that was made of them."""
         for ticket in tickets:
             self._end(self._taken, ticket, "release")
-            self.totals["released"] += 1
         self._grant()
-
-    def close(self, error: BaseException) -> None:
-        """Wake everyone who waits, now and later, with `error`; tickets may still be ended. The first call counts."""
-        if self._error is not None:
-            return
-        self._error = error
-        waiting: list[asyncio.Future[Ticket] | asyncio.Future[list[Taken[T]]]] = [f for _, f in self._admits]
-        waiting += [taker.future for taker in self._takers]
-        self._admits.clear()
-        self._takers.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
 
     @property
     def num_finished(self) -> int:
         """Finished items that wait to be taken."""
         return len(self._ready)
-
-    def depths(self) -> dict[str, int]:
-        """Slots by what they hold, and producers waiting for one."""
-        waiting = sum(not future.done() for _, future in self._admits)
-        held, ready, taken = len(self._out), len(self._ready), len(self._taken)
-        return {"producing": held, "ready": ready, "training": taken, "free": self._free(), "waiting": waiting}
 
     def _free(self) -> int:
         return self.num_slots - len(self._out) - len(self._ready) - len(self._taken)
@@ -173,7 +145,6 @@ class SlotBuffer(Generic[T]):
         ticket = Ticket(self._next_id, version)
         self._next_id += 1
         self._out.add(ticket)
-        self.totals["admitted"] += 1
         return ticket
 
     def _grant(self) -> None:
@@ -196,8 +167,6 @@ class SlotBuffer(Generic[T]):
             self._takers.popleft()
             first, self._ready = self._ready[: taker.n], self._ready[taker.n :]
             self._taken.update(ticket for ticket, _, _ in first)
-            for _, _, newest in first:
-                self.ages[taker.version - newest] += 1
             taker.future.set_result([Taken(t, item, newest, taker.version - newest) for t, item, newest in first])
 
     def _drop_stale(self, version: int) -> None:
@@ -205,7 +174,6 @@ class SlotBuffer(Generic[T]):
         if not stale:
             return
         self._ready = [entry for entry in self._ready if version - entry[2] <= self.max_age]
-        self.totals["stale"] += len(stale)
         self._grant()
         if self._on_stale is not None:
             for ticket, item, _ in stale:
@@ -215,7 +183,6 @@ class SlotBuffer(Generic[T]):
         """Undo a `take` whose caller was cancelled in the turn in which it was served."""
         for taken in items:
             self._taken.remove(taken.ticket)
-            self.ages[taken.age] -= 1
             insort(self._ready, (taken.ticket, taken.item, taken.newest_version), key=lambda entry: entry[0].id)
         self._serve()
 
@@ -231,7 +198,3 @@ class SlotBuffer(Generic[T]):
         if ticket in self._taken:
             return "in training"
         return "ready" if any(entry[0] == ticket for entry in self._ready) else "ended (a ticket ends once)"
-
-    def _raise_if_closed(self) -> None:
-        if self._error is not None:
-            raise self._error

@@ -20,6 +20,7 @@ from capo_ray.cli.schema import ConfigError, keys_of
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.credit import EvidenceError, assign_credit, audit
 from capo_ray.evidence import FieldError
+from capo_ray.prompts import RUBRICS
 from capo_ray.types import Group, GroupCredit
 
 HELP = """assign credit to judged groups offline: JSON lines in, token advantages out
@@ -33,7 +34,6 @@ EXAMPLES = """more examples:
   capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
   cat groups.jsonl | capo-ray credit grpo --input -
 methods: {methods}"""
-RUBRICS = ("paper", "every_step", "compact")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,6 @@ class Budgets:
         self.exhausted = asyncio.Event()
         self.solved: str | None = None
         self.num_creditless = 0
-        self.num_failed = 0
         self._max_creditless, self._max_failures = max_creditless, max_failures
         self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
         self._failure_streak = 0
@@ -55,7 +54,6 @@ class Budgets:
 
     def failed(self, reason: str) -> None:
         """A group failed."""
-        self.num_failed += 1
         self._failure_streak += 1
         if self._failure_streak >= self._max_failures and not self.exhausted.is_set():
             self._failure = f"{self._failure_streak} groups in a row failed, the last with {reason}"

@@ -224,9 +224,9 @@ def _partition(
     """Deals each weight to the ranks before the next one is touched: none holds more than its part and one weight."""
     # A copy, since DeepSpeed writes into it, and a mapped file that is written to becomes memory of this rank's own.
     # All in one place: freed between parts that stay, copies left a heap in pieces (25 to 65 MB beside a part of 100).
-    place = torch.empty(max(param.numel() for param in module.parameters()), dtype=dtype, device=device)
+    room = torch.empty(max(param.numel() for param in module.parameters()), dtype=dtype, device=device)
     for param in module.parameters():
-        param.data = place[: param.numel()].view(param.shape).copy_(param.data)
+        param.data = room[: param.numel()].view(param.shape).copy_(param.data)
         deepspeed.zero.Init(module=nn.ParameterList([param]), config_dict_or_path=config, dtype=dtype)
     module.to(device)  # buffers
 

@@ -56,8 +56,7 @@ def build_batch(
     # The key breaks ties, so that the grid does not depend on the order in which groups happened to end.
     weighted.sort(key=lambda w: (-len(w.sample.token_ids), str(w.sample.key)))
     cells = _balanced_cells(weighted, num_ranks, microbatch_tokens)
-    num_loss_tokens = sum(n for w in weighted for weight, n in w.loss_weights.counts().items() if weight)
-    return Batch(grid=_deal(cells, num_ranks), num_loss_tokens=num_loss_tokens, num_samples=len(weighted))
+    return Batch(grid=_deal(cells, num_ranks))
 
 
 def young_tokens(versions: Sequence[VersionRun], oldest_version: int) -> Runs:

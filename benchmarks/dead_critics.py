@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from capo_ray.ledger import LEDGER_FILE, read_balance
+from capo_ray.ledger import read_balance
+from capo_ray.runs.layout import LEDGER_FILE
 
 RESULTS = Path(__file__).parent / "results" / "dead_critics.json"
 SETTINGS = (

@@ -1,11 +1,14 @@
 """The house itself: what imports what, and what continuous integration checks."""
 
+import ast
 import re
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+
+from capo_ray.runs import layout
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +35,12 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     assert "pytest -m" in fast and fast not in ci, "the fast tests run once, among all"
     (tests,) = (line for line in ci if "pytest" in line)
     assert "-m pytest -n 2" in tests and '-m "' not in tests
+
+
+def test_the_names_in_a_runs_directory_stand_in_one_place() -> None:
+    names = {value for name, value in vars(layout).items() if name.isupper() and "." in value} | {layout.CHECKPOINTS}
+    assert "workers.json" in names and len(names) > 10
+    for path in (ROOT / "capo_ray").rglob("*.py"):
+        if path.name != "layout.py":
+            texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not names & texts, f"{path}: import {sorted(names & texts)} from capo_ray.runs.layout"

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.cli import ledger as cli
-from capo_ray.ledger import LEDGER_FILE, BadMove, LedgerLost, RunBusy, RunLock, SqliteLedger, read_balance
+from capo_ray.ledger import BadMove, LedgerLost, RunBusy, RunLock, SqliteLedger, read_balance
 from capo_ray.ledger.balance import STATES
 from capo_ray.ledger.sqlite import SOURCES
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.types import TrajectoryKey
 
 WAY = ("admitted", "generated", "verified", "critiqued", "credited")

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 
 from capo_ray.config import TrainConfig
-from capo_ray.ledger import LEDGER_FILE
 from capo_ray.metrics.register import unregistered
-from capo_ray.place.build import CRITIQUES_FILE
 from capo_ray.problems import build_problems
+from capo_ray.runs.layout import CRITIQUES_FILE, LEDGER_FILE
 from tests.test_critics_figures import OF_THE_TIER, PROMISED
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(420)]

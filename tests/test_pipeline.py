@@ -16,9 +16,10 @@ from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
-from capo_ray.flow.state import REWARD_MODEL_DIR, RunState, read_checkpoint
+from capo_ray.flow.state import RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
+from capo_ray.runs.layout import REWARD_MODEL_DIR
 from capo_ray.types import (
     Batch,
     Completion,

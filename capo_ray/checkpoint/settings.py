@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from capo_ray.checkpoint.state import CheckpointCorrupt, Unreadable, replace_whole
+from capo_ray.checkpoint.state import CheckpointCorrupt, Unreadable
+from capo_ray.runs.files import replace_whole
 
 _FIRST_LINE = re.compile(rb"# sha256 of the lines below: ([0-9a-f]{64})\n")
 

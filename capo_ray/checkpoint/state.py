@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.files import replace_whole
 
 
 class CheckpointCorrupt(RunFailed):
@@ -37,17 +37,6 @@ def to_bytes(state: Mapping[str, Any]) -> bytes:
     return (json.dumps(state) + "\n").encode()
 
 
-def replace_whole(path: Path, content: bytes) -> None:
-    """Put `content` in place of `path`: a reader finds the old or the new, on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_directory(path.parent)
-
-
 def read_state(path: Path) -> dict[str, Any]:
     """The state written by `write_state`; `CheckpointCorrupt` or `Unreadable` name the file when there is none."""
     try:
@@ -65,12 +54,3 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path} should hold a JSON object, got {type(state).__name__}; resume from another one"
         )
     return state
-
-
-def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` outlive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

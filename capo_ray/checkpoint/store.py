@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capo_ray.checkpoint.state import CheckpointCorrupt, Unreadable, fsync_directory, to_bytes
+from capo_ray.checkpoint.state import CheckpointCorrupt, Unreadable, to_bytes
+from capo_ray.runs.files import fsync_directory
 from capo_ray.types import WrittenFile
 
 MANIFEST = "MANIFEST.json"

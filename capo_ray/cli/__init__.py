@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -21,15 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 
+from capo_ray.runs.layout import CHECKPOINTS, ERROR_FILE
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("capo_ray.cli.train", "capo-ray train credit=capo run.num_updates=40"),
-    "eval": ("capo_ray.cli.eval", "capo-ray eval runs/latest"),
     "sft": ("capo_ray.cli.sft", "capo-ray sft --help"),
     "credit": ("capo_ray.cli.credit", "capo-ray credit capo --input groups.jsonl"),
     "critique": ("capo_ray.cli.critique", "capo-ray critique --input solutions.jsonl critic=laptop"),
     "verify": ("capo_ray.cli.verify", "capo-ray verify --input pairs.jsonl"),
     "ledger": ("capo_ray.cli.ledger", "capo-ray ledger runs/latest --json"),
-    "view": ("capo_ray.cli.view", "capo-ray view runs/latest"),
     "doctor": ("capo_ray.cli.doctor", "capo-ray doctor"),
     "export": ("capo_ray.cli.export", "capo-ray export runs/latest --output policy"),
     "submit": ("capo_ray.cli.submit", "capo-ray submit --address http://127.0.0.1:8265 credit=capo"),
@@ -61,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(importlib.import_module("capo_ray").__version__)
         return 0
     name = words[0]
-    if name not in _present():
+    if name not in COMMANDS:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, _present(), n=1)
+        near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see capo-ray --help"
-        return _say(f"expected a command ({', '.join(_present())}), got {name!r}; {hint}", 2)
+        return _say(f"expected a command ({', '.join(COMMANDS)}), got {name!r}; {hint}", 2)
     return _guarded(name, words[1:])
 
 
 def _guarded(name: str, words: list[str]) -> int:
-    """The exit code of a present command, with every exception turned into its sentence and code."""
+    """The exit code of a command, with every exception turned into its sentence and code."""
     from asyncio import CancelledError
 
     from capo_ray.protocols import RunFailed, RunStopped
@@ -105,11 +104,6 @@ def _guarded(name: str, words: list[str]) -> int:
         return _say(f"{name}: {_cause(error)} (traceback: {_keep_traceback(error)}){where}", 1)
 
 
-def _present() -> list[str]:
-    """The commands whose module exists."""
-    return [name for name, (module, _) in COMMANDS.items() if _source(module).exists()]
-
-
 def _source(module: str) -> Path:
     return Path(__file__).parent / f"{module.rsplit('.', 1)[1]}.py"
 
@@ -117,7 +111,7 @@ def _source(module: str) -> Path:
 def _overview() -> str:
     """The text of `capo-ray --help`."""
     lines = ["usage: capo-ray COMMAND …   (capo-ray COMMAND --help tells more)", ""]
-    for name in _present():
+    for name in COMMANDS:
         lines.append(f"  {name:<9} {_read_help(name)}")
         lines.append(f"            e.g. {COMMANDS[name][1]}")
     return "\n".join(lines)
@@ -162,7 +156,7 @@ def _where_to_go_on(error: BaseException) -> str:
     if run_dir is None:
         return ""
     lost = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith("no checkpoint"))
-    begun = any(Path(run_dir, "checkpoints").glob("v*"))
+    begun = any(Path(run_dir, CHECKPOINTS).glob("v*"))
     again = "" if begun else " run.from_zero=true"
     what = "go on" if begun else "it has no checkpoint: begin again"
     return f"{lost}; {what} with capo-ray train resume={run_dir}{again}"
@@ -185,7 +179,7 @@ def _keep_traceback(error: BaseException) -> Path:
     text = "".join(traceback.format_exception(error))
     run_dir = getattr(error, "run_dir", None)
     if run_dir is not None and Path(run_dir).is_dir():
-        path = Path(run_dir) / "error.txt"
+        path = Path(run_dir) / ERROR_FILE
         path.write_text(text, encoding="utf-8")
         return path
     handle, name = tempfile.mkstemp(prefix="capo-ray-error-", suffix=".txt")

@@ -26,6 +26,7 @@ from capo_ray.checkpoint import read_settings
 from capo_ray.cli.schema import ConfigError, as_sentence, is_mapping, refuse_unknown, takes_text, train_keys
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
 GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
@@ -151,7 +152,7 @@ def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:
     if choices:
         given = " ".join(f"{group}={name}" for group, name in choices.items())
         raise ConfigError(f"resume={run} goes on with that run's own choices; remove {given}")
-    path = Path(run) / "config.yaml"
+    path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
     return read_settings(path)

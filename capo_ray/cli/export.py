@@ -11,11 +11,11 @@ from pathlib import Path
 from capo_ray.checkpoint import MANIFEST, CheckpointCorrupt, CheckpointStore
 from capo_ray.cli.models import read_facts
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import CHECKPOINTS, POLICY_DIR
 
 HELP = """copy a run's policy out of its checkpoint, as a Hugging Face model directory
 
 The checkpoint is verified file by file before, and the copy after; an existing output is never written into."""
-POLICY = "policy"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def find_checkpoint(run_dir: Path, version: int | None) -> Path:
     """The asked-for or newest checkpoint of a run that verifies."""
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         raise RunFailed(f"expected a run directory with checkpoints/, got {run_dir}; give the path of a run")
     store = CheckpointStore(folder, keep=1)
@@ -63,9 +63,9 @@ def find_checkpoint(run_dir: Path, version: int | None) -> Path:
 
 def copy_policy(checkpoint: Path, output: Path) -> list[str]:
     """The names of the files copied to `output`, which appears whole or not at all."""
-    source = checkpoint / POLICY
+    source = checkpoint / POLICY_DIR
     if not source.is_dir():
-        raise RunFailed(f"expected {POLICY}/ in {checkpoint}, found none; this checkpoint cannot be exported")
+        raise RunFailed(f"expected {POLICY_DIR}/ in {checkpoint}, found none; this checkpoint cannot be exported")
     if output.exists():
         raise RunFailed(f"--output: {output} already exists; choose a new directory")
     partial = output.with_name(f".{output.name}.partial")
@@ -74,10 +74,10 @@ def copy_policy(checkpoint: Path, output: Path) -> list[str]:
     try:
         shutil.copytree(source, partial)
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        names = sorted(name.removeprefix(f"{POLICY}/") for name in files if name.startswith(f"{POLICY}/"))
+        names = sorted(name.removeprefix(f"{POLICY_DIR}/") for name in files if name.startswith(f"{POLICY_DIR}/"))
         for name in names:
             with (partial / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != files[f"{POLICY}/{name}"][1]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != files[f"{POLICY_DIR}/{name}"][1]:
                     raise RunFailed(
                         f"the copy of {name} differs from the checkpoint; check the disk of {output.parent}"
                     )

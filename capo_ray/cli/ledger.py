@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from capo_ray.ledger import LEDGER_FILE, Balance, read_balance
+from capo_ray.ledger import Balance, read_balance
+from capo_ray.runs.layout import LEDGER_FILE
 
 HELP = "account for every trajectory of a run: counts per state, reasons of drops, balanced or not"
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from capo_ray.arrays import Runs
 from capo_ray.protocols import Ledger, RunFailed
+from capo_ray.runs.layout import QUARANTINE_FILE
 from capo_ray.types import Completion, Group, GroupCredit, Trajectory
 
-QUARANTINE_FILE = "quarantine.jsonl"
 REASON = "non_finite"
 ABSURD = 1e6
 """An advantage of this size is no credit: rewards are of order 1, and a loss of it would drown all others."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from capo_ray.checkpoint import Draft
 from capo_ray.flow.parts import Parts
-from capo_ray.flow.state import LEARNER_DIR, POLICY_DIR, REWARD_MODEL_DIR, STATE_FILE, RunState
+from capo_ray.flow.state import RunState
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import LEARNER_DIR, POLICY_DIR, REWARD_MODEL_DIR, STATE_FILE
 from capo_ray.types import Problem
 
 UnderWay = tuple[Sequence[tuple[Problem, int]], float]

@@ -10,12 +10,8 @@ from typing import Any
 from capo_ray.checkpoint import read_state
 from capo_ray.flow.entropy_control import EntropyState
 from capo_ray.flow.group import CreditedGroup
+from capo_ray.runs.layout import STATE_FILE
 from capo_ray.types import Problem
-
-STATE_FILE = "run.json"
-LEARNER_DIR = "learner"
-POLICY_DIR = "policy"
-REWARD_MODEL_DIR = "reward_model"
 
 
 @dataclass

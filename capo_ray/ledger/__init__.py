@@ -9,10 +9,9 @@ Invariant: at the end of a run every trajectory ever admitted is trained exactly
 
 from capo_ray.ledger.balance import Balance, read_balance
 from capo_ray.ledger.lock import RunBusy, RunLock
-from capo_ray.ledger.sqlite import LEDGER_FILE, BadMove, LedgerLost, Rewound, SqliteLedger
+from capo_ray.ledger.sqlite import BadMove, LedgerLost, Rewound, SqliteLedger
 
 __all__ = [
-    "LEDGER_FILE",
     "BadMove",
     "Balance",
     "LedgerLost",

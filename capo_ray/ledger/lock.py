@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from capo_ray.protocols import RunFailed
-
-LOCK_FILE = "driver.lock"
+from capo_ray.runs.layout import LOCK_FILE
 
 
 class RunBusy(RunFailed):

@@ -27,7 +27,6 @@ from capo_ray.ledger.balance import (
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
 
-LEDGER_FILE = "ledger.sqlite"
 SOURCES: dict[str, tuple[str, ...]] = {
     "admitted": (),
     "generated": ("admitted",),

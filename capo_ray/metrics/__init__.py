@@ -7,15 +7,12 @@ a run.
 
 from capo_ray.metrics.build import FanOut, build_trackers
 from capo_ray.metrics.plot import plot_learning_curve
-from capo_ray.metrics.rows import METRICS_FILE, SUMMARY_FILE, TRANSCRIPTS_FILE, JsonlTracker, read_rows, write_summary
+from capo_ray.metrics.rows import JsonlTracker, read_rows, write_summary
 from capo_ray.metrics.screen import Screen
 from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, WandbTracker
 from capo_ray.metrics.transcripts import TranscriptWriter
 
 __all__ = [
-    "METRICS_FILE",
-    "SUMMARY_FILE",
-    "TRANSCRIPTS_FILE",
     "FanOut",
     "JsonlTracker",
     "MlflowTracker",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.sections import TrackingConfig
-from capo_ray.metrics.rows import METRICS_FILE, JsonlTracker
+from capo_ray.metrics.rows import JsonlTracker
 from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, WandbTracker
 from capo_ray.protocols import RunFailed, Tracker
+from capo_ray.runs.layout import METRICS_FILE, TENSORBOARD_DIR
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def build_trackers(
     `resume_from` is the version of the checkpoint that the run goes on from: later rows are cut away.
     """
     makers: dict[str, Callable[[], Tracker]] = {
-        "tensorboard": lambda: TensorBoardTracker(run_dir / "tensorboard", resume_from),
+        "tensorboard": lambda: TensorBoardTracker(run_dir / TENSORBOARD_DIR, resume_from),
         "wandb": lambda: WandbTracker(config.project, run_dir, run_config, resume_from is not None),
         "mlflow": lambda: MlflowTracker(config.project, run_dir, run_config),
     }

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.protocols import RunFailed
-
-METRICS_FILE = "metrics.jsonl"
-TRANSCRIPTS_FILE = "transcripts.jsonl"
-SUMMARY_FILE = "summary.json"
+from capo_ray.runs.files import replace_whole
 
 
 class JsonlTracker:
@@ -109,24 +106,14 @@ def keep_rows(path: Path, resume_from: int | None) -> list[dict[str, Any]]:
     rows = [row for row in read_rows(path) if resume_from is None or row["update"] <= resume_from]
     content = b"".join(to_line(row) for row in rows)
     if path.is_file() and path.read_bytes() != content:
-        replace_file(path, content)
+        replace_whole(path, content)
     return rows
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Replace `path` by `summary` as indented JSON, whole or not at all; numbers that are not finite become null."""
     text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
-    replace_file(path, (text + "\n").encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` in place of the file, such that a reader finds the old or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_whole(path, (text + "\n").encode())
 
 
 def _without_nan(value: Any) -> Any:

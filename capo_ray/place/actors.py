@@ -16,8 +16,7 @@ from capo_ray.place.learner import LearnerActors
 from capo_ray.place.placement import Places, shares_devices
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
-
-WORKERS_FILE = "workers.json"
+from capo_ray.runs.layout import WORKERS_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
 from capo_ray.place.workers import CriticWorker, LearnerRank, RewardModelRank, RolloutWorker, VerifierWorker
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import CRITIQUES_FILE
 
 CANARY_TOKENS = 48
 """Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
 score it at every publish, which on a CPU costs more than moving the weights."""
-CRITIQUES_FILE = "critiques.sqlite"
 MANY_AT_ONCE = {"max_concurrency": 1000}
 """For actors that wait more than they work."""
 SWAP_S = 600.0

@@ -7,8 +7,7 @@ from typing import Any
 
 from capo_ray.config import TrainConfig
 from capo_ray.flow import RunOutcome
-
-CURVE_FILE = "learning_curve.png"
+from capo_ray.runs.layout import CURVE_FILE
 
 
 def summarise(

@@ -17,10 +17,8 @@ from typing import Any
 from capo_ray.checkpoint import CheckpointStore, read_state
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import flat_keys
-from capo_ray.flow.state import STATE_FILE
-from capo_ray.ledger import LEDGER_FILE
-from capo_ray.metrics import SUMMARY_FILE
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import LEDGER_FILE, STATE_FILE, SUMMARY_FILE
 
 SESSION_KEYS = ("resume", "run.from_zero", "run.changes_allowed")
 """Keys of one start of a run, not of the run."""

@@ -1,10 +1,4 @@
-"""A run's directory: made once, owned by one driver at a time, and what stands in it.
-
-config.yaml      the settings that the run has now, under their digest; config.1.yaml, … those of earlier sessions
-history.json     the run's id, the digests of its data files, and what each session changed
-driver.lock  workers.json  metrics.jsonl  ledger.sqlite  transcripts.jsonl  critiques.sqlite  quarantine.jsonl
-checkpoints/  tensorboard/  summary.json  learning_curve.png  error.txt
-"""
+"""A run's directory: made once, owned by one driver at a time; what stands in it is named by `runs.layout`."""
 
 from __future__ import annotations
 
@@ -26,10 +20,8 @@ from capo_ray.config import TrainConfig
 from capo_ray.place import resume
 from capo_ray.problems import data_files
 from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE
 
-CONFIG_FILE = "config.yaml"
-HISTORY_FILE = "history.json"
-CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 
 

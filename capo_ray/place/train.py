@@ -18,13 +18,10 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
-from capo_ray.flow.quarantine import QUARANTINE_FILE, Quarantine
-from capo_ray.flow.state import LEARNER_DIR, REWARD_MODEL_DIR, RunState, read_checkpoint
-from capo_ray.ledger import LEDGER_FILE, LedgerLost, RunLock, SqliteLedger, read_balance
+from capo_ray.flow.quarantine import Quarantine
+from capo_ray.flow.state import RunState, read_checkpoint
+from capo_ray.ledger import LedgerLost, RunLock, SqliteLedger, read_balance
 from capo_ray.metrics import (
-    METRICS_FILE,
-    SUMMARY_FILE,
-    TRANSCRIPTS_FILE,
     Screen,
     TranscriptWriter,
     build_trackers,
@@ -35,13 +32,23 @@ from capo_ray.place import build, cluster, nodes, rundir
 from capo_ray.place.actors import Actors
 from capo_ray.place.ending import Ending, ends_soon_after_failure
 from capo_ray.place.learner import LearnerActors
-from capo_ray.place.report import CURVE_FILE, closing_rows, summarise
+from capo_ray.place.report import closing_rows, summarise
 from capo_ray.place.resume import Changes
 from capo_ray.place.reward_model import RewardModelActors
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed, RunStopped
+from capo_ray.runs.layout import (
+    CURVE_FILE,
+    LEARNER_DIR,
+    LEDGER_FILE,
+    METRICS_FILE,
+    QUARANTINE_FILE,
+    REWARD_MODEL_DIR,
+    SUMMARY_FILE,
+    TRANSCRIPTS_FILE,
+)
 
 MAX_ROWS_SHOWN = 10
 

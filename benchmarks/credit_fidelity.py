@@ -23,31 +23,23 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from plain_torch.fidelity import calibration, measure, step_credit
 from plain_torch.fidelity_report import draw, show
-from plain_torch.model import Model
-from plain_torch.planted import GROUP, accurate, half_shared, planted_groups, scripted
-from plain_torch.reward_model import trained_on
-from plain_torch.values import step_values
-from plain_torch.world import (
-    Actor,
-    Critic,
-    draw_problems,
-    first_votes,
-    truth_of,
-    with_answer_logprobs,
-    with_evidence,
-)
+from plain_torch.planted import GROUP, HalfShared, World
 
 from capo_ray.config.credit import CREDIT_METHODS
+from capo_ray.config.critic import CriticConfig
 from capo_ray.credit import assign_credit
-from capo_ray.types import Evidence, Group
+from capo_ray.critics.scripted import ScriptedJudge, ScriptedSource
+from capo_ray.problems.chains import true_wrong_steps
+from capo_ray.protocols import Judge
+from capo_ray.types import Group
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "credit_fidelity.json"
@@ -55,7 +47,7 @@ ASSETS = ROOT.parent / "capo_ray" / "assets"
 VOTE_COUNTS = (1, 2, 4, 8)
 GOAL = 0.95
 REWARDED = ("prime", "istar", "qrm", "etpo")
-NUM_BATCHES, GROUP_SIZE = 40, 8
+NUM_BATCHES, GROUPS_PER_BATCH = 40, 8
 BY_CRITIC: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"capo {vote}": ("capo", {"vote": vote}) for vote in ("intersection", "majority", "union", "average", "greedy")},
     "capo majority, W_process 2": ("capo", {"vote": "majority", "w_process": 2.0}),
@@ -63,12 +55,27 @@ BY_CRITIC: dict[str, tuple[str, dict[str, Any]]] = {
     "pure": ("pure", {}),
     "grpo_genorm": ("grpo_genorm", {}),
 }
-SCRIPTS: dict[str, Callable[[Sequence[Group], int], list[Group]]] = {
-    "90% of steps": lambda groups, k: accurate(groups, k, 0.9),
-    "90% of steps, half the errors shared": lambda groups, k: half_shared(groups, k, 0.9),
-    "precision 0.9, recall 0.9": lambda groups, k: scripted(groups, k, 0.9, 0.9),
-    "precision 0.9, recall 0.5": lambda groups, k: scripted(groups, k, 0.9, 0.5),
-    "precision 0.5, recall 0.9": lambda groups, k: scripted(groups, k, 0.5, 0.9),
+ALL_VOTES = f"critic.early_stop=false critic.num_votes={max(VOTE_COUNTS)}"
+
+
+def accurate(wrong_frac: float, accuracy: float) -> Judge:
+    """A critic that judges each step rightly with probability `accuracy`, wrong steps and right ones."""
+    hits = wrong_frac * accuracy
+    return scripted(wrong_frac, hits / (hits + (1 - wrong_frac) * (1 - accuracy)), accuracy)
+
+
+def scripted(wrong_frac: float, precision: float, recall: float) -> Judge:
+    """A critic of this precision and recall, each vote's errors its own."""
+    source = ScriptedSource(true_wrong_steps, precision=precision, recall=recall, wrong_frac=wrong_frac)
+    return ScriptedJudge(source, CriticConfig(rubric="every_step", early_stop=False), vote="majority", quorum=1)
+
+
+SCRIPTS: dict[str, Callable[[float], Judge]] = {
+    "90% of steps": lambda wrong: accurate(wrong, 0.9),
+    "90% of steps, half the errors shared": lambda wrong: HalfShared(accurate(wrong, 0.9)),
+    "precision 0.9, recall 0.9": lambda wrong: scripted(wrong, 0.9, 0.9),
+    "precision 0.9, recall 0.5": lambda wrong: scripted(wrong, 0.9, 0.5),
+    "precision 0.5, recall 0.9": lambda wrong: scripted(wrong, 0.5, 0.9),
 }
 
 
@@ -106,40 +113,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class World:
-    """Planted groups of some lengths with what their policy and critic say of them."""
-
-    def __init__(self, policy: str | Path, critic: str | Path, lengths: range, per_length: int) -> None:
-        self.lengths = list(lengths)
-        actor, judge = Actor(Model(policy)), Critic(Model(critic))
-        generator = torch.Generator().manual_seed(0)
-        self.groups = planted_groups(actor, self.lengths, per_length)
-        self.judged = judge.critique(self.groups, max(VOTE_COUNTS), generator)
-        self.greedy = judge.critique(self.groups, 1, generator, greedy=True)
-        self.likelihoods = [with_answer_logprobs(actor, g) for g in self.groups]
-        self.segments = [with_answer_logprobs(actor, g, "entropy") for g in self.groups]
-        sizes = [self.lengths[i % len(self.lengths)] for i in range(NUM_BATCHES)]
-        batches = [
-            actor.roll_out(draw_problems(0, 8 * i, 8, size), GROUP_SIZE, generator) for i, size in enumerate(sizes)
-        ]
-        # One set of values is VinePPO's evidence, the other the measure: the same set twice would praise its own noise.
-        self.values, self.reference = (step_values(actor, self.groups, generator) for _ in range(2))
-        self.rewards = {name: self.rewarded(name, policy, batches) for name in REWARDED}
-
-    def rewarded(self, method: str, policy: str | Path, batches: Sequence[Sequence[Group]]) -> list[Group]:
-        """The groups with the token rewards of the method's model, trained on `batches`."""
-        rows = trained_on(method, policy, batches).judge(self.groups)
-        return [
-            with_evidence(g, [Evidence(token_rewards=np.array(r)) for r in row])
-            for g, row in zip(self.groups, rows, strict=True)
-        ]
-
-
 def compare(worlds: Sequence[World]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One row per method, critic and k; and the calibration of average votes."""
+
+    def gather(text: str, **instead: Any) -> list[Group]:
+        return [group for world in worlds for group in world.gather(text, **instead)]
+
     groups = [g for w in worlds for g in w.groups]
-    wrong = [t for g in groups for t in truth_of(g)]
-    values = [row for w in worlds for group in w.reference for row in changes(group)]
+    wrong = [t for w in worlds for t in w.truth]
+    # One set of values is VinePPO's evidence, the other the measure: the same set twice would praise its own noise.
+    measured = gather("credit=vineppo", seed=1)
+    values = [changes(m.evidence.step_values) for g in measured for m in g.members]
     rows, bins = [], []
 
     def add(method: str, critic: str, k: int, judged: Sequence[Group], name: str, settings: dict[str, Any]) -> None:
@@ -153,38 +137,48 @@ def compare(worlds: Sequence[World]) -> tuple[list[dict[str, Any]], list[dict[st
             bins.append({"critic": critic, "k": k, "ece": tidy(error), "bins": table})
 
     add("grpo and its family", "-", 0, groups, "grpo", {})
-    add("acpo", "-", 0, [g for w in worlds for g in w.segments], "acpo", {"stage2_from": 1.0})
-    add("mig", "-", 0, [g for w in worlds for g in w.likelihoods], "mig", {})
-    add("vineppo", "-", 0, with_values(worlds), "vineppo", {})
+    add("acpo", "-", 0, gather("credit=acpo"), "acpo", {"stage2_from": 1.0})
+    add("mig", "-", 0, gather("credit=mig"), "mig", {})
+    add("vineppo", "-", 0, gather("credit=vineppo"), "vineppo", {})
+    rollouts = [world.roll_out(NUM_BATCHES, GROUPS_PER_BATCH) for world in worlds]
     for name in REWARDED:
-        add(name, "-", 0, [g for w in worlds for g in w.rewards[name]], name, {})
+        text = f"credit={name}"
+        models = [world.train(text, batches) for world, batches in zip(worlds, rollouts, strict=True)]
+        judged = [g for w, model in zip(worlds, models, strict=True) for g in w.gather(text, reward_model=model)]
+        add(name, "-", 0, judged, name, {})
     rng = random.Random(0)
     noise = [[rng.gauss(0, 1) for _ in m.steps] for g in groups for m in g.members]
     figures = {key: tidy(value) for key, value in measure(noise, wrong, values).items()}
     rows.append({"method": "random", "critic": "-", "k": 0, **figures})
-    sources = {name: script(groups, max(VOTE_COUNTS)) for name, script in SCRIPTS.items()}
-    sources["real"] = [g for w in worlds for g in w.judged]
+    wrong_frac = sum(map(len, wrong)) / sum(len(m.steps) for g in groups for m in g.members)
+    read = f"credit=capo {ALL_VOTES}"
+    sources = {name: gather(read, judge=script(wrong_frac)) for name, script in SCRIPTS.items()}
+    sources["real"] = gather(read)
     for critic, judged in sources.items():
         for k in VOTE_COUNTS:
             for method, (name, settings) in BY_CRITIC.items():
                 if method != "capo greedy":
                     add(method, critic, k, first_votes(judged, k), name, settings)
-    add("capo greedy", "real", 1, [g for w in worlds for g in w.greedy], "capo", {"vote": "greedy"})
+    add("capo greedy", "real", 1, gather("credit=capo credit.vote=greedy"), "capo", {"vote": "greedy"})
     return rows, bins
 
 
-def with_values(worlds: Sequence[World]) -> list[Group]:
-    """The groups with their Monte-Carlo values as evidence."""
+def first_votes(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups with the first `count` critiques of each response."""
     return [
-        with_evidence(g, [Evidence(step_values=tuple(row)) for row in rows])
-        for w in worlds
-        for g, rows in zip(w.groups, w.values, strict=True)
+        replace(
+            group,
+            members=tuple(
+                replace(m, evidence=replace(m.evidence, critiques=m.evidence.critiques[:count])) for m in group.members
+            ),
+        )
+        for group in groups
     ]
 
 
-def changes(values: Sequence[Sequence[float]]) -> list[list[float]]:
-    """[G][K]: the change of value across each step."""
-    return [[after - before for before, after in pairwise(row)] for row in values]
+def changes(values: Sequence[float]) -> list[float]:
+    """[K]: the change of value across each step."""
+    return [after - before for before, after in pairwise(values)]
 
 
 def by_kind(credit: Sequence[Sequence[float]], wrong: Sequence[frozenset[int]]) -> dict[str, float]:

@@ -1,5 +1,8 @@
-"""The laptop world in plain torch, in one process: what the learning benchmarks share. No Ray, no vLLM, no DeepSpeed.
+"""The shipped pipeline in one process, for benchmarks of learning and credit. No Ray, no vLLM, no DeepSpeed.
 
-model     Qwen3 on bare tensors          sampling   many continuations of shared prefixes at once
-world     problems, votes, groups        learner    the project's loss on the project's samples
+model     Qwen3 on bare tensors               sampling  many continuations of shared prefixes at once
+engine    the door TextEngine over both       learner   the doors LearnerGroup and RewardModel over the shipped learners
+critics   the door Judge, for controls        parts     a run's parts: these, and everything else as it ships
+arms      overrides, by name                  run       one arm under training
+planted   responses whose errors are known, walked through the shipped GroupWay
 """

@@ -1,112 +1,146 @@
-"""Updates a policy with the project's loss and batch weights."""
+"""The shipped learner and reward model in this process: two doors over one rank of plain torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import torch
-
-from capo_ray.learners.microbatch import to_inputs
-from capo_ray.loss import policy_loss, token_logprobs
-from capo_ray.packing import token_weights
-from capo_ray.types import Group, GroupCredit
-from plain_torch.model import Model
-
-MICROBATCH_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Row:
-    """One response as the learner sees it; `weight` multiplies its loss (how many siblings were the same)."""
-
-    ids: tuple[int, ...]
-    start: int
-    sampler_logprobs: tuple[float, ...]
-    advantages: tuple[float, ...]
-    weight: float
-    imitation_weights: tuple[float, ...] = ()  # as in `Sample`; empty for none
+from capo_ray.arrays import FloatArray
+from capo_ray.config import TrainConfig
+from capo_ray.config.credit.requests import TokenRewards
+from capo_ray.learners import Learner, LearnerSpec, RewardLearner, RewardSpec
+from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
+from capo_ray.protocols import WeightsHandle
+from capo_ray.types import Batch, Group, Trajectory, UpdateReport, WrittenFile
 
 
-class Learner:
-    """A policy and its optimizer; `tokens` counts what it trained, repeats included."""
+class _OneRank:
+    """What both share: checkpoints of the one rank."""
 
-    def __init__(self, model: Model, lr: float, num_epochs: int) -> None:
-        self.model, self.num_epochs, self.tokens = model.trainable(), num_epochs, 0
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    num_tokens = 0
+    """Read so far: by one pass over each batch, or when rewarding."""
 
-    def update(self, groups: Sequence[Group], credits: Sequence[GroupCredit]) -> float:
-        """The mean clipped share of tokens, after `num_epochs` passes over the samples of a batch."""
-        rows = merge_equal(groups, credits)
-        if not rows:
-            return 0.0
-        trained = [g for g, c in zip(groups, credits, strict=True) if c.has_signal]
-        total = sum(len(m.trajectory.prompt_ids) + m.num_tokens for g in trained for m in g.members)
-        clipped = 0.0
-        for _ in range(self.num_epochs):
-            self._optimizer.zero_grad(set_to_none=True)
-            for cell in cut(rows):
-                clipped += self._backward(cell)
-            move(self._optimizer, self.model)
-            self.tokens += total
-        return clipped / self.num_epochs
+    def __init__(self, own: Learner | RewardLearner) -> None:
+        self._own = own
 
-    def _backward(self, cell: Sequence[Row]) -> float:
-        logprobs = response_logprobs(self.model, cell)
-        weights = torch.cat([torch.full((len(r.advantages),), r.weight) for r in cell])
-        sequences = torch.repeat_interleave(torch.arange(len(cell)), torch.tensor([len(r.advantages) for r in cell]))
-        imitation = [x for r in cell for x in r.imitation_weights or (0.0,) * len(r.advantages)]
-        loss, figures = policy_loss(
-            logprobs,
-            torch.tensor([x for r in cell for x in r.sampler_logprobs]),
-            torch.tensor([x for r in cell for x in r.advantages]),
-            weights,
-            sequences,
-            imitation_weights=torch.tensor(imitation) if any(imitation) else None,
+    async def snapshot(self) -> int:
+        """As `LearnerGroup.snapshot`."""
+        self._held = self._own.snapshot()
+        return self._own.version
+
+    async def save(self, path: str) -> Sequence[WrittenFile]:
+        """As `LearnerGroup.save`."""
+        return self._held.save(path)
+
+    async def load(self, path: str) -> int:
+        """As `LearnerGroup.load`."""
+        return self._own.load(path)
+
+    async def export(self, path: str) -> Sequence[WrittenFile]:
+        """As `LearnerGroup.export`."""
+        return self._held.export(path)
+
+
+class PlainLearner(_OneRank):
+    """The policy of `config` under training."""
+
+    def __init__(self, config: TrainConfig, path: str) -> None:
+        self._learner = Learner(
+            LearnerSpec(
+                model_path=path,
+                dtype=config.model.dtype,
+                learner=config.learner,
+                loss=config.loss,
+                temperature=config.rollout.temperature,
+                total_updates=config.run.num_updates,
+                seed=config.run.seed,
+            )
         )
-        loss.backward()
-        return float(figures.sums["clipped"] / figures.sums["tokens"] * weights.sum())
+        super().__init__(self._learner)
+
+    async def update(self, batch: Batch) -> UpdateReport:
+        """As `LearnerGroup.update`."""
+        column = batch.column(0)
+        self.num_tokens += sum(len(weighted.sample.token_ids) for cell in column for weighted in cell)
+        return self._learner.update(column, batch.kl_scale)
+
+    async def refresh_reference(self) -> None:
+        """As `LearnerGroup.refresh_reference`."""
+        self._learner.refresh_reference()
+
+    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
+        """A handle whose payload is the weights by their names."""
+        return WeightsHandle(self._learner.version, "", self._learner.named_tensors())
+
+    async def logprobs(
+        self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `LearnerGroup.logprobs`."""
+        return self._learner.logprobs(token_ids, starts)
 
 
-def merge_equal(groups: Sequence[Group], credits: Sequence[GroupCredit]) -> list[Row]:
-    """The responses of the groups with credit, equal ones with equal credit as one row: the same gradient, cheaper."""
-    kept = [(g, c) for g, c in zip(groups, credits, strict=True) if c.has_signal]
-    members = [m for g, _ in kept for m in g.members]
-    each = token_weights([m.num_tokens for m in members], "sequence_mean") if members else []
-    merged: dict[tuple[tuple[float, ...], ...], list[float]] = {}
-    first: dict[tuple[tuple[float, ...], ...], Row] = {}
-    rows = [row for _, credit in kept for row in credit.advantages]
-    imitation = [row for g, c in kept for row in c.imitation_weights or ((),) * len(g.members)]
-    for member, advantages, imitated, weight in zip(members, rows, imitation, each, strict=True):
-        path = member.trajectory
-        ids, start = tuple(path.token_ids.tolist()), len(path.prompt_ids)
-        row = Row(ids, start, tuple(path.response.logprobs.tolist()), tuple(advantages), 0.0, tuple(imitated))
-        key = (ids, row.advantages, row.imitation_weights)
-        merged.setdefault(key, []).append(weight)
-        first.setdefault(key, row)
-    return [replace(row, weight=sum(merged[key])) for key, row in first.items()]
+class PlainRewardModel(_OneRank):
+    """The reward model that is asked for, begun as the policy."""
+
+    def __init__(self, config: TrainConfig, path: str, asked: TokenRewards) -> None:
+        self._learner = RewardLearner(
+            RewardSpec(
+                method=asked.objective,
+                model_path=path,
+                reference_path=path,
+                dtype=config.model.dtype,
+                reward_model=config.reward_model,
+                learner=config.learner,
+                temperature=config.rollout.temperature,
+                kl_coef=config.loss.kl_coef,
+                trace_decay=asked.trace_decay,
+                seed=config.run.seed,
+            )
+        )
+        super().__init__(self._learner)
+        self._budget = config.learner.microbatch_tokens
+
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
+        """As `RewardModel.token_rewards`."""
+        if not trajectories:
+            return ()
+        column = to_batch(trajectories, num_ranks=1, microbatch_tokens=self._budget).column(0)
+        samples = [weighted.sample for cell in column for weighted in cell]
+        self.num_tokens += sum(len(sample.token_ids) for sample in samples)
+        rewards = dict(zip((s.key for s in samples), self._learner.token_rewards(column), strict=True))
+        return tuple(rewards[trajectory.key] for trajectory in trajectories)
+
+    async def update(self, groups: Sequence[Group]) -> UpdateReport:
+        """As `RewardModel.update`."""
+        batch = to_batch(labelled_trajectories(groups), num_ranks=1, microbatch_tokens=self._budget)
+        return self._learner.update(batch.column(0), to_labels(groups))
 
 
-def cut(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows in cells of about `MICROBATCH_TOKENS`, the longest first."""
-    ordered = sorted(rows, key=lambda r: -len(r.ids))
-    cells: list[list[Row]] = []
-    at = 0
-    while at < len(ordered):
-        size = max(1, MICROBATCH_TOKENS // len(ordered[at].ids))
-        cells.append(ordered[at : at + size])
-        at += size
-    return cells
+class OwnLogprobs:
+    """A `RewardModel` that knows nothing: each token's reward is the logprob that the policy itself gave it."""
 
+    num_tokens = _version = 0
 
-def response_logprobs(model: Model, rows: Sequence[Row]) -> torch.Tensor:
-    """The logprobs [N] of the response tokens of the rows, one row after another."""
-    inputs = to_inputs([r.ids for r in rows], [r.start for r in rows], torch.device("cpu"))
-    hidden = model.forward(inputs.input_ids).flatten(0, 1).index_select(0, inputs.predictors)
-    return token_logprobs(model.logits(hidden), inputs.targets)[0]
+    async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
+        """As `RewardModel.token_rewards`."""
+        return tuple(trajectory.response.logprobs for trajectory in trajectories)
 
+    async def update(self, groups: Sequence[Group]) -> UpdateReport:
+        """Nothing learnt."""
+        self._version += 1
+        return UpdateReport(self._version, {}, 0.0)
 
-def move(optimizer: torch.optim.Optimizer, model: Model) -> None:
-    """One optimizer move, the gradient's norm held to 1."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    async def snapshot(self) -> int:
+        """As `RewardModel.snapshot`; there is nothing to keep."""
+        return self._version
+
+    async def save(self, path: str) -> Sequence[WrittenFile]:
+        """One file, since a checkpoint must hold some."""
+        text = str(self._version).encode()
+        (Path(path) / "version").write_bytes(text)
+        return (WrittenFile("version", len(text), hashlib.sha256(text).hexdigest()),)
+
+    async def load(self, path: str) -> int:
+        """Never called: no run of a benchmark is resumed."""
+        raise NotImplementedError

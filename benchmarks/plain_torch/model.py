@@ -6,6 +6,7 @@ R rows, W width, H heads, D head_dim, V vocabulary. `check_against_library` comp
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,30 +31,25 @@ class Model:
         self.path = str(path)
         self.heads, self.head_dim = config["num_attention_heads"], config["head_dim"]
         self.eps, self.eos = config["rms_norm_eps"], config["eos_token_id"]
-        weights = load_file(Path(path) / "model.safetensors")
-        self.embedding = weights["model.embed_tokens.weight"].clone()
-        self.norm = weights["model.norm.weight"].clone()
+        self._named = {name: tensor.clone() for name, tensor in load_file(Path(path) / "model.safetensors").items()}
+        self.embedding = self._named["model.embed_tokens.weight"]
+        self.norm = self._named["model.norm.weight"]
         self.layers = [
-            {key: weights[f"model.layers.{i}.{_NAMES[key]}.weight"].clone() for key in LAYER}
+            {key: self._named[f"model.layers.{i}.{_NAMES[key]}.weight"] for key in LAYER}
             for i in range(config["num_hidden_layers"])
         ]
         half = torch.arange(0, self.head_dim, 2) / self.head_dim
         angles = torch.arange(1024)[:, None] / config["rope_parameters"]["rope_theta"] ** half
         self.cos, self.sin = (f(torch.cat([angles, angles], 1)) for f in (torch.cos, torch.sin))  # [positions, D]
 
-    def parameters(self) -> list[torch.Tensor]:
-        """All weights, in a fixed order."""
-        return [self.embedding, self.norm, *(layer[key] for layer in self.layers for key in LAYER)]
-
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        return sum(tensor.numel() for tensor in self._named.values())
 
-    def trainable(self) -> Model:
-        """This model with gradients switched on."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
-        return self
+    def load(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Takes other weights, named as in the model's files."""
+        for name, tensor in self._named.items():
+            tensor.copy_(named[name])
 
     def rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`x` [..., H, D] with rotary positions [...]."""
@@ -99,11 +95,23 @@ class Cache:
     """Keys and values of many rows while they grow: [layer][2] of [R, H, W, D]; row r holds `lengths[r]` positions."""
 
     def __init__(self, model: Model, rows: int, width: int) -> None:
-        shape = (rows, model.heads, width, model.head_dim)
-        self.model, self.width = model, width
+        self.model = model
         # Values of masked positions enter a product with 0, where garbage could be infinite; keys are masked after it.
-        self.tensors = [(torch.empty(shape), torch.zeros(shape)) for _ in model.layers]
+        self.tensors = [self._room(rows, width) for _ in model.layers]
         self.lengths = torch.zeros(rows, dtype=torch.long)
+
+    def _room(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (rows, self.model.heads, width, self.model.head_dim)
+        return torch.empty(shape), torch.zeros(shape)
+
+    def _widen(self, used: int) -> None:
+        """Makes room for `used` positions, and half as many again."""
+        rows, _, width, _ = self.tensors[0][0].shape
+        wider = [self._room(rows, used + used // 2) for _ in self.tensors]
+        for old, new in zip(self.tensors, wider, strict=True):
+            for x, y in zip(old, new, strict=True):
+                y[:, :, :width] = x
+        self.tensors = wider
 
     def prefill(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The logits [R, V] after each of the first R rows' `lengths` tokens of `ids` [R, W]."""
@@ -145,6 +153,8 @@ class Cache:
         model, rows = self.model, len(tokens)
         at = self.lengths[:rows].clone()
         used = int(at.max()) + 1
+        if used > self.tensors[0][0].shape[2]:
+            self._widen(used)
         barred = torch.arange(used) > at[:, None] if int(at.min()) + 1 < used else None
         index, hidden = torch.arange(rows), model.embedding[tokens]
         for layer, (keys, values) in zip(model.layers, self.tensors, strict=True):

@@ -57,9 +57,12 @@ def reach(curve: Curve, accuracy: float) -> float | None:
     return None
 
 
-def comparisons(rows: Sequence[Row]) -> dict[tuple[int, int, int, int], dict[str, list[Row]]]:
+Compared = tuple[int, int, int, int]
+
+
+def comparisons(rows: Sequence[Row]) -> dict[Compared, dict[str, list[Row]]]:
     """Runs that may be compared, by (operations, groups, group size, passes), then by arm; of each seed the longest."""
-    found: dict[tuple[int, int, int, int], dict[str, list[Row]]] = {}
+    found: dict[Compared, dict[str, list[Row]]] = {}
     for row in rows:
         settings = row["settings"]
         key = (row["operations"], settings["groups"], settings["group_size"], settings["num_epochs"])
@@ -93,7 +96,8 @@ def fill(page: Path, rows: Sequence[Row]) -> None:
 
 LEVELS = (0.5, 0.7, 0.8, 0.9)
 HEADER = (
-    "| arm | seeds | updates | accuracy at the end (range) | without a wrong step | updates to GRPO's end "
+    "| arm | seeds | updates | accuracy at the end (range) | greedy: before | at the end "
+    "| without a wrong step | updates to GRPO's end "
     f"| share of its updates | GFLOP | CPU s | {' | '.join(f'updates to {level:g}' for level in LEVELS)} "
     "| vote's precision, recall: first third | last third |"
 )
@@ -143,11 +147,30 @@ def cells(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:
         str(len(rows)),
         str(aligned(rows)[-1][0]["update"]),
         f"{statistics.fmean(ends):.2f} ({min(ends):.2f} to {max(ends):.2f})",
+        *greedy(rows),
         f"{statistics.fmean(finals(rows, 'clean')):.2f}",
         *costs(rows, grpo),
         *(to_level(rows, grpo, level) for level in LEVELS),
         *(f"{figure(f, 'vote/precision')}, {figure(f, 'vote/recall')}" for f in (early, late)),
     ]
+
+
+def greedy(rows: Sequence[Row]) -> list[str]:
+    """Accuracy without sampling before the first update and at the end, where all runs have it."""
+    if not all("greedy" in row["curve"][0] for row in rows):
+        return ["-", "-"]
+    before = statistics.fmean(row["curve"][0]["greedy"] for row in rows)
+    return [f"{before:.2f}", f"{statistics.fmean(finals(rows, 'greedy')):.2f}"]
+
+
+def pass_table(rows: Sequence[Row]) -> str:
+    """For each run that has them pass@k before the first update and after the last: sharpening, or more."""
+    lines = []
+    for row in rows:
+        ends = [row["curve"][at].get("pass_at", {}) for at in (0, -1)]
+        for k in sorted(ends[0].keys() & ends[1].keys(), key=int):
+            lines.append(f"| `{row['arm']}` | {row['seed']} | {k} | {ends[0][k]:.3f} | {ends[1][k]:.3f} |")
+    return "\n".join(["| arm | seed | k | pass@k before | after |", "|---|---|---|---|---|", *lines]) if lines else ""
 
 
 def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Samples many continuations of each prompt at once; those that are still the same are computed once.
+"""Samples many continuations of many prompts at once; those that are still the same are computed once.
 
 A row is a distinct text so far, a stream one continuation that was asked for. Streams of a row that draw different
-tokens part into rows of their own. Each stream is a plain sample: sharing changes the cost, not the distribution.
+tokens part into rows of their own. Each stream is a plain sample under a seed of its own: what else is sampled beside
+it changes the cost, and the last digit of a logit, but not what is drawn.
 """
 
 from __future__ import annotations
@@ -9,71 +10,97 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from plain_torch.model import Cache, Model
 
+FIRST_ROOM = 64
+"""Tokens behind the prompts for which there is room at the start: few streams need all that they may take."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one prompt; stream i of `count` has the seed `seed` + i."""
+
+    prompt: Sequence[int]
+    count: int
+    max_tokens: int
+    seed: int
+
 
 @dataclass(frozen=True)
 class Sampled:
-    """One continuation: its token ids, end-of-sequence included where it was drawn, and their logprobs."""
+    """One continuation: its token ids, end-of-sequence included where it was drawn, and per token what was asked for.
+
+    `logprobs` are at the temperature, before `top_p`; `entropies` are those of the same distribution.
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    entropies: tuple[float, ...]
     finished: bool
 
 
 @torch.no_grad()
-def sample(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    count: int,
-    *,
-    max_tokens: int,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> list[list[Sampled]]:
-    """`count` continuations of each prompt; logprobs are at the temperature, before `top_p`."""
-    lengths = torch.tensor([len(p) for p in prompts])
-    longest, num_streams = int(lengths.max()), len(prompts) * count
-    cache = Cache(model, num_streams, longest + max_tokens)
-    ids = torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts])
+def sample(model: Model, asked: Sequence[Asked], temperature: float = 1.0, top_p: float = 1.0) -> list[list[Sampled]]:
+    """The continuations of each prompt; temperature 0 is greedy."""
+    lengths = torch.tensor([len(a.prompt) for a in asked])
+    counts = torch.tensor([a.count for a in asked])
+    limits = torch.tensor([a.max_tokens for a in asked]).repeat_interleave(counts)
+    seeds = _mix(np.concatenate([np.uint64(a.seed) + np.arange(a.count, dtype=np.uint64) for a in asked]))
+    longest, most, num_streams = int(lengths.max()), int(limits.max()), int(counts.sum())
+    cache = Cache(model, num_streams, longest + min(most, FIRST_ROOM))
+    ids = torch.tensor([[*a.prompt, *[0] * (longest - len(a.prompt))] for a in asked])
     logits = cache.prefill(ids, lengths)
-    rows = torch.arange(len(prompts)).repeat_interleave(count)  # [streams under way]: the row of each
+    rows = torch.arange(len(asked)).repeat_interleave(counts)  # [streams under way]: the row of each
     alive = torch.arange(num_streams)
-    tokens = torch.full((num_streams, max_tokens), -1)
-    logprobs = torch.zeros(num_streams, max_tokens)
-    for t in range(max_tokens):
-        drawn, scores = draw(logits, rows, temperature, top_p, generator)
-        tokens[alive, t], logprobs[alive, t] = drawn, scores
-        going = drawn != model.eos
+    tokens = torch.full((num_streams, most), -1)
+    figures = torch.zeros(2, num_streams, most)
+    for t in range(most):
+        drawn, figures[:, alive, t] = _draw(logits, rows, temperature, top_p, _uniform(seeds[alive.numpy()], t))
+        tokens[alive, t] = drawn
+        going = (drawn != model.eos) & (t + 1 < limits[alive])
         alive, rows, drawn = alive[going], rows[going], drawn[going]
-        if not len(alive) or t + 1 == max_tokens:
+        if not len(alive):
             break
-        rows, fed = part(cache, rows, drawn, len(logits))
+        rows, fed = _part(cache, rows, drawn, len(logits))
         logits = cache.step(fed)
-    return collect(tokens, logprobs, model.eos, count)
+    return _collect(tokens, figures, model.eos, counts.tolist())
 
 
-def draw(
-    logits: torch.Tensor, rows: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits that look random, one for each (the finaliser of splitmix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _uniform(seeds: np.ndarray, t: int) -> torch.Tensor:
+    """The number in [0, 1) by which each stream draws its token t."""
+    return torch.from_numpy((_mix(seeds + np.uint64((t + 1) * 0x9E3779B97F4A7C15 % 2**64)) >> np.uint64(11)) * 2.0**-53)
+
+
+def _draw(
+    logits: torch.Tensor, rows: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for each stream and its logprob; temperature 0 is greedy."""
+    """A token for each stream, and its logprob and the entropy [2, streams]."""
     logps = torch.log_softmax(logits / (temperature or 1.0), -1)
+    probs = logps.exp()
+    entropies = -(probs * logps).sum(-1)
     if temperature == 0:
         chosen = logps.argmax(-1)[rows]
     else:
-        probs = logps.exp()
         if top_p < 1:
             ordered, order = probs.sort(-1, descending=True)
             ordered[(ordered.cumsum(-1) - ordered) >= top_p] = 0.0
             probs = torch.zeros_like(probs).scatter_(1, order, ordered)
-        chosen = torch.multinomial(probs[rows], 1, generator=generator).squeeze(1)
-    return chosen, logps[rows, chosen]
+        sums = probs.double().cumsum(-1)
+        chosen = torch.searchsorted(sums[rows], (uniform * sums[rows, -1]).unsqueeze(1), right=True).squeeze(1)
+    return chosen, torch.stack([logps[rows, chosen], entropies[rows]])
 
 
-def part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The new row of each stream and the token to feed to every row, once streams that differ have rows of their own.
 
     The first branch of a row stays in place, the others are copied to the end; dead rows are fed a pad token until
@@ -103,10 +130,43 @@ def part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) -
     return places[branch], tokens
 
 
-def collect(tokens: torch.Tensor, logprobs: torch.Tensor, eos: int, count: int) -> list[list[Sampled]]:
+def _collect(tokens: torch.Tensor, figures: torch.Tensor, eos: int, counts: Sequence[int]) -> list[list[Sampled]]:
     """The streams by prompt, each cut at its end."""
     streams = []
-    for ids, scores in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-        end = ids.index(eos) + 1 if eos in ids else len(ids)
-        streams.append(Sampled(tuple(ids[:end]), tuple(scores[:end]), eos in ids))
-    return [streams[i : i + count] for i in range(0, len(streams), count)]
+    for ids, logprobs, entropies in zip(tokens.tolist(), *figures.tolist(), strict=True):
+        end = next((t for t, token in enumerate(ids) if token < 0), len(ids))
+        kept = tuple(ids[:end]), tuple(logprobs[:end]), tuple(entropies[:end])
+        streams.append(Sampled(*kept, finished=ids[end - 1] == eos))
+    flat = iter(streams)
+    return [[next(flat) for _ in range(count)] for count in counts]
+
+
+@torch.no_grad()
+def score(
+    model: Model, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> tuple[list[tuple[float, ...]], int]:
+    """For each sequence the logprobs of its tokens from `start` on, and how many tokens were read for them.
+
+    What sequences begin with in common is read once: they are paths of one tree, whose nodes are the positions of a
+    single pass; each node sees its own path alone.
+    """
+    nodes: dict[tuple[int, int], int] = {}  # (node before, token) -> node
+    paths = []
+    for ids in sequences:
+        path, at = [], -1
+        for token in ids:
+            at = nodes.setdefault((at, int(token)), len(nodes))
+            path.append(at)
+        paths.append(path)
+    parents = [before for before, _ in nodes]
+    mask, depths = np.zeros((len(nodes), len(nodes)), bool), np.zeros(len(nodes), np.int64)
+    for node, before in enumerate(parents):
+        if before >= 0:
+            mask[node], depths[node] = mask[before], depths[before] + 1
+        mask[node, node] = True
+    ids_of = torch.tensor([[token for _, token in nodes]])
+    hidden = model.forward(ids_of, torch.from_numpy(depths)[None], torch.from_numpy(mask)[None, None])[0]
+    wanted = sorted({node for path, start in zip(paths, starts, strict=True) for node in path[start:]})
+    logps = torch.log_softmax(model.logits(hidden[[parents[node] for node in wanted]]), -1)
+    found = dict(zip(wanted, logps[torch.arange(len(wanted)), ids_of[0, wanted]].tolist(), strict=True))
+    return [tuple(found[n] for n in path[start:]) for path, start in zip(paths, starts, strict=True)], len(nodes)

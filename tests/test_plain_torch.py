@@ -1,0 +1,101 @@
+"""The engine of the learning benchmark behind its doors, and the shipped pipeline over it, which repeats itself."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capo_ray.problems.chains import make_problem
+from capo_ray.protocols import Sampling
+
+ROOT = Path(__file__).parent.parent
+POLICY = ROOT / "capo_ray" / "assets" / "chains-policy"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def prompts(engine: Any) -> list[list[int]]:
+    return [engine.tokenizer.encode(make_problem(0, i, 3 + i).prompt + "\n") for i in range(3)]
+
+
+def test_a_response_is_the_same_whatever_is_sampled_beside_it() -> None:
+    from plain_torch.engine import PlainEngine
+
+    engine = PlainEngine(POLICY)
+    sampling = Sampling(max_tokens=40, n=4, seed=7, entropies=True)
+
+    async def together() -> list[Any]:
+        asked = [(p, replace(sampling, seed=7 + 100 * i)) for i, p in enumerate(prompts(engine))]
+        return await asyncio.gather(*(engine.generate(p, s) for p, s in asked))
+
+    alone = asyncio.run(engine.generate(prompts(engine)[0], sampling))
+    assert [c.text for c in asyncio.run(together())[0]] == [c.text for c in alone]
+    assert len({c.text for c in alone}) > 1, "siblings have seeds of their own"
+    assert all(len(c.entropies) == len(c.token_ids) == len(c.logprobs) for c in alone)
+
+
+def test_what_was_sampled_is_scored_alike_and_common_beginnings_once() -> None:
+    from plain_torch.engine import PlainEngine
+
+    engine = PlainEngine(POLICY)
+    prompt = prompts(engine)[1]
+    drawn = asyncio.run(engine.generate(prompt, Sampling(max_tokens=40, n=4, seed=1)))
+    sequences = [[*prompt, *c.token_ids.tolist()] for c in drawn]
+    before = engine.num_tokens
+    scores = asyncio.run(engine.score(sequences, [len(prompt)] * 4))
+    for completion, row in zip(drawn, scores, strict=True):
+        assert completion.logprobs.tolist() == pytest.approx(row, abs=1e-4)
+    distinct = {tuple(ids[: end + 1]) for ids in sequences for end in range(len(ids))}
+    assert engine.num_tokens - before == len(distinct) < sum(map(len, sequences))
+
+
+def test_the_engine_agrees_with_transformers() -> None:
+    from plain_torch.model import Model, check_against_library
+
+    assert check_against_library(Model(POLICY)) < 1e-3
+
+
+def trained(arm: str) -> list[dict[str, float]]:
+    """The figures of two updates of a small run, two groups of four each."""
+    from plain_torch.arms import parse_arm
+    from plain_torch.run import Run, Settings
+
+    settings = Settings(4, str(POLICY), "laptop", 2, 2, groups=2, group_size=4, eval_problems=4)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(parse_arm("arm", arm), 0, settings, Path(folder))
+        asyncio.run(run.go())
+    names = ("loss/entropy_nats", "learner/grad_norm", "rollout/reward_mean", "critic/votes_per_response")
+    return [{name: row[name] for name in names if name in row} for row in run.figures] + [
+        {"greedy": run.curve[-1]["greedy"], "accuracy": run.curve[-1]["accuracy"]}
+    ]
+
+
+def test_a_run_of_the_shipped_pipeline_repeats_itself_to_the_last_digit() -> None:
+    first = trained("credit=capo")
+    assert first == trained("credit=capo")
+    assert first[0]["critic/votes_per_response"] >= 2
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "credit=capo judge=random",
+        "credit=qrm credit.outcome_until=0 rewards=logprobs",
+        "credit=vineppo learner.num_epochs=1",
+    ],
+)
+def test_an_arm_is_a_list_of_overrides_and_two_doors(arm: str) -> None:
+    assert len(trained(arm)) == 3

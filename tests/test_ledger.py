@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -311,3 +312,83 @@ def test_the_command_says_what_to_give_when_there_is_no_ledger(
     for path in (tmp_path, tmp_path / "noise", tmp_path / "nowhere"):
         assert run_cli(str(path)) == 2
         assert "give the directory of a run" in capsys.readouterr().err
+
+
+def whole_ledger(path: Path) -> list[list[tuple[object, ...]]]:
+    """A file with trained and dropped trajectories and all that it says of them."""
+    ledger = SqliteLedger(path, "run")
+    for group in range(20):
+        credit(ledger, siblings(group, 4))
+        more = {"state": "trained", "update": group // 4} if group % 5 else {"state": "dropped", "reason": "too_old"}
+        ledger.record(siblings(group, 4), **more, masked=[group] * 4)
+    ledger.close()
+    return read_all(path)
+
+
+def read_all(path: Path) -> list[list[tuple[object, ...]]]:
+    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as db:
+        return [db.execute(f"SELECT * FROM {name}").fetchall() for name in ("trajectories", "trainings")]
+
+
+def test_no_flipped_byte_changes_what_a_ledger_says_unseen(tmp_path: Path) -> None:
+    path = tmp_path / LEDGER_FILE
+    before = whole_ledger(path)
+    assert read_balance(path).balanced and read_balance(path).damaged == []
+    content, chance, seen = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            found = not read_balance(path).balanced
+        except ValueError:
+            found = True
+        seen += found
+        assert found or read_all(path) == before
+    assert seen > 100
+
+
+@pytest.mark.parametrize(
+    ("flip", "named"),
+    [
+        ("UPDATE trajectories SET reason = 'too_ole' WHERE problem = 'p5' AND sample = 2", "trajectory p5/5/2/0"),
+        ("UPDATE trajectories SET sample = 7 WHERE problem = 'p5' AND sample = 2", "trajectory p5/5/7/0"),
+        ("UPDATE trainings SET trained_in = 9 WHERE problem = 'p3' AND sample = 1", "training of p3/3/1/0 in update 9"),
+    ],
+)
+def test_a_row_changed_so_that_the_account_still_balances_is_named_and_never_resumed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flip: str, named: str
+) -> None:
+    whole_ledger(tmp_path / LEDGER_FILE)
+    with sqlite3.connect(tmp_path / LEDGER_FILE) as db:
+        assert db.execute(flip).rowcount == 1
+    assert run_cli(str(tmp_path)) == 1
+    shown = capsys.readouterr().out
+    assert "rows are not as they were written" in shown and f"\n  {named}\n" in f"{shown}\n"
+    with pytest.raises(LedgerLost, match=rf"ledger\.sqlite is damaged \(.*{named}"):
+        SqliteLedger(tmp_path / LEDGER_FILE, "run").rewind(2)
+
+
+def test_every_way_to_move_a_row_seals_it_anew(ledger: SqliteLedger, tmp_path: Path) -> None:
+    for group in range(3):
+        credit(ledger, siblings(group))
+        ledger.record(siblings(group), "trained", update=group)
+    ledger.record(siblings(3), "generated")
+    ledger.rewind(1)
+    ledger.record(siblings(4), "admitted")
+    ledger.close_open("run_ended")
+    assert read_balance(tmp_path / LEDGER_FILE).damaged == []
+
+
+def test_a_ledger_of_before_there_were_digests_is_read_and_said_so_and_sealed_when_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / LEDGER_FILE
+    whole_ledger(path)
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE trajectories DROP COLUMN digest")
+    assert run_cli(str(tmp_path)) == 0
+    assert "no row has a digest" in capsys.readouterr().out
+    SqliteLedger(path, "run").rewind(2)
+    assert run_cli(str(tmp_path)) == 0
+    assert read_balance(path).damaged == []

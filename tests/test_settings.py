@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 
 from capo_ray.cli import main
 from capo_ray.cli.chat import render_chat
+from capo_ray.cli.checks import check_model
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.settings import check_reachable, check_settings
 from capo_ray.config.sections import DataConfig
-from capo_ray.problems import build_problems
+from capo_ray.problems import asset_path, build_problems
 from capo_ray.problems.files import MAX_ROW_BYTES
 from capo_ray.protocols import RunFailed
+from capo_ray.written import RECIPE
 from tests.model_files import write_model
 
 
@@ -192,3 +195,29 @@ def test_a_hub_that_does_not_answer_is_named_with_the_model(monkeypatch: pytest.
     with pytest.raises(RunFailed, match=r"model.path: some/model is not here, and its hub: .*check the network"):
         check_reachable(compose_train(["model=some/model"]))
     check_reachable(compose_train([]))
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_a_flipped_byte_in_shipped_weights_is_one_sentence(tmp_path: Path, role: str) -> None:
+    from capo_ray.engines import EngineSpec, VllmEngine
+    from capo_ray.learners.file_names import Files
+    from capo_ray.learners.recipe import load_model
+
+    folder = tmp_path / "model"
+    shutil.copytree(asset_path("laptop", role), folder)
+    check_model(str(folder), role, "model.path", 256)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    loads = [
+        lambda: check_model(str(folder), role, "model.path", 256),
+        lambda: VllmEngine(EngineSpec(model_path=str(folder))).start(),
+        lambda: Files(str(folder)),
+        lambda: load_model(str(folder)),
+    ]
+    for load in loads:
+        with pytest.raises(RunFailed, match=r"^expected .*model\.safetensors to have the sha256 .* it is damaged; .*$"):
+            load()
+    (folder / RECIPE).unlink()
+    check_model(str(folder), role, "model.path", 256)

@@ -15,7 +15,7 @@ import torch
 from capo_ray.cli import sft
 from capo_ray.cli.sft_eval import complete, max_tokens_of
 from capo_ray.config.sft import SftConfig, SftModelConfig
-from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe, sha256
+from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe
 from capo_ray.learners.supervised import (
     Example,
     lr_scale,
@@ -30,6 +30,7 @@ from capo_ray.problems.chains import demonstrate, draw_chain, make_problem, resp
 from capo_ray.problems.chains_lessons import critic_completion, critic_prompt, read_incorrect_steps
 from capo_ray.problems.chains_tokenizer import build_tokenizer
 from capo_ray.protocols import RunFailed
+from capo_ray.written import sha256
 
 SIZES = SftModelConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32)
 EXAMPLES = [Example(tuple(range(4, 4 + n)), p) for n, p in ((5, 2), (9, 4), (7, 1), (12, 11))]

@@ -24,6 +24,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
+from capo_ray.written import require_written
 
 GIB = 1 << 30
 BF16_CAPABILITY = 8.0
@@ -86,6 +87,7 @@ def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
         shape = size_of(name, role, key)[1]
         _check_positions(key, name, shape.positions if shape else None, max_model_len)
         return
+    require_written(folder)
     facts = read_facts(folder, key)
     if facts.max_token_id is not None and facts.max_token_id >= facts.vocab:
         raise RunFailed(

@@ -18,14 +18,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "example:\n  capo-ray ledger runs/latest --json\n\n"
-        "exit codes: 0 balanced; 1 not balanced (a run that is going on has open trajectories); 2 no ledger there"
+        "exit codes: 0 balanced; 1 not balanced (a run that is going on has open trajectories) or damaged; "
+        "2 no ledger there"
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory, or a ledger file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when every trajectory is trained once or dropped with a reason, 1 when not, 2 when there is no ledger."""
+    """0 when every trajectory is trained once or dropped with a reason, 1 when not or damaged, 2 when there is none."""
     path: Path = args.run / LEDGER_FILE if args.run.is_dir() else args.run
     try:
         balance = read_balance(path)
@@ -43,8 +44,16 @@ def _to_text(balance: Balance) -> str:
     lines.append(f"{sum(balance.counts.values())} trajectories, {balance.updates} updates")
     if balance.masked_tokens:
         lines.append(f"{balance.masked_tokens} tokens of the trained ones were too old and had no weight")
+    if balance.damaged is None:
+        lines.append("no row has a digest (an older capo-ray wrote it): damage that still balances cannot be seen")
+    elif balance.damaged:
+        shown = [*balance.damaged[:10], *(["and more"] if len(balance.damaged) > 10 else [])]
+        lines += [
+            f"DAMAGED, {len(balance.damaged)} rows are not as they were written; put the file back from a copy:",
+            *(f"  {name}" for name in shown),
+        ]
     if balance.balanced:
         lines.append("balanced: every trajectory is trained in exactly one update or dropped with a reason")
-    else:
+    elif not balance.damaged:
         lines.append(f"NOT balanced: {balance.open} open, {balance.trained_twice} trained twice")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from capo_ray.engines.twin import Twin
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
 from capo_ray.weights import Manifest, WeightsRefused, checkpoint_shapes
+from capo_ray.written import require_written
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -50,6 +51,7 @@ class VllmEngine:
 
     def start(self) -> None:
         """Load tokenizer and model; blocks for seconds to minutes, at most `spec.start_deadline_s`."""
+        require_written(self.spec.model_path)
         self.tokenizer = HfTokenizer(self.spec.model_path)
         self._stepper.start(self.spec.start_deadline_s)
         config = self._stepper.engine.model_config

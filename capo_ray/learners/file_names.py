@@ -13,6 +13,7 @@ import torch
 
 from capo_ray.protocols import RunFailed
 from capo_ray.weights import checkpoint_files
+from capo_ray.written import require_written
 
 PREFIX = "model."  # `Policy` holds the model under this name
 
@@ -58,6 +59,7 @@ class Files:
 
     def __init__(self, path: str) -> None:
         self._open: dict[Path, Any] = {}
+        require_written(path)
         self._file_of = checkpoint_files(path)
 
     def tensor(self, name: str) -> torch.Tensor | None:

@@ -7,7 +7,6 @@ anyone check that the config makes these weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ import transformers
 
 from capo_ray.config.sft import SftConfig, SftModelConfig
 from capo_ray.protocols import RunFailed
+from capo_ray.written import RECIPE, require_written, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RECIPE = "recipe.json"
 NUM_FIRST_LOSSES = 12
 
 
@@ -52,6 +51,7 @@ def model_from_scratch(sizes: SftModelConfig, tokenizer: PreTrainedTokenizerBase
 
 def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (float32) and tokenizer of a Hugging Face directory or hub name; RunFailed with a sentence otherwise."""
+    require_written(path)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -91,9 +91,3 @@ def losses_of_recipe(losses: Sequence[float]) -> dict[str, Any]:
     """The losses worth keeping: each of the first updates, then every tenth and the last (by update, from 1)."""
     kept = {str(k): round(loss, 6) for k, loss in enumerate(losses, 1) if k % 10 == 0 or k == len(losses)}
     return {"first_losses": [round(loss, 6) for loss in losses[:NUM_FIRST_LOSSES]], "losses": kept}
-
-
-def sha256(path: Path) -> str:
-    """The hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from capo_ray.ledger.digest import columns_of, find_damage
 
 STATES = ("admitted", "generated", "verified", "critiqued", "credited", "trained", "dropped")
 OPEN = STATES[:5]
@@ -27,6 +29,8 @@ class Balance:
     trained_twice: int
     updates: int
     masked_tokens: int
+    damaged: Sequence[str] | None = None
+    """Rows that do not stand as they were written, if it was looked; None of a ledger without digests."""
 
     def to_dict(self) -> dict[str, object]:
         """The same as plain JSON types, with the total number of trajectories."""
@@ -41,7 +45,8 @@ def read_balance(path: Path) -> Balance:
         )
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
     try:
-        return balance_of(db, None)
+        balance, damaged = balance_of(db, None), find_damage(db)
+        return replace(balance, damaged=damaged, balanced=balance.balanced and not damaged)
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} cannot be read as a ledger ({error}); give the directory of a run") from error
     finally:
@@ -65,16 +70,6 @@ def count_trained_twice(db: sqlite3.Connection, run: str | None) -> int:
     return int(db.execute(f"SELECT COUNT(*) FROM ({doubles})", bound).fetchone()[0])
 
 
-def add_masked_column(db: sqlite3.Connection) -> None:
-    """Lets the ledger of a run that began before masked tokens were counted go on with them."""
-    if not _counts_masked(db):
-        db.execute("ALTER TABLE trajectories ADD COLUMN num_masked INTEGER")
-
-
-def _counts_masked(db: sqlite3.Connection) -> bool:
-    return any(row[1] == "num_masked" for row in db.execute("PRAGMA table_info(trajectories)").fetchall())
-
-
 def _count_votes(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
     """Trajectories by "valid/asked" critiques, those with the most first."""
     where, bound = _of_run(run)
@@ -89,7 +84,7 @@ def _count_votes(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
 def _count_masked(db: sqlite3.Connection, run: str | None) -> int:
     """Tokens of the trained trajectories that were too old; a ledger of before they were counted has none."""
     where, bound = _of_run(run)
-    if not _counts_masked(db):
+    if "num_masked" not in columns_of(db):
         return 0
     query = f"SELECT TOTAL(num_masked) FROM trajectories {where} AND state = 'trained'"
     return int(db.execute(query, bound).fetchone()[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from capo_ray.ledger.balance import (
     OPEN,
     STATES,
     Balance,
-    add_masked_column,
     balance_of,
     count_states,
     count_trained_twice,
 )
+from capo_ray.ledger.digest import ENDED, find_damage, find_torn, prepare, seal, seal_dropped
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
 
@@ -42,7 +42,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trajectories (
   run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER,
   state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', trained_in INTEGER, num_valid INTEGER, num_votes INTEGER,
-  num_masked INTEGER,
+  num_masked INTEGER, digest INTEGER,
   admitted_s REAL, generated_s REAL, verified_s REAL, critiqued_s REAL, credited_s REAL, trained_s REAL, dropped_s REAL,
   PRIMARY KEY (run, problem, grp, sample, attempt)
 ) WITHOUT ROWID;
@@ -83,7 +83,7 @@ class SqliteLedger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
-            add_masked_column(self._db)
+            prepare(self._db)
         self._file = _identity(path)
 
     def record(
@@ -113,6 +113,8 @@ class SqliteLedger:
             if masked is not None:
                 counted = [(n, *row) for n, row in zip(masked, rows, strict=True)]
                 db.executemany(f"UPDATE trajectories SET num_masked = ? WHERE {_KEY}", counted)
+            if state in ENDED:
+                seal(db, rows)
 
     def counts(self) -> dict[str, int]:
         """Trajectories per state, every state present."""
@@ -124,15 +126,19 @@ class SqliteLedger:
 
         It reads the whole file, on a connection of its own: rows may be written meanwhile.
         """
+        self._require_none(find_torn)
+
+    def _require_none(self, find: Callable[[sqlite3.Connection], list[str] | None]) -> None:
+        """Raise `LedgerLost` for damage that is found in the file as it lies on the disk."""
         self._require_file()
         with self._in_words():
             db = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
             try:
-                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                found = find(db)
             finally:
                 db.close()
-        if found != "ok":
-            raise LedgerLost(f"the ledger {self._path} is damaged ({found}); {_MEND}")
+        if found:
+            raise LedgerLost(f"the ledger {self._path} is damaged ({'; '.join(found[:3])}); {_MEND}")
 
     def balance(self) -> Balance:
         """The account of this run as it stands."""
@@ -151,13 +157,19 @@ class SqliteLedger:
             return self._drop_open(db, reason)
 
     def rewind(self, update: int) -> Rewound:
-        """Go back to the checkpoint of version `update`: what was trained after it and what is open is dropped."""
+        """Go back to the checkpoint of version `update`: what was trained after it and what is open is dropped.
+
+        It raises `LedgerLost` where the file is not as the last driver left it: nothing is moved over damage.
+        """
+        self._require_none(find_damage)
         with self._transaction() as db:
+            now = time.time()
             rolled_back = db.execute(
                 "UPDATE trajectories SET state = 'dropped', reason = 'rolled_back', trained_in = NULL, dropped_s = ? "
                 "WHERE run = ? AND state = 'trained' AND trained_in > ?",
-                (time.time(), self._run, update),
+                (now, self._run, update),
             ).rowcount
+            seal_dropped(db, self._run, now)
             db.execute("DELETE FROM trainings WHERE run = ? AND trained_in > ?", (self._run, update))
             return Rewound(rolled_back, self._drop_open(db, "interrupted"))
 
@@ -217,11 +229,14 @@ class SqliteLedger:
         return f"a move to {state} was refused for a reason unknown; {len(rows)} trajectories are as before"
 
     def _drop_open(self, db: sqlite3.Connection, reason: str) -> int:
-        return db.execute(
+        now = time.time()
+        num_dropped = db.execute(
             "UPDATE trajectories SET state = 'dropped', reason = ?, dropped_s = ? "
             f"WHERE run = ? AND state IN {_sql_list(OPEN)}",
-            (reason, time.time(), self._run),
+            (reason, now, self._run),
         ).rowcount
+        seal_dropped(db, self._run, now)
+        return num_dropped
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

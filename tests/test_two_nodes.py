@@ -24,6 +24,7 @@ from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file, save_file
 
 from capo_ray.problems import asset_path
+from capo_ray.written import RECIPE
 from tests.test_main_job import finish, is_alive, ledger_of, log_of, rows_of, start, updates_of, wait_for
 
 # A busy machine takes a second for what a quiet one does in a twentieth: two processes that wait for each other.
@@ -66,7 +67,7 @@ def cluster() -> Iterator[Cluster]:
 
 def write_policy(folder: Path) -> Path:
     """The shipped policy with a fourth head that adds nothing: two processes cannot share three."""
-    shutil.copytree(asset_path("laptop", "policy"), folder)
+    shutil.copytree(asset_path("laptop", "policy"), folder, ignore=shutil.ignore_patterns(RECIPE))
     config = json.loads((folder / "config.json").read_text())
     assert (config["num_attention_heads"], config["head_dim"]) == (3, 32)
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_key_value_heads": 4}))

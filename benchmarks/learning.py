@@ -81,7 +81,7 @@ def main() -> int:
         print(f"\n{passes}")
     if args.plot:
         draw(rows, ROOT.parent / "docs")
-        fill(ROOT.parent / "docs" / "methods.md", rows)
+        fill(ROOT.parent / "docs" / "results.md", rows)
     return 0
 
 
@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.jsonl", help="where runs are kept")
     parser.add_argument("--show-seeds", type=int, nargs="+", metavar="SEED", help="print these seeds alone")
     parser.add_argument(
-        "--plot", action="store_true", help="print what has run, draw it and put its tables on docs/methods.md"
+        "--plot", action="store_true", help="print what has run, draw it and put its tables on docs/results.md"
     )
     return parser.parse_args()
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from capo_ray.cli.compose import compose_train
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.config.credit import DapoConfig, GenormConfig, refuse_other_loss
-from capo_ray.credit import CREDIT_RULES, assign_credit, audit, capability_matrix, scale_batch
+from capo_ray.credit import assign_credit, audit, capability_matrix, credit_rules, scale_batch
 from capo_ray.credit.dapo import punish_length
 from capo_ray.types import GroupCredit
 from tests.credit_groups import Member, group
@@ -109,7 +109,7 @@ def test_genorm_leaves_out_what_an_invalid_critique_says_of_the_answer() -> None
 
 
 def test_every_method_has_a_rule_a_config_and_a_preset() -> None:
-    assert set(CREDIT_RULES) == set(CREDIT_METHODS)
+    assert set(credit_rules()) == set(CREDIT_METHODS)
     for method in CREDIT_METHODS:
         config = compose_train([f"credit={method}"])
         assert config.credit.method == method

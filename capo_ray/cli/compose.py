@@ -112,6 +112,8 @@ def _no_group(setting: _Setting) -> ConfigError | None:
 
 
 def _no_choice(group: str, value: str) -> ConfigError:
+    if group == "credit" and value in CREDIT_METHODS.broken:
+        return ConfigError(CREDIT_METHODS.broken[value])
     choices = list_choices(group)
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {group}={near[0]}?" if near else "."

@@ -39,7 +39,10 @@ methods: {methods}"""
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "method", metavar="METHOD", choices=list(CREDIT_METHODS), help="a credit method, as listed below"
+        "method",
+        metavar="METHOD",
+        choices=[*CREDIT_METHODS, *CREDIT_METHODS.broken],
+        help="a credit method, as listed below",
     )
     parser.add_argument("--input", required=True, metavar="FILE", help="groups as JSON lines; - is standard input")
     parser.add_argument("--json", action="store_true", help="one JSON object per group, in place of painted text")
@@ -87,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
     """The method's config with `credit.key=value` overrides; raises `ConfigError` with one sentence."""
+    if method in CREDIT_METHODS.broken:
+        raise ConfigError(CREDIT_METHODS.broken[method])
     keys = keys_of(CREDIT_METHODS[method], "credit.")
     given: dict[str, str] = {}
     for text in overrides:

@@ -53,6 +53,12 @@ def _rewarded_for(config: TrainConfig) -> str:
     return asked.objective if asked is not None else ""
 
 
+def _process_weight(config: TrainConfig) -> float:
+    credit: Any = config.credit
+    weight: float = credit.w_process
+    return weight
+
+
 def _has_ratio_one(config: TrainConfig) -> bool:
     """Whether policy and behaviour are the same numbers in every pass."""
     return config.loss.behaviour == "recompute" and config.learner.num_epochs == 1
@@ -131,12 +137,12 @@ OTHER_RULES: tuple[Rule, ...] = (
     ),
     (
         ("credit.ramp_frac",),
-        lambda c: c.credit.method == "capo" and c.credit.w_process == 0,
+        lambda c: c.credit.method == "capo" and _process_weight(c) == 0,
         "with credit.w_process=0, which leaves nothing to grow; remove it or raise credit.w_process",
     ),
     (
         ("credit.temperature",),
-        lambda c: c.credit.method == "pure" and c.credit.w_process == 0,
+        lambda c: c.credit.method == "pure" and _process_weight(c) == 0,
         "with credit.w_process=0, which leaves the outcome alone; remove it or raise credit.w_process",
     ),
     (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from capo_ray.config import sections as s
 from capo_ray.config.base import Section
@@ -13,6 +13,8 @@ from capo_ray.config.reward_model import RewardModelConfig
 
 class TrainConfig(Section):
     """Everything that `capo-ray train` needs; a resolved copy stands in every run directory."""
+
+    model_config = ConfigDict(defer_build=True)  # the credit methods of other packages are looked for at first use
 
     run: s.RunConfig = s.RunConfig()
     credit: CreditConfig = Field(default=CapoConfig())

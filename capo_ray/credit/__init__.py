@@ -2,7 +2,7 @@
 
     Group (verdicts, steps, evidence) --rule(config)--> GroupCredit (advantages [G][T])
 
-A method is one file here, one config class, one line in `CREDIT_RULES`, one test with numbers made by hand.
+A method is one file here, one config class, one line in `config.credit`, one test with numbers made by hand.
 Invariants: a rule is pure; permuting siblings permutes advantages; an invalid verdict counts for nothing and gets
 zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO: one whose values do not change).
 """
@@ -12,14 +12,14 @@ from capo_ray.credit.batch import scale_batch
 from capo_ray.credit.capabilities import capability_matrix
 from capo_ray.credit.indifferent import critiques_matter
 from capo_ray.credit.rows import EvidenceError
-from capo_ray.credit.table import CREDIT_RULES, assign_credit
+from capo_ray.credit.table import assign_credit, credit_rules
 
 __all__ = [
-    "CREDIT_RULES",
     "EvidenceError",
     "assign_credit",
     "audit",
     "capability_matrix",
+    "credit_rules",
     "critiques_matter",
     "scale_batch",
 ]

@@ -1,57 +1,29 @@
-"""The table of credit rules: one line per method."""
+"""The credit rule of each method, as its config class names it."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from capo_ray.config.credit import CreditBase
-from capo_ray.credit.acpo import acpo
-from capo_ray.credit.capo import capo
-from capo_ray.credit.cispo import cispo
-from capo_ray.credit.cliff import cliff
-from capo_ray.credit.dapo import dapo
-from capo_ray.credit.dr_grpo import dr_grpo
-from capo_ray.credit.etpo import etpo
-from capo_ray.credit.grpo import grpo
-from capo_ray.credit.grpo_genorm import grpo_genorm
-from capo_ray.credit.gspo import gspo
-from capo_ray.credit.istar import istar
-from capo_ray.credit.mig import mig
-from capo_ray.credit.prime import prime
-from capo_ray.credit.pure import pure
-from capo_ray.credit.qrm import qrm
-from capo_ray.credit.reinforce_pp import reinforce_pp
-from capo_ray.credit.rloo import rloo
-from capo_ray.credit.rlsd import rlsd
-from capo_ray.credit.vineppo import vineppo
-from capo_ray.credit.vppo import vppo
+from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.steps import check_spans
 from capo_ray.types import Group, GroupCredit
 
-# method -> (group, its own config class, progress 0..1) -> credit
-CREDIT_RULES: dict[str, Callable[[Group, Any, float], GroupCredit]] = {
-    "capo": capo,
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "reinforce_pp": reinforce_pp,
-    "dapo": dapo,
-    "gspo": gspo,
-    "cispo": cispo,
-    "grpo_genorm": grpo_genorm,
-    "acpo": acpo,
-    "mig": mig,
-    "pure": pure,
-    "cliff": cliff,
-    "vppo": vppo,
-    "rlsd": rlsd,
-    "vineppo": vineppo,
-    "prime": prime,
-    "istar": istar,
-    "qrm": qrm,
-    "etpo": etpo,
-}
+Rule = Callable[[Group, Any, float], GroupCredit]
+
+
+@cache
+def rule_of(kind: type[CreditBase]) -> Rule:
+    """The function of (group, config of that kind, progress 0..1)."""
+    rule: Rule = pkgutil.resolve_name(kind.rule)
+    return rule
+
+
+def credit_rules() -> dict[str, Rule]:
+    """The rule of every method by its name."""
+    return {method: rule_of(kind) for method, kind in CREDIT_METHODS.items()}
 
 
 def assign_credit(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredit:
@@ -61,4 +33,4 @@ def assign_credit(group: Group, config: CreditBase, progress: float = 0.0) -> Gr
     """
     for member in group.members:
         check_spans(member.steps, member.num_tokens)
-    return CREDIT_RULES[config.method](group, config, progress)
+    return rule_of(type(config))(group, config, progress)

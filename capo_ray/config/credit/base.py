@@ -27,6 +27,8 @@ class EntropyCuts:
 class CreditBase(Section):
     """What all credit methods share."""
 
+    rule: ClassVar[str] = ""
+    """Its function, `package.module:function` of (group, this config, progress 0..1), found when credit is assigned."""
     source: ClassVar[str] = ""
     """arXiv id of the paper that defines the method."""
     required_loss: ClassVar[dict[str, str]] = {}

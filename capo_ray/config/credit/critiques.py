@@ -14,6 +14,7 @@ class CapoConfig(CreditBase):
     """CAPO (2508.02298): the critics' vote on each step is taken off the outcome reward of its tokens."""
 
     source: ClassVar[str] = "2508.02298"
+    rule: ClassVar[str] = "capo_ray.credit.capo:capo"
     method: Literal["capo"] = "capo"
     vote: Vote = "majority"
     """How the valid critiques of a response become one weight per step."""
@@ -51,6 +52,7 @@ class GenormConfig(CreditBase):
     """GRPO-GenORM (baseline of 2508.02298): the critics' overall verdict beside the rule's, one number a response."""
 
     source: ClassVar[str] = "2508.02298"
+    rule: ClassVar[str] = "capo_ray.credit.grpo_genorm:grpo_genorm"
     method: Literal["grpo_genorm"] = "grpo_genorm"
     alpha: float = Field(1.0, gt=0)
     """Scale of the critics' verdict inside the sigmoid (our choice)."""
@@ -66,6 +68,7 @@ class PureConfig(CreditBase):
     """PURE (2504.15275): a response is worth its worst step (min-form), here judged by critics."""
 
     source: ClassVar[str] = "2504.15275"
+    rule: ClassVar[str] = "capo_ray.credit.pure:pure"
     method: Literal["pure"] = "pure"
     vote: Vote = "average"
     """How the valid critiques of a response become one weight per step."""

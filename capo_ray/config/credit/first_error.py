@@ -32,6 +32,7 @@ class CliffConfig(FirstErrorBase):
     """Cliff (2609.02817): a wrong response is blamed from its first wrong step on."""
 
     source: ClassVar[str] = "2609.02817"
+    rule: ClassVar[str] = "capo_ray.credit.cliff:cliff"
     method: Literal["cliff"] = "cliff"
     prefix_frac: float = Field(0.0, ge=0, le=1)
     """Share of a right response's advantage that the tokens before the first wrong step get (lambda; the paper: 0)."""
@@ -41,6 +42,7 @@ class VppoConfig(FirstErrorBase):
     """VPPO (2601.18984): what a wrong response got right before its first wrong step is rewarded."""
 
     source: ClassVar[str] = "2601.18984"
+    rule: ClassVar[str] = "capo_ray.credit.vppo:vppo"
     method: Literal["vppo"] = "vppo"
     prefix_reward: float = Field(0.5, ge=0, le=1)
     """Reward of the tokens of a good prefix, a right response's being 1 (alpha)."""

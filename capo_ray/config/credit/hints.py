@@ -16,6 +16,7 @@ class RlsdConfig(CreditBase):
     """RLSD (2604.03128): the outcome's sign, and a size that follows what a hint changes in each token."""
 
     source: ClassVar[str] = "2604.03128"
+    rule: ClassVar[str] = "capo_ray.credit.rlsd:rlsd"
     method: Literal["rlsd"] = "rlsd"
     hint: str = " (The answer is {answer}.)"
     """What is put behind the question to make the hint; holds {answer} once (the wording is ours)."""

@@ -14,6 +14,7 @@ class AcpoConfig(CreditBase):
     """ACPO after 2510.08899, by our own definition: steps weighed by what they add to the answer's likelihood."""
 
     source: ClassVar[str] = "2510.08899"
+    rule: ClassVar[str] = "capo_ray.credit.acpo:acpo"
     method: Literal["acpo"] = "acpo"
     segmenter: Segmenter = "entropy"
     """Where a response is cut into steps."""
@@ -69,6 +70,7 @@ class MigConfig(CreditBase):
     """MIG (2602.01034): new heights of the answer's likelihood are rewarded on the reasoning, beside the outcome."""
 
     source: ClassVar[str] = "2602.01034"
+    rule: ClassVar[str] = "capo_ray.credit.mig:mig"
     method: Literal["mig"] = "mig"
     answer_cue: str = "\\boxed{"
     """Text put before the reference answer where it is scored after each step."""

@@ -13,6 +13,7 @@ class GrpoConfig(CreditBase):
     """GRPO (2402.03300): the group-normalised outcome, the same for every token of a response."""
 
     source: ClassVar[str] = "2402.03300"
+    rule: ClassVar[str] = "capo_ray.credit.grpo:grpo"
     method: Literal["grpo"] = "grpo"
 
 
@@ -20,6 +21,7 @@ class DrGrpoConfig(CreditBase):
     """Dr. GRPO (2503.20783): outcome minus the group's mean, undivided; the loss divides by a constant length."""
 
     source: ClassVar[str] = "2503.20783"
+    rule: ClassVar[str] = "capo_ray.credit.dr_grpo:dr_grpo"
     method: Literal["dr_grpo"] = "dr_grpo"
 
 
@@ -27,6 +29,7 @@ class RlooConfig(CreditBase):
     """RLOO (2402.14740): outcome minus the mean of the other responses."""
 
     source: ClassVar[str] = "2402.14740"
+    rule: ClassVar[str] = "capo_ray.credit.rloo:rloo"
     method: Literal["rloo"] = "rloo"
 
 
@@ -34,6 +37,7 @@ class ReinforcePpConfig(CreditBase):
     """REINFORCE++ with baseline (2501.03262): outcome minus the group's mean, on one scale for all groups."""
 
     source: ClassVar[str] = "2501.03262"
+    rule: ClassVar[str] = "capo_ray.credit.reinforce_pp:reinforce_pp"
     method: Literal["reinforce_pp"] = "reinforce_pp"
 
     @property
@@ -46,6 +50,7 @@ class DapoConfig(CreditBase):
     """DAPO (2503.14476): GRPO with overlong shaping; clip-higher and the token mean stand in its loss preset."""
 
     source: ClassVar[str] = "2503.14476"
+    rule: ClassVar[str] = "capo_ray.credit.dapo:dapo"
     method: Literal["dapo"] = "dapo"
     overlong_max_tokens: int = Field(0, ge=0)
     """Length from which on a response loses a whole point (L_max); 0: no shaping. Of use up to the sampling limit."""
@@ -67,6 +72,7 @@ class GspoConfig(CreditBase):
 
     source: ClassVar[str] = "2507.18071"
     required_loss: ClassVar[dict[str, str]] = {"ratio": "sequence"}
+    rule: ClassVar[str] = "capo_ray.credit.grpo:grpo"
     method: Literal["gspo"] = "gspo"
 
 
@@ -75,4 +81,5 @@ class CispoConfig(CreditBase):
 
     source: ClassVar[str] = "2506.13585"
     required_loss: ClassVar[dict[str, str]] = {"ratio": "cispo"}
+    rule: ClassVar[str] = "capo_ray.credit.grpo:grpo"
     method: Literal["cispo"] = "cispo"

@@ -14,6 +14,7 @@ class VinePpoConfig(CreditBase):
     """VinePPO (2410.01679): a step's advantage is the change of the Monte-Carlo value across it."""
 
     source: ClassVar[str] = "2410.01679"
+    rule: ClassVar[str] = "capo_ray.credit.vineppo:vineppo"
     method: Literal["vineppo"] = "vineppo"
     rollouts_per_prefix: int = Field(9, ge=1)
     """Continuations from which the value of each prefix is estimated; each costs up to a whole response."""
@@ -34,6 +35,7 @@ class PrimeConfig(CreditBase):
     """PRIME (2502.01456): implicit token rewards summed to the end, each part with its leave-one-out baseline."""
 
     source: ClassVar[str] = "2502.01456"
+    rule: ClassVar[str] = "capo_ray.credit.prime:prime"
     method: Literal["prime"] = "prime"
     form: Literal["paper", "code"] = "paper"
     """paper: eq. 5, each token against the others' mean token; code: the authors' program (see credit/prime.py)."""
@@ -55,6 +57,7 @@ class IstarConfig(CreditBase):
 
     source: ClassVar[str] = "2509.19199"
     reads_sampler_logprobs: ClassVar[bool] = True
+    rule: ClassVar[str] = "capo_ray.credit.istar:istar"
     method: Literal["istar"] = "istar"
     w_step: float = Field(1.0, ge=0)
     """Weight of the step advantage."""
@@ -68,6 +71,7 @@ class QrmConfig(CreditBase):
     """Q-RM (2505.23363): the token rewards of a discriminative reward model, scaled but not centred."""
 
     source: ClassVar[str] = "2505.23363"
+    rule: ClassVar[str] = "capo_ray.credit.qrm:qrm"
     method: Literal["qrm"] = "qrm"
     outcome_until: float = Field(0.0, ge=0, le=1)
     """Share of the run in which the group-normalised outcome is the credit and the reward model only learns (ours)."""
@@ -82,6 +86,7 @@ class EtpoConfig(CreditBase):
 
     source: ClassVar[str] = "2402.06700"
     reads_sampler_logprobs: ClassVar[bool] = True
+    rule: ClassVar[str] = "capo_ray.credit.etpo:etpo"
     method: Literal["etpo"] = "etpo"
     trace_decay: float = Field(0.95, ge=0, le=1)
     """How far changes of value count for earlier tokens, and targets look ahead; 0: one token, as in the paper."""

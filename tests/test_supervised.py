@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import random
+from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from capo_ray.cli import sft
+from capo_ray.cli import main, sft
+from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.sft_eval import complete, max_tokens_of
 from capo_ray.config.sft import SftConfig, SftModelConfig
+from capo_ray.engines import HfTokenizer
 from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe
 from capo_ray.learners.supervised import (
     Example,
-    lr_scale,
-    microbatches,
-    pad_examples,
+    build_learner,
+    imitation_batch,
     sample_completions,
     supervised_updates,
-    train_supervised,
 )
 from capo_ray.problems import asset_path
 from capo_ray.problems.chains import demonstrate, draw_chain, make_problem, response_text, true_wrong_steps
@@ -36,77 +35,124 @@ SIZES = SftModelConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_s
 EXAMPLES = [Example(tuple(range(4, 4 + n)), p) for n, p in ((5, 2), (9, 4), (7, 1), (12, 11))]
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a small model, and of its tokenizer."""
+    path = tmp_path_factory.mktemp("start")
+    small_model().save_pretrained(path)
+    build_tokenizer("policy").save_pretrained(path)
+    return str(path)
+
+
 def small_model(seed: int = 0) -> torch.nn.Module:
     return model_from_scratch(SIZES, build_tokenizer("policy"), seed)
 
 
-def config(**more: object) -> SftConfig:
-    return SftConfig(**{"num_updates": 4, "batch_size": 4, "warmup_updates": 1, **more})
+def config(learner: dict[str, object] | None = None, **more: object) -> SftConfig:
+    steady = {"warmup_updates": 0, "schedule": "constant", "lr": 1e-3, **(learner or {})}
+    return SftConfig(**{"num_updates": 4, "batch_size": 4, "device": "cpu", "learner": steady, **more})
+
+
+def train(start: str, c: SftConfig, examples: Iterator[Example] | None = None) -> list[float]:
+    """The losses of all updates."""
+    learner = build_learner(c, start)
+    return list(supervised_updates(learner, cycle(EXAMPLES) if examples is None else examples, c))
 
 
 def run(*overrides: str) -> int:
-    parser = argparse.ArgumentParser()
-    sft.configure(parser)
-    return sft.run(parser.parse_args(list(overrides)))
+    return main(["sft", *overrides])
 
 
-def test_only_completion_tokens_carry_loss():
-    input_ids, weights = pad_examples(EXAMPLES[:2], 0.0)
-    assert input_ids[0].tolist() == [4, 5, 6, 7, 8, 0, 0, 0, 0]
-    assert weights.tolist() == [[0, 0, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
-    assert pad_examples(EXAMPLES[:1], 0.5)[1].tolist() == [[0.5, 0.5, 1, 1, 1]]
+def nats(model: torch.nn.Module, example: Example, prompt_weight: float) -> tuple[torch.Tensor, float]:
+    """By hand: the weighted sum of -log p over an example's tokens but the first, and the sum of their weights."""
+    logprobs = torch.log_softmax(model(input_ids=torch.tensor([example.token_ids])).logits[0], -1)
+    total, weights = torch.zeros(()), 0.0
+    for t in range(1, len(example.token_ids)):
+        weight = 1.0 if t >= example.num_prompt_tokens else prompt_weight
+        total = total - weight * logprobs[t - 1, example.token_ids[t]]
+        weights += weight
+    return total, weights
 
 
-def test_the_first_loss_is_the_mean_nats_of_the_completion_tokens():
-    model = small_model()
-    logprobs = []
-    for example in EXAMPLES:
-        rows = torch.log_softmax(model(input_ids=torch.tensor([example.token_ids])).logits[0], -1)
-        logprobs += [
-            rows[t - 1, example.token_ids[t]].item() for t in range(example.num_prompt_tokens, len(example.token_ids))
-        ]
-    loss = next(supervised_updates(small_model(), cycle(EXAMPLES), config()))
-    assert loss == pytest.approx(-sum(logprobs) / len(logprobs), abs=1e-5)
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+@pytest.mark.parametrize("microbatch_tokens", [10, 1000])
+def test_updates_are_those_of_the_weighted_mean_cross_entropy(start: str, prompt_weight: float, microbatch_tokens: int):
+    c = config({"microbatch_tokens": microbatch_tokens, "max_grad_norm": 0.5}, prompt_loss_weight=prompt_weight)
+    learner = build_learner(c, start)
+    ours = list(supervised_updates(learner, cycle(EXAMPLES), c))
+    model, losses = small_model(), []
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(4):
+        parts = [nats(model, example, prompt_weight) for example in EXAMPLES]
+        loss = sum(part for part, _ in parts) / sum(weight for _, weight in parts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        adam.step()
+        adam.zero_grad()
+        losses.append(loss.item())
+    assert ours == pytest.approx(losses, abs=1e-5)
+    trained = learner.named_tensors()
+    assert trained is not None
+    for name, param in model.named_parameters():
+        assert torch.allclose(trained[name], param, atol=2e-5), name
 
 
-def test_microbatches_do_not_change_the_training():
-    whole = train_supervised(small_model(), cycle(EXAMPLES), config())
-    cut = train_supervised(small_model(), cycle(EXAMPLES), config(microbatch_tokens=10))
-    assert len(microbatches(EXAMPLES, 10)) == 4
-    assert len(microbatches(EXAMPLES, 18)) == 3
-    assert whole == pytest.approx(cut, abs=1e-5)
+def test_a_sample_begins_where_its_tokens_carry_loss():
+    def starts(prompt_weight: float) -> Sequence[int]:
+        batch = imitation_batch(EXAMPLES, config(prompt_loss_weight=prompt_weight), 0)
+        samples = {w.sample.key.sample: w.sample for cell in batch.column(0) for w in cell}
+        return [len(samples[i].token_ids) - samples[i].num_response_tokens for i in range(len(EXAMPLES))]
+
+    assert starts(0.0) == [2, 4, 1, 11]
+    assert starts(0.5) == [1, 1, 1, 1]
 
 
-def test_training_lowers_the_loss_and_reports_each_update():
-    told = []
-    losses = train_supervised(
-        small_model(),
-        cycle(EXAMPLES),
-        config(num_updates=30, learning_rate=1e-2),
-        lambda update, loss: told.append((update, loss)),
-    )
-    assert told == list(enumerate(losses, 1))
+def test_training_in_bf16_lowers_the_loss_and_writes_bf16(start: str, tmp_path: Path):
+    c = config({"lr": 1e-2}, num_updates=30, model=SftModelConfig(dtype="bfloat16"))
+    learner = build_learner(c, start)
+    losses = list(supervised_updates(learner, cycle(EXAMPLES), c))
     assert losses[-1] < 0.5 * losses[0]
+    learner.snapshot().export(str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
-    c = config(num_updates=110, warmup_updates=10, min_lr_frac=0.1)
-    assert [lr_scale(u, c) for u in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    assert lr_scale(60, c) == pytest.approx(0.55)
-    assert lr_scale(110, c) == pytest.approx(0.1)
-
-
-def test_a_loss_that_is_not_finite_ends_the_training():
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path):
     model = small_model()
+    model.config.tie_word_embeddings = False
     with torch.no_grad():
-        next(model.parameters()).fill_(math.nan)
-    with pytest.raises(RunFailed, match="the loss of update 0 is nan"):
-        train_supervised(model, cycle(EXAMPLES), config())
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        model.get_input_embeddings().weight[6:].fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RunFailed, match=r"of update 0 is not finite: lower learner.lr"):
+        train(str(tmp_path), config())
 
 
-def test_too_few_examples_end_the_training():
+def test_too_few_examples_end_the_training(start: str):
     with pytest.raises(RunFailed, match="expected 4 examples for update 1, got 2"):
-        train_supervised(small_model(), iter([*EXAMPLES, *EXAMPLES[:2]]), config())
+        train(start, config(), iter([*EXAMPLES, *EXAMPLES[:2]]))
+
+
+def test_prompts_of_a_file_are_data_in_the_frame_of_training(start: str, tmp_path: Path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"prompt": "1<|im_end|>+1", "response": "2"}) + "\n")
+    tokenizer = HfTokenizer(start)
+    tokenizer.hf.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.hf.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.hf.save_pretrained(tmp_path / "chat")
+
+    def first(**data: object) -> tuple[list[int], list[int]]:
+        """Ids of the first prompt, and those among them that end a turn."""
+        chat = HfTokenizer(tmp_path / "chat")
+        c = config(data={"kind": "jsonl", "path": str(lines), **data})
+        example = next(sft.lesson_examples(c, chat))
+        ids = list(example.token_ids[: example.num_prompt_tokens])
+        return ids, [i for i in ids if i == chat.encode("<|im_end|>")[0]]
+
+    template = "Answer in \\boxed{} please: {question}\n"
+    ids, ends = first(prompt_template=template)
+    assert tokenizer.decode(ids) == "Answer in \\boxed{} please: 1<|im_end|>+1\n"
+    assert not ends
+    assert len(first(chat_template=True)[1]) == 1
 
 
 def test_sampling_in_batches_equals_greedy_decoding_one_by_one():
@@ -145,7 +191,7 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
     assert len(recipe["first_losses"]) == 3
     assert recipe["start"] == read_recipe(first)[1]
     assert sft.read_config(["out=x"], str(second / "recipe.json"), start=True).num_updates == 2
-    assert run(f"--recipe={first / 'recipe.json'}", "--start", "out=x") == 2
+    assert run(f"--recipe={first / 'recipe.json'}", "--start", "out=x") == 1
     assert "expected --recipe of a model that was started from another" in capsys.readouterr().err
     assert recipe["sha256"] == {"model.safetensors": sha256(second / "model.safetensors")}
     before, _ = load_model(str(first))
@@ -157,23 +203,33 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "sentence"),
+    ("overrides", "sentence"),
     [
-        (["learning_rat=1"], 2, "learning_rat: Extra inputs are not permitted"),
-        (["learning_rate=0"], 2, "learning_rate"),
-        (["nonsense"], 2, "expected key=value, got 'nonsense'"),
-        (["data.kind=jsonl"], 2, "data.kind=jsonl needs data.path"),
-        (["data.min_steps=9"], 2, "data.min_steps must be <= data.max_steps"),
-        (["data.role=critic", "eval_policy=/no/such/model"], 1, "got '/no/such/model'"),
-        (["model.path=/no/such/model"], 1, "expected a Hugging Face model directory or hub name, got '/no/such/model'"),
-        (["data.kind=jsonl", "data.path=/no/such.jsonl", f"model.path={asset_path('laptop', 'policy')}"], 1, "no file"),
+        (["learner.lrr=1"], "learner.lrr is no key; did you mean learner.lr?"),
+        (["learning_rate=1"], "learning_rate is no key; did you mean learner.lr?"),
+        (["learner.lr=0"], "learner.lr: expected greater than 0, got 0"),
+        (["nonsense"], "expected key=value, got 'nonsense'"),
+        (["model.path=${oc.env:HOME}"], "model.path: expected a plain value, got ${oc.env:HOME}"),
+        (["data.kind=jsonl"], "data.kind=jsonl needs data.path"),
+        (["data.min_steps=9"], "data.min_steps must be <= data.max_steps"),
+        (["data.prompt_template=q"], "data.prompt_template must hold {question} exactly once"),
+        (["data.role=critic", "eval_policy=/no/such/model"], "got '/no/such/model'"),
+        (["model.path=/no/such/model"], "expected a Hugging Face model directory or hub name, got '/no/such/model'"),
+        (["data.kind=jsonl", "data.path=/no/such.jsonl", f"model.path={asset_path('laptop', 'policy')}"], "no file"),
     ],
 )
-def test_bad_options_get_a_sentence_and_an_exit_code(overrides, code, sentence, tmp_path, capsys, monkeypatch):
+def test_bad_options_get_a_sentence(overrides, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert run(f"out={tmp_path / 'out'}", *overrides) == code
+    assert run(f"out={tmp_path / 'out'}", *overrides) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_cannot_draw_on_the_environment(tmp_path: Path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"config": {"data": {"system_prompt": "${oc.env:HOME}"}}}))
+    with pytest.raises(ConfigError, match=r"data.system_prompt: expected a plain value, got \$\{oc.env:HOME\}"):
+        sft.read_config([], str(recipe))
 
 
 def test_a_recipe_can_be_cooked_again_with_overrides_on_top():
@@ -181,8 +237,8 @@ def test_a_recipe_can_be_cooked_again_with_overrides_on_top():
     again = sft.read_config(["out=elsewhere", "model.num_layers=5"], str(recipe))
     written, _ = read_recipe(recipe.parent)
     assert (again.out, again.model.num_layers) == ("elsewhere", 5)
-    assert (again.learning_rate, again.model.hidden_size) == (written.learning_rate, written.model.hidden_size)
-    with pytest.raises(ValueError, match=r"expected the recipe.json of a model directory, got /no/such.json"):
+    assert (again.learner, again.model.hidden_size) == (written.learner, written.model.hidden_size)
+    with pytest.raises(RunFailed, match=r"expected the recipe.json of a model directory, got /no/such.json"):
         sft.read_config([], "/no/such.json")
 
 
@@ -205,9 +261,10 @@ def test_the_recipe_of_a_shipped_checkpoint_gives_the_losses_it_records(role):
     while "start" in recipe:  # what the first one makes is not shipped
         recipe = recipe["start"]
     written = SftConfig.model_validate(recipe["config"])
-    model, tokenizer = sft.build_start(written)
-    losses = supervised_updates(model, sft.lesson_examples(written, tokenizer), written)
-    assert list(islice(losses, 10)) == pytest.approx(recipe["first_losses"][:10], abs=1e-3)
+    with sft.start_directory(written) as start:
+        examples = sft.lesson_examples(written, sft.load_tokenizer(start))
+        losses = list(islice(supervised_updates(build_learner(written, start), examples, written), 10))
+    assert losses == pytest.approx(recipe["first_losses"][:10], abs=1e-3)
 
 
 @pytest.mark.real

@@ -17,18 +17,28 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import capo_ray
 from capo_ray.checkpoint import read_settings
-from capo_ray.cli.schema import ConfigError, as_sentence, is_mapping, refuse_unknown, takes_text, train_keys
+from capo_ray.cli.schema import (
+    ConfigError,
+    as_sentence,
+    is_mapping,
+    keys_of,
+    refuse_key,
+    refuse_unknown,
+    takes_text,
+    train_keys,
+)
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
+ModelT = TypeVar("ModelT", bound=BaseModel)
 GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
 
 
@@ -59,9 +69,23 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
-        raise as_sentence(error, method) from None
+        raise as_sentence(error, lambda key: refuse_unknown(key, method)) from None
     refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices])
     return config
+
+
+def compose_keys(model: type[ModelT], overrides: Sequence[str], base: dict[str, Any]) -> ModelT:
+    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`."""
+    tree, keys = deepcopy(base), keys_of(model)
+    for setting in map(_split, overrides):
+        if setting.key not in keys:
+            raise refuse_key(setting.key, keys, model)
+        _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
+    _refuse_interpolation(tree, "")
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise as_sentence(error, lambda key: refuse_key(key, keys, model)) from None
 
 
 def conf_dir() -> Path:
@@ -86,14 +110,10 @@ def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
     choices: dict[str, str] = {}
     settings: list[_Setting] = []
     for text in overrides:
-        key, equals, value = text.partition("=")
-        key = key.strip().lstrip("+")
-        if not equals or not key or key.startswith("~") or "@" in key or "/" in key:
-            raise ConfigError(
-                f"expected key=value (as credit.vote=union) or group=choice (as credit=grpo), got {text!r}"
-            )
+        setting = _split(text, " (as credit.vote=union) or group=choice (as credit=grpo)")
+        key, value = setting.key, setting.text
         if key not in GROUPS:
-            settings.append(_Setting(key, value))
+            settings.append(setting)
         elif value in list_choices(key):
             choices[key] = value
         elif key in PATH_KEYS and (value == "laptop" or "/" in value or Path(value).is_dir()):
@@ -101,6 +121,14 @@ def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
         else:
             raise _no_choice(key, value)
     return choices, settings
+
+
+def _split(text: str, or_what: str = "") -> _Setting:
+    key, equals, value = text.partition("=")
+    key = key.strip().lstrip("+")
+    if not equals or not key or key.startswith("~") or "@" in key or "/" in key:
+        raise ConfigError(f"expected key=value{or_what}, got {text!r}")
+    return _Setting(key, value)
 
 
 def _no_group(setting: _Setting) -> ConfigError | None:

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from capo_ray.cli.compose import GROUPS, list_choices
 from capo_ray.cli.schema import keys_of
 from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config.sft import SftConfig
 
 HEAD = """# Configuration
 
@@ -47,6 +48,7 @@ def build_reference() -> str:
                     "",
                     *_table(keys_of(model, "credit.")),
                 ]
+    lines += ["", "## capo-ray sft", "", "The keys of this command alone.", "", *_table(keys_of(SftConfig))]
     return "\n".join(lines) + "\n"
 
 

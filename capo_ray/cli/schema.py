@@ -6,7 +6,7 @@ Invariant: all of it is read off the pydantic models, so a key that is added the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
@@ -92,16 +92,20 @@ def takes_text(field: FieldInfo) -> bool:
 
 
 def refuse_unknown(key: str, method: str) -> ConfigError:
-    """The error for a key that is none: what is near, and what the section has."""
-    keys = train_keys(method)
+    """The error for a key that no run under a credit method has."""
+    where = f" of credit={method}" if key.rpartition(".")[0] == "credit" else ""
+    return refuse_key(key, train_keys(method), TrainConfig, where)
+
+
+def refuse_key(key: str, keys: Mapping[str, FieldInfo], model: type[BaseModel], where: str = "") -> ConfigError:
+    """The error for a key that is none of `model`'s `keys`: what is near, and what the section has."""
     section, _, leaf = key.rpartition(".")
-    where = f" of credit={method}" if section == "credit" else ""
     if any(known.startswith(key + ".") for known in keys):
         return ConfigError(
             f"{key} is a section, not a key: set one of {_list(k for k in keys if k.startswith(key + '.'))}"
         )
     siblings = [known for known in keys if section and known.startswith(section + ".")]
-    near = [ELSEWHERE[leaf]] if leaf in ELSEWHERE else []
+    near = [ELSEWHERE[leaf]] if ELSEWHERE.get(leaf) in keys else []
     near = (
         near
         or get_close_matches(key, siblings or keys, n=1, cutoff=0.5)
@@ -112,17 +116,17 @@ def refuse_unknown(key: str, method: str) -> ConfigError:
     hint = f"; did you mean {near[0]}?" if near else "."
     if siblings:
         return ConfigError(f"{key} is no key{where}{hint} Its keys: {_list(s[len(section) + 1 :] for s in siblings)}")
-    return ConfigError(f"{key} is no key{hint} Sections: {_list(TrainConfig.model_fields)}")
+    return ConfigError(f"{key} is no key{hint} Sections: {_list(model.model_fields)}")
 
 
-def as_sentence(error: ValidationError, method: str) -> ConfigError:
-    """The first of pydantic's complaints as a sentence, with the number of others."""
+def as_sentence(error: ValidationError, refuse: Callable[[str], ConfigError]) -> ConfigError:
+    """The first of pydantic's complaints as a sentence, with the number of others; `refuse` words an unknown key."""
     complaints = error.errors()
     first = complaints[0]
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"{refuse_unknown(key, method)}{more}")
+        return ConfigError(f"{refuse(key)}{more}")
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
         return ConfigError(f"{key}: {text}{more}" if key else f"{text}{more}")

@@ -65,8 +65,8 @@ class Learner:
             policy = load_policy(spec.model_path, spec.dtype, **rank.load_options(spec))
             self._model_config = policy.model.config
             self._names = FileNames(policy.model)
-            numel = sum(p.numel() for p in policy.parameters())
-            self.weight_bytes = numel * DTYPES[spec.dtype].itemsize
+            self.num_parameters = sum(p.numel() for p in policy.parameters())
+            self.weight_bytes = self.num_parameters * DTYPES[spec.dtype].itemsize
             self._backend = rank.build_backend(policy, spec, device)
             needs_reference = spec.loss.kl_coef > 0
             self._reference = Reference(spec.model_path, spec, self._backend.device) if needs_reference else None

@@ -61,13 +61,8 @@ def load_model(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def write_model(
-    out: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Mapping[str, Any], start: str = ""
-) -> None:
-    """Write the model directory; `recipe` is completed with versions, the weights' sha256 and `start`'s own recipe."""
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+def write_recipe(out: Path, recipe: Mapping[str, Any], start: str = "") -> None:
+    """Write recipe.json of a model directory, completed with versions, the weights' sha256 and `start`'s own recipe."""
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,23 +1,27 @@
-"""Supervised fine-tuning in plain torch: cross-entropy on the completion's tokens, one process.
+"""Supervised fine-tuning: examples as samples whose tokens are imitated, trained by the same `Learner` as RL.
 
-Loss of an update = weighted sum over its tokens / sum of the weights in the whole batch, so microbatches do not
-change the gradient. A completion token weighs 1, a prompt token `prompt_loss_weight` (0 by default). The same config,
-model and examples give the same losses.
-
-Axis letters: B examples of a microbatch, L padded tokens.
+Loss of an update = weighted sum of -log pi over its tokens / sum of the weights in the whole batch. A completion token
+weighs 1, a prompt token `prompt_loss_weight` (0 by default). An advantage of 0 and an imitation weight leave nothing
+else of the policy loss.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 
+from capo_ray.arrays import Runs
+from capo_ray.config.loss import LossConfig
 from capo_ray.config.sft import SftConfig
+from capo_ray.learners.learner import Learner
+from capo_ray.learners.spec import LearnerSpec
+from capo_ray.packing import build_batch
 from capo_ray.protocols import RunFailed
+from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,93 +32,60 @@ class Example:
     num_prompt_tokens: int
 
 
-def train_supervised(
-    model: torch.nn.Module,
-    examples: Iterator[Example],
-    config: SftConfig,
-    on_progress: Callable[[int, float], None] = lambda update, loss: None,
-) -> list[float]:
-    """The mean token loss (nats) of each of the config's updates; `on_progress(updates done, loss)` after each.
-
-    The model is trained in place. Raises RunFailed on a loss that is not finite, and where the examples run out.
-    """
-    losses = []
-    for loss in supervised_updates(model, examples, config):
-        losses.append(loss)
-        on_progress(len(losses), loss)
-    return losses
-
-
-def supervised_updates(model: torch.nn.Module, examples: Iterator[Example], config: SftConfig) -> Iterator[float]:
-    """Train one update per item asked for; yields its loss, at most `num_updates` times."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
-    model.train()
-    for update in range(config.num_updates):
-        batch = list(islice(examples, config.batch_size))
-        if len(batch) < config.batch_size:
-            raise RunFailed(f"expected {config.batch_size} examples for update {update}, got {len(batch)}: give more")
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * lr_scale(update, config)
-        loss = _accumulate(model, batch, config)
-        if not math.isfinite(loss):
-            raise RunFailed(f"the loss of update {update} is {loss}: lower learning_rate ({config.learning_rate:g})")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield loss
-    model.eval()
-
-
-def lr_scale(update: int, config: SftConfig) -> float:
-    """The factor on the learning rate: linear warm-up, then a cosine down to `min_lr_frac`."""
-    if update < config.warmup_updates:
-        return (update + 1) / config.warmup_updates
-    done = (update - config.warmup_updates) / max(1, config.num_updates - config.warmup_updates)
-    return config.min_lr_frac + (1 - config.min_lr_frac) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _accumulate(model: torch.nn.Module, batch: Sequence[Example], config: SftConfig) -> float:
-    """The batch's weighted mean token loss; its gradient is left in the parameters."""
-    total_weight = pad_examples(batch, config.prompt_loss_weight)[1][:, 1:].sum().item()
-    device = next(model.parameters()).device
-    total = 0.0
-    for part in microbatches(batch, config.microbatch_tokens):
-        input_ids_BL, weights_BL = (t.to(device) for t in pad_examples(part, config.prompt_loss_weight))
-        # Right padding under a causal mask: no real token sees a pad, so no attention mask is needed.
-        logits_BLV = model(input_ids=input_ids_BL, use_cache=False).logits
-        nll = torch.nn.functional.cross_entropy(
-            logits_BLV[:, :-1].flatten(0, 1).float(), input_ids_BL[:, 1:].flatten(), reduction="none"
+def build_learner(config: SftConfig, model_path: str) -> Learner:
+    """The learner of the model at `model_path`, in this process."""
+    return Learner(
+        LearnerSpec(
+            model_path=model_path,
+            dtype=config.model.dtype,
+            learner=config.learner.to_learner(),
+            loss=LossConfig(behaviour="recompute", kl_coef=0.0, aggregation="token_mean"),
+            temperature=1.0,
+            total_updates=config.num_updates,
+            seed=config.seed,
+            device=config.device,
         )
-        loss = (nll * weights_BL[:, 1:].flatten()).sum() / total_weight
-        loss.backward()
-        total += loss.item()
-    return total
+    )
 
 
-def microbatches(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """The batch by length, cut so that padded tokens stay within `max_tokens` (a longer example stands alone)."""
-    parts: list[list[Example]] = []
-    for example in sorted(batch, key=lambda e: len(e.token_ids)):
-        if parts and (len(parts[-1]) + 1) * len(example.token_ids) <= max_tokens:
-            parts[-1].append(example)
-        else:
-            parts.append([example])
-    return parts
+def supervised_updates(learner: Learner, examples: Iterator[Example], config: SftConfig) -> Iterator[float]:
+    """Train one update per item asked for; yields its mean token loss (nats), at most `num_updates` times.
+
+    Raises RunFailed on a loss that is not finite, and where the examples run out.
+    """
+    for update in range(config.num_updates):
+        taken = list(islice(examples, config.batch_size))
+        if len(taken) < config.batch_size:
+            raise RunFailed(f"expected {config.batch_size} examples for update {update}, got {len(taken)}: give more")
+        report = learner.update(imitation_batch(taken, config, update).column(0))
+        if report.skipped:
+            raise RunFailed(
+                f"loss or gradient of update {update} is not finite: lower learner.lr ({config.learner.lr:g})"
+            )
+        yield report.metrics["loss/objective_mean"]
 
 
-def pad_examples(examples: Sequence[Example], prompt_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and their loss weights, both [B, L]; padding weighs 0."""
-    width = max(len(example.token_ids) for example in examples)
-    input_ids = torch.zeros(len(examples), width, dtype=torch.long)
-    weights = torch.zeros(len(examples), width)
-    for row, example in enumerate(examples):
-        ids = torch.tensor(example.token_ids, dtype=torch.long)
-        input_ids[row, : len(ids)] = ids
-        weights[row, : len(ids)] = prompt_weight
-        weights[row, example.num_prompt_tokens : len(ids)] = 1.0
-    return input_ids, weights
+def imitation_batch(examples: Sequence[Example], config: SftConfig, update: int) -> Batch:
+    """The examples as one batch of samples, each trained from the first token that weighs anything."""
+    starts = [1 if config.prompt_loss_weight else example.num_prompt_tokens for example in examples]
+    prompts = [example.num_prompt_tokens - start for example, start in zip(examples, starts, strict=True)]
+    totals = [len(example.token_ids) - start for example, start in zip(examples, starts, strict=True)]
+    weight = config.prompt_loss_weight * sum(prompts) + sum(totals) - sum(prompts)
+    scale = sum(totals) / weight  # packing divides by the number of tokens, not by their weights
+    samples = [
+        Sample(
+            key=TrajectoryKey("example", update, index),
+            token_ids=np.array(example.token_ids, np.int32),
+            sampler_logprobs=np.zeros(total, np.float32),
+            advantages=Runs.constant(0.0, total),
+            versions=(VersionRun(update, total),),
+            imitation_weights=Runs.of([config.prompt_loss_weight * scale] * prompt + [scale] * (total - prompt)),
+        )
+        for index, (example, prompt, total) in enumerate(zip(examples, prompts, totals, strict=True))
+    ]
+    return build_batch(
+        samples, num_ranks=1, microbatch_tokens=config.learner.microbatch_tokens, aggregation="token_mean"
+    )
 
 
 @torch.inference_mode()

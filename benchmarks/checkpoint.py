@@ -84,7 +84,7 @@ class Heart:
 
 async def measure(learner: Any, config: TrainConfig, directory: Path, repeats: int) -> list[dict[str, float]]:
     """One row per checkpoint."""
-    await learner.start(())
+    await learner.start()
     batch, state = make_batch(), RunState()
     parts: Any = SimpleNamespace(
         config=config,
@@ -142,8 +142,9 @@ def main() -> None:
     args = parser.parse_args()
     import ray
 
-    from capo_ray.place import build
     from capo_ray.place.placement import Places
+    from capo_ray.place.role import Site
+    from capo_ray.place.roles.learner import build
 
     with tempfile.TemporaryDirectory() as folder:
         num_params = write_model(Path(folder, "model"))
@@ -152,7 +153,7 @@ def main() -> None:
         )
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         places = Places(config)
-        learner = build.build_learner(config, places)
+        learner = build(Site(config, Path(folder), places))
 
         async def reserve_and_measure() -> list[dict[str, float]]:
             await places.reserve()

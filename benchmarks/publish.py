@@ -27,7 +27,8 @@ from capo_ray.config.sections import LearnerConfig
 from capo_ray.engines import EngineSpec
 from capo_ray.engines.tiny import write_tokenizer
 from capo_ray.learners import LearnerSpec
-from capo_ray.place.workers import LearnerRank, RolloutWorker
+from capo_ray.place.roles.learner import LearnerRank
+from capo_ray.place.roles.rollout import RolloutWorker
 from capo_ray.sizing import store_bytes
 from capo_ray.weights import Apart, verify_handle
 

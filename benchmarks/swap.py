@@ -30,7 +30,7 @@ from typing import Any
 
 from capo_ray.engines import EngineSpec, VllmEngine
 from capo_ray.engines.tiny import write_tiny_model
-from capo_ray.place.build import CANARY_TOKENS
+from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.protocols import Sampling
 from capo_ray.weights import Apart, Canary, build_handle
 

@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 
 from capo_ray.config.sections import CriticConfig, EndpointConfig
 from capo_ray.critics.store import CritiqueStore
+from capo_ray.place.roles.critic import CriticWorker
 from capo_ray.place.store import StoreTier
-from capo_ray.place.workers import CriticWorker
 from capo_ray.protocols import JudgeRequest, RunFailed
 from capo_ray.types import Critique, Problem
 from tests.test_critics_endpoint import FIRST, Server, answer

@@ -11,8 +11,7 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import build_judge
-from capo_ray.place.tiers import CriticPool
-from capo_ray.place.workers import CriticWorker
+from capo_ray.place.roles.critic import CriticPool, CriticWorker
 from capo_ray.protocols import JudgeRequest, PartTimeout, RunFailed
 from capo_ray.types import Critique, Problem, Provenance
 

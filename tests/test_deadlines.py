@@ -13,9 +13,10 @@ from pydantic import BaseModel
 from capo_ray.config import TrainConfig
 from capo_ray.critics.endpoint import EndpointJudge
 from capo_ray.flow.budgets import batch_deadline_s
-from capo_ray.place import build
 from capo_ray.place.cluster import Joining
 from capo_ray.place.placement import Places
+from capo_ray.place.role import Site
+from capo_ray.place.roles import critic, learner, reward_model, rollout, verifier
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.verifiers import VerifierPool
 
@@ -29,12 +30,8 @@ def deadline_keys(model: type[BaseModel], path: str = "") -> Iterator[str]:
             yield path + name
 
 
-def rollout(config: TrainConfig) -> Any:
-    return build.build_rollout_pool(config, Places(config))
-
-
-def critics(config: TrainConfig) -> Any:
-    return build.build_critic_pool(config, Path("run"), Places(config))
+def part(role: Any, config: TrainConfig) -> Any:
+    return role.build(Site(config, Path("run"), Places(config)))
 
 
 def judge(config: TrainConfig) -> Any:
@@ -42,45 +39,40 @@ def judge(config: TrainConfig) -> Any:
     return EndpointJudge(config.critic.model_copy(update={"endpoint": endpoint}), vote="majority", quorum=1)
 
 
-def learner(config: TrainConfig) -> Any:
-    return build.build_learner(config, Places(config))
-
-
-def reward_model(config: TrainConfig) -> Any:
-    return build.build_reward_model(config, Places(config))
-
-
 OWNERS: dict[str, Callable[[TrainConfig], list[float]]] = {
     "rollout.deadline_s": lambda c: [
-        build.policy_engine(c).deadline_s,
-        rollout(c)._config.rollout.deadline_s,
+        rollout.engine_spec(c).deadline_s,
+        part(rollout, c)._config.rollout.deadline_s,
         batch_deadline_s(c) - batch_deadline_s(with_key(c, "rollout.deadline_s", 1.0)) + 1.0,
     ],
     "engine.start_deadline_s": lambda c: [
-        build.policy_engine(c).start_deadline_s,
-        build.critic_engine(c).start_deadline_s,  # type: ignore[union-attr]
-        rollout(c).pool.start_deadline_s,
-        critics(c).pool.start_deadline_s,
-        build.build_verifier_tier(c).pool.start_deadline_s,
+        rollout.engine_spec(c).start_deadline_s,
+        critic.engine_spec(c).start_deadline_s,  # type: ignore[union-attr]
+        part(rollout, c).pool.start_deadline_s,
+        part(critic, c).pool.start_deadline_s,
+        part(verifier, c).pool.start_deadline_s,
     ],
-    "engine.step_deadline_s": lambda c: [build.policy_engine(c).step_deadline_s],
-    "critic.step_deadline_s": lambda c: [build.critic_engine(c).step_deadline_s],  # type: ignore[union-attr]
+    "engine.step_deadline_s": lambda c: [rollout.engine_spec(c).step_deadline_s],
+    "critic.step_deadline_s": lambda c: [critic.engine_spec(c).step_deadline_s],  # type: ignore[union-attr]
     "critic.deadline_s": lambda c: [
-        build.critic_engine(c).deadline_s,  # type: ignore[union-attr]
-        critics(c)._critic.deadline_s,
+        critic.engine_spec(c).deadline_s,  # type: ignore[union-attr]
+        part(critic, c)._critic.deadline_s,
         judge(c)._config.deadline_s,
     ],
     "critic.critique_deadline_s": lambda c: [judge(c)._config.critique_deadline_s],
     "critic.endpoint.request_deadline_s": lambda c: [judge(c)._endpoint._endpoint.request_deadline_s],
     "verifier.deadline_s": lambda c: [
-        build.build_verifier_tier(c)._verifier.deadline_s,
+        part(verifier, c)._verifier.deadline_s,
         VerifierPool(c.verifier)._config.deadline_s,
     ],
-    "run.checkpoint_deadline_s": lambda c: [learner(c)._write_deadline_s, reward_model(c)._write_deadline_s],
-    "learner.deadline_s": lambda c: [learner(c).deadline_s, reward_model(c).deadline_s],
+    "run.checkpoint_deadline_s": lambda c: [
+        part(learner, c)._write_deadline_s,
+        part(reward_model, c)._write_deadline_s,
+    ],
+    "learner.deadline_s": lambda c: [part(learner, c).deadline_s, part(reward_model, c).deadline_s],
     "weights.deadline_s": lambda c: [
-        build.policy_engine(c).swap_deadline_s,
-        rollout(c)._config.weights.deadline_s,
+        rollout.engine_spec(c).swap_deadline_s,
+        part(rollout, c)._config.weights.deadline_s,
     ],
     "cluster.deadline_s": lambda c: [ClusterWatch(c).deadline_s],
     "cluster.start_deadline_s": lambda c: [Joining(c).deadline_s],

@@ -94,12 +94,8 @@ def test_an_engine_that_is_being_built_or_taken_down_still_has_figures() -> None
 
 
 def test_an_engine_is_on_the_device_that_it_is_given() -> None:
-    from capo_ray.place.build import _engine_share
-
-    shares = [_engine_share(compose_train(words).engine) for words in (["engine=cpu"], ["engine=gpu"])]
-    assert [share["device"] for share in shares] == ["cpu", "gpu"]
-    for share in shares:
-        EngineSpec(model_path="none", **share)
+    specs = [EngineSpec.of(compose_train([words]).engine, model_path="none") for words in ("engine=cpu", "engine=gpu")]
+    assert [spec.device for spec in specs] == ["cpu", "gpu"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from capo_ray.place.workers import LearnerRank
+from capo_ray.place.roles.learner import LearnerRank
 from capo_ray.protocols import WeightsHandle
 from capo_ray.weights import Apart, PayloadWriter, WeightsRefused, Witness, read_manifest, verify_handle
 

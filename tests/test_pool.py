@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import ray
 
+from capo_ray.config import TrainConfig
 from capo_ray.place import pool as place_pool
 from capo_ray.place.calls import ActorGone
 from capo_ray.place.pool import MAX_LATE, WorkerPool
-from capo_ray.place.ranks import PINGS, Limits, RankActors
+from capo_ray.place.ranks import PINGS, RankActors
 from capo_ray.place.restarts import MAX_BROKEN, RESTART_WINDOW_S, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
@@ -281,15 +282,17 @@ def test_a_stopped_rank_is_found_though_its_call_may_take_ten_minutes_and_a_busy
 
     async def go() -> None:
         actor = ray.remote(num_cpus=0, concurrency_groups={PINGS: 1})(Sleeper)
-        ranks = RankActors("learner", lambda _: actor.remote(), 2, Limits(600, 600), alone=True)
+        ranks = RankActors("learner", lambda _: actor.remote(), 2, TrainConfig(), Path("runs/lost"))
         await ranks._start(Sleeper.start, lambda rank, _: (rank,))
         await ranks._all(Sleeper.work, lambda _: (4.0,))
-        os.kill(ranks.pids[1], signal.SIGSTOP)
+        os.kill(ranks.pids()[1], signal.SIGSTOP)
         try:
-            with pytest.raises(RunFailed, match=r"learner rank 1 \(ping\) did not answer within 2 s"):
+            with pytest.raises(
+                RunFailed, match=r"learner rank 1 \(ping\) did not answer within 2 s; .* resume=runs/lost$"
+            ):
                 await asyncio.wait_for(ranks._all(Sleeper.work, lambda _: (60.0,)), 30)
         finally:
-            os.kill(ranks.pids[1], signal.SIGKILL)
+            os.kill(ranks.pids()[1], signal.SIGKILL)
             ranks.close()
 
     asyncio.run(go())

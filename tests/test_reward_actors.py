@@ -13,12 +13,13 @@ import pytest
 
 from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
+from capo_ray.demand import policy_model
 from capo_ray.engines import HfTokenizer
 from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.flow.state import read_checkpoint
 from capo_ray.learners.reward_batch import labelled_trajectories
-from capo_ray.place.build import policy_path, require_policys_tokens
-from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.place.role import path_of
+from capo_ray.place.roles.reward_model import RewardModelActors, require_policys_tokens
 from capo_ray.place.train import _restore
 from capo_ray.protocols import RunFailed
 from capo_ray.types import UpdateReport
@@ -66,7 +67,7 @@ def test_responses_are_dealt_over_the_ranks_and_their_rewards_come_back_in_order
     trajectories = labelled_trajectories(groups)
 
     async def talk() -> Any:
-        actors = RewardModelActors(config, lambda rank: Rank(rank, calls), lambda rank, meeting: None)  # type: ignore[arg-type, return-value]
+        actors = RewardModelActors(config, lambda rank: Rank(rank, calls), Path("run"))  # type: ignore[arg-type, return-value]
         rewards, report, again = await asyncio.gather(
             actors.token_rewards(trajectories), actors.update(groups), actors.token_rewards(trajectories[:1])
         )
@@ -92,7 +93,7 @@ def test_a_call_to_the_ranks_that_is_given_up_prints_nothing(monkeypatch: pytest
 
     async def give_up() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
-        actors = RewardModelActors(TrainConfig(), lambda rank: Rank(rank, []), lambda rank, meeting: None)  # type: ignore[arg-type, return-value]
+        actors = RewardModelActors(TrainConfig(), lambda rank: Rank(rank, []), Path("run"))  # type: ignore[arg-type, return-value]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(actors.update(make_groups(1)), 0.05)
         await asyncio.sleep(0.05)
@@ -107,10 +108,10 @@ def test_a_reward_model_with_other_tokens_is_refused_before_anything_starts(tmp_
     other = tmp_path / "other"
     write_tiny_model(other, vocab=list("abc"))
     config = compose_train(["credit=qrm", f"reward_model.path={other}"])
-    policy = HfTokenizer(policy_path(config))
+    policy = HfTokenizer(path_of(policy_model(config)))
     with pytest.raises(RunFailed, match=r"must hold a model with the policy's tokenizer: '.*' is \d+ there and"):
         require_policys_tokens(config, policy)
-    require_policys_tokens(compose_train(["credit=qrm", f"reward_model.path={policy_path(config)}"]), policy)
+    require_policys_tokens(compose_train(["credit=qrm", f"reward_model.path={path_of(policy_model(config))}"]), policy)
     require_policys_tokens(compose_train(["credit=qrm"]), policy)
 
 
@@ -129,7 +130,8 @@ def test_a_reward_model_of_another_version_than_the_run_is_refused(tmp_path: Pat
     latest = parts.checkpoints.latest()
     assert latest is not None
     version = read_checkpoint(latest)[0].version
-    actors: Any = SimpleNamespace(learner=Shards(version), reward_model=Shards(version - 1))
+    groups = {"learner": Shards(version), "reward_model": Shards(version - 1)}
+    actors: Any = SimpleNamespace(groups=lambda: groups)
     later = config.model_copy(update={"resume": str(tmp_path)})
     with pytest.raises(
         RunFailed, match=rf"expected reward_model shards of version {version} in .*, got version {version - 1}"

@@ -11,8 +11,7 @@ import pytest
 import ray
 
 from capo_ray.config import TrainConfig
-from capo_ray.place.tiers import RolloutPool
-from capo_ray.place.workers import RolloutWorker
+from capo_ray.place.roles.rollout import RolloutPool, RolloutWorker
 from capo_ray.protocols import RunFailed, WeightsHandle
 
 pytestmark = pytest.mark.real

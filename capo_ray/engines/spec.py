@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from capo_ray.config.sections import CriticConfig, EngineConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,21 @@ class EngineSpec:
     """A step that has not ended after this long is a hang; before the first answer `start_deadline_s`, if longer."""
     swap_deadline_s: float = 600.0
     """For new weights, from the first byte loaded to the canary's answer; then they are refused."""
+
+    @classmethod
+    def of(cls, part: EngineConfig | CriticConfig, **more: Any) -> EngineSpec:
+        """The engine of a config section; `more`: what the section does not say."""
+        return cls(
+            device="gpu" if part.num_gpus > 0 else "cpu",
+            max_num_seqs=part.max_num_seqs,
+            max_batched_tokens=part.max_batched_tokens,
+            kv_cache_gib=part.kv_cache_gib,
+            gpu_memory_frac=part.gpu_memory_frac,
+            tensor_parallel=part.tensor_parallel,
+            extra=part.extra,
+            step_deadline_s=part.step_deadline_s,
+            **more,
+        )
 
     def __post_init__(self) -> None:
         for name in (

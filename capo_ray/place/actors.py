@@ -4,85 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, TokenRewards
-from capo_ray.place import build
-from capo_ray.place.agreement import agree_at_start
-from capo_ray.place.learner import LearnerActors
+from capo_ray.demand import demand
 from capo_ray.place.placement import Places, shares_devices
-from capo_ray.place.reward_model import RewardModelActors
-from capo_ray.place.tiers import CriticPool, RolloutPool, VerifierTier
+from capo_ray.place.ranks import RankActors
+from capo_ray.place.role import Part, Role, Site
+from capo_ray.place.roles.critic import CRITIC
+from capo_ray.place.roles.learner import LEARNER
+from capo_ray.place.roles.reward_model import REWARD_MODEL
+from capo_ray.place.roles.rollout import ROLLOUT
+from capo_ray.place.roles.verifier import VERIFIER
 from capo_ray.runs.layout import WORKERS_FILE
 
+ROLES: tuple[Role[Any], ...] = (ROLLOUT, VERIFIER, CRITIC, LEARNER, REWARD_MODEL)
 
-@dataclass(frozen=True, slots=True)
+P = TypeVar("P", bound=Part)
+
+
 class Actors:
-    """All tiers of a run; `critic` and `reward_model` are None where the credit rule does not read them."""
+    """The parts of a run, one for each role in its demand; made, and not started."""
 
-    rollout: RolloutPool
-    verifier: VerifierTier
-    critic: CriticPool | None
-    learner: LearnerActors
-    reward_model: RewardModelActors | None
-    places: Places
+    def __init__(self, config: TrainConfig, run_dir: Path, canary_ids: tuple[int, ...]) -> None:
+        self._config, self._run_dir, self._places = config, run_dir, Places(config)
+        site = Site(config, run_dir, self._places, canary_ids)
+        wanted = {one.role for one in demand(config)}
+        self._parts: dict[str, Part] = {role.name: role.build(site) for role in ROLES if role.name in wanted}
 
-    @classmethod
-    def build(cls, config: TrainConfig, run_dir: Path) -> Actors:
-        """The actors that a configuration asks for, not started."""
-        places = Places(config)
-        return cls(
-            build.build_rollout_pool(config, places),
-            build.build_verifier_tier(config),
-            build.build_critic_pool(config, run_dir, places) if config.credit.asked(Critiques) else None,
-            build.build_learner(config, places),
-            build.build_reward_model(config, places) if config.credit.asked(TokenRewards) else None,
-            places,
-        )
+    def find(self, role: Role[P]) -> P | None:
+        """The part of a role; None where the run does without it."""
+        return cast("P | None", self._parts.get(role.name))
 
-    async def start(self, canary: tuple[int, ...], run_dir: Path) -> None:
+    def part(self, role: Role[P]) -> P:
+        """The part of a role that every run has."""
+        return cast(P, self._parts[role.name])
+
+    def groups(self) -> dict[str, RankActors[Any]]:
+        """The groups of ranks by role, which is also the name of their folder in a checkpoint."""
+        return {name: part for name, part in self._parts.items() if isinstance(part, RankActors)}
+
+    async def start(self) -> None:
         """Start all side by side, the slowest decides; engines that share a GPU start in turn.
 
-        From then on `workers.json` names their processes, and engines and learner have scored `canary` alike under the
-        weights that they were started with.
+        From then on `workers.json` names their processes, and ranks have shown that they see the run directory.
         """
-        pools = [tier.pool for tier in (self.rollout, self.verifier, self.critic) if tier is not None]
-
-        def note() -> None:
-            roles = {pool.role: pool.pids() for pool in pools}
-            roles["learner"] = self.learner.pids
-            if self.reward_model is not None:
-                roles["reward_model"] = self.reward_model.pids
-            write_state(run_dir / WORKERS_FILE, {"driver": os.getpid(), **roles})
-
-        for pool in pools:
-            pool.on_ready = note
-        await self.places.reserve()
-        ranks = [self.learner.start(canary)]
-        if self.reward_model is not None:
-            ranks.append(self.reward_model.start())
-        if not shares_devices(self.places.config):
-            judges = [self.critic.start()] if self.critic is not None else []
-            await asyncio.gather(*ranks, self.rollout.pool.start(), self.verifier.pool.start(), *judges)
-        else:
+        await self._places.reserve()
+        engines = [one.role for one in demand(self._config) if one.engine is not None]
+        in_turn = engines if shares_devices(self._config) else []
+        await asyncio.gather(*(part.start(self._note) for name, part in self._parts.items() if name not in in_turn))
+        for name in in_turn:
             # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
-            await asyncio.gather(*ranks, self.verifier.pool.start())
-            await self.rollout.pool.start()
-            if self.critic is not None:
-                await self.critic.start()
-        note()
-        self.learner.allowed = await agree_at_start(self.places.config, canary, self.rollout, self.learner)
-        await self.learner.require_sight(run_dir)
-        if self.reward_model is not None:
-            await self.reward_model.require_sight(run_dir)
+            await self._parts[name].start(self._note)
+        for group in self.groups().values():
+            await group.require_sight(self._run_dir)
 
     def stats(self) -> dict[str, float]:
-        """The figures of all pools, names as in metrics."""
-        figures = {**self.rollout.pool.stats(), **self.verifier.pool.stats()}
-        return figures | self.critic.stats() if self.critic is not None else figures
+        """The figures of all parts, names as in metrics."""
+        return {name: value for part in self._parts.values() for name, value in part.stats().items()}
 
     def restarts(self) -> dict[str, float]:
         """How often the workers of each role were replaced."""
@@ -90,11 +71,10 @@ class Actors:
 
     def close(self) -> None:
         """Kill every actor; called once."""
-        self.rollout.pool.close()
-        self.verifier.pool.close()
-        self.learner.close()
-        if self.reward_model is not None:
-            self.reward_model.close()
-        if self.critic is not None:
-            self.critic.close()
-        self.places.close()
+        for part in self._parts.values():
+            part.close()
+        self._places.close()
+
+    def _note(self) -> None:
+        pids = {name: part.pids() for name, part in self._parts.items()}
+        write_state(self._run_dir / WORKERS_FILE, {"driver": os.getpid(), **pids})

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from capo_ray.config import TrainConfig
+from capo_ray.engines import HfTokenizer
 from capo_ray.protocols import RunFailed
 from capo_ray.weights import START, Apart, allowance, apart
 
 Scores = tuple[float, ...]
+CANARY_TOKENS = 48
+"""Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
+score it at every publish, which on a CPU costs more than moving the weights."""
 
 
 class Engines(Protocol):
@@ -24,6 +28,15 @@ class Learners(Protocol):
 
     async def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Scores, ...]:
         """As `LearnerGroup.logprobs`."""
+
+
+def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:
+    """Fixed token ids that engine and learner both score after a publish."""
+    ids: list[int] = []
+    while len(ids) < CANARY_TOKENS and prompts:
+        for prompt in prompts:
+            ids += tokenizer.encode_data(prompt)
+    return tuple(ids[: min(CANARY_TOKENS, max_tokens - 1)])
 
 
 async def agree_at_start(

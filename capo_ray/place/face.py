@@ -9,11 +9,22 @@ Arguments go by position. A reference among them is typed as what Ray puts in it
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import Any, Protocol, TypeVar, TypeVarTuple, overload
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+
+
+class PoolWorker(Protocol):
+    """What a pool asks of the class of its actors."""
+
+    async def start(self) -> int:
+        """Ready to serve; the process id."""
+
+    async def ping(self) -> dict[str, float]:
+        """The worker's figures; raises if it is broken."""
+
 
 W = TypeVar("W")
 R = TypeVar("R")

@@ -14,30 +14,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.metrics.register import merge
 from capo_ray.place.calls import ActorGone, await_ref, end_actor, one_line
-from capo_ray.place.face import send
+from capo_ray.place.face import PoolWorker, send
 from capo_ray.place.restarts import MAX_BROKEN, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
 PING_EVERY_S = 5.0
 PING_DEADLINE_S = 30.0
 MAX_LATE = 3
-
-
-class PoolWorker(Protocol):
-    """What a pool asks of the class of its actors."""
-
-    async def start(self) -> int:
-        """Ready to serve; the process id."""
-
-    async def ping(self) -> dict[str, float]:
-        """The worker's figures; raises if it is broken."""
+MANY_AT_ONCE = {"max_concurrency": 1000}
+"""Of workers that wait more than they work: as many calls at once as are sent."""
 
 
 W = TypeVar("W", bound=PoolWorker)
@@ -78,7 +70,6 @@ class WorkerPool(Generic[W]):
     ) -> None:
         self.role = role
         self.start_deadline_s = start_deadline_s
-        self.on_ready: Callable[[], None] = lambda: None
         self.num_resent = 0
         self._spawn, self._prepare, self._in_turn = spawn, prepare, in_turn
         self._restarts = Restarts(role, max(max_restarts, 4 * num_workers))
@@ -89,8 +80,12 @@ class WorkerPool(Generic[W]):
         self._failure: RunFailed | None = None
         self._closed = False
 
-    async def start(self) -> None:
-        """Returns once every worker is ready; a worker that cannot start is a `RunFailed` with its cause."""
+    async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Returns once every worker is ready; a worker that cannot start is a `RunFailed` with its cause.
+
+        `on_ready` is called whenever a worker is ready, now and later.
+        """
+        self._on_ready = on_ready
         try:
             if self._in_turn:
                 for worker in self._workers.values():
@@ -248,7 +243,7 @@ class WorkerPool(Generic[W]):
             await self._prepare(worker.actor)
         worker.ready = True
         self._changed.set()
-        self.on_ready()
+        self._on_ready()
 
     def _replace(self, worker: _Worker[W], cause: Exception) -> None:
         """Put a new actor in a lost worker's place; nothing if that has been done already."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.checkpoint import sight
+from capo_ray.config import TrainConfig
 from capo_ray.place.calls import await_ref, end_actor, one_line
+from capo_ray.place.cluster import is_own
 from capo_ray.place.face import send
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 from capo_ray.types import WrittenFile
@@ -29,14 +31,6 @@ PING_EVERY_S = 5.0
 SILENT_S = 40.0
 """Without an answer to a ping for this long a rank counts as lost, though its process may be there (stopped, or deep
 in a call that lets nobody else run). Longer than for a worker: a rank cannot be replaced."""
-
-
-class Limits(NamedTuple):
-    """How long a group's calls may take, in seconds."""
-
-    deadline_s: float
-    write_deadline_s: float
-    """For what writes a checkpoint."""
 
 
 class GroupRank:
@@ -89,23 +83,29 @@ class RankActors(Generic[RankT]):
     """
 
     def __init__(
-        self, role: str, spawn: Callable[[int], ActorHandle[RankT]], num_ranks: int, limits: Limits, *, alone: bool
+        self,
+        role: str,
+        spawn: Callable[[int], ActorHandle[RankT]],
+        num_ranks: int,
+        config: TrainConfig,
+        run_dir: Path,
     ) -> None:
         self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
-        self.deadline_s, self._write_deadline_s = limits
-        self._alone = alone
+        self._config, self._run_dir = config, run_dir
+        self.deadline_s = config.learner.deadline_s
+        self._write_deadline_s = config.run.checkpoint_deadline_s
         self._ranks: list[ActorHandle[RankT]] = []
         self._lost: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self.pids: list[int] = []
+        self._pids: list[int] = []
         self.version = 0
 
     async def _start(self, method: Callable[[RankT, *Ts], int], arguments: Callable[[int, str], tuple[*Ts]]) -> None:
         """Returns once all ranks have met and built the model; `arguments` are of (rank, meeting place)."""
         self._come()
-        rendezvous = send(self._ranks[0], GroupRank.rendezvous, self._alone)
+        rendezvous = send(self._ranks[0], GroupRank.rendezvous, is_own(self._config))
         meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
-        self.pids = await self._all(method, lambda rank: arguments(rank, meeting))
+        self._pids = await self._all(method, lambda rank: arguments(rank, meeting))
         self._watch = asyncio.ensure_future(self._ping_all())
 
     async def require_sight(self, directory: Path) -> None:
@@ -134,6 +134,14 @@ class RankActors(Generic[RankT]):
         """The version restored from `path`."""
         self.version = (await self._all(GroupRank.load, lambda _: (path,)))[0]
         return self.version
+
+    def stats(self) -> dict[str, float]:
+        """Nothing: what a group does is in the reports of its updates."""
+        return {}
+
+    def pids(self) -> list[int]:
+        """The process ids of the ranks, once they have started."""
+        return self._pids
 
     def close(self) -> None:
         """Kill every rank."""
@@ -182,7 +190,7 @@ class RankActors(Generic[RankT]):
                 raise PartLost(self._lost.result())
             return list(work.result())
         except (PartLost, PartTimeout) as error:
-            raise RunFailed(f"{error}; go on from the last checkpoint with resume=RUN") from error
+            raise RunFailed(f"{error}; go on from the last checkpoint with resume={self._run_dir}") from error
         finally:
             work.cancel()
 
@@ -200,6 +208,14 @@ class RankActors(Generic[RankT]):
                 await asyncio.gather(*(check(rank) for rank in range(self._num_ranks)))
         except Exception as error:  # noqa: BLE001 - told to whoever calls the ranks, now or next
             self._lost.set_result(one_line(error))
+
+
+def rank_options(place: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Of a rank's actor: one thread that serves in turn, one beside it that writes checkpoints, one for pings."""
+    hidden = place.get("runtime_env", {}).get("env_vars", {})
+    threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}
+    lanes = {"concurrency_groups": {PINGS: 1, WRITING: 1}}
+    return {**place, **lanes, "runtime_env": {"env_vars": hidden | threads}}
 
 
 def _see(work: asyncio.Future[Any]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
+from capo_ray.demand import policy_model
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
 from capo_ray.flow.quarantine import Quarantine
@@ -28,24 +29,27 @@ from capo_ray.metrics import (
     plot_learning_curve,
     write_summary,
 )
-from capo_ray.place import build, cluster, nodes, rundir
+from capo_ray.place import cluster, nodes, rundir
 from capo_ray.place.actors import Actors
+from capo_ray.place.agreement import agree_at_start, canary_ids
 from capo_ray.place.ending import Ending, ends_soon_after_failure
-from capo_ray.place.learner import LearnerActors
 from capo_ray.place.report import closing_rows, summarise
 from capo_ray.place.resume import Changes
-from capo_ray.place.reward_model import RewardModelActors
+from capo_ray.place.role import path_of
+from capo_ray.place.roles.critic import CRITIC
+from capo_ray.place.roles.learner import LEARNER
+from capo_ray.place.roles.reward_model import REWARD_MODEL, require_policys_tokens
+from capo_ray.place.roles.rollout import ROLLOUT
+from capo_ray.place.roles.verifier import VERIFIER
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import RunFailed, RunStopped
 from capo_ray.runs.layout import (
     CURVE_FILE,
-    LEARNER_DIR,
     LEDGER_FILE,
     METRICS_FILE,
     QUARANTINE_FILE,
-    REWARD_MODEL_DIR,
     SUMMARY_FILE,
     TRANSCRIPTS_FILE,
 )
@@ -85,8 +89,8 @@ async def _run(
     config: TrainConfig, run_dir: Path, changes: Changes, ending: Ending, timers: list[threading.Timer]
 ) -> int:
     started = time.monotonic()
-    tokenizer = HfTokenizer(build.policy_path(config))
-    build.require_policys_tokens(config, tokenizer)
+    tokenizer = HfTokenizer(path_of(policy_model(config)))
+    require_policys_tokens(config, tokenizer)
     problems = build_problems(config.data, config.run.seed)
     _report_bad_rows(problems)
     checkpoints = rundir.checkpoints_of(run_dir, config)
@@ -97,15 +101,15 @@ async def _run(
         ending.watch()
         await asyncio.to_thread(nodes.check_nodes, config, run_dir)
         screen.update(phase=f"starting workers on {address}")
+        prompts = [problem.prompt for problem in problems.held_out(16)]
+        canary = canary_ids(tokenizer, prompts, config.model.max_model_len)
         with (
-            contextlib.closing(Actors.build(config, run_dir)) as actors,
+            contextlib.closing(Actors(config, run_dir, canary)) as actors,
             ClusterWatch(config) as watch,
             ends_soon_after_failure(timers, ending),
         ):
-            prompts = [problem.prompt for problem in problems.held_out(16)]
-            canary = build.canary_ids(tokenizer, prompts, config.model.max_model_len)
             # The shards of a checkpoint to go on from are hashed while the actors start.
-            starting = watch.guard(actors.start(canary, run_dir))
+            starting = watch.guard(_start(config, actors, canary))
             latest, _ = await asyncio.gather(_find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
                 state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
@@ -124,6 +128,13 @@ async def _run(
         plot_learning_curve(run_dir / METRICS_FILE, run_dir / CURVE_FILE, title=f"credit={config.credit.method}")
     screen.final_table(closing_rows(summary, run_dir))
     return 0
+
+
+async def _start(config: TrainConfig, actors: Actors, canary: tuple[int, ...]) -> None:
+    """Returns once all parts are ready, and engines and learner score alike under the weights they started with."""
+    await actors.start()
+    learner = actors.part(LEARNER)
+    learner.allowed = await agree_at_start(config, canary, actors.part(ROLLOUT), learner)
 
 
 async def _train(
@@ -149,11 +160,11 @@ async def _train(
             config=config,
             tokenizer=tokenizer,
             problems=problems,
-            engine=actors.rollout,
-            verifier=actors.verifier,
-            judge=actors.critic,
-            learner=actors.learner,
-            reward_model=actors.reward_model,
+            engine=actors.part(ROLLOUT),
+            verifier=actors.part(VERIFIER),
+            judge=actors.find(CRITIC),
+            learner=actors.part(LEARNER),
+            reward_model=actors.find(REWARD_MODEL),
             ledger=ledger,
             checkpoints=checkpoints,
             tracker=tracker,
@@ -224,15 +235,12 @@ async def _restore(
             return RunState(next_group=ledger.next_group())
         return RunState()
     state, cursor = read_checkpoint(latest)
-    shards: dict[str, LearnerActors | RewardModelActors] = {LEARNER_DIR: actors.learner}
-    if actors.reward_model is not None:
-        shards[REWARD_MODEL_DIR] = actors.reward_model
-    for name, group in shards.items():
+    for name, group in actors.groups().items():
         version = await group.load(str(latest / name))
         if version != state.version:
             raise RunFailed(f"expected {name} shards of version {state.version} in {latest}, got version {version}")
     problems.train.restore(cursor)
     await asyncio.to_thread(ledger.rewind, state.version)
     state.next_group = max(state.next_group, ledger.next_group())
-    await actors.rollout.load_weights(await actors.learner.publishable())
+    await actors.part(ROLLOUT).load_weights(await actors.part(LEARNER).publishable())
     return state

@@ -110,10 +110,15 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield run_dir
 
 
+def num_stale(run_dir: Path) -> int:
+    """Members of trained groups whose every token had grown too old: on a busy machine one group may lag behind."""
+    return sum(round(row.get("stream/stale_responses_frac", 0.0) * 4 * 4) for row in rows_of(run_dir))
+
+
 def test_the_summary_says_what_was_done(clean: Path) -> None:
     summary = json.loads((clean / "summary.json").read_text())
     assert summary["updates"] == 4
-    assert summary["trained"] == 4 * 4 * 4
+    assert summary["trained"] == 4 * 4 * 4 - num_stale(clean)
     assert summary["critiques"] > 0 and 0 < summary["critic"]["precision"] <= 1
     assert 0 <= summary["initial_accuracy"] <= 1 and 0 <= summary["final_accuracy"] <= 1
     assert summary["config"]["learner"]["num_ranks"] == 2
@@ -123,7 +128,7 @@ def test_the_summary_says_what_was_done(clean: Path) -> None:
 def test_the_ledger_of_a_run_balances(clean: Path) -> None:
     ledger = ledger_of(clean)
     assert ledger["balanced"] is True
-    assert ledger["counts"]["trained"] == 64
+    assert ledger["counts"]["trained"] == 4 * 4 * 4 - num_stale(clean)
     assert ledger["trained_twice"] == 0
 
 

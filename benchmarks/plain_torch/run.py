@@ -132,7 +132,7 @@ class Run:
 
     def log(self, metrics: dict[str, float], *, update: int) -> None:
         """As `Tracker.log`: the figures of an update, those of the pipeline's own evaluations left out."""
-        if "loss/lr" in metrics or "credit/advantage_abs_mean" in metrics:
+        if "time/update_s" in metrics:
             self.figures.append({name: x for name, x in metrics.items() if name.startswith(KEPT)})
             self.quality.append(self.pipeline.critic.summary())
 

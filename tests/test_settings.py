@@ -198,7 +198,9 @@ def test_a_hub_that_does_not_answer_is_named_with_the_model(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])
-def test_a_flipped_byte_in_shipped_weights_is_one_sentence(tmp_path: Path, role: str) -> None:
+def test_a_flipped_byte_in_shipped_weights_is_one_sentence(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from capo_ray.engines import EngineSpec, VllmEngine
     from capo_ray.learners.file_names import Files
     from capo_ray.learners.recipe import load_model
@@ -219,5 +221,10 @@ def test_a_flipped_byte_in_shipped_weights_is_one_sentence(tmp_path: Path, role:
     for load in loads:
         with pytest.raises(RunFailed, match=r"^expected .*model\.safetensors to have the sha256 .* it is damaged; .*$"):
             load()
+    monkeypatch.setattr("capo_ray.cli.checks.LOOK_BYTES", len(content) - 1)
+    check_model(str(folder), role, "model.path", 256)  # a large model is compared where it is loaded
+    (folder / RECIPE).write_text('{"sha256": {"/dev/zero": "0"}}')
+    with pytest.raises(RunFailed, match="to name the weight files beside it, got zero, which is no file there"):
+        Files(str(folder))
     (folder / RECIPE).unlink()
     check_model(str(folder), role, "model.path", 256)

@@ -28,6 +28,8 @@ from capo_ray.written import require_written
 
 GIB = 1 << 30
 BF16_CAPABILITY = 8.0
+LOOK_BYTES = 256 << 20
+"""Of weights that a look before the run compares with their recipe; larger ones are compared where they are loaded."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -87,7 +89,7 @@ def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
         shape = size_of(name, role, key)[1]
         _check_positions(key, name, shape.positions if shape else None, max_model_len)
         return
-    require_written(folder)
+    require_written(folder, LOOK_BYTES)
     facts = read_facts(folder, key)
     if facts.max_token_id is not None and facts.max_token_id >= facts.vocab:
         raise RunFailed(

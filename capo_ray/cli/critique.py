@@ -195,22 +195,17 @@ def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:
     from capo_ray.problems import asset_path
 
     path = str(asset_path(critic.model, "critic"))
-    engine = VllmEngine(
-        EngineSpec(
-            model_path=path,
-            device="gpu" if critic.num_gpus > 0 else "cpu",
-            dtype=critic.dtype,
-            max_model_len=critic.max_model_len,
-            max_num_seqs=critic.max_num_seqs,
-            max_batched_tokens=critic.max_batched_tokens,
-            extra=critic.extra,
-            kv_cache_gib=critic.kv_cache_gib,
-            gpu_memory_frac=critic.gpu_memory_frac,
-            tensor_parallel=critic.tensor_parallel,
-            seed=config.run.seed,
-            weight_transport="none",
-        )
+    spec = EngineSpec.of(
+        critic,
+        model_path=path,
+        dtype=critic.dtype,
+        max_model_len=critic.max_model_len,
+        seed=config.run.seed,
+        weight_transport="none",
+        deadline_s=critic.deadline_s,
+        start_deadline_s=config.engine.start_deadline_s,
     )
+    engine = VllmEngine(spec)
     engine.start()
     return engine, path
 

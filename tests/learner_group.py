@@ -1,7 +1,7 @@
 """A small learner group for tests: its batches, its spec, and as a script two real ranks that train together.
 
-`python -m tests.learner_group PORT MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT;
-`... PORT MODEL OUT TASK STAGE...` does one of TASKS instead, once in each stage.
+`python -m tests.learner_group MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT;
+`... MODEL OUT TASK STAGE...` does one of TASKS instead, once in each stage.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from capo_ray.learners import Learner, LearnerSpec, RewardLearner, meeting, zero
 from capo_ray.learners import rank as rank_of_group
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.reference import Reference
+from capo_ray.learners.store import reserve_meeting
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun, WrittenFile
 
@@ -106,12 +106,12 @@ def export(learner: Learner, path: Path) -> tuple[WrittenFile, ...]:
     return learner.snapshot().export(str(path))
 
 
-def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
+def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Path) -> None:
     """Trains with each ZeRO stage in turn; rank 0 leaves the weights and metrics of each, also those after a resume."""
     from safetensors.torch import save_file
 
     for stage in range(4):
-        spec = make_spec(model, stage, rank=rank, world_size=world, init_method=f"tcp://127.0.0.1:{port + stage}")
+        spec = make_spec(model, stage, rank=rank, world_size=world, init_method=meetings[stage])
         learner = Learner(spec)
         metrics = train(learner, world, rank, budget=200)
         weights = learner.named_tensors()
@@ -132,9 +132,8 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
             save_file(after, out / f"after{stage}.safetensors")
             save_file(again, out / f"again{stage}.safetensors")
             (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
-    for offset, kind in enumerate(REINS, start=4):
-        meeting = f"tcp://127.0.0.1:{port + offset}"
-        learner = Learner(rein_spec(model, kind, rank=rank, world_size=world, init_method=meeting))
+    for point, kind in zip(meetings[4:], REINS, strict=True):
+        learner = Learner(rein_spec(model, kind, rank=rank, world_size=world, init_method=point))
         metrics = train(learner, world, rank, budget=200)
         weights = learner.named_tensors()
         learner.close()
@@ -236,7 +235,7 @@ TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
 
 def run_ranks(task: str, model: Path, out: Path, *stages: int) -> None:
     """Two processes that do a task of TASKS together, once in each stage; their files are in `out`."""
-    arguments = [str(free_ports()), str(model), str(out), task, *map(str, stages)]
+    arguments = [str(model), str(out), task, *map(str, stages)]
     command = [sys.executable, "-m", "tests.learner_group", *arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
@@ -250,22 +249,6 @@ def run_ranks(task: str, model: Path, out: Path, *stages: int) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def free_ports() -> int:
-    """A port p such that p to p+5 were free a moment ago."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        try:
-            for offset in range(1, 6):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
-        return port
-    raise RuntimeError("no free ports")
-
-
 def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, float]]:
     learner = Learner(spec)
     try:
@@ -277,14 +260,22 @@ def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, f
     return weights, metrics
 
 
-def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: int, model: str, out: Path) -> int:
-    """0 if both ranks ended well. Forked after the imports, which cost more than all the training."""
+RunRank = Callable[[int, int, Sequence[str], str, Path], None]
+
+
+def run_two_ranks(run_rank: RunRank, num_meetings: int, model: str, out: Path) -> int:
+    """0 if both ranks ended well. Forked after the imports, which cost more than all the training.
+
+    The ranks inherit ports that are listened on already: one that was only found free is sometimes somebody else's by
+    the time they meet.
+    """
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401
     import transformers.models.auto.modeling_auto  # noqa: F401
 
+    meetings = [reserve_meeting("127.0.0.1") for _ in range(num_meetings)]
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, model, out)) for rank in range(2)]
+    ranks = [fork.Process(target=run_rank, args=(rank, 2, meetings, model, out)) for rank in range(2)]
     for process in ranks:
         process.start()
     while any(process.exitcode is None for process in ranks):
@@ -296,13 +287,13 @@ def run_two_ranks(run_rank: Callable[[int, int, int, str, Path], None], port: in
     return max(abs(process.exitcode or 0) for process in ranks)
 
 
-def run_task(rank: int, world: int, port: int, model: str, out: Path) -> None:
+def run_task(rank: int, world: int, meetings: Sequence[str], model: str, out: Path) -> None:
     """The task that the command line names, in each stage that it names."""
-    for meeting_port, stage in enumerate(map(int, sys.argv[5:]), start=port):
-        meeting_point = f"tcp://127.0.0.1:{meeting_port}"
-        TASKS[sys.argv[4]](make_spec(model, stage, rank=rank, world_size=world, init_method=meeting_point), out)
+    for point, stage in zip(meetings, map(int, sys.argv[4:]), strict=True):
+        TASKS[sys.argv[3]](make_spec(model, stage, rank=rank, world_size=world, init_method=point), out)
 
 
 if __name__ == "__main__":
-    wanted = run_task if len(sys.argv) > 4 else run_rank
-    sys.exit(run_two_ranks(wanted, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    stages = sys.argv[4:]
+    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, 4 + len(REINS))
+    sys.exit(run_two_ranks(wanted, num_meetings, sys.argv[1], Path(sys.argv[2])))

@@ -1,6 +1,6 @@
 """A small reward model's group for tests: its groups, its spec, and as a script two real ranks that train together.
 
-`python -m tests.reward_group PORT MODEL OUT` leaves rank 0's metrics and token rewards of every objective in OUT.
+`python -m tests.reward_group MODEL OUT` leaves rank 0's metrics and token rewards of every objective in OUT.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import itertools
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.config.reward_model import RewardModelConfig
@@ -77,10 +78,9 @@ def rewards_of(learner: RewardLearner, groups: list[Group]) -> list[tuple[float,
     return [tuple(row.tolist()) for row in learner.token_rewards(batch.column(0))]
 
 
-def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
+def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Path) -> None:
     """Trains each objective in turn under ZeRO-3, saves, and trains on before and after a load."""
-    for offset, method in enumerate(OBJECTIVES):
-        meeting = f"tcp://127.0.0.1:{port + offset}"
+    for meeting, method in zip(meetings, OBJECTIVES, strict=True):
         spec = make_reward_spec(model, method, 3, rank=rank, world_size=world, init_method=meeting)
         learner = RewardLearner(spec)
         metrics = [train_on(learner, make_groups(s), num_ranks=world, rank=rank, budget=200) for s in (1, 2)][-1]
@@ -96,4 +96,4 @@ def run_rank(rank: int, world: int, port: int, model: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_two_ranks(run_rank, int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(run_two_ranks(run_rank, len(OBJECTIVES), sys.argv[1], Path(sys.argv[2])))

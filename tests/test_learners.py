@@ -31,7 +31,6 @@ from tests.learner_group import (
     VOCAB,
     Weights,
     export,
-    free_ports,
     make_batch,
     make_samples,
     make_spec,
@@ -55,11 +54,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files left by two processes that trained together."""
     out = tmp_path_factory.mktemp("ranks")
-    port = free_ports()
     root = Path(__file__).parent.parent
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.learner_group", str(port), str(model), str(out)],
+        [sys.executable, "-m", "tests.learner_group", str(model), str(out)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

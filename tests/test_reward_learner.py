@@ -21,7 +21,7 @@ from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Group, Judged, Verdict
-from tests.learner_group import VOCAB, free_ports, save
+from tests.learner_group import VOCAB, save
 from tests.reward_group import make_groups, make_reward_spec, rewards_of, train_on
 
 Rows = list[tuple[float, ...]]
@@ -42,7 +42,7 @@ def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.reward_group", str(free_ports()), str(model), str(out)],
+        [sys.executable, "-m", "tests.reward_group", str(model), str(out)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -32,7 +32,7 @@ from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun, WrittenFile
 
 VOCAB = 64
-REINS = ("clip", "kl")
+COVARIANCE = ("clip", "kl")
 Weights = dict[str, torch.Tensor]
 
 
@@ -74,8 +74,8 @@ def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSp
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
 
 
-def rein_spec(model: str | Path, kind: str, **changes: object) -> LearnerSpec:
-    """A spec whose loss reins in a tenth of the tokens by their covariance, and has LICA's entropy term."""
+def covariance_spec(model: str | Path, kind: str, **changes: object) -> LearnerSpec:
+    """A spec whose loss holds back a tenth of the tokens by their covariance, and has LICA's entropy term."""
     loss = LossConfig(
         kl_coef=0.0,
         entropy_control="lica",
@@ -132,8 +132,8 @@ def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
             save_file(after, out / f"after{stage}.safetensors")
             save_file(again, out / f"again{stage}.safetensors")
             (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
-    for point, kind in zip(meetings[4:], REINS, strict=True):
-        learner = Learner(rein_spec(model, kind, rank=rank, world_size=world, init_method=point))
+    for point, kind in zip(meetings[4:], COVARIANCE, strict=True):
+        learner = Learner(covariance_spec(model, kind, rank=rank, world_size=world, init_method=point))
         metrics = train(learner, world, rank, budget=200)
         weights = learner.named_tensors()
         learner.close()
@@ -295,5 +295,5 @@ def run_task(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
 
 if __name__ == "__main__":
     stages = sys.argv[4:]
-    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, 4 + len(REINS))
+    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, 4 + len(COVARIANCE))
     sys.exit(run_two_ranks(wanted, num_meetings, sys.argv[1], Path(sys.argv[2])))

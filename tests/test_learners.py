@@ -19,22 +19,22 @@ import torch
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner
+from capo_ray.learners.covariance import picked_tokens
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
-from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.packing import build_batch
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Sample, WeightedSample
 from tests.learner_group import (
-    REINS,
+    COVARIANCE,
     VOCAB,
     Weights,
+    covariance_spec,
     export,
     make_batch,
     make_samples,
     make_spec,
-    rein_spec,
     save,
     train,
     trained,
@@ -193,22 +193,22 @@ def test_two_ranks_make_the_update_of_one(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("kind", REINS)
-def test_covariance_control_reins_in_the_same_tokens_however_a_batch_is_cut(
+@pytest.mark.parametrize("kind", COVARIANCE)
+def test_covariance_control_picks_the_same_tokens_however_a_batch_is_cut(
     model: Path, two_ranks: Path, kind: str
 ) -> None:
     from safetensors.torch import load_file
 
-    weights, metrics = trained(rein_spec(model, kind))
-    cut, cut_metrics = trained(rein_spec(model, kind), budget=60)
+    weights, metrics = trained(covariance_spec(model, kind))
+    cut, cut_metrics = trained(covariance_spec(model, kind), budget=60)
     both = json.loads((two_ranks / f"metrics_{kind}.json").read_text())
     start = start_weights(model)
     assert_same_update(cut, weights, start)
     assert_same_update(load_file(two_ranks / f"trained_{kind}.safetensors"), weights, start)
-    assert metrics["loss/reined_frac"] == cut_metrics["loss/reined_frac"] == both["loss/reined_frac"]
+    assert metrics["loss/covariance_frac"] == cut_metrics["loss/covariance_frac"] == both["loss/covariance_frac"]
     # kl takes the exact share, clip draws it: 0.1 of some 200 tokens
-    assert metrics["loss/reined_frac"] == pytest.approx(0.1, abs=0.005 if kind == "kl" else 0.06)
-    other = trained(dataclasses.replace(rein_spec(model, kind), loss=LossConfig(kl_coef=0.0)))[0]
+    assert metrics["loss/covariance_frac"] == pytest.approx(0.1, abs=0.005 if kind == "kl" else 0.06)
+    other = trained(dataclasses.replace(covariance_spec(model, kind), loss=LossConfig(kl_coef=0.0)))[0]
     assert any(not torch.equal(weights[k], other[k]) for k in weights)
 
 
@@ -234,8 +234,8 @@ def test_kl_cov_takes_its_share_also_where_covariances_are_equal() -> None:
             *build_batch(samples, num_ranks=1, microbatch_tokens=budget, aggregation="token_mean").grid, strict=True
         )
         cells = [to_microbatch(cell, device) for cell in column]
-        reined = reined_tokens(column, cells, LossConfig(covariance="kl", covariance_frac=0.1), alone, 1)  # type: ignore[arg-type]
-        for cell, mask in zip(column, reined, strict=True):
+        held = picked_tokens(column, cells, LossConfig(covariance="kl", covariance_frac=0.1), alone, 1)  # type: ignore[arg-type]
+        for cell, mask in zip(column, held, strict=True):
             assert mask is not None
             parts = mask.split([w.sample.num_response_tokens for w in cell])
             marks |= {(budget, w.sample.key): part.tolist() for w, part in zip(cell, parts, strict=True)}

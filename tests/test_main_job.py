@@ -291,5 +291,5 @@ def test_acpo_comes_to_its_second_stage_and_a_resume_keeps_the_policy_that_kl_is
     coefficients = [row["entropy/bonus_coef"] for row in rows]
     assert coefficients == sorted(coefficients) and coefficients[0] == 0.01 < coefficients[-1]
     assert [row["entropy/weighted_frac"] > 0 for row in rows] == [True] * 3 + [False] * 5
-    assert rows[0]["loss/mismatch_max_nats"] < 1e-4 and rows[0]["loss/reined_frac"] > 0
+    assert rows[0]["loss/mismatch_max_nats"] < 1e-4 and rows[0]["loss/covariance_frac"] > 0
     assert max(row["curriculum/repeated_frac"] for row in rows) > 0

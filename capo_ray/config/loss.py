@@ -43,10 +43,10 @@ class LossConfig(Section):
     entropy_pass_rate: float = Field(0.5, ge=0, le=1)
     """aer: pass rate of a question from which on it gets no bonus (rho; our choice); 0: all questions alike."""
     covariance: Literal["none", "clip", "kl"] = "none"
-    """Rein in the tokens whose log-probability and advantage go together most (2505.22617): clip takes the policy
+    """Hold back the tokens whose log-probability and advantage go together most (2505.22617): clip takes the policy
     gradient from a few of those between covariance_low and covariance_high, kl penalises those with the largest."""
     covariance_frac: float = Field(0.0, ge=0, le=1)
-    """Share of the batch's tokens that are reined in; 0: the authors' own, 0.0002 for clip and 0.002 for kl."""
+    """Share of the batch's tokens that are picked; 0: the authors' own, 0.0002 for clip and 0.002 for kl."""
     covariance_low: float = 1.0
     """clip: lower end of the band."""
     covariance_high: float = 5.0
@@ -55,8 +55,8 @@ class LossConfig(Section):
     """kl: weight of the penalty |log pi - log pi_behaviour|."""
 
     @property
-    def reined_frac(self) -> float:
-        """The share of the batch's tokens that are reined in, the authors' where none is given."""
+    def picked_frac(self) -> float:
+        """The share of the batch's tokens that are picked, the authors' where none is given."""
         return self.covariance_frac or (0.0002 if self.covariance == "clip" else 0.002)
 
     @model_validator(mode="after")

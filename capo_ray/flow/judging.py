@@ -1,9 +1,9 @@
-"""The critic tier's figures of one update, from the groups that it trained: what the votes said, cost and held up.
+"""The critic tier's figures of one update, from the groups that it trained: what the votes said, cost and delayed.
 
-wait for the batch  |-----------------------------------------|      exposed: what the batch came later for its
-last group ends                                               x      critiques, as far as the learner waited
-the same, less each group's critique            x
-                                                |-- exposed --|
+the learner waits for its batch         |-----------------------------------------|
+the last group of the batch ends                                                  x
+it would have ended without critiques                               x
+exposed: waiting that critiques caused                              |-- exposed --|
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 
 from capo_ray.learners import rank, shards
+from capo_ray.learners.covariance import picked_tokens
 from capo_ray.learners.export import ModelSource
 from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.reference import Reference
-from capo_ray.learners.reins import reined_tokens
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.learners.tally import Tally
@@ -49,7 +49,7 @@ class _Cell:
     keys: tuple[TrajectoryKey, ...]
     tokens: Microbatch
     reference: torch.Tensor | None
-    reined: torch.Tensor | None
+    picked: torch.Tensor | None
     kl_coef: float
 
 
@@ -102,14 +102,14 @@ class Learner:
         """The cells of a column, each with what the loss needs to know beforehand."""
         spec = self.spec
         microbatches = [to_microbatch(cell, self._backend.device) for cell in column]
-        reins = reined_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
+        picked_by_cell = picked_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
         cells = []
-        for samples, tokens, reined in zip(column, microbatches, reins, strict=True):
+        for samples, tokens, picked in zip(column, microbatches, picked_by_cell, strict=True):
             reference = None
             if self._reference is not None and kl_coef > 0:
                 reference = self._reference.logprobs(tokens, spec.temperature)
             keys = tuple(weighted.sample.key for weighted in samples)
-            cells.append(_Cell(keys, tokens, reference, reined, kl_coef))
+            cells.append(_Cell(keys, tokens, reference, picked, kl_coef))
         return cells
 
     def _pass(
@@ -151,7 +151,7 @@ class Learner:
         self, cell: _Cell, logprobs: torch.Tensor, entropies: torch.Tensor, start: torch.Tensor
     ) -> tuple[torch.Tensor, Figures]:
         """The loss of one cell and its figures."""
-        config, tokens, reined = self.spec.loss, cell.tokens, cell.reined
+        config, tokens, picked = self.spec.loss, cell.tokens, cell.picked
         behaviour = start if config.behaviour == "recompute" else tokens.sampler_logprobs
         corrections = penalties = None
         if config.correction != "none":
@@ -169,8 +169,8 @@ class Learner:
             entropy_weights = adaptive_entropy_weights(
                 entropy_weights, entropies, tokens.sequences, tokens.weights != 0
             )
-        if reined is not None and config.covariance == "kl":
-            penalties = covariance_penalties(logprobs, behaviour, reined, config.covariance_kl_coef)
+        if picked is not None and config.covariance == "kl":
+            penalties = covariance_penalties(logprobs, behaviour, picked, config.covariance_kl_coef)
         loss, figures = policy_loss(
             logprobs,
             behaviour,
@@ -181,7 +181,7 @@ class Learner:
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             corrections=corrections,
-            frozen=reined if config.covariance == "clip" else None,
+            frozen=picked if config.covariance == "clip" else None,
             reference_logprobs=cell.reference,
             kl_coef=cell.kl_coef,
             entropies=entropies,
@@ -189,8 +189,8 @@ class Learner:
             imitation_weights=tokens.imitation_weights,
             penalties=penalties,
         )
-        if reined is not None:
-            figures.sums["reined"] = (reined & (tokens.weights != 0)).sum()
+        if picked is not None:
+            figures.sums["picked"] = (picked & (tokens.weights != 0)).sum()
         return loss, figures
 
     def refresh_reference(self) -> None:

@@ -80,6 +80,6 @@ class Tally:
         if "kl" in first:
             metrics["loss/kl_nats"] = first["kl"] / tokens
             metrics["loss/kl_last_pass_nats"] = last["kl"] / tokens
-        if "reined" in first:
-            metrics["loss/reined_frac"] = first["reined"] / tokens
+        if "picked" in first:
+            metrics["loss/covariance_frac"] = first["picked"] / tokens
         return metrics

@@ -1,4 +1,4 @@
-"""Clip-cov and KL-cov (2505.22617): rein in the few tokens whose updates make the entropy collapse.
+"""Clip-cov and KL-cov (2505.22617): hold back the few tokens whose updates make the entropy collapse.
 
 cov_t = (log pi - mean log pi)(A_t - mean A): the tokens that are already likely and are pushed further. The means are
 those of the whole batch, passed in, so that microbatches do not change them. N tokens, all tensors flat [N].
@@ -22,11 +22,11 @@ def covariance_band(covariance: torch.Tensor, low: float, high: float) -> torch.
 
 
 def covariance_penalties(
-    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, reined: torch.Tensor, coef: float
+    policy_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, picked: torch.Tensor, coef: float
 ) -> torch.Tensor:
-    """KL-cov: coef * |log pi - log pi_behaviour| [N] of the `reined` (bool) tokens, 0 elsewhere.
+    """KL-cov: coef * |log pi - log pi_behaviour| [N] of the `picked` (bool) tokens, 0 elsewhere.
 
     The paper takes those of the largest covariance and drops PPO's clip; here the clip stays (our choice).
     """
     penalty = coef * (policy_logprobs - behaviour_logprobs).abs()
-    return torch.where(reined, penalty, torch.zeros_like(penalty))
+    return torch.where(picked, penalty, torch.zeros_like(penalty))

@@ -211,7 +211,7 @@ METRICS = (
     Metric("loss/mismatch_alarm", "Whether the KL is above `loss.max_mismatch_nats`."),
     Metric("loss/kl_nats", "KL to the reference of a token."),
     Metric("loss/kl_last_pass_nats", "The same in the last pass over the batch."),
-    Metric("loss/reined_frac", "Tokens held by covariance control (`loss.covariance`)."),
+    Metric("loss/covariance_frac", "Share of tokens picked by covariance control (`loss.covariance`)."),
     Metric("loss/skipped_moves_total", "Moves not made, for a loss or gradient that is not finite."),
     Metric("entropy/bonus_coef", "What the batch's entropy is multiplied by."),
     Metric("entropy/target_nats", "The entropy that is steered to."),

@@ -1,4 +1,4 @@
-"""Which tokens of a batch clip-cov and KL-cov rein in (2505.22617): the same ones however the batch was cut.
+"""The tokens of a batch that clip-cov and KL-cov hold back (2505.22617), chosen alike however the batch was cut.
 
     sampler logprobs, advantages --means over all ranks--> cov_t --share of the whole batch--> marks per cell
 
@@ -22,20 +22,20 @@ from capo_ray.loss import covariance_band, covariances
 from capo_ray.types import WeightedSample
 
 
-def reined_tokens(
+def picked_tokens(
     column: Sequence[Sequence[WeightedSample]],
     cells: Sequence[Microbatch],
     config: LossConfig,
     backend: Backend,
     num_ranks: int,
 ) -> list[torch.Tensor | None]:
-    """For each cell the tokens [N] (bool) to rein in, None without covariance control; collective."""
+    """For each cell the tokens [N] (bool) to hold back, None without covariance control; collective."""
     if config.covariance == "none":
         return [None] * len(cells)
     counted = [cell.weights != 0 for cell in cells]
     covs, total = _covariances(cells, counted, backend)
     if config.covariance == "kl":
-        count = max(1, round(config.reined_frac * total))
+        count = max(1, round(config.picked_frac * total))
         threshold = _threshold(covs, count, backend, num_ranks)
         above, tied = [cov > threshold for cov in covs], [cov == threshold for cov in covs]
         # Many tokens of a sure policy have logprob 0 and one advantage: only so many of them are wanted.
@@ -47,7 +47,7 @@ def reined_tokens(
     bands = [covariance_band(cov, config.covariance_low, config.covariance_high) for cov in covs]
     size = _size(bands, backend)
     # The paper draws exactly frac * N of the band; here each token is drawn with the chance that makes it as many.
-    chance = min(1.0, config.reined_frac * total / size) if size else 0.0
+    chance = min(1.0, config.picked_frac * total / size) if size else 0.0
     return [band & (_draws(cell).to(band.device) < chance) for band, cell in zip(bands, column, strict=True)]
 
 

@@ -87,7 +87,8 @@ def test_an_evaluation_amid_the_run_does_not_hold_up_its_end(tmp_path: Path) -> 
     parts = fake_parts(tmp_path, never(eval_every=2), engine=Slow())
     started = time.monotonic()
     outcome = run_and_stop(parts, 2)
-    assert time.monotonic() - started < 10 and last_saved(parts) == outcome.state.version == 2
+    assert time.monotonic() - started < 10 and last_saved(parts) == outcome.state.version
+    assert outcome.state.version in (2, 3), "an update goes on beside it, its publish would wait"
 
 
 def test_a_run_that_waits_for_a_batch_ends_when_asked(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_a_run_resumed_after_its_last_update_is_only_evaluated(tmp_path: Path) -
     state = run(fake_parts(tmp_path / "one", config)).state
     parts = fake_parts(tmp_path / "two", config)
     outcome = run(parts, state)
-    assert outcome.final_accuracy == outcome.final_accuracy and not outcome.stopped_early
+    assert 0 <= outcome.final["accuracy"] <= 1 and not outcome.stopped_early
     assert not parts.learner.batches and parts.checkpoints.versions() == []  # type: ignore[attr-defined]
     assert len(parts.tracker.rows) == 1  # type: ignore[attr-defined]
 
@@ -239,7 +240,7 @@ def test_a_failed_evaluation_request_is_counted_and_ends_nothing(tmp_path: Path,
     parts = fake_parts(tmp_path, make_config(run={"eval_every": 5}), engine=Failing())
     assert run(parts).state.version == 12
     rows = [row for _, row in parts.tracker.rows if "eval/failed_requests" in row]  # type: ignore[attr-defined]
-    assert [row["eval/failed_requests"] for row in rows] == [2.0 if accuracy else 4.0] * 4
+    assert [row["eval/failed_requests"] for row in rows] == [4.0 if accuracy else 8.0] * 4
     assert all(("eval/accuracy_frac" in row) == accuracy for row in rows)
 
 

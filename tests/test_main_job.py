@@ -120,7 +120,9 @@ def test_the_summary_says_what_was_done(clean: Path) -> None:
     assert summary["updates"] == 4
     assert summary["trained"] == 4 * 4 * 4 - num_stale(clean)
     assert summary["critiques"] > 0 and 0 < summary["critic"]["precision"] <= 1
-    assert 0 <= summary["initial_accuracy"] <= 1 and 0 <= summary["final_accuracy"] <= 1
+    for name in ("initial_accuracy", "final_accuracy", "initial_greedy_accuracy", "final_greedy_accuracy"):
+        low, high = summary[f"{name}_ci95"]
+        assert 0 <= low <= summary[name] <= high <= 1
     assert summary["config"]["learner"]["num_ranks"] == 2
     assert (clean / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

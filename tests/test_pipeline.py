@@ -206,8 +206,6 @@ def test_a_lost_group_is_tried_once_more_and_the_run_goes_on(tmp_path: Path) -> 
 
     async def go() -> RunOutcome:
         pipeline = Pipeline(parts, RunState())
-        evaluate, pipeline._evaluate = pipeline._evaluate, None  # type: ignore[method-assign, assignment]
-        pipeline._evaluate = evaluate  # type: ignore[method-assign]
         engine.fail = fail
         return await asyncio.wait_for(pipeline._stream(), 30)  # type: ignore[arg-type, return-value]
 
@@ -446,8 +444,45 @@ def test_a_run_draws_under_its_own_seeds_and_each_evaluation_under_the_same(tmp_
     assert None not in first.drawn and len(set(first.drawn)) == len(first.drawn)
     assert set(first.drawn[:20]) <= set(again.drawn) and not set(first.drawn) & set(other.drawn)
     half = len(first.evaluated) // 2
-    assert half == 4 and sorted(map(str, first.evaluated[:half])) == sorted(map(str, first.evaluated[half:]))
+    assert half == 8 and sorted(map(str, first.evaluated[:half])) == sorted(map(str, first.evaluated[half:]))
     assert set(silent.drawn) == {None} and None not in silent.evaluated
+
+
+def test_an_evaluation_is_of_one_version_and_only_the_next_publish_waits_for_it(tmp_path: Path) -> None:
+    class Slow(FakeEngine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            before = self.version
+            done = await super().generate(prompt_ids, sampling)
+            if sampling.n == 1:
+                await asyncio.sleep(0.05)
+                evaluated.append((before, self.version, learner.version))
+            return done
+
+    evaluated: list[tuple[int, int, int]] = []
+    learner = FakeLearner()
+    config = make_config(run={"num_updates": 4, "eval_every": 1})
+    parts = fake_parts(tmp_path, config, engine=Slow(), learner=learner)
+    run(parts)
+    assert {before for before, _, _ in evaluated} == {0, 1, 2, 3, 4}
+    assert all(before == after for before, after, _ in evaluated), "no weights came in between"
+    assert all(trained == before + 1 for before, _, trained in evaluated if before < 4), "the learner did not wait"
+
+
+def test_each_evaluation_tells_sampled_and_greedy_accuracy_with_an_interval(tmp_path: Path) -> None:
+    class Torn(FakeEngine):  # greedy answers are right, sampled ones wrong
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            answer = int(chr(list(prompt_ids)[-2])) + (sampling.temperature > 0)
+            return tuple(completion(str(answer % 10)) for _ in range(sampling.n))
+
+    config = make_config(run={"num_updates": 1, "eval_problems": 4, "eval_samples": 3}, rollout={"group_size": 4})
+    parts = fake_parts(tmp_path, config, engine=Torn())
+    outcome = run(parts)
+    upper = 1 - 0.025**0.25
+    assert outcome.state.initial == outcome.final
+    assert outcome.final["accuracy"] == 0 and outcome.final["accuracy_ci95"] == pytest.approx([0, upper])
+    assert outcome.final["greedy_accuracy"] == 1
+    first = next(row for _, row in parts.tracker.rows if "eval/accuracy_frac" in row)  # type: ignore[attr-defined]
+    assert first["eval/accuracy_high_frac"] == pytest.approx(upper) and first["eval/greedy_accuracy_frac"] == 1
 
 
 def test_a_batch_is_trained_in_the_order_in_which_its_groups_were_drawn(tmp_path: Path) -> None:

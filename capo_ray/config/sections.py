@@ -32,7 +32,9 @@ class RunConfig(Section):
     eval_problems: Positive = 128
     """Held-out problems per evaluation."""
     eval_temperature: float = Field(1.0, ge=0)
-    """0 is greedy."""
+    """Of the sampled responses, beside which each evaluation draws a greedy one; 0: only that one."""
+    eval_samples: Positive = 1
+    """Sampled responses to each held-out problem."""
     checkpoint_every: Positive = 10
     """Updates between checkpoints."""
     keep_checkpoints: Positive = 2
@@ -65,6 +67,15 @@ class RunConfig(Section):
         if name in ("latest", ".", "..") or "/" in name:
             raise ValueError(f"run.name must be a name in run.dir, other than latest, . and .. (got {name!r})")
         return name
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> RunConfig:
+        if self.eval_temperature == 0 and self.eval_samples > 1:
+            raise ValueError(
+                f"run.eval_samples must be 1 with run.eval_temperature=0, whose samples are all the same (got "
+                f"{self.eval_samples}); raise run.eval_temperature"
+            )
+        return self
 
 
 class ModelConfig(Section):

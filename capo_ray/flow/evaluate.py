@@ -1,78 +1,151 @@
-"""Held-out accuracy of the policy as the engines hold it."""
+"""Held-out accuracy of the policy as the engines hold it: some sampled responses to each problem, and a greedy one.
+
+    publish v -> begin(v) ... the learner updates meanwhile ... settle() -> publish v + 1
+
+Invariant: every token of an evaluation is of one version, so the next publish waits for it; nothing else does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from capo_ray.config.seeds import draw_seed
+from capo_ray.evaluation import Estimate, Judgement, estimate, mean_reward, shares
 from capo_ray.flow.group import GroupWay
 from capo_ray.flow.parts import Parts
-from capo_ray.protocols import PartLost, PartTimeout, Sampling
+from capo_ray.protocols import PartLost, PartTimeout, Sampling, TextEngine, Verifier
 from capo_ray.types import Completion, Problem, Verdict
 
 MAX_IN_FLIGHT = 256
+Answered = tuple[Completion, Verdict]
 _log = logging.getLogger(__name__)
+
+
+async def ask(
+    engine: TextEngine, verifier: Verifier, prompt_ids: Sequence[int], answer: str, sampling: Sampling
+) -> tuple[Answered, ...]:
+    """Responses to one problem, each with its verdict."""
+    completions = await engine.generate(prompt_ids, sampling)
+    verdicts = await verifier.verify(answer, [completion.text for completion in completions])
+    return tuple(zip(completions, verdicts, strict=True))
+
+
+def judgement(answered: Answered) -> Judgement:
+    """What an evaluation counts of a response."""
+    completion, verdict = answered
+    return Judgement(verdict.reward, verdict.extracted, completion.finish == "length", len(completion.token_ids))
 
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Accuracy over valid verdicts (nan: none), invalid verdicts, failed requests, mean response length in tokens."""
+    """Responses to each held-out problem, those at `run.eval_temperature` and the greedy one; failed ones are absent.
 
-    accuracy: float
-    num_problems: int
-    num_invalid: int
+    With `run.eval_temperature=0` both are the same responses.
+    """
+
+    version: int
+    sampled: tuple[tuple[Judgement, ...], ...]
+    greedy: tuple[Judgement, ...]
     num_failed: int
-    mean_tokens: float
+
+    @property
+    def accuracy(self) -> Estimate:
+        """The mean over problems of the share of right responses (avg@k)."""
+        return _accuracy(self.sampled)
+
+    @property
+    def greedy_accuracy(self) -> Estimate:
+        return _accuracy([(one,) for one in self.greedy])
 
     def figures(self) -> dict[str, float]:
-        """What is logged; the accuracy is absent where no response was judged."""
-        figures = {"eval/invalid_responses": float(self.num_invalid), "eval/failed_requests": float(self.num_failed)}
-        if self.num_failed < self.num_problems:
-            figures["eval/response_tokens_mean"] = self.mean_tokens
-        return figures | ({} if math.isnan(self.accuracy) else {"eval/accuracy_frac": self.accuracy})
+        """What is logged; an accuracy is absent where no response was judged."""
+        told = [one for judged in self.sampled for one in judged]
+        figures = {
+            "eval/invalid_responses": float(sum(not one.valid for one in (*told, *self.greedy))),
+            "eval/failed_requests": float(self.num_failed),
+        }
+        if told:
+            figures["eval/response_tokens_mean"] = shares(told)["mean_tokens"]
+            figures["eval/truncated_frac"] = shares(told)["truncated_frac"]
+        accuracy = self.accuracy
+        figures |= {
+            "eval/accuracy_frac": accuracy.value,
+            "eval/accuracy_low_frac": accuracy.low,
+            "eval/accuracy_high_frac": accuracy.high,
+            "eval/greedy_accuracy_frac": self.greedy_accuracy.value,
+        }
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's summary says of it; numbers without a response are None."""
+        sampled, greedy = self.accuracy, self.greedy_accuracy
+        found = {"accuracy": sampled.value, "greedy_accuracy": greedy.value}
+        told: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in found.items()}
+        for name, one in (("accuracy_ci95", sampled), ("greedy_accuracy_ci95", greedy)):
+            told[name] = None if math.isnan(one.value) else one.ci95
+        return told
 
 
-async def evaluate(parts: Parts, way: GroupWay) -> EvalReport:
-    """The report of one response to each held-out problem that fits, at `run.eval_temperature` (0 is greedy).
-
-    Each problem has a seed of its own, the same at every evaluation: two of them differ by the policy's change alone.
-    A request that fails is counted: an evaluation is no reason to end a run.
-    """
-    config = parts.config
-    problems = [p for p in parts.problems.held_out(config.run.eval_problems) if way.fits(p)]
-    sampling = Sampling(
-        temperature=config.run.eval_temperature, top_p=1.0, max_tokens=config.rollout.max_response_tokens, **parts.stops
-    )
-    gate = asyncio.Semaphore(MAX_IN_FLIGHT)
-
-    async def answer(problem: Problem) -> tuple[Completion, Verdict] | None:
-        async with gate:
-            try:
-                drawn = replace(sampling, seed=draw_seed(config.run.seed, "evaluation", problem.id))
-                (completion,) = await parts.engine.generate(way.encode_prompt(problem), drawn)
-                (verdict,) = await parts.verifier.verify(problem.answer, [completion.text])
-            except (PartTimeout, PartLost) as error:
-                _log.warning("an evaluation request failed: %s", error)
-                return None
-            return completion, verdict
-
-    answers = await asyncio.gather(*(answer(problem) for problem in problems))
-    results = [result for result in answers if result is not None]
-    verdicts = [verdict for _, verdict in results]
-    return EvalReport(
-        accuracy=_accuracy(verdicts),
-        num_problems=len(problems),
-        num_invalid=sum(not v.valid for v in verdicts),
-        num_failed=len(answers) - len(results),
-        mean_tokens=sum(len(c.token_ids) for c, _ in results) / max(1, len(results)),
-    )
+def _accuracy(responses: Sequence[Sequence[Judgement]]) -> Estimate:
+    shares_right = (mean_reward(judged) for judged in responses)
+    return estimate([share for share in shares_right if share is not None])
 
 
-def _accuracy(verdicts: Sequence[Verdict]) -> float:
-    """The share of right answers among the valid verdicts; nan when none is valid."""
-    rewards = [v.reward for v in verdicts if v.reward is not None]
-    return sum(rewards) / len(rewards) if rewards else float("nan")
+class HeldOut:
+    """Evaluates beside training; `on_report` is told each report as soon as it is there."""
+
+    def __init__(self, parts: Parts, way: GroupWay, on_report: Callable[[EvalReport], None]) -> None:
+        self._parts, self._way, self._on_report = parts, way, on_report
+        self._task: asyncio.Task[EvalReport] | None = None
+
+    def begin(self, version: int) -> None:
+        """Start to evaluate the version that the engines hold."""
+        self._task = asyncio.create_task(self.evaluate(version), name=f"evaluation {version}")
+
+    async def settle(self) -> EvalReport | None:
+        """The report of what was begun, once it is done; None where nothing is under way."""
+        task, self._task = self._task, None
+        return await task if task is not None else None
+
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def evaluate(self, version: int) -> EvalReport:
+        """The report on each held-out problem that fits.
+
+        Each problem has a seed of its own, the same at every evaluation: two of them differ by the policy's change
+        alone. A request that fails is counted: an evaluation is no reason to end a run.
+        """
+        parts, run = self._parts, self._parts.config.run
+        problems = [p for p in parts.problems.held_out(run.eval_problems) if self._way.fits(p)]
+        tokens = parts.config.rollout.max_response_tokens
+        one = Sampling(temperature=0.0, max_tokens=tokens, **parts.stops)
+        many = replace(one, temperature=run.eval_temperature, n=run.eval_samples)
+        wanted = [many, one] if run.eval_temperature else [many]
+        gate = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+        async def answer(problem: Problem, sampling: Sampling) -> tuple[Judgement, ...]:
+            async with gate:
+                try:
+                    drawn = replace(sampling, seed=draw_seed(run.seed, "evaluation", problem.id))
+                    prompt_ids = self._way.encode_prompt(problem)
+                    answered = await ask(parts.engine, parts.verifier, prompt_ids, problem.answer, drawn)
+                except (PartTimeout, PartLost) as error:
+                    _log.warning("an evaluation request failed: %s", error)
+                    return ()
+                return tuple(map(judgement, answered))
+
+        answers = await asyncio.gather(*(answer(problem, sampling) for sampling in wanted for problem in problems))
+        sampled = tuple(judged for judged in answers[: len(problems)] if judged)
+        greedy = tuple(judged[0] for judged in answers[-len(problems) :] if judged) if problems else ()
+        report = EvalReport(version, sampled, greedy, sum(not judged for judged in answers))
+        self._on_report(report)
+        return report

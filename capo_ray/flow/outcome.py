@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from capo_ray.flow.figures import CriticScore
 from capo_ray.flow.state import RunState
@@ -10,14 +11,13 @@ from capo_ray.flow.state import RunState
 
 @dataclass
 class RunOutcome:
-    """The figures of a run that ended well; accuracies are nan where they are not known.
+    """The figures of a run that ended well; `final` is its last evaluation's, empty where there was none.
 
     `stopped_early` says why it made fewer than `run.num_updates` updates; `asked_to_end`: a signal did, and the run was
     not evaluated at its end.
     """
 
-    initial_accuracy: float
-    final_accuracy: float
+    final: dict[str, Any]
     state: RunState
     critic: CriticScore
     stopped_early: str = ""

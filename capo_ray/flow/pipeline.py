@@ -23,7 +23,7 @@ from capo_ray.buffer import SlotBuffer, Taken, Ticket
 from capo_ray.config.credit import Critiques
 from capo_ray.flow.ages import Sorted, sort_by_age
 from capo_ray.flow.budgets import Budgets, batch_deadline_s
-from capo_ray.flow.evaluate import EvalReport, evaluate
+from capo_ray.flow.evaluate import EvalReport, HeldOut
 from capo_ray.flow.figures import CriticScore, update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
 from capo_ray.flow.judging import judge_figures
@@ -65,6 +65,7 @@ class Pipeline:
         config = self.parts.config
         self.way = GroupWay(self.parts)
         self.training = Training(self.parts, self.state)
+        self.held_out = HeldOut(self.parts, self.way, self._note)
         self.num_slots = config.num_slots
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
@@ -88,25 +89,25 @@ class Pipeline:
         One that is resumed after its last update is only evaluated.
         """
         if self.state.version < self.parts.config.run.num_updates:
-            self.parts.progress.update(phase="first evaluation", update=self.state.version)
-            first = await self._evaluate()
-            if self.state.initial_accuracy is None and first.num_failed < first.num_problems:
-                self.state.initial_accuracy = first.accuracy
+            self.held_out.begin(self.state.version)
         try:
             self._streaming = True
             stopped_early = await self._stream()
             await self.saver.save_last()
         except Exception as failure:  # noqa: BLE001 whatever it is, it is raised once the run is saved
+            self.held_out.cancel()
             cause = first_cause(failure)
             await self.saver.rescue(cause, self._update)
             raise cause from None
         finally:
             self._streaming = False
         if self._stop is not None:
-            return self._outcome(float("nan"), self._stop, asked_to_end=True)
+            self.held_out.cancel()
+            return self._outcome(None, self._stop, asked_to_end=True)
         self.parts.progress.update(phase="last evaluation")
-        last = await self._evaluate()
-        return self._outcome(last.accuracy, stopped_early)
+        # Publishes wait for what is under way, so that is of the last version as well.
+        last = await self.held_out.settle() or await self.held_out.evaluate(self.state.version)
+        return self._outcome(last, stopped_early)
 
     def stop(self, reason: str) -> bool:
         """Ask the run to save a checkpoint and end; False where it has nothing to save just now."""
@@ -115,9 +116,9 @@ class Pipeline:
             self._wake.set()
         return self._streaming
 
-    def _outcome(self, final_accuracy: float, stopped_early: str, asked_to_end: bool = False) -> RunOutcome:
-        initial = float("nan") if self.state.initial_accuracy is None else self.state.initial_accuracy
-        return RunOutcome(initial, final_accuracy, self.state, self.critic, stopped_early, asked_to_end)
+    def _outcome(self, last: EvalReport | None, stopped_early: str, asked_to_end: bool = False) -> RunOutcome:
+        final = {} if last is None else last.summary()
+        return RunOutcome(final, self.state, self.critic, stopped_early, asked_to_end)
 
     async def _stream(self) -> str:
         """Produce and consume side by side until the consumer is done; why it stopped early, or nothing."""
@@ -239,6 +240,8 @@ class Pipeline:
         # Shielded: an end of the run lets an update come to its own, which is then saved with it.
         self._update = asyncio.ensure_future(self._update_on(taken))
         groups, report, aged = await asyncio.shield(self._update)
+        self.parts.progress.update(phase="evaluation")
+        await unless_woken(self.held_out.settle(), self._wake)  # a signal or a failed checkpoint cannot wait for it
         self.parts.progress.update(phase="publish")
         publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
@@ -278,10 +281,7 @@ class Pipeline:
     async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
         parts, run, version = self.parts, self.parts.config.run, self.state.version
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
-            parts.progress.update(phase="evaluation")
-            # A signal or a failed checkpoint cannot wait for it.
-            held_out = await unless_woken(self._evaluate(log=False), self._wake)
-            figures |= held_out.figures() if held_out is not None else {}
+            self.held_out.begin(version)
         if version % run.transcripts_every == 0:
             first = groups[0]
             await asyncio.to_thread(parts.transcripts.write_group, version, first.group, first.credit)
@@ -290,19 +290,18 @@ class Pipeline:
             update=version,
             reward=figures["rollout/reward_mean"],
             agreement=figures.get("critic/agreement_frac"),
-            held_out=figures.get("eval/accuracy_frac"),
             queues=self._queues(),
         )
         if version % run.checkpoint_every == 0 or version == run.num_updates:
             parts.progress.update(phase="checkpoint")
             await self.saver.begin()
 
-    async def _evaluate(self, log: bool = True) -> EvalReport:
-        report = await evaluate(self.parts, self.way)
-        if log:
-            self.parts.tracker.log(report.figures(), update=self.state.version)
-        self.parts.progress.update(held_out=report.accuracy)
-        return report
+    def _note(self, report: EvalReport) -> None:
+        """Log an evaluation, and keep that of the policy before its first update for the summary."""
+        self.parts.tracker.log(report.figures(), update=report.version)
+        if report.version == 0 and report.sampled:
+            self.state.initial = report.summary()
+        self.parts.progress.update(held_out=report.accuracy.value)
 
     def _under_way(self) -> tuple[list[tuple[Problem, int]], float]:
         """(problem, attempt) drawn but neither trained nor dropped, and the seconds of this session."""

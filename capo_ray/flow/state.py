@@ -19,8 +19,9 @@ class RunState:
     """Counters of a run. `seconds` are those of earlier sessions.
 
     `num_stale` counts groups, and `num_masked_tokens` those of trained groups, that were too old to be trained.
-    `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint; `reference_version` is
-    that of the policy which KL is measured from, None as long as it is the first one.
+    `outstanding` are (problem, attempt) drawn but neither trained nor dropped at the checkpoint; `initial` are the
+    figures of the first evaluation; `reference_version` is that of the policy which KL is measured from, None as long
+    as it is the first one.
     """
 
     version: int = 0
@@ -30,7 +31,7 @@ class RunState:
     num_stale: int = 0
     num_masked_tokens: int = 0
     num_too_long: int = 0
-    initial_accuracy: float | None = None
+    initial: dict[str, Any] | None = None
     seconds: float = 0.0
     reference_version: int | None = None
     entropy: EntropyState = field(default_factory=EntropyState)

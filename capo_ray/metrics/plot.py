@@ -35,7 +35,21 @@ def _draw_accuracy(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.plot(
         training[0], _smooth(training[1]), color=TRAINING, linewidth=1.8, label="training rollouts (running mean)"
     )
-    axes.plot(*held_out, color=HELD_OUT, linewidth=2.2, marker="o", markersize=5, label="held-out problems", zorder=5)
+    band = [_series(rows, f"eval/accuracy_{end}_frac") for end in ("low", "high")]
+    if band[0][0]:
+        axes.fill_between(band[0][0], band[0][1], band[1][1], color=HELD_OUT, alpha=0.15, linewidth=0, zorder=1)
+    greedy = _series(rows, "eval/greedy_accuracy_frac")
+    if greedy[0]:
+        axes.plot(*greedy, color=HELD_OUT, linewidth=1.2, linestyle="--", label="held-out problems, greedy", zorder=4)
+    axes.plot(
+        *held_out,
+        color=HELD_OUT,
+        linewidth=2.2,
+        marker="o",
+        markersize=5,
+        label="held-out problems, 95% band",
+        zorder=5,
+    )
     for index in {0, len(held_out[0]) - 1} if held_out[0] else ():
         axes.annotate(
             f"{held_out[1][index]:.2f}",

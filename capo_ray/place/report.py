@@ -9,15 +9,17 @@ from capo_ray.config import TrainConfig
 from capo_ray.flow import RunOutcome
 from capo_ray.runs.layout import CURVE_FILE
 
+EVALUATED = ("accuracy", "accuracy_ci95", "greedy_accuracy", "greedy_accuracy_ci95")
+
 
 def summarise(
     config: TrainConfig, outcome: RunOutcome, ledger: dict[str, object], wall_s: float, restarts: dict[str, float]
 ) -> dict[str, Any]:
     """What `summary.json` holds; `wall_s` counts earlier sessions of a resumed run too."""
     state = outcome.state
+    evaluated = {"initial": state.initial or {}, "final": outcome.final}
     return {
-        "initial_accuracy": outcome.initial_accuracy,
-        "final_accuracy": outcome.final_accuracy,
+        **{f"{when}_{name}": told.get(name) for name in EVALUATED for when, told in evaluated.items()},
         "accuracy_is": "greedy" if config.run.eval_temperature == 0 else f"sampled at {config.run.eval_temperature:g}",
         "updates": state.version,
         "trajectories": state.num_trajectories,
@@ -41,10 +43,15 @@ def closing_rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]
     def show(value: float | None) -> str:
         return "unknown" if value is None else f"{value:.3f}"
 
+    def told(when: str, name: str) -> str:
+        ci95 = summary[f"{when}_{name}_ci95"]
+        return show(summary[f"{when}_{name}"]) + (f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
+
     critic = summary["critic"]
     rows = [
-        ("held-out accuracy", f"{summary['initial_accuracy']:.3f} → {summary['final_accuracy']:.3f}"),
+        ("held-out accuracy", f"{told('initial', 'accuracy')} → {told('final', 'accuracy')}"),
         ("accuracy is", summary["accuracy_is"]),
+        ("greedy accuracy", f"{told('initial', 'greedy_accuracy')} → {told('final', 'greedy_accuracy')}"),
         ("updates", str(summary["updates"])),
         ("trajectories", f"{summary['trajectories']} ({summary['trained']} trained)"),
         ("wall time", f"{summary['wall_s']:.0f} s"),

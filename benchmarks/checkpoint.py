@@ -91,10 +91,8 @@ async def measure(learner: Any, config: TrainConfig, directory: Path, repeats: i
         learner=learner,
         reward_model=None,
         checkpoints=CheckpointStore(directory / "checkpoints", 1),
-        problems=SimpleNamespace(train=SimpleNamespace(state=dict)),
-        ledger=SimpleNamespace(check=lambda: None),
     )
-    saver = Saver(parts, state, lambda: ([], 0.0), lambda: None)
+    saver = Saver(parts, state, lambda: state.to_payload([], {}, 0.0), lambda: None)
 
     async def timed_update() -> float:
         started = time.perf_counter()

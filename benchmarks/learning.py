@@ -22,12 +22,12 @@ Chains of 8 operations run on the two shipped checkpoints. Longer ones need a po
 than 16 a critic too (2, 3 and twice 12 minutes of a core; the step tags of the laptop critic end at 31, so 31
 operations and the box):
 
-    A=capo_ray/assets; P="capo-ray sft --recipe $A/chains-policy/recipe.json learner.lr=1.5e-3"
+    A=capo_ray/assets; N=run.num_updates; P="capo-ray sft --recipe $A/chains-policy/recipe.json learner.lr=1.5e-3"
     C="capo-ray sft --recipe $A/chains-critic/recipe.json learner.lr=1e-3"
-    $P model.path=$A/chains-policy out=models/policy-16 data.max_steps=16 num_updates=300
-    $P model.path=models/policy-16 out=models/policy-32 data.min_steps=4 data.max_steps=32 num_updates=350 batch_size=48
-    $C model.path=$A/chains-critic out=models/critic-24 data.min_steps=4 data.max_steps=31 num_updates=700
-    $C model.path=models/critic-24 out=models/critic-32 data.min_steps=16 data.max_steps=31 num_updates=600
+    $P model.path=$A/chains-policy out=models/policy-16 data.max_steps=16 $N=300
+    $P model.path=models/policy-16 out=models/policy-32 data.min_steps=4 data.max_steps=32 $N=350 batch_size=48
+    $C model.path=$A/chains-critic out=models/critic-24 data.min_steps=4 data.max_steps=31 $N=700
+    $C model.path=models/critic-24 out=models/critic-32 data.min_steps=16 data.max_steps=31 $N=600
     make bench NAME=learning ARGS="--operations 16 --policy models/policy-16"
     make bench NAME=learning ARGS="--operations 31 --policy models/policy-32 --critic models/critic-32"
 """

@@ -1,6 +1,6 @@
 """What a run asks of its machines: every role's actors and what each needs, in the one list of them.
 
-    TrainConfig -> demand -> (Demand(rollout), Demand(verifier), …)    for the plan and its memory, the checks, the wait
+    Job -> demand -> (Demand(rollout), Demand(verifier), …)            for the plan and its memory, the checks, the wait
                                                                        for nodes, the places on the cluster
 
 Invariant: a role is in the list exactly where the run will have its actors. No Ray and no torch: a plan needs neither.
@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.credit import Critiques, TokenRewards
+from capo_ray.config.job import RanksConfig
 from capo_ray.config.reward_model import RewardModelConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.config.sections import CriticConfig, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +59,40 @@ class Demand:
         return self.role.replace("_", " ")
 
 
-def demand(config: TrainConfig) -> tuple[Demand, ...]:
-    """The roles of a run in the order in which a group meets them."""
+def demand(config: Job) -> tuple[Demand, ...]:
+    """The roles of a run in the order in which a group meets them; supervised training has a learner alone."""
+    if isinstance(config, SftConfig):
+        return (_learner(config),)
     found = (_rollout(config), _verifier(config), _critic(config), _learner(config), _reward_model(config))
     return tuple(one for one in found if one is not None)
 
 
-def find(config: TrainConfig, role: str) -> Demand | None:
+def find(config: Job, role: str) -> Demand | None:
     """One role's demand; None where the run does without it."""
     return next((one for one in demand(config) if one.role == role), None)
 
 
-def in_all(config: TrainConfig) -> tuple[float, float]:
+def in_all(config: Job) -> tuple[float, float]:
     """The CPUs and the GPUs of all actors together."""
     roles = demand(config)
     return sum(one.count * one.num_cpus for one in roles), sum(one.count * one.num_gpus for one in roles)
 
 
-def models(config: TrainConfig) -> tuple[ModelUse, ...]:
+def models(config: Job) -> tuple[ModelUse, ...]:
     """The models that the run loads, each once."""
     return tuple({one.model.key: one.model for one in demand(config) if one.model is not None}.values())
 
 
-def bfloat16_on_gpus(config: TrainConfig) -> tuple[str, ...]:
+def bfloat16_on_gpus(config: Job) -> tuple[str, ...]:
     """The keys that ask GPUs to compute in bfloat16, each once."""
     used = (one.model for one in demand(config) if one.model is not None and one.num_gpus)
     return tuple(dict.fromkeys(model.dtype_key for model in used if model.dtype == "bfloat16"))
 
 
-def neighbourhoods(config: TrainConfig) -> tuple[tuple[tuple[Demand, int], ...], ...]:
+def neighbourhoods(config: Job) -> tuple[tuple[tuple[Demand, int], ...], ...]:
     """Actors (role, index) that `critic.placement` puts together: each rollout worker and its critics."""
+    if isinstance(config, SftConfig):
+        return ()
     rollout, critic = _rollout(config), _critic(config)
     if critic is None or config.critic.placement == "anywhere":
         return ()
@@ -97,16 +102,16 @@ def neighbourhoods(config: TrainConfig) -> tuple[tuple[tuple[Demand, int], ...],
     )
 
 
-def without_neighbours(config: TrainConfig) -> tuple[Demand, ...]:
+def without_neighbours(config: Job) -> tuple[Demand, ...]:
     """The roles whose actors stand in no neighbourhood."""
     together = {one.role for members in neighbourhoods(config) for one, _ in members}
     return tuple(one for one in demand(config) if one.role not in together)
 
 
-def policy_model(config: TrainConfig) -> ModelUse:
+def policy_model(config: Job) -> ModelUse:
     """The policy, which rollout workers and learner ranks load."""
-    model = config.model
-    return ModelUse(model.path, "model.path", "policy", model.dtype, "model.dtype", model.max_model_len)
+    model, longest = config.model, config.max_tokens if isinstance(config, SftConfig) else config.model.max_model_len
+    return ModelUse(model.path, "model.path", "policy", model.dtype, "model.dtype", longest)
 
 
 def critic_model(config: TrainConfig) -> ModelUse:
@@ -143,8 +148,8 @@ def _critic(config: TrainConfig) -> Demand | None:
     return Demand(*share, f"vLLM, {critic.model}", critic_model(config), critic)
 
 
-def _learner(config: TrainConfig) -> Demand:
-    learner, has_kl = config.learner, config.loss.kl_coef > 0
+def _learner(config: Job) -> Demand:
+    learner, has_kl = config.learner, isinstance(config, TrainConfig) and config.loss.kl_coef > 0
     share = _share("learner", "learner", learner.num_ranks, learner)
     return Demand(*share, _backend(config), policy_model(config), is_group=True, reads_reference=has_kl)
 
@@ -160,11 +165,11 @@ def _reward_model(config: TrainConfig) -> Demand | None:
 
 
 def _share(
-    role: str, section: str, count: int, part: EngineConfig | CriticConfig | LearnerConfig | RewardModelConfig
+    role: str, section: str, count: int, part: EngineConfig | CriticConfig | RanksConfig | RewardModelConfig
 ) -> tuple[str, str, int, float, float, str]:
     return role, section, count, part.num_cpus, part.num_gpus, part.node_resource
 
 
-def _backend(config: TrainConfig) -> str:
+def _backend(config: Job) -> str:
     learner = config.learner
     return "plain torch" if learner.backend == "torch" else f"DeepSpeed ZeRO-{learner.zero_stage}"

@@ -6,6 +6,7 @@ waited for, or `PartLost` when whoever stood behind it is gone, and never waits 
     TextEngine     sample, score, hold weights             engines.VllmEngine, place.RolloutPool
     Judge          k votes on each response of a group     critics.Judge, place.CriticPool
     Verifier       verdicts on final answers               verifiers.VerifierPool, place.VerifierTier
+    Trainer        batches in, checkpoints out             learners.LearnerAlone, and every LearnerGroup
     LearnerGroup   batches in, versions out                place.LearnerActors over learners.Learner
     RewardModel    token rewards of a second model         place.RewardModelActors over learners.RewardLearner
     Ledger         every trajectory, every move            ledger.SqliteLedger
@@ -164,22 +165,11 @@ class Verifier(Protocol):
         """One verdict per response text, in order; a hang or crash of the check is an invalid verdict."""
 
 
-class LearnerGroup(Protocol):
-    """The policy under training; `version` is the number of batches behind its weights."""
+class Trainer(Protocol):
+    """The policy under training; its version is the number of batches behind its weights."""
 
     async def update(self, batch: Batch) -> UpdateReport:
         """The report of one batch trained; a move whose loss or gradient is not finite is skipped and reported."""
-
-    async def refresh_reference(self) -> None:
-        """From now on KL is measured from the present weights, which checkpoints then keep."""
-
-    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
-        """The present weights, gathered and fingerprinted; `ahead` is called with them before they are."""
-
-    async def logprobs(
-        self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> tuple[tuple[float, ...], ...]:
-        """As `TextEngine.score`, by the learner's own forward pass."""
 
     async def snapshot(self) -> int:
         """The version of which a copy is now held, apart from training: weights, optimizer, scheduler and RNG."""
@@ -192,6 +182,21 @@ class LearnerGroup(Protocol):
 
     async def export(self, path: str) -> Sequence[WrittenFile]:
         """The snapshot's policy as a Hugging Face directory (safetensors, config, tokenizer); ends the snapshot."""
+
+
+class LearnerGroup(Trainer, Protocol):
+    """A policy under training that engines sample from."""
+
+    async def refresh_reference(self) -> None:
+        """From now on KL is measured from the present weights, which checkpoints then keep."""
+
+    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
+        """The present weights, gathered and fingerprinted; `ahead` is called with them before they are."""
+
+    async def logprobs(
+        self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> tuple[tuple[float, ...], ...]:
+        """As `TextEngine.score`, by the learner's own forward pass."""
 
 
 class RewardModel(Protocol):
@@ -213,13 +218,13 @@ class RewardModel(Protocol):
         """
 
     async def snapshot(self) -> int:
-        """As `LearnerGroup.snapshot`, in turn with the other calls."""
+        """As `Trainer.snapshot`, in turn with the other calls."""
 
     async def save(self, path: str) -> Sequence[WrittenFile]:
-        """As `LearnerGroup.save`; ends the snapshot."""
+        """As `Trainer.save`; ends the snapshot."""
 
     async def load(self, path: str) -> int:
-        """As `LearnerGroup.load`."""
+        """As `Trainer.load`."""
 
 
 class Ledger(Protocol):

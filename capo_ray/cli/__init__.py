@@ -81,15 +81,15 @@ def _guarded(name: str, words: list[str]) -> int:
         module = importlib.import_module(COMMANDS[name][0])
         return int(module.run(_parse(name, module, words)) or 0)
     except RunFailed as error:
-        return _say(f"{name}: {error}{_where_to_go_on(error)}", 1)
+        return _say(f"{name}: {error}{_where_to_go_on(name, error)}", 1)
     except RunStopped as stop:
         asked = "asked to end (SIGTERM)" if stop.signum == signal.SIGTERM else "interrupted (Ctrl-C)"
         code = TERMINATED if stop.signum == signal.SIGTERM else INTERRUPTED
-        return _say(f"{name}: {asked}; ended: {stop}{_where_to_go_on(stop)}", code)
+        return _say(f"{name}: {asked}; ended: {stop}{_where_to_go_on(name, stop)}", code)
     except (_Terminated, CancelledError) as error:  # a run's event loop turns SIGTERM into its own cancellation
-        return _say(f"{name}: asked to end (SIGTERM); ended{_where_to_go_on(error)}", TERMINATED)
+        return _say(f"{name}: asked to end (SIGTERM); ended{_where_to_go_on(name, error)}", TERMINATED)
     except KeyboardInterrupt as error:
-        return _say(f"{name}: interrupted (Ctrl-C); ended{_where_to_go_on(error)}", INTERRUPTED)
+        return _say(f"{name}: interrupted (Ctrl-C); ended{_where_to_go_on(name, error)}", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
@@ -100,7 +100,7 @@ def _guarded(name: str, words: list[str]) -> int:
             return _say(f"{name}: {leave.code}", 1)
         return leave.code or 0
     except Exception as error:  # noqa: BLE001 the last frame of the program: reported, and the exit code says so
-        where = _where_to_go_on(error)
+        where = _where_to_go_on(name, error)
         return _say(f"{name}: {_cause(error)} (traceback: {_keep_traceback(error)}){where}", 1)
 
 
@@ -150,7 +150,7 @@ def _say(sentence: str, code: int) -> int:
     return code
 
 
-def _where_to_go_on(error: BaseException) -> str:
+def _where_to_go_on(name: str, error: BaseException) -> str:
     """How to go on with the run that an exception ended, and what of it is lost; nothing where there is no run."""
     run_dir = getattr(error, "run_dir", None)
     if run_dir is None:
@@ -159,7 +159,7 @@ def _where_to_go_on(error: BaseException) -> str:
     begun = any(Path(run_dir, CHECKPOINTS).glob("v*"))
     again = "" if begun else " run.from_zero=true"
     what = "go on" if begun else "it has no checkpoint: begin again"
-    return f"{lost}; {what} with capo-ray train resume={run_dir}{again}"
+    return f"{lost}; {what} with capo-ray {name} resume={run_dir}{again}"
 
 
 def _cause(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from capo_ray.cli.memory import (
 )
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.settings import check_settings
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
@@ -56,7 +56,7 @@ def check_train(config: TrainConfig) -> None:
         check_memory(config)
 
 
-def check_run_dir(config: TrainConfig) -> None:
+def check_run_dir(config: Job) -> None:
     """The named run directory is free, and the one to go on with exists."""
     if config.resume:
         if not Path(config.resume).is_dir():
@@ -76,7 +76,7 @@ def check_run_dir(config: TrainConfig) -> None:
         raise RunFailed(f"run.dir: expected a directory that can be written, got {config.run.dir}; choose another")
 
 
-def check_model(name: str, role: Role, key: str, max_model_len: int) -> None:
+def check_model(name: str, role: Role, key: str, max_model_len: int = 0) -> None:
     """A local model is whole and its tokenizer fits; a hub name is plausible and, offline, already fetched."""
     folder = find_model(name, role)
     if folder is None:
@@ -188,21 +188,25 @@ def check_engine_arguments(config: TrainConfig) -> None:
                 raise RunFailed(str(error)) from error
 
 
-def check_gpus(config: TrainConfig) -> None:
+def check_gpus(config: Job) -> None:
     """The GPUs that actors of an own cluster ask for are here, with the memory that the plan counts on.
 
     CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
     """
     _, wanted = in_all(config)
-    if not wanted or not own_cluster(config):
+    in_process = isinstance(config, SftConfig) and config.in_process
+    if not wanted or not (own_cluster(config) or in_process):
         return
     here = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
     if wanted > here and not Path("/dev/kfd").exists():
-        raise RunFailed(
-            f"expected {wanted:g} GPU(s), found {here or 'none'} here; choose engine=cpu learner=cpu, fewer ranks and "
-            "workers, or name a cluster.address"
+        cure = (
+            "set learner.num_gpus=0"
+            if isinstance(config, SftConfig)
+            else "choose engine=cpu learner=cpu, fewer ranks and workers"
         )
-    check_devices(config, found_gpus())
+        raise RunFailed(f"expected {wanted:g} GPU(s), found {here or 'none'} here; {cure}, or name a cluster.address")
+    if isinstance(config, TrainConfig):
+        check_devices(config, found_gpus())
 
 
 def check_devices(config: TrainConfig, found: Sequence[tuple[float, float]]) -> None:

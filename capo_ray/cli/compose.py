@@ -11,7 +11,7 @@ configuration cannot draw a secret of the environment into a run directory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -39,6 +39,7 @@ from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
 ModelT = TypeVar("ModelT", bound=BaseModel)
+Rule = tuple[tuple[str, ...], Callable[[ModelT], bool], str]
 GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
 
 
@@ -74,18 +75,33 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
     return config
 
 
-def compose_keys(model: type[ModelT], overrides: Sequence[str], base: dict[str, Any]) -> ModelT:
-    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`."""
+def compose_keys(
+    model: type[ModelT], overrides: Sequence[str], base: dict[str, Any], rules: Sequence[Rule[ModelT]] = ()
+) -> ModelT:
+    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`.
+
+    `rules` (keys, where they change nothing, why) are those of keys without effect.
+    """
+    settings = [_split(text) for text in overrides]
+    if run := next((s.text for s in settings if s.key == "resume"), ""):
+        if base:
+            raise ConfigError(f"resume={run} goes on with that run's own settings; remove --recipe")
+        base = _read_run(run, {}, "sft")
     tree, keys = deepcopy(base), keys_of(model)
-    for setting in map(_split, overrides):
+    for setting in settings:
         if setting.key not in keys:
             raise refuse_key(setting.key, keys, model)
         _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
     _refuse_interpolation(tree, "")
     try:
-        return model.model_validate(tree)
+        config = model.model_validate(tree)
     except ValidationError as error:
         raise as_sentence(error, lambda key: refuse_key(key, keys, model)) from None
+    for setting in settings:
+        for idle_keys, idle, reason in rules:
+            if any(setting.key == key or setting.key.startswith(f"{key}.") for key in idle_keys) and idle(config):
+                raise ConfigError(f"{setting.key} has no effect {reason}")
+    return config
 
 
 def conf_dir() -> Path:
@@ -177,7 +193,7 @@ def _composed(folder: Path, asked: tuple[str, ...]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:
+def _read_run(run: str, choices: dict[str, str], command: str = "train") -> dict[str, Any]:
     """The configuration of an earlier run, as the base of its resumption."""
     if choices:
         given = " ".join(f"{group}={name}" for group, name in choices.items())
@@ -185,7 +201,11 @@ def _read_run(run: str, choices: dict[str, str]) -> dict[str, Any]:
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
-    return read_settings(path)
+    tree = read_settings(path)
+    own = "train" if "credit" in tree else "sft"
+    if own != command:
+        raise ConfigError(f"resume={run} is a run of capo-ray {own}: go on with capo-ray {own} resume={run}")
+    return tree
 
 
 def _method(tree: dict[str, Any], settings: Sequence[_Setting]) -> str:

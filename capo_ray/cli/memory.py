@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.models import size_of
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model
 from capo_ray.sizing import (
@@ -64,7 +64,7 @@ class Model:
     shape: Shape | None
 
 
-def own_cluster(config: TrainConfig) -> bool:
+def own_cluster(config: Job) -> bool:
     """Whether the run makes a cluster of its own on this machine."""
     return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capo_ray.config.sft import SftConfig
 from capo_ray.learners.recipe import load_model
-from capo_ray.learners.supervised import sample_completions
+from capo_ray.learners.sampling import sample_completions
 from capo_ray.problems import asset_path
 from capo_ray.problems.chains import ChainProblem, make_problem, shown_answer, split_steps, true_wrong_steps
 from capo_ray.problems.chains_lessons import critic_prompt
@@ -51,6 +52,14 @@ def complete(
         seed=seed,
     )
     return [str(tokenizer.decode(completion)) for completion in completions]
+
+
+def evaluate(config: SftConfig, model_path: Path) -> dict[str, float]:
+    """The closing figures of a model on held-out chains; empty for other data."""
+    if config.data.kind != "chains" or not config.eval_problems:
+        return {}
+    figures = policy_figures if config.data.role == "policy" else critic_figures
+    return figures(config, *load_model(str(model_path)))
 
 
 def policy_figures(config: SftConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:

@@ -5,28 +5,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from capo_ray.config.base import Scalar, Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.critic import EndpointConfig as EndpointConfig
 from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.config.job import JobRunConfig, RanksConfig
+from capo_ray.config.job import Positive as Positive
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class RunConfig(Section):
+class RunConfig(JobRunConfig):
     """The run as a whole."""
 
-    dir: str = "runs"
-    """Directory in which run directories are made."""
-    name: str = ""
-    """Name of the run directory in `dir`; empty: made from time and credit method."""
-    seed: int = 0
-    num_updates: Positive = 40
-    """Batches to train."""
-    max_minutes: float = Field(0.0, ge=0)
-    """Stop cleanly after this many minutes; 0: no limit."""
     eval_every: int = Field(10, ge=0)
     """Updates between evaluations; 0: only first and last."""
     eval_problems: Positive = 128
@@ -35,20 +26,6 @@ class RunConfig(Section):
     """Of the sampled responses, beside which each evaluation draws a greedy one; 0: only that one."""
     eval_samples: Positive = 1
     """Sampled responses to each held-out problem."""
-    checkpoint_every: Positive = 10
-    """Updates between checkpoints."""
-    keep_checkpoints: Positive = 2
-    checkpoint_deadline_s: float = Field(1800.0, gt=0)
-    """For writing one checkpoint, which goes on beside training."""
-    stop_grace_s: float = Field(60.0, ge=0)
-    """After SIGTERM, the first Ctrl-C or a failure: for ending the update under way and saving a checkpoint.
-
-    Give a pod a longer terminationGracePeriodSeconds than this.
-    """
-    from_zero: bool = False
-    """With resume=RUN where no checkpoint of RUN is whole: start again at update 0, the damaged ones set aside."""
-    changes_allowed: tuple[str, ...] = ()
-    """With resume=RUN: keys that may differ although they change what the run means, as `[model.path]`."""
     transcripts_every: Positive = 5
     """Updates between transcripts of one whole group."""
     max_creditless_groups: Positive = 200
@@ -60,13 +37,6 @@ class RunConfig(Section):
     not finite, or an advantage beyond 1e6) after which the run ends."""
     max_nonfinite_updates: Positive = 3
     """Updates in a row, skipped since loss or gradient was not finite, after which the run ends."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        if name in ("latest", ".", "..") or "/" in name:
-            raise ValueError(f"run.name must be a name in run.dir, other than latest, . and .. (got {name!r})")
-        return name
 
     @model_validator(mode="after")
     def _samples_differ(self) -> RunConfig:
@@ -212,37 +182,15 @@ class VerifierConfig(Section):
         return self
 
 
-class LearnerConfig(Section):
+class LearnerConfig(RanksConfig):
     """The learner group."""
 
-    num_ranks: Positive = 1
-    backend: Literal["deepspeed", "torch"] = "deepspeed"
-    """What trains: DeepSpeed's ZeRO, or plain torch, which needs neither it nor a second rank."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
     groups_per_batch: Positive = 8
     """Groups in one update."""
     num_epochs: Positive = 4
     """Passes over each batch (the paper's mini-epochs), one optimizer move each."""
-    lr: float = Field(1e-4, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_updates: int = Field(0, ge=0)
-    min_lr_frac: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = Field(1.0, gt=0)
-    microbatch_tokens: Positive = 2048
-    """Padded tokens per microbatch and rank."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_reference: bool = False
     """Keep the model from which KL is measured in host memory and bring a layer at a time to the device."""
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    node_resource: str = ""
-    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
-    num_threads: Positive = 1
-    deadline_s: float = Field(600.0, gt=0)
-    """For one update or publish."""
 
 
 class StreamConfig(Section):

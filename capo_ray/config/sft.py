@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from capo_ray.config.base import Section
-from capo_ray.config.sections import LearnerConfig, Positive
+from capo_ray.config.job import JobRunConfig, Positive, RanksConfig
+from capo_ray.config.sections import ClusterConfig, LearnerConfig, TrackingConfig
+
+
+class SftRunConfig(JobRunConfig):
+    """The run, as in `capo-ray train`."""
+
+    num_updates: Positive = 400
+    """Batches to train, one move each."""
+    checkpoint_every: Positive = 100
+    """Updates between checkpoints; the last update has one too."""
 
 
 class SftModelConfig(Section):
     """Where training starts: a model directory, or random weights of the Qwen3 architecture."""
 
     path: str = ""
-    """A Hugging Face model directory or hub name; empty: from scratch, with the sizes below."""
+    """A Hugging Face model directory or hub name; `laptop`: the small policy shipped with the package; empty: from
+    scratch, with the sizes below."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in computing and in the files; fp32 masters are trained either way."""
     hidden_size: Positive = 96
@@ -55,56 +67,65 @@ class SftDataConfig(Section):
     """Unreadable rows above which the command ends."""
 
 
-class SftLearnerConfig(Section):
+class SftLearnerConfig(RanksConfig):
     """The learner: the same, with the same learning rate, as in `capo-ray train`."""
 
+    backend: Literal["deepspeed", "torch"] = "torch"
+    """torch: one rank in the command's own process, without Ray; deepspeed: ranks of ZeRO on a Ray cluster."""
     lr: float = Field(1e-3, gt=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_updates: int = Field(20, ge=0)
     min_lr_frac: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = Field(1.0, gt=0)
     microbatch_tokens: Positive = 16384
-    """Padded tokens per forward pass."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    num_threads: Positive = 1
+    """Padded tokens per forward pass and rank."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs of each rank; 0: it trains on CPU cores."""
+    deadline_s: float = Field(600.0, gt=0)
+    """For one update."""
 
     def to_learner(self) -> LearnerConfig:
-        """What the learner is made from: one rank of plain torch, one move for each batch."""
-        return LearnerConfig(backend="torch", num_epochs=1, **self.model_dump())
+        """What the learner is made from: one move for each batch."""
+        return LearnerConfig(num_epochs=1, **self.model_dump())
 
 
 class SftConfig(Section):
-    """Everything that `capo-ray sft` needs; a resolved copy stands in recipe.json."""
+    """Everything that `capo-ray sft` needs; a resolved copy stands in the run directory and in recipe.json."""
 
+    run: SftRunConfig = SftRunConfig()
     model: SftModelConfig = SftModelConfig()
     data: SftDataConfig = SftDataConfig()
     learner: SftLearnerConfig = SftLearnerConfig()
-    out: str = "sft"
-    """Directory for the model; it must not exist yet, or be empty."""
-    seed: int = 0
-    num_updates: Positive = 400
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    out: str = ""
+    """Directory for the model, which must not exist yet, or be empty; empty: `model` in the run directory."""
     batch_size: Positive = 96
     """Examples per update."""
     max_tokens: Positive = 512
     """Longest prompt + completion; longer examples are left out and counted."""
     prompt_loss_weight: float = Field(0.0, ge=0, le=1)
     """Weight of a prompt token in the loss beside 1 for a completion token; 0: completions only."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it trains; auto: on a GPU if there is one."""
     eval_problems: int = Field(256, ge=0)
     """kind=chains: held-out problems of the closing evaluation; 0: none."""
     eval_steps: Positive = 6
     """kind=chains: operations per problem of the closing evaluation."""
     eval_policy: str = "laptop"
     """kind=chains, role=critic: the policy whose samples the critic is measured on."""
+    resume: str = ""
+    """Run directory to go on with."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether it trains in the command's own process, without Ray."""
+        return self.learner.backend == "torch"
 
     @model_validator(mode="after")
     def _refuse_combinations(self) -> SftConfig:
         if self.data.kind == "jsonl" and not self.data.path:
             raise ValueError("data.kind=jsonl needs data.path, a file of prompt and response lines (got an empty path)")
+        if self.data.kind == "jsonl" and not self.model.path:
+            raise ValueError(
+                "data.kind=jsonl needs model.path, since a tokenizer cannot be made from scratch (got none)"
+            )
         if self.data.prompt_template.count("{question}") != 1:
             raise ValueError(
                 f"data.prompt_template must hold {{question}} exactly once (got {self.data.prompt_template!r})"
@@ -113,4 +134,73 @@ class SftConfig(Section):
             raise ValueError(
                 f"data.min_steps must be <= data.max_steps (got {self.data.min_steps} > {self.data.max_steps})"
             )
+        learner = self.learner
+        if learner.backend == "torch" and learner.num_ranks > 1:
+            raise ValueError(
+                f"learner.backend=torch trains on one rank, so learner.num_ranks must be 1 (got {learner.num_ranks}); "
+                f"add learner.backend=deepspeed to train on more"
+            )
+        if learner.backend == "deepspeed" and learner.zero_stage == 0 and self.model.dtype == "bfloat16":
+            raise ValueError(
+                "model.dtype=bfloat16 needs fp32 masters, which learner.zero_stage=0 does not keep; set "
+                "learner.zero_stage=1 or more, or model.dtype=float32"
+            )
         return self
+
+
+IdleRule = tuple[tuple[str, ...], Callable[[SftConfig], bool], str]
+
+SFT_RULES: tuple[IdleRule, ...] = (
+    (
+        ("learner.zero_stage", "learner.num_cpus", "learner.node_resource", "learner.deadline_s", "cluster"),
+        lambda c: c.learner.backend == "torch",
+        "with learner.backend=torch, which trains in this process without Ray; add learner.backend=deepspeed",
+    ),
+    (
+        ("learner.min_lr_frac",),
+        lambda c: c.learner.schedule == "constant",
+        "with learner.schedule=constant; remove one of the two",
+    ),
+    (
+        (
+            *(f"model.{name}" for name in ("hidden_size", "num_layers", "num_heads", "head_dim", "intermediate_size")),
+            *(f"model.{name}" for name in ("rope_theta", "max_positions", "init_std")),
+        ),
+        lambda c: bool(c.model.path),
+        "with model.path, whose model has its sizes; remove one of the two",
+    ),
+    (
+        (
+            *(f"data.{name}" for name in ("path", "prompt_column", "completion_column", "max_bad_rows")),
+            *(f"data.{name}" for name in ("prompt_template", "chat_template", "system_prompt")),
+        ),
+        lambda c: c.data.kind == "chains",
+        "with data.kind=chains, which reads no file; set data.kind",
+    ),
+    (
+        ("data.role", "data.min_steps", "data.max_steps", "eval_problems", "eval_steps", "eval_policy"),
+        lambda c: c.data.kind != "chains",
+        "with data of files; it is read with data.kind=chains",
+    ),
+    (
+        ("data.error_prob",),
+        lambda c: c.data.kind != "chains" or c.data.role == "critic",
+        "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
+    ),
+    (
+        ("eval_policy",),
+        lambda c: c.data.role == "policy",
+        "with data.role=policy; it is read with data.role=critic",
+    ),
+    (
+        ("eval_steps", "eval_policy"),
+        lambda c: c.eval_problems == 0,
+        "with eval_problems=0, which leaves the closing evaluation out",
+    ),
+    (
+        ("run.from_zero", "run.changes_allowed"),
+        lambda c: not c.resume,
+        "without resume=RUN: a new run begins at update 0 with the settings given; remove it",
+    ),
+)
+"""(keys, where they change nothing, why)."""

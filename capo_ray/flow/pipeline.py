@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
 from capo_ray.config.credit import Critiques
@@ -75,7 +76,7 @@ class Pipeline:
         )
         self.critic = CriticScore()
         self._wake = asyncio.Event()
-        self.saver = Saver(self.parts, self.state, self._under_way, on_failure=self._wake.set)
+        self.saver = Saver(self.parts, self.state, self._moment, self._wake.set, self.parts.ledger.check)
         self._stop: str | None = None
         self._streaming = False
         self._update: asyncio.Future[Trained] | None = None
@@ -303,10 +304,10 @@ class Pipeline:
             self.state.initial = report.summary()
         self.parts.progress.update(held_out=report.accuracy.value)
 
-    def _under_way(self) -> tuple[list[tuple[Problem, int]], float]:
-        """(problem, attempt) drawn but neither trained nor dropped, and the seconds of this session."""
+    def _moment(self) -> dict[str, Any]:
+        """The counters, the cursor, and what is drawn but neither trained nor dropped, as a checkpoint keeps them."""
         flights = [(f.problem, f.attempt) for f in [*self._flights.values(), *self._retries]]
-        return flights, time.monotonic() - self._started
+        return self.state.to_payload(flights, self.parts.problems.train.state(), time.monotonic() - self._started)
 
     def _queues(self) -> dict[str, int]:
         finished = self.buffer.num_finished

@@ -10,29 +10,58 @@ counters say is not written. Nothing is read, hashed or written on the event loo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from capo_ray.checkpoint import Draft
-from capo_ray.flow.parts import Parts
-from capo_ray.flow.state import RunState
-from capo_ray.protocols import RunFailed
+from capo_ray.checkpoint import CheckpointStore, Draft
+from capo_ray.config import Job
+from capo_ray.flow.parts import Progress
+from capo_ray.protocols import RewardModel, RunFailed, Trainer
 from capo_ray.runs.layout import LEARNER_DIR, POLICY_DIR, REWARD_MODEL_DIR, STATE_FILE
-from capo_ray.types import Problem
 
-UnderWay = tuple[Sequence[tuple[Problem, int]], float]
+
+class Kept(Protocol):
+    """What a saver needs of the parts of a run, of either kind."""
+
+    @property
+    def config(self) -> Job: ...
+
+    @property
+    def learner(self) -> Trainer: ...
+
+    @property
+    def reward_model(self) -> RewardModel | None: ...
+
+    @property
+    def checkpoints(self) -> CheckpointStore: ...
+
+    @property
+    def progress(self) -> Progress: ...
+
+
+class Counted(Protocol):
+    """The counters of a run; `version` is that of its last update."""
+
+    version: int
 
 
 class Saver:
     """The one who writes a run's checkpoints; `saved` is the newest version that is whole.
 
-    `under_way` tells the groups that a resume has to walk again, and the seconds of this session.
+    `moment` tells all else that a resume has to know, as JSON; `check` raises where what stands beside the checkpoints
+    is not whole.
     """
 
     def __init__(
-        self, parts: Parts, state: RunState, under_way: Callable[[], UnderWay], on_failure: Callable[[], None]
+        self,
+        parts: Kept,
+        state: Counted,
+        moment: Callable[[], dict[str, Any]],
+        on_failure: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._parts, self._state, self._under_way, self._on_failure = parts, state, under_way, on_failure
+        self._parts, self._state, self._moment, self._on_failure = parts, state, moment, on_failure
+        self._check = check
         self.saved = state.version
         self._writing: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
@@ -41,8 +70,7 @@ class Saver:
         """Returns once a copy of this moment is held; training may go on while it is written."""
         await self.settle()
         parts, version = self._parts, self._state.version
-        outstanding, elapsed_s = self._under_way()
-        payload = self._state.to_payload(outstanding, parts.problems.train.state(), elapsed_s)
+        payload = self._moment()
         copies = [parts.learner.snapshot()]
         if parts.reward_model is not None:
             copies.append(parts.reward_model.snapshot())
@@ -103,7 +131,7 @@ class Saver:
             async with asyncio.timeout(parts.config.run.checkpoint_deadline_s):
                 draft = await asyncio.to_thread(store.begin, version, folders)
                 await self._fill(draft, payload)
-                await asyncio.to_thread(parts.ledger.check)
+                await asyncio.to_thread(self._check)
                 await asyncio.to_thread(store.seal, draft)
         except TimeoutError as error:
             raise RunFailed(

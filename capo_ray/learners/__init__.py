@@ -9,8 +9,9 @@ call the same methods in the same order. Both work through a `Backend`: `zero`, 
 `plain`, one rank in torch alone. Importing this package imports neither DeepSpeed nor transformers.
 """
 
+from capo_ray.learners.alone import LearnerAlone
 from capo_ray.learners.learner import Learner
 from capo_ray.learners.reward import RewardLearner
 from capo_ray.learners.spec import LearnerSpec, RewardSpec
 
-__all__ = ["Learner", "LearnerSpec", "RewardLearner", "RewardSpec"]
+__all__ = ["Learner", "LearnerAlone", "LearnerSpec", "RewardLearner", "RewardSpec"]

@@ -70,6 +70,8 @@ ROOMS = {
     "entropy": "Entropy control (`loss.entropy_control`)",
     "learner": "The learner's work in an update",
     "reward_model": "The reward model's update, by the weights before it",
+    "sft": "Supervised training (`capo-ray sft`), whose rows have `loss` (the mean of -log p over what is learnt), "
+    "`learner` and `time/update_s` as well",
     "stream": "How old the trained tokens are, and what became of groups",
     "queue": "The slot buffer at the end of an update",
     "time": "Where seconds go: of groups as means over those of the update, the rest as they passed",
@@ -226,6 +228,8 @@ METRICS = (
     Metric("reward_model/grad_norm", "Its gradient before clipping."),
     Metric("reward_model/accuracy_frac", "Pairs of a right and a wrong sibling that it ranks rightly."),
     Metric("reward_model/skipped_moves_total", "Moves not made, for a loss or gradient that is not finite."),
+    Metric("sft/examples_total", "Examples trained."),
+    Metric("sft/too_long_total", "Examples left out for `max_tokens`."),
     Metric("stream/age_max", "Age of the oldest trained token, in versions."),
     Metric("stream/age_mean", "Age of a trained token, in versions."),
     Metric("stream/masked_frac", "Tokens older than `stream.max_age`, which are not trained."),

@@ -55,7 +55,7 @@ class Screen:
         self._spinner = Spinner("dots" if self._has_blocks else "line", style="cyan")
 
     def update(self, **figures: Any) -> None:
-        """Show `phase`, `update`, `num_updates`, `reward`, `held_out`, `agreement`, `queues`, `eta_s` as given.
+        """Show `phase`, `update`, `num_updates`, `loss`, `reward`, `held_out`, `agreement`, `queues`, `eta_s` as given.
 
         What is not given, or None, stays as it was.
         """
@@ -130,7 +130,7 @@ class Screen:
     def _line(self) -> str:
         f = self._figures
         parts = [f"[{_clock(self._elapsed())}]", f"update {f['update']}/{f['num_updates'] or '?'}", f"{f['phase']}"]
-        parts += [f"{name}={f[name]:.3f}" for name in ("reward", "held_out", "agreement") if name in f]
+        parts += [f"{name}={f[name]:.3f}" for name in ("loss", "reward", "held_out", "agreement") if name in f]
         parts += [f"{name}={count}" for name, count in f["queues"].items()]
         if (eta := self._eta_s()) is not None:
             parts.append(f"left {_clock(eta)}")
@@ -166,6 +166,7 @@ class Screen:
             ("held-out accuracy", "held_out", self._held_out),
             ("training accuracy", "reward", self._rewards),
             ("critic agreement", "agreement", ()),
+            ("loss", "loss", ()),
         ):
             if name in f:
                 body.add_row(label, f"{f[name]:.3f}", sparkline(list(history)) if self._has_blocks else "")

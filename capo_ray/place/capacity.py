@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job
 from capo_ray.demand import demand, in_all
 from capo_ray.place.placement import ask_of, bundle_of, node_resources
 from capo_ray.protocols import RunFailed
@@ -18,13 +18,13 @@ POLL_S = 1.0
 Node = dict[str, float]
 
 
-def bundles_of(config: TrainConfig) -> list[Node]:
+def bundles_of(config: Job) -> list[Node]:
     """What each actor that asks for anything asks for, its fence included."""
     asking = [one for one in demand(config) if one.num_cpus or one.num_gpus or one.node_resource]
     return [bundle_of(ask_of(one)) for one in asking for _ in range(one.count)]
 
 
-def shortage(config: TrainConfig, nodes: Sequence[Node]) -> str:
+def shortage(config: Job, nodes: Sequence[Node]) -> str:
     """What these nodes lack for the run, with what to do about it; empty where nothing."""
     for part in demand(config):
         name = part.section
@@ -68,7 +68,7 @@ class Muster:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Job,
         nodes: Callable[[], Sequence[Node]] = node_resources,
         ask: Callable[[Sequence[Node]], None] = ask_autoscaler,
     ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import psutil
 import ray
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, SftConfig
 from capo_ray.demand import in_all
 from capo_ray.place.capacity import Muster
 from capo_ray.place.last_resort import force_exit_after
@@ -28,7 +28,7 @@ REACH_S = 10.0
 LEAVE_S = 20.0
 
 
-async def join(config: TrainConfig, tell: Callable[[str], None] = lambda _: None) -> str:
+async def join(config: Job, tell: Callable[[str], None] = lambda _: None) -> str:
     """The address of the cluster, once it has what the run asks for; `tell` hears what is waited for."""
     address = await Joining(config).address()
     await Muster(config).wait(tell)
@@ -41,7 +41,7 @@ class Joining:
     A daemon thread, since Ray's own connecting cannot be cancelled and must not keep a failed program alive.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: Job) -> None:
         self._config = config
         self.deadline_s = config.cluster.start_deadline_s
 
@@ -103,7 +103,7 @@ def _family(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def connect(config: TrainConfig) -> str:
+def connect(config: Job) -> str:
     """The address of the cluster that this process now belongs to; raises `RunFailed` where there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -140,24 +140,26 @@ def connect(config: TrainConfig) -> str:
     return head
 
 
-def is_own(config: TrainConfig) -> bool:
+def is_own(config: Job) -> bool:
     """Whether the run makes a cluster of its own, of this one node."""
     return not _address(config)
 
 
-def object_store_bytes(config: TrainConfig) -> int:
+def object_store_bytes(config: Job) -> int:
     """The object store of a cluster of the run's own: as given, else from the policy's files, which are here."""
     if config.cluster.object_store_mib:
         return config.cluster.object_store_mib * MIB
+    if isinstance(config, SftConfig):  # publishes nothing
+        return store_bytes(None, shm_bytes())
     policy = str(asset_path(config.model.path, "policy"))
     return store_bytes(publish_bytes(policy, config.model.dtype), shm_bytes())
 
 
-def _address(config: TrainConfig) -> str:
+def _address(config: Job) -> str:
     return config.cluster.address or os.environ.get("RAY_ADDRESS", "")
 
 
-def _check_token(config: TrainConfig, address: str) -> None:
+def _check_token(config: Job, address: str) -> None:
     """Calls are authenticated wherever ports are open beyond this machine, or the user has said that they need not be.
 
     A cluster of the run's own listens on every interface.

@@ -57,13 +57,13 @@ class Ending:
 
 
 @contextlib.contextmanager
-def ends_soon_after_failure(timers: list[threading.Timer], ending: Ending) -> Iterator[None]:
+def ends_soon_after_failure(timers: list[threading.Timer], ending: Ending, command: str = "train") -> Iterator[None]:
     """Whatever leaves this block by an exception has END_S to leave the process; the timer is added to `timers`."""
     try:
         yield
     except BaseException as error:
         signum = ending.seen_in(error)
         cause = f"asked to end ({signum.name})" if signum else " ".join(str(error).split()) or type(error).__name__
-        words = f"capo-ray train: {cause} (its end hung for {END_S:g} s at {{place}} and was cut off)"
+        words = f"capo-ray {command}: {cause} (its end hung for {END_S:g} s at {{place}} and was cut off)"
         timers.append(force_exit_after(END_S, 128 + signum if signum else 1, words))
         raise

@@ -24,7 +24,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.demand import bfloat16_on_gpus, models
 from capo_ray.place.calls import one_line
@@ -72,18 +72,23 @@ class Facts:
     """Keys of models and secrets that are not there."""
 
 
-def question_of(config: TrainConfig, token: str = "") -> Question:
+def question_of(config: Job, token: str = "") -> Question:
     """What every node needs for this run. A name of the model hub is no directory, and is not looked for."""
-    endpoint, names, secrets = config.critic.endpoint, {model.key: model.name for model in models(config)}, {}
-    if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
-        if endpoint.key_file:
-            secrets["critic.endpoint.key_file"] = f"file:{Path(endpoint.key_file).expanduser()}"
-        elif endpoint.key_env:
-            secrets["critic.endpoint.key_env"] = f"env:{endpoint.key_env}"
+    names = {model.key: model.name for model in models(config) if model.name}
+    secrets = _critics_secrets(config) if isinstance(config, TrainConfig) else {}
     folders = {key: name for key, name in names.items() if name.startswith(("/", ".", "~")) or Path(name).is_dir()}
     if any(name != "laptop" and key not in folders for key, name in names.items()) and _has_hub_token():
         secrets["the model hub's token (HF_TOKEN)"] = "hub"
     return Question(token, {key: str(Path(name).expanduser().absolute()) for key, name in folders.items()}, secrets)
+
+
+def _critics_secrets(config: TrainConfig) -> dict[str, str]:
+    endpoint = config.critic.endpoint
+    if not config.credit.asked(Critiques) or config.critic.backend != "endpoint":
+        return {}
+    if endpoint.key_file:
+        return {"critic.endpoint.key_file": f"file:{Path(endpoint.key_file).expanduser()}"}
+    return {"critic.endpoint.key_env": f"env:{endpoint.key_env}"} if endpoint.key_env else {}
 
 
 def look(question: Question) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def ask_all(question: Question) -> list[Facts]:
     return sorted(found, key=lambda facts: (facts.host, facts.node))
 
 
-def faults(facts: Sequence[Facts], config: TrainConfig, run_dir: str) -> list[str]:
+def faults(facts: Sequence[Facts], config: Job, run_dir: str) -> list[str]:
     """What would break a run on these nodes, each a sentence: what differs, where, and what to do."""
     found = [
         f"node {f.host} did not answer: {f.error}; install capo-ray there, or take it out" for f in facts if f.error
@@ -169,7 +174,7 @@ def faults(facts: Sequence[Facts], config: TrainConfig, run_dir: str) -> list[st
     ]
 
 
-def check_nodes(config: TrainConfig, run_dir: Path) -> None:
+def check_nodes(config: Job, run_dir: Path) -> None:
     """Raises RunFailed with what would break the run on the nodes of the joined cluster; seconds, nothing is loaded."""
     with token_in(run_dir) as token:
         question = question_of(config, token)

@@ -21,7 +21,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.demand import Demand, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
 
@@ -57,7 +57,7 @@ class _Home:
 class Places:
     """The placement groups of a run; none where Ray's own choice is good enough."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: Job) -> None:
         self.config = config
         self._groups: list[PlacementGroup] = []
         self._seats: dict[tuple[str, int], tuple[PlacementGroup, int]] = {}
@@ -73,7 +73,8 @@ class Places:
 
     async def reserve(self) -> None:
         """Returns once the cluster holds a place for every group; RunFailed where it does not in time."""
-        ends = time.monotonic() + self.config.engine.start_deadline_s
+        loads = self.config.engine if isinstance(self.config, TrainConfig) else self.config.cluster
+        ends = time.monotonic() + loads.start_deadline_s
         for home in _engine_homes(self.config):
             await self._take(home, "STRICT_PACK", ends)
         for home in _rank_homes(self.config):
@@ -106,7 +107,7 @@ class Places:
         self._seats |= {member: (group, bundle) for member, bundle in home.members.items()}
 
 
-def shares_devices(config: TrainConfig) -> bool:
+def shares_devices(config: Job) -> bool:
     """Whether two engines may stand on one GPU: then one profiles its memory only when the other is at rest."""
     return any(0 < one.num_gpus < 1 for one in demand(config) if not one.is_group)
 
@@ -116,9 +117,9 @@ def node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _engine_homes(config: TrainConfig) -> list[_Home]:
+def _engine_homes(config: Job) -> list[_Home]:
     """The neighbourhoods, and each engine over several GPUs, the largest first."""
-    placement, homes = config.critic.placement, []
+    homes, placement = [], config.critic.placement if isinstance(config, TrainConfig) else "anywhere"
     for near in neighbourhoods(config):
         bundles = [bundle_of(ask_of(one)) for one, _ in near]
         if placement == "colocated":
@@ -134,7 +135,7 @@ def _engine_homes(config: TrainConfig) -> list[_Home]:
     return sorted(homes, key=lambda home: -sum(bundle.get("GPU", 0.0) for bundle in home.bundles))
 
 
-def _rank_homes(config: TrainConfig) -> list[_Home]:
+def _rank_homes(config: Job) -> list[_Home]:
     """The ranks of each group, where there are several."""
     return [
         _Home(

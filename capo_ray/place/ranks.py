@@ -12,7 +12,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.checkpoint import sight
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job
 from capo_ray.place.calls import await_ref, end_actor, one_line
 from capo_ray.place.cluster import is_own
 from capo_ray.place.face import send
@@ -87,11 +87,11 @@ class RankActors(Generic[RankT]):
         role: str,
         spawn: Callable[[int], ActorHandle[RankT]],
         num_ranks: int,
-        config: TrainConfig,
+        config: Job,
         run_dir: Path,
     ) -> None:
         self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
-        self._config, self._run_dir = config, run_dir
+        self._run_dir, self._alone = run_dir, is_own(config)
         self.deadline_s = config.learner.deadline_s
         self._write_deadline_s = config.run.checkpoint_deadline_s
         self._ranks: list[ActorHandle[RankT]] = []
@@ -103,7 +103,7 @@ class RankActors(Generic[RankT]):
     async def _start(self, method: Callable[[RankT, *Ts], int], arguments: Callable[[int, str], tuple[*Ts]]) -> None:
         """Returns once all ranks have met and built the model; `arguments` are of (rank, meeting place)."""
         self._come()
-        rendezvous = send(self._ranks[0], GroupRank.rendezvous, is_own(self._config))
+        rendezvous = send(self._ranks[0], GroupRank.rendezvous, self._alone)
         meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
         self._pids = await self._all(method, lambda rank: arguments(rank, meeting))
         self._watch = asyncio.ensure_future(self._ping_all())
@@ -210,7 +210,7 @@ class RankActors(Generic[RankT]):
             self._lost.set_result(one_line(error))
 
 
-def rank_options(place: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+def rank_options(place: Mapping[str, Any], config: Job) -> dict[str, Any]:
     """Of a rank's actor: one thread that serves in turn, one beside it that writes checkpoints, one for pings."""
     hidden = place.get("runtime_env", {}).get("env_vars", {})
     threads = {"OMP_NUM_THREADS": str(config.learner.num_threads)}

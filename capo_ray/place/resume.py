@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.checkpoint import CheckpointStore, read_state
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import LEDGER_FILE, STATE_FILE, SUMMARY_FILE
@@ -32,16 +32,14 @@ FILES = ("data.path", "data.eval_path")
 Changes = dict[str, tuple[Any, Any]]
 
 
-def changed_keys(own: TrainConfig, asked: TrainConfig) -> Changes:
+def changed_keys(own: Job, asked: Job) -> Changes:
     """(own value, asked value) of every key that differs, those of one start left out."""
     before, after = (flat_keys(config.model_dump(mode="json")) for config in (own, asked))
     keys = [key for key in dict.fromkeys([*before, *after]) if key not in SESSION_KEYS]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def require_same_run(
-    changes: Changes, asked: TrainConfig, digests: tuple[Mapping[str, str], Mapping[str, str]]
-) -> None:
+def require_same_run(changes: Changes, asked: Job, digests: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
     """Raises `RunFailed` for a change that the run would ignore, or that makes it another one, unless it is allowed.
 
     `digests` are the sha256 of the data files by key, as the run began and now: a file may move, not change.
@@ -78,7 +76,7 @@ def require_same_run(
         )
 
 
-def require_something_to_do(config: TrainConfig, run_dir: Path, checkpoints: CheckpointStore) -> None:
+def require_something_to_do(config: Job, run_dir: Path, checkpoints: CheckpointStore) -> None:
     """Raises `RunFailed` for a run that is finished, or of which no checkpoint is left to go on from."""
     path = checkpoints.likely()
     if path is None:
@@ -90,7 +88,7 @@ def require_something_to_do(config: TrainConfig, run_dir: Path, checkpoints: Che
         )
     if config.run.from_zero:
         raise RunFailed(f"run.from_zero=true is for a run without a whole checkpoint, but {path} is one; leave it out")
-    if not (run_dir / LEDGER_FILE).is_file():
+    if isinstance(config, TrainConfig) and not (run_dir / LEDGER_FILE).is_file():
         raise RunFailed(
             f"expected the ledger {run_dir / LEDGER_FILE} beside {path}, found none: what was trained would be "
             f"forgotten; put it back"

@@ -11,21 +11,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from capo_ray.checkpoint import CheckpointStore, read_settings, read_state, write_settings, write_state
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.place import resume
 from capo_ray.problems import data_files
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE
 
 LATEST = "latest"
+JobT = TypeVar("JobT", TrainConfig, SftConfig)
 
 
-def open_new(config: TrainConfig) -> tuple[Path, TrainConfig]:
+def open_new(config: JobT) -> tuple[Path, JobT]:
     """A new run directory and the configuration as resolved, which stands in it; `latest` then points to it.
 
     The resolved `run.name` names the run in its ledger from then on, whatever becomes of the directory's name.
@@ -40,9 +41,10 @@ def open_new(config: TrainConfig) -> tuple[Path, TrainConfig]:
     return path, config
 
 
-def _make(base: Path, config: TrainConfig) -> Path:
+def _make(base: Path, config: Job) -> Path:
     """The new directory of a run; without a name, the first that no run of the same second has."""
-    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.credit.method}"
+    kind = config.credit.method if isinstance(config, TrainConfig) else "sft"
+    now = f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
     later = (f"{now}-{count}" for count in itertools.count(2))
     for name in [config.run.name] if config.run.name else itertools.chain([now], later):
         path = base / name
@@ -69,23 +71,24 @@ def open_existing(name: str) -> Path:
     return path
 
 
-def own_settings(path: Path) -> TrainConfig:
+def own_settings(path: Path) -> Job:
     """The configuration that stands in a run's directory."""
+    settings = read_settings(path / CONFIG_FILE)
     try:
-        return TrainConfig.model_validate(read_settings(path / CONFIG_FILE))
+        return (TrainConfig if "credit" in settings else SftConfig).model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunFailed(f"{path / CONFIG_FILE} is of another version of capo-ray: {where}: {first['msg']}") from error
 
 
-def checkpoints_of(path: Path, config: TrainConfig) -> CheckpointStore:
+def checkpoints_of(path: Path, config: Job) -> CheckpointStore:
     """The checkpoints of the run in `path`."""
     history = read_state(path / HISTORY_FILE)
     return CheckpointStore(path / CHECKPOINTS, config.run.keep_checkpoints, str(history["run_id"]))
 
 
-def require_resumable(path: Path, config: TrainConfig) -> resume.Changes:
+def require_resumable(path: Path, config: Job) -> resume.Changes:
     """What this session changes of the run's settings; `RunFailed` where it cannot go on so."""
     changes = resume.changed_keys(own_settings(path), config)
     history = read_state(path / HISTORY_FILE)
@@ -94,7 +97,7 @@ def require_resumable(path: Path, config: TrainConfig) -> resume.Changes:
     return changes
 
 
-def record_session(path: Path, config: TrainConfig, changes: resume.Changes, version: int) -> None:
+def record_session(path: Path, config: Job, changes: resume.Changes, version: int) -> None:
     """Note a session that goes on from `version`; where it changes settings, config.yaml holds them from now on."""
     history = read_state(path / HISTORY_FILE)
     session = _session(version, changes)
@@ -108,13 +111,16 @@ def record_session(path: Path, config: TrainConfig, changes: resume.Changes, ver
         write_settings(path / CONFIG_FILE, _lasting(config))
 
 
-def data_digests(config: TrainConfig) -> dict[str, str]:
+def data_digests(config: Job) -> dict[str, str]:
     """The sha256 of the data files that each key names, one after the other."""
     data = config.data
     if data.kind == "chains":
         return {}
     digests = {}
-    for key, name, split in (("data.path", data.path, data.split), ("data.eval_path", data.eval_path, data.eval_split)):
+    named = [("data.path", data.path, "train" if isinstance(config, SftConfig) else config.data.split)]
+    if isinstance(config, TrainConfig):
+        named.append(("data.eval_path", config.data.eval_path, config.data.eval_split))
+    for key, name, split in named:
         if not name or (data.kind == "hub" and not Path(name).expanduser().exists()):
             continue
         try:
@@ -153,7 +159,7 @@ def _session(version: int, changes: resume.Changes) -> dict[str, Any]:
     }
 
 
-def _lasting(config: TrainConfig) -> dict[str, Any]:
+def _lasting(config: Job) -> dict[str, Any]:
     """The settings without those of one start."""
     tree = config.model_dump(mode="json")
     tree["resume"], tree["run"]["from_zero"], tree["run"]["changes_allowed"] = "", False, []

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from capo_ray.engines import HfTokenizer
 from capo_ray.flow import Parts, Pipeline, RunOutcome
 from capo_ray.flow.quarantine import Quarantine
 from capo_ray.flow.state import RunState, read_checkpoint
-from capo_ray.ledger import LedgerLost, RunLock, SqliteLedger, read_balance
+from capo_ray.ledger import LedgerLost, SqliteLedger, read_balance
 from capo_ray.metrics import (
     Screen,
     TranscriptWriter,
@@ -34,13 +33,13 @@ from capo_ray.place.actors import Actors
 from capo_ray.place.agreement import agree_at_start, canary_ids
 from capo_ray.place.ending import Ending, ends_soon_after_failure
 from capo_ray.place.report import closing_rows, summarise
-from capo_ray.place.resume import Changes
 from capo_ray.place.role import path_of
 from capo_ray.place.roles.critic import CRITIC
 from capo_ray.place.roles.learner import LEARNER
 from capo_ray.place.roles.reward_model import REWARD_MODEL, require_policys_tokens
 from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER
+from capo_ray.place.session import Session, find_latest, in_session
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
@@ -59,35 +58,11 @@ MAX_ROWS_SHOWN = 10
 
 def run(config: TrainConfig) -> int:
     """0 after a run that ended as asked; raises `RunFailed` or `RunStopped` (with `run_dir`) otherwise."""
-    if config.resume:
-        run_dir = rundir.open_existing(config.resume)
-    else:
-        run_dir, config = rundir.open_new(config)
-    with RunLock(run_dir):
-        changes = rundir.require_resumable(run_dir, config) if config.resume else {}
-        return _run_in(run_dir, config, changes)
+    return in_session(config, _run, around=cluster.left_behind)
 
 
-def _run_in(run_dir: Path, config: TrainConfig, changes: Changes) -> int:
-    """The exit code of the run in its own directory, which every exception then names."""
-    ending = Ending(config.run.stop_grace_s)
-    timers: list[threading.Timer] = []
-    try:
-        with cluster.left_behind():
-            return asyncio.run(_run(config, run_dir, changes, ending, timers))
-    except BaseException as error:
-        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) and not isinstance(error, RunStopped):
-            error = RunStopped("no checkpoint was saved of what was under way", ending.signum or signal.SIGINT)
-        error.run_dir = run_dir  # type: ignore[attr-defined]
-        raise error from error.__cause__
-    finally:
-        for timer in timers:
-            timer.cancel()
-
-
-async def _run(
-    config: TrainConfig, run_dir: Path, changes: Changes, ending: Ending, timers: list[threading.Timer]
-) -> int:
+async def _run(config: TrainConfig, session: Session) -> int:
+    run_dir, ending = session.run_dir, session.ending
     started = time.monotonic()
     tokenizer = HfTokenizer(path_of(policy_model(config)))
     require_policys_tokens(config, tokenizer)
@@ -106,15 +81,15 @@ async def _run(
         with (
             contextlib.closing(Actors(config, run_dir, canary)) as actors,
             ClusterWatch(config) as watch,
-            ends_soon_after_failure(timers, ending),
+            ends_soon_after_failure(session.timers, ending),
         ):
             # The shards of a checkpoint to go on from are hashed while the actors start.
             starting = watch.guard(_start(config, actors, canary))
-            latest, _ = await asyncio.gather(_find_latest(config, checkpoints), starting)
+            latest, _ = await asyncio.gather(find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
                 state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
                 if config.resume:
-                    await asyncio.to_thread(rundir.record_session, run_dir, config, changes, state.version)
+                    await asyncio.to_thread(rundir.record_session, run_dir, config, session.changes, state.version)
                 outcome = await watch.guard(
                     _train(config, run_dir, state, checkpoints, actors, ledger, screen, tokenizer, problems, ending)
                 )
@@ -204,19 +179,6 @@ def _report_bad_rows(problems: ProblemSet) -> None:
         print(f"passed over {row}", file=sys.stderr)
     if len(problems.bad_rows) > MAX_ROWS_SHOWN:
         print(f"passed over {len(problems.bad_rows) - MAX_ROWS_SHOWN} more bad rows", file=sys.stderr)
-
-
-async def _find_latest(config: TrainConfig, checkpoints: CheckpointStore) -> Path | None:
-    """The newest checkpoint that is whole to the last byte; None in a new run."""
-    if not config.resume:
-        return None
-    latest = await asyncio.to_thread(checkpoints.latest)
-    if latest is None and not config.run.from_zero:
-        raise RunFailed(
-            f"expected a whole checkpoint in {checkpoints.directory}, found only damaged ones (named above); nothing "
-            f"was changed: put one back, or start again from update 0 with run.from_zero=true"
-        )
-    return latest
 
 
 async def _restore(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job
 from capo_ray.place.calls import one_line
 from capo_ray.place.last_resort import force_exit_after
 from capo_ray.protocols import RunFailed
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class ClusterWatch:
     """Use as a context, in the loop of the work that is guarded."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: Job) -> None:
         self.deadline_s = config.cluster.deadline_s
         self.cause = ""
         """Why the cluster counts as lost; empty while it does not."""

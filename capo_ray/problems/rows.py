@@ -6,14 +6,11 @@ the run.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from capo_ray.config.sections import DataConfig
-from capo_ray.config.sft import SftDataConfig
-from capo_ray.problems.columns import BadRow, text_of
 from capo_ray.problems.files import FORMAT_NAMES, data_files, format_of, rows_of
 from capo_ray.protocols import RunFailed
 
@@ -59,27 +56,6 @@ def reads_hub(data: DataConfig) -> bool:
 
 def _is_local(path: str) -> bool:
     return Path(path).expanduser().exists()
-
-
-def read_lessons(config: SftDataConfig, seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, completion) pairs of a file, shuffled anew each epoch; RunFailed where it holds none."""
-    report = RowReport(config.max_bad_rows)
-    lessons = []
-    for place, row in read_rows("jsonl", config.path, "train", report):
-        try:
-            lessons.append((text_of(row, config.prompt_column), text_of(row, config.completion_column)))
-        except BadRow as error:
-            report.add(place, str(error))
-    if not lessons:
-        raise RunFailed(f"expected lines of prompt and response in {config.path}, got none")
-    return _epochs(lessons, seed)
-
-
-def _epochs(lessons: list[tuple[str, str]], seed: int) -> Iterator[tuple[str, str]]:
-    epoch = 0
-    while True:
-        yield from random.Random(f"lessons/{seed}/{epoch}").sample(lessons, len(lessons))
-        epoch += 1
 
 
 def _file_rows(kind: Kind, files: list[Path], report: RowReport, columns: Collection[str]) -> Iterator[Row]:

@@ -19,6 +19,11 @@ CURVE_FILE = "learning_curve.png"
 ERROR_FILE = "error.txt"
 """The traceback of what ended the run."""
 
+START_DIR = "start"
+"""Of a supervised run from scratch: the random weights and the tokenizer that it began with."""
+MODEL_DIR = "model"
+"""What a supervised run has made, where it was not told to put it elsewhere."""
+
 CHECKPOINTS = "checkpoints"
 """A directory for each saved version, in which:"""
 STATE_FILE = "run.json"

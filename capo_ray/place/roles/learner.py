@@ -11,10 +11,11 @@ from typing import Any
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.demand import policy_model
 from capo_ray.learners import Learner, LearnerSpec
 from capo_ray.place.face import send_for_two, spawn
+from capo_ray.place.placement import Places
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
 from capo_ray.protocols import RunFailed, WeightsHandle
@@ -87,21 +88,28 @@ class LearnerActors(RankActors[LearnerRank]):
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Job,
+        spec: LearnerSpec,
         spawn: Callable[[int], ActorHandle[LearnerRank]],
         run_dir: Path,
         canary_ids: Sequence[int] = (),
+        canary_every: int = 0,
     ) -> None:
         super().__init__("learner", spawn, config.learner.num_ranks, config, run_dir)
-        self._canary_ids = canary_ids
+        self._spec, self._canary_ids, self._canary_every = spec, canary_ids, canary_every
         self._num_publishes = 0
         self.allowed: Apart | None = None
 
     async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Returns once all ranks have met and built the model."""
         ids = self._canary_ids
-        await self._start(LearnerRank.start, lambda rank, meeting: (spec_of(self._config, rank, meeting), ids))
+        await self._start(LearnerRank.start, lambda rank, meeting: (self._of_rank(rank, meeting), ids))
         on_ready()
+
+    def _of_rank(self, rank: int, meeting: str) -> LearnerSpec:
+        """What a rank is made from; `meeting` is where the ranks meet."""
+        several = self._num_ranks > 1
+        return replace(self._spec, rank=rank, world_size=self._num_ranks, init_method=meeting if several else "")
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; figures are already summed over ranks, samples are each rank's own."""
@@ -118,7 +126,7 @@ class LearnerActors(RankActors[LearnerRank]):
 
         The bytes come before their seal: while engines read and load them the ranks score the canary.
         """
-        every = self._config.weights.canary_every
+        every = self._canary_every
         allowed = self.allowed if every and self._num_publishes % every == 0 else None
         self._num_publishes += 1
         gathered = [send_for_two(rank, LearnerRank.gather) for rank in self._ranks]
@@ -152,8 +160,8 @@ class LearnerActors(RankActors[LearnerRank]):
         return tuple(file for files in written for file in files)
 
 
-def spec_of(config: TrainConfig, rank: int, meeting: str) -> LearnerSpec:
-    """What a rank is made from; `meeting` is where the ranks meet."""
+def spec_of(config: TrainConfig) -> LearnerSpec:
+    """What a rank is made from, were it the only one."""
     return LearnerSpec(
         model_path=path_of(policy_model(config)),
         dtype=config.model.dtype,
@@ -161,20 +169,20 @@ def spec_of(config: TrainConfig, rank: int, meeting: str) -> LearnerSpec:
         loss=config.loss,
         temperature=config.rollout.temperature,
         total_updates=config.run.num_updates,
-        rank=rank,
-        world_size=config.learner.num_ranks,
-        init_method=meeting if config.learner.num_ranks > 1 else "",
         seed=config.run.seed,
     )
 
 
+def spawning(config: Job, places: Places) -> Callable[[int], ActorHandle[LearnerRank]]:
+    """How the actor of a rank is made."""
+    return lambda rank: spawn(LearnerRank, rank_options(places.of("learner", rank), config), rank)
+
+
 def build(site: Site) -> LearnerActors:
     """Learner ranks, not started."""
-
-    def make(rank: int) -> ActorHandle[LearnerRank]:
-        return spawn(LearnerRank, rank_options(site.places.of("learner", rank), site.config), rank)
-
-    return LearnerActors(site.config, make, site.run_dir, site.canary_ids)
+    config, make = site.config, spawning(site.config, site.places)
+    every = config.weights.canary_every
+    return LearnerActors(config, spec_of(config), make, site.run_dir, site.canary_ids, every)
 
 
 LEARNER = Role("learner", build)

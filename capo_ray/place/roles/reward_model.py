@@ -62,6 +62,7 @@ class RewardModelActors(RankActors[RewardModelRank]):
         self, config: TrainConfig, spawn: Callable[[int], ActorHandle[RewardModelRank]], run_dir: Path
     ) -> None:
         super().__init__("reward model", spawn, config.reward_model.num_ranks, config, run_dir)
+        self._config = config
         self._turn = asyncio.Lock()
 
     async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:

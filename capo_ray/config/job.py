@@ -1,0 +1,76 @@
+"""What every command that trains has in common: the sections `run` and `learner` as far as both kinds of run read them.
+
+`train` and `sft` say the rest in sections of their own, which inherit these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from capo_ray.config.base import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class JobRunConfig(Section):
+    """The run as a whole: its directory, its length and its checkpoints."""
+
+    dir: str = "runs"
+    """Directory in which run directories are made."""
+    name: str = ""
+    """Name of the run directory in `dir`; empty: made from time and credit method."""
+    seed: int = 0
+    num_updates: Positive = 40
+    """Batches to train."""
+    max_minutes: float = Field(0.0, ge=0)
+    """Stop cleanly after this many minutes; 0: no limit."""
+    checkpoint_every: Positive = 10
+    """Updates between checkpoints."""
+    keep_checkpoints: Positive = 2
+    checkpoint_deadline_s: float = Field(1800.0, gt=0)
+    """For writing one checkpoint, which goes on beside training."""
+    stop_grace_s: float = Field(60.0, ge=0)
+    """After SIGTERM, the first Ctrl-C or a failure: for ending the update under way and saving a checkpoint.
+
+    Give a pod a longer terminationGracePeriodSeconds than this.
+    """
+    from_zero: bool = False
+    """With resume=RUN where no checkpoint of RUN is whole: start again at update 0, the damaged ones set aside."""
+    changes_allowed: tuple[str, ...] = ()
+    """With resume=RUN: keys that may differ although they change what the run means, as `[model.path]`."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if name in ("latest", ".", "..") or "/" in name:
+            raise ValueError(f"run.name must be a name in run.dir, other than latest, . and .. (got {name!r})")
+        return name
+
+
+class RanksConfig(Section):
+    """The learner group, whatever it learns from."""
+
+    num_ranks: Positive = 1
+    backend: Literal["deepspeed", "torch"] = "deepspeed"
+    """What trains: DeepSpeed's ZeRO, or plain torch, which needs neither it nor a second rank."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    lr: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_updates: int = Field(0, ge=0)
+    min_lr_frac: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, gt=0)
+    microbatch_tokens: Positive = 2048
+    """Padded tokens per microbatch and rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    num_cpus: float = Field(1.0, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
+    num_threads: Positive = 1
+    deadline_s: float = Field(600.0, gt=0)
+    """For one update or publish."""

@@ -16,8 +16,10 @@ import pytest
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.plan_data import data_words
 from capo_ray.config.sections import DataConfig
+from capo_ray.config.sft import SftDataConfig
 from capo_ray.problems import build_problems
 from capo_ray.problems.columns import BadRow, boxed_answer
+from capo_ray.problems.lessons import build_lessons
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
@@ -229,3 +231,59 @@ def test_the_plan_shows_how_the_first_problem_is_read(tmp_path: Path) -> None:
     assert "questions are read from 'question', answers from 'answer', after ####" in words
     assert "answer    4\n" in words and "solution  2+2 = 4" in words and "1 of the first 64 rows are bad" in words
     assert "steps     1 in the middle one of 1 reference solutions (1 to 1)" in words and "100% are one step" in words
+
+
+def lessons(path: Path | str, **keys: Any) -> list[tuple[str, str]]:
+    source = build_lessons(SftDataConfig(**{"kind": "files", "path": str(path), **keys}), seed=0).train
+    drawn = [source.next_problem() for _ in range(source.state()["size"])]
+    return sorted((problem.prompt, problem.answer) for problem in drawn)
+
+
+WORKED = "2+2 is twice 2.\n\n\\boxed{4}"
+CHAT = [*TURNS, {"role": "assistant", "content": WORKED}]
+SHAREGPT = [{"from": "human", "value": "What is 2+2?"}, {"from": "gpt", "value": WORKED}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"problem": "What is 2+2?", "solution": WORKED, "answer": "4"},
+        {"question": "What is 2+2?", "answer": WORKED},
+        {"prompt": "What is 2+2?", "response": WORKED},
+        {"prompt": TURNS, "completion": CHAT[-1:]},
+        {"messages": CHAT},
+        {"conversations": SHAREGPT},
+    ],
+)
+def test_lessons_are_found_in_the_usual_columns_and_in_chats(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert lessons(write(tmp_path / "a.jsonl", row)) == [("What is 2+2?", WORKED)]
+    assert lessons(parquet(tmp_path / "a.parquet", row)) == [("What is 2+2?", WORKED)]
+
+
+def test_lessons_come_from_the_files_that_problems_come_from(tmp_path: Path) -> None:
+    row, keys = {"q": "What is 2+2?", "s": {"text": WORKED}}, {"question_column": "q", "solution_column": "s.text"}
+    (tmp_path / "a.csv").write_text('q,s\n"What is 2+2?","Four,\nsaid twice."\n')
+    assert lessons(tmp_path / "a.csv", question_column="q", solution_column="s")[0][1] == "Four,\nsaid twice."
+    assert lessons(saved(tmp_path / "saved", row), **keys) == [("What is 2+2?", WORKED)]
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert lessons(packed, **keys) == [("What is 2+2?", WORKED)]
+    write(tmp_path / "split" / "test.jsonl", {**row, "q": "held out"})
+    write(tmp_path / "split" / "train.jsonl", row)
+    assert lessons(tmp_path / "split", split="test", **keys) == [("held out", WORKED)]
+
+
+def test_what_is_no_lesson_is_said_with_the_columns_that_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"problem": "What is 2+2?", "solution": WORKED})
+    with pytest.raises(RunFailed, match=r"a.jsonl:1: expected a column 'text', got 'problem', 'solution'"):
+        lessons(path, solution_column="text")
+    with pytest.raises(RunFailed, match=r"one of the columns solution, .* got 'problem'; set data.solution_column"):
+        lessons(write(tmp_path / "b.jsonl", {"problem": "What is 2+2?"}))
+    with pytest.raises(RunFailed, match="expected one assistant turn in 'messages', got 2; a lesson is one answer"):
+        lessons(write(tmp_path / "c.jsonl", {"messages": [*CHAT, CHAT[-1]]}), solution_column="messages")
+    many = write(tmp_path / "d.jsonl", *[{"problem": "p", "solution": ""}] * 3)
+    with pytest.raises(RunFailed, match="expected at most 2 bad rows"):
+        lessons(many, max_bad_rows=2, question_column="problem", solution_column="solution")
+    report = build_lessons(SftDataConfig(kind="files", path=str(write(tmp_path / "e.jsonl", {"messages": CHAT}))), 0)
+    assert report.notes[0].endswith("questions are read from 'messages', solutions from 'messages'")
+    assert "the system turn of 1 rows is left out" in report.notes[1]

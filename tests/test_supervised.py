@@ -141,11 +141,11 @@ def test_prompts_of_a_file_are_data_in_the_frame_of_training(start: str, tmp_pat
     tokenizer.hf.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     tokenizer.hf.save_pretrained(tmp_path / "chat")
 
-    def first(**data: object) -> tuple[list[int], list[int]]:
+    def first(**frame: object) -> tuple[list[int], list[int]]:
         """Ids of the first prompt, and those among them that end a turn."""
         chat = HfTokenizer(tmp_path / "chat")
-        c = config(data={"kind": "jsonl", "path": str(lines), **data}, model={"path": start})
-        example = to_example(build_lessons(c.data, 0).next_problem(), c, chat)
+        c = config(data={"kind": "jsonl", "path": str(lines)}, model={"path": start, **frame})
+        example = to_example(build_lessons(c.data, 0).train.next_problem(), c, chat)
         ids = list(example.token_ids[: example.num_prompt_tokens])
         return ids, [i for i in ids if i == chat.encode("<|im_end|>")[0]]
 
@@ -181,7 +181,7 @@ def test_the_nucleus_leaves_out_what_lies_beyond_its_mass():
 
 def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_path: Path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
-    sizes = [f"model.{name}={value}" for name, value in SIZES.model_dump().items() if name != "path"]
+    sizes = [f"model.{name}={value}" for name, value in SIZES.model_dump(exclude_defaults=True).items()]
     assert run(f"out={first}", "run.num_updates=2", "batch_size=4", "eval_problems=4", *sizes) == 0
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps({"prompt": f"{k}+1", "response": f"{k + 1}"}) + "\n" for k in range(5)))
@@ -211,9 +211,12 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["learner.lr=0"], "learner.lr: expected greater than 0, got 0"),
         (["nonsense"], "expected key=value, got 'nonsense'"),
         (["model.path=${oc.env:HOME}"], "model.path: expected a plain value, got ${oc.env:HOME}"),
-        (["data.kind=jsonl"], "data.kind=jsonl needs data.path"),
+        (["data.kind=jsonl", "model.path=laptop"], "data.path: expected the file or folder for data.kind=jsonl"),
         (["data.min_steps=9"], "data.min_steps must be <= data.max_steps"),
-        (["data.prompt_template=q"], "data.prompt_template must hold {question} exactly once"),
+        (
+            ["model.path=laptop", "data.kind=jsonl", "data.path=x", "model.prompt_template=q"],
+            "must hold {question} exactly",
+        ),
         (["data.role=critic", "eval_policy=/no/such/model"], "got '/no/such/model'"),
         (["model.path=/no/such/model"], "a Hugging Face model directory or hub name, but there is no /no/such/model"),
         (["data.kind=jsonl", "data.path=/no/such.jsonl", "model.path=laptop"], "no file"),
@@ -225,7 +228,8 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["cluster.address=auto"], "cluster.address has no effect with learner.backend=torch"),
         (["learner.schedule=constant", "learner.min_lr_frac=0.2"], "learner.min_lr_frac has no effect"),
         (["model.path=laptop", "model.num_layers=2"], "model.num_layers has no effect with model.path"),
-        (["data.chat_template=true"], "data.chat_template has no effect with data.kind=chains"),
+        (["model.chat_template=true"], "model.chat_template has no effect with data.kind=chains"),
+        (["data.split=test"], "data.split has no effect with data.kind=chains"),
         (["data.kind=jsonl", "data.path=x", "model.path=laptop", "eval_steps=3"], "eval_steps has no effect"),
         (["data.role=critic", "data.error_prob=0.1"], "data.error_prob has no effect"),
         (["eval_policy=laptop"], "eval_policy has no effect with data.role=policy"),

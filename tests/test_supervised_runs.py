@@ -111,6 +111,11 @@ def test_what_a_run_cannot_go_on_with_is_said(capsys: pytest.CaptureFixture[str]
         capsys.readouterr()
         assert run(*overrides) == 1
         assert sentence in capsys.readouterr().err
+    Path("rows.jsonl").write_text(json.dumps({"problem": "2+2", "solution": "4"}) + "\n")
+    assert run("model.path=laptop", "data.kind=files", "data.path=rows.jsonl", "data.question_column=q") == 1
+    said = capsys.readouterr().err
+    assert "expected a column 'q', got 'problem', 'solution'" in said and said.count("\n") == 1
+    assert not Path("runs/latest").resolve().name.endswith("-sft"), "no run is begun for it"
     assert main(["train", "resume=runs/one"]) == 1
     assert "is a run of capo-ray sft" in capsys.readouterr().err
     assert run("resume=runs/one", "run.num_updates=4") == 0

@@ -121,7 +121,7 @@ def _check_hub_name(name: str, key: str) -> None:
         )
 
 
-def check_data(config: TrainConfig) -> None:
+def check_data(config: Job) -> None:
     """Named files exist and are not empty."""
     data = config.data
     if data.kind == "chains":
@@ -133,9 +133,10 @@ def check_data(config: TrainConfig) -> None:
         )
     if reads_hub(data):
         return
-    for key, name, split in (("data.path", data.path, data.split), ("data.eval_path", data.eval_path, data.eval_split)):
-        if not name:
-            continue
+    named = [("data.path", data.path, data.split)]
+    if isinstance(config, TrainConfig) and config.data.eval_path:
+        named.append(("data.eval_path", config.data.eval_path, config.data.eval_split))
+    for key, name, split in named:
         try:
             files = data_files(name, split)
         except RunFailed as error:

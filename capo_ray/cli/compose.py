@@ -11,7 +11,7 @@ configuration cannot draw a secret of the environment into a run directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 import capo_ray
 from capo_ray.checkpoint import read_settings
@@ -57,16 +58,7 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
     run = next((s.text for s in settings if s.key == "resume"), "")
     tree = _read_run(run, choices) if run else _compose_choices(choices)
     method = _method(tree, settings)
-    keys = train_keys(method)
-    for setting in settings:
-        parent, _, name = setting.key.rpartition(".")
-        if name and parent in keys and is_mapping(keys[parent]):
-            _put(tree, setting.key, _value(setting, False))
-            continue
-        if setting.key not in keys:
-            raise _no_group(setting) or refuse_unknown(setting.key, method)
-        _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
-    _refuse_interpolation(tree, "")
+    _settle(tree, settings, train_keys(method), lambda s: _no_group(s) or refuse_unknown(s.key, method))
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
@@ -88,11 +80,7 @@ def compose_keys(
             raise ConfigError(f"resume={run} goes on with that run's own settings; remove --recipe")
         base = _read_run(run, {}, "sft")
     tree, keys = deepcopy(base), keys_of(model)
-    for setting in settings:
-        if setting.key not in keys:
-            raise refuse_key(setting.key, keys, model)
-        _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
-    _refuse_interpolation(tree, "")
+    _settle(tree, settings, keys, lambda s: refuse_key(s.key, keys, model))
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
@@ -102,6 +90,24 @@ def compose_keys(
             if any(setting.key == key or setting.key.startswith(f"{key}.") for key in idle_keys) and idle(config):
                 raise ConfigError(f"{setting.key} has no effect {reason}")
     return config
+
+
+def _settle(
+    tree: dict[str, Any],
+    settings: Sequence[_Setting],
+    keys: Mapping[str, FieldInfo],
+    refuse: Callable[[_Setting], ConfigError],
+) -> None:
+    """Put the settings into the tree; raise where one is no key, or where anything in the tree asks to be looked up."""
+    for setting in settings:
+        parent, _, name = setting.key.rpartition(".")
+        if name and parent in keys and is_mapping(keys[parent]):
+            _put(tree, setting.key, _value(setting, False))
+        elif setting.key in keys:
+            _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
+        else:
+            raise refuse(setting)
+    _refuse_interpolation(tree, "")
 
 
 def conf_dir() -> Path:

@@ -19,7 +19,7 @@ from capo_ray.cli.chat import has_chat_template, render_chat
 from capo_ray.cli.memory import own_cluster
 from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.demand import models
 from capo_ray.problems import build_problems, reads_hub
@@ -104,7 +104,7 @@ def check_endpoint(config: TrainConfig) -> None:
         raise RunFailed(f"{error}{'' if got else ' (got nothing): add critic.endpoint.base_url=…'}") from error
 
 
-def check_prompt_template(config: TrainConfig) -> None:
+def check_prompt_template(config: Job) -> None:
     """The template has one place for the question, where it is used."""
     template = config.model.prompt_template
     if template.count("{question}") == 1:
@@ -117,7 +117,7 @@ def check_prompt_template(config: TrainConfig) -> None:
     )
 
 
-def check_packages(config: TrainConfig) -> None:
+def check_packages(config: Job) -> None:
     """The packages of trackers and data sets can be imported."""
     for key, package in PACKAGES.items():
         if getattr(config.tracking, key) and find_spec(package) is None:
@@ -132,13 +132,15 @@ def check_packages(config: TrainConfig) -> None:
         )
 
 
-def check_chat_templates(config: TrainConfig) -> None:
+def check_chat_templates(config: Job) -> None:
     """The chat templates that are used end."""
     used: list[tuple[str, str, Role]] = []
     if config.model.chat_template:
         used.append(("model", config.model.path, "policy"))
-    if config.credit.asked(Critiques) and config.critic.backend == "vllm" and config.critic.chat_template:
-        used.append(("critic", config.critic.model, "critic"))
+    if isinstance(config, TrainConfig) and config.credit.asked(Critiques):
+        critic = config.critic
+        if critic.backend == "vllm" and critic.chat_template:
+            used.append(("critic", critic.model, "critic"))
     for section, name, role in used:
         folder = find_model(name, role)
         if folder is not None:

@@ -16,10 +16,10 @@ from capo_ray.runs.layout import METRICS_FILE, MODEL_DIR, SUMMARY_FILE
 if TYPE_CHECKING:
     from capo_ray.place.sft import Trained
 
-HELP = "supervised fine-tuning on prompt/response lines or on the laptop world's lessons"
+HELP = "supervised fine-tuning on questions with solutions, or on the laptop world's lessons"
 
 _EPILOG = """examples:
-  capo-ray sft model.path=/models/Qwen2.5-1.5B data.kind=jsonl data.path=numina.jsonl out=sft-1.5b learner.lr=1e-5
+  capo-ray sft model.path=/models/Qwen2.5-1.5B data.kind=files data.path=numina.jsonl out=sft-1.5b learner.lr=1e-5
   capo-ray sft data.role=policy out=my-policy run.num_updates=200
   capo-ray sft --recipe capo_ray/assets/chains-policy/recipe.json out=my-policy run.num_updates=2000
   capo-ray sft --recipe capo_ray/assets/chains-critic/recipe.json --start out=first
@@ -70,10 +70,13 @@ def read_config(overrides: list[str], recipe: str | None = None, start: bool = F
 
 def check(config: SftConfig) -> None:
     """Raise the first reason why this run could not go well, before anything is written."""
-    from capo_ray.cli.checks import check_gpus, check_model, check_run_dir
+    from capo_ray.cli.checks import check_data, check_gpus, check_model, check_run_dir
+    from capo_ray.cli.plan_data import FIRST_ROWS
+    from capo_ray.cli.settings import check_chat_templates, check_packages, check_prompt_template
     from capo_ray.learners.recipe import load_model
-    from capo_ray.problems import asset_path
-    from capo_ray.problems.lessons import build_lessons
+    from capo_ray.problems import asset_path, reads_hub
+    from capo_ray.problems.lessons import read_lessons
+    from capo_ray.problems.rows import RowReport
 
     out = Path(config.out)
     if config.out and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,8 +84,13 @@ def check(config: SftConfig) -> None:
     check_run_dir(config)
     if config.model.path:
         check_model(config.model.path, "policy", "model.path")
+        check_prompt_template(config)
+        check_chat_templates(config)
     check_gpus(config)
-    build_lessons(config.data, config.run.seed)
+    check_packages(config)
+    check_data(config)
+    if config.data.kind != "chains" and not reads_hub(config.data):
+        read_lessons(config.data, RowReport(FIRST_ROWS), [], FIRST_ROWS)
     if config.data.kind == "chains" and config.data.role == "critic" and config.eval_problems:
         load_model(str(asset_path(config.eval_policy, "policy")))  # a missing one is told now, not after the training
 

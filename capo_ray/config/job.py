@@ -1,4 +1,4 @@
-"""What every command that trains has in common: the sections `run` and `learner` as far as both kinds of run read them.
+"""What every command that trains has in common: its sections as far as both kinds of run read them.
 
 `train` and `sft` say the rest in sections of their own, which inherit these.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Scalar, Section
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -47,6 +47,36 @@ class JobRunConfig(Section):
         if name in ("latest", ".", "..") or "/" in name:
             raise ValueError(f"run.name must be a name in run.dir, other than latest, . and .. (got {name!r})")
         return name
+
+
+class FrameConfig(Section):
+    """How a question becomes a prompt."""
+
+    system_prompt: str = ""
+    """Put before the question: as the system message of a chat template, or as plain text."""
+    prompt_template: str = "{question}\n"
+    """Used where the tokenizer has no chat template, or `chat_template=false`."""
+    chat_template: bool = False
+    """Ask as a user turn of the tokenizer's chat template, which then also says what begins a prompt."""
+    chat_template_args: dict[str, Scalar] = Field(default_factory=dict)
+    """Names that the chat template reads, as `model.chat_template_args.enable_thinking=false`."""
+
+
+class RowsConfig(Section):
+    """Files or a data set, and where the question stands in their rows."""
+
+    kind: Literal["chains", "files", "jsonl", "csv", "parquet", "hub"] = "chains"
+    """`files`: each file is what its first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2);
+    jsonl, csv, parquet: anything else is refused; hub: a data set by name, which needs the package `datasets`."""
+    path: str = ""
+    """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; a data-set name with hub."""
+    split: str = "train"
+    """Of a data set or of a folder whose names of files tell splits."""
+    question_column: str = ""
+    """A column, or a path into one, as `extra.question`; of a chat its one user turn is the question. Empty: the first
+    of the usual ones that the rows have, which is said at the start."""
+    max_bad_rows: int = Field(10, ge=0)
+    """Unreadable rows above which the run ends; each is reported with file and line."""
 
 
 class RanksConfig(Section):

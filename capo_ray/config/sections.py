@@ -11,7 +11,7 @@ from capo_ray.config.base import Scalar, Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.critic import EndpointConfig as EndpointConfig
 from capo_ray.config.curriculum import CurriculumConfig
-from capo_ray.config.job import JobRunConfig, RanksConfig
+from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig, RowsConfig
 from capo_ray.config.job import Positive as Positive
 
 
@@ -48,7 +48,7 @@ class RunConfig(JobRunConfig):
         return self
 
 
-class ModelConfig(Section):
+class ModelConfig(FrameConfig):
     """The policy."""
 
     path: str = "laptop"
@@ -56,14 +56,6 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: Positive = 512
     """Longest prompt + response, in tokens."""
-    system_prompt: str = ""
-    """Put before the question: as the system message of a chat template, or as plain text."""
-    prompt_template: str = "{question}\n"
-    """Used where the tokenizer has no chat template, or `chat_template=false`."""
-    chat_template: bool = False
-    """Ask as a user turn of the tokenizer's chat template, which then also says what begins a prompt."""
-    chat_template_args: dict[str, Scalar] = Field(default_factory=dict)
-    """Names that the chat template reads, as `model.chat_template_args.enable_thinking=false`."""
     stop_tokens: tuple[str, ...] = ()
     """Tokens that end a response beside the tokenizer's eos and those of `generation_config.json`, as
     `['<|im_end|>']`: for base models whose chat template ends turns with a token that is not their eos."""
@@ -71,23 +63,13 @@ class ModelConfig(Section):
     """Texts that end a response once they are in it, as `["\\nQ:"]`; their tokens stay in it."""
 
 
-class DataConfig(Section):
+class DataConfig(RowsConfig):
     """The problems."""
 
-    kind: Literal["chains", "files", "jsonl", "csv", "parquet", "hub"] = "chains"
-    """`files`: each file is what its first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2);
-    jsonl, csv, parquet: anything else is refused; hub: a data set by name, which needs the package `datasets`."""
-    path: str = ""
-    """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; a data-set name with hub."""
     eval_path: str = ""
     """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
     eval_frac: float = Field(0.1, ge=0, lt=1)
-    split: str = "train"
-    """Of a data set or of a folder whose names of files tell splits."""
     eval_split: str = "test"
-    question_column: str = ""
-    """A column, or a path into one, as `extra.question`; of a chat its one user turn is the question. Empty: the first
-    of the usual ones that the rows have, which is said at the start."""
     answer_column: str = ""
     """As `question_column`: `reward_model.ground_truth`, `answers.0`. A list is a list of answers. Empty: found too."""
     answer_marker: str = ""
@@ -97,8 +79,6 @@ class DataConfig(Section):
     `\\boxed`: the content of the boxes; rows with different ones are bad unless they are one list. What precedes the
     answer (or, with `\\boxed`, the whole column) is the reference solution.
     """
-    max_bad_rows: int = Field(10, ge=0)
-    """Unreadable rows above which the run ends; each is reported with file and line."""
     chain_steps: Positive = 6
     """kind=chains: operations per problem."""
     curriculum: CurriculumConfig = CurriculumConfig()

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from capo_ray.config.base import Section
-from capo_ray.config.job import JobRunConfig, Positive, RanksConfig
+from capo_ray.config.job import FrameConfig, JobRunConfig, Positive, RanksConfig, RowsConfig
 from capo_ray.config.sections import ClusterConfig, LearnerConfig, TrackingConfig
 
 
@@ -21,7 +21,7 @@ class SftRunConfig(JobRunConfig):
     """Updates between checkpoints; the last update has one too."""
 
 
-class SftModelConfig(Section):
+class SftModelConfig(FrameConfig):
     """Where training starts: a model directory, or random weights of the Qwen3 architecture."""
 
     path: str = ""
@@ -41,20 +41,11 @@ class SftModelConfig(Section):
     """Standard deviation of the first weights. The usual 0.02 wastes a hundred updates at these sizes."""
 
 
-class SftDataConfig(Section):
+class SftDataConfig(RowsConfig):
     """What is taught."""
 
-    kind: Literal["chains", "jsonl"] = "chains"
-    path: str = ""
-    """kind=jsonl: file with one object per line, with the two columns below."""
-    prompt_column: str = "prompt"
-    completion_column: str = "response"
-    prompt_template: str = "{question}\n"
-    """kind=jsonl: what the model reads, as `model.prompt_template` in training."""
-    chat_template: bool = False
-    """kind=jsonl: the prompt as a user turn of the tokenizer's chat template."""
-    system_prompt: str = ""
-    """kind=jsonl: put before the prompt, as in training."""
+    solution_column: str = ""
+    """As `question_column`: what the model shall answer; of a chat its one assistant turn. Empty: found too."""
     role: Literal["policy", "critic"] = "policy"
     """kind=chains: whose lessons; from scratch it also chooses the tokenizer."""
     min_steps: Positive = 2
@@ -63,8 +54,6 @@ class SftDataConfig(Section):
     """kind=chains: most operations per problem."""
     error_prob: float = Field(0.35, ge=0, le=1)
     """kind=chains, role=policy: how often a demonstrated result is replaced by a random digit."""
-    max_bad_rows: int = Field(10, ge=0)
-    """Unreadable rows above which the command ends."""
 
 
 class SftLearnerConfig(RanksConfig):
@@ -120,15 +109,9 @@ class SftConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_combinations(self) -> SftConfig:
-        if self.data.kind == "jsonl" and not self.data.path:
-            raise ValueError("data.kind=jsonl needs data.path, a file of prompt and response lines (got an empty path)")
-        if self.data.kind == "jsonl" and not self.model.path:
+        if self.data.kind != "chains" and not self.model.path:
             raise ValueError(
-                "data.kind=jsonl needs model.path, since a tokenizer cannot be made from scratch (got none)"
-            )
-        if self.data.prompt_template.count("{question}") != 1:
-            raise ValueError(
-                f"data.prompt_template must hold {{question}} exactly once (got {self.data.prompt_template!r})"
+                f"data.kind={self.data.kind} needs model.path, since a tokenizer cannot be made from scratch (got none)"
             )
         if self.data.min_steps > self.data.max_steps:
             raise ValueError(
@@ -171,8 +154,8 @@ SFT_RULES: tuple[IdleRule, ...] = (
     ),
     (
         (
-            *(f"data.{name}" for name in ("path", "prompt_column", "completion_column", "max_bad_rows")),
-            *(f"data.{name}" for name in ("prompt_template", "chat_template", "system_prompt")),
+            *(f"data.{name}" for name in ("path", "split", "question_column", "solution_column", "max_bad_rows")),
+            *(f"model.{name}" for name in FrameConfig.model_fields),
         ),
         lambda c: c.data.kind == "chains",
         "with data.kind=chains, which reads no file; set data.kind",

@@ -21,7 +21,7 @@ from capo_ray.evidence import Doors, build_sources, gather
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
-from capo_ray.prompts import build_policy_prompt
+from capo_ray.prompts import frame_question
 from capo_ray.protocols import PartLost, PartTimeout, Sampling
 from capo_ray.steps import SpanError, split_steps, without_thinking
 from capo_ray.types import Group, GroupCredit, Judged, Problem, Sample, Span, Trajectory, TrajectoryKey
@@ -121,15 +121,7 @@ class GroupWay:
 
     def encode_prompt(self, problem: Problem) -> tuple[int, ...]:
         """The policy's prompt token ids of a problem [P]."""
-        model = self._parts.config.model
-        return build_policy_prompt(
-            self._parts.tokenizer,
-            problem.prompt,
-            system_prompt=model.system_prompt,
-            template=model.prompt_template,
-            chat_template=model.chat_template,
-            chat_args=model.chat_template_args,
-        )
+        return frame_question(self._parts.tokenizer, problem.prompt, self._parts.config.model)
 
     def fits(self, problem: Problem) -> bool:
         """Whether `model.max_model_len` holds prompt, response and what evidence puts beside them."""

@@ -28,7 +28,7 @@ from capo_ray.flow.parts import Progress
 from capo_ray.flow.saving import Saver
 from capo_ray.packing import build_batch
 from capo_ray.problems import ProblemSource
-from capo_ray.prompts import build_policy_prompt
+from capo_ray.prompts import frame_question
 from capo_ray.protocols import RunFailed, Tokenizer, Tracker, Trainer
 from capo_ray.runs.layout import STATE_FILE
 from capo_ray.types import Batch, Problem, Sample, TrajectoryKey, UpdateReport, VersionRun
@@ -184,19 +184,12 @@ class Supervised:
 
 def to_example(lesson: Problem, config: SftConfig, tokenizer: Tokenizer) -> Example:
     """A lesson as the learner reads it; the prompts of files are framed as in `capo-ray train`."""
-    data = config.data
-    if data.kind == "chains":
+    if config.data.kind == "chains":
         prompt_ids = tuple(tokenizer.encode(lesson.prompt))
     else:
-        prompt_ids = build_policy_prompt(
-            tokenizer,
-            lesson.prompt,
-            system_prompt=data.system_prompt,
-            template=data.prompt_template,
-            chat_template=data.chat_template,
-        )
+        prompt_ids = frame_question(tokenizer, lesson.prompt, config.model)
     # A completion is trusted: what it spells of control tokens (`<think>`) the policy shall learn to write.
-    return Example((*prompt_ids, *tokenizer.encode(lesson.solution or ""), tokenizer.eos_id), len(prompt_ids))
+    return Example((*prompt_ids, *tokenizer.encode(lesson.answer), tokenizer.eos_id), len(prompt_ids))
 
 
 def imitation_batch(examples: Sequence[Example], config: SftConfig, update: int) -> Batch:

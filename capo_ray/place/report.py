@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from capo_ray.config import TrainConfig
 from capo_ray.flow import RunOutcome
+from capo_ray.problems import ProblemSet
 from capo_ray.runs.layout import CURVE_FILE
+
+MAX_ROWS_SHOWN = 10
 
 EVALUATED = ("accuracy", "accuracy_ci95", "greedy_accuracy", "greedy_accuracy_ci95")
 
@@ -65,3 +69,13 @@ def closing_rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]
     if summary["stopped_early"]:
         rows.append(("stopped early", summary["stopped_early"]))
     return [*rows, ("learning curve", str(run_dir / CURVE_FILE)), ("run", str(run_dir))]
+
+
+def report_rows(problems: ProblemSet) -> None:
+    """Say how rows were read, and name those that were passed over, on standard error."""
+    for note in problems.notes:
+        print(note, file=sys.stderr)
+    for row in problems.bad_rows[:MAX_ROWS_SHOWN]:
+        print(f"passed over {row}", file=sys.stderr)
+    if len(problems.bad_rows) > MAX_ROWS_SHOWN:
+        print(f"passed over {len(problems.bad_rows) - MAX_ROWS_SHOWN} more bad rows", file=sys.stderr)

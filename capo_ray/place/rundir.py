@@ -117,7 +117,7 @@ def data_digests(config: Job) -> dict[str, str]:
     if data.kind == "chains":
         return {}
     digests = {}
-    named = [("data.path", data.path, "train" if isinstance(config, SftConfig) else config.data.split)]
+    named = [("data.path", data.path, data.split)]
     if isinstance(config, TrainConfig):
         named.append(("data.eval_path", config.data.eval_path, config.data.eval_split))
     for key, name, split in named:

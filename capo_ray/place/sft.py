@@ -23,6 +23,7 @@ from capo_ray.learners import LearnerAlone, LearnerSpec
 from capo_ray.metrics import Screen, build_trackers
 from capo_ray.place import rundir
 from capo_ray.place.ending import ends_soon_after_failure
+from capo_ray.place.report import report_rows
 from capo_ray.place.session import Session, find_latest, in_session
 from capo_ray.problems import ProblemSource, asset_path
 from capo_ray.problems.lessons import build_lessons
@@ -55,12 +56,13 @@ def run(config: SftConfig) -> Trained:
 async def _run(config: SftConfig, session: Session) -> Trained:
     checkpoints = rundir.checkpoints_of(session.run_dir, config)
     lessons = build_lessons(config.data, config.run.seed)
+    report_rows(lessons)
     start = await asyncio.to_thread(start_model, config, session.run_dir)
     tokenizer = load_tokenizer(start)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray sft  {session.run_dir}")
 
     async def train(learner: Trainer) -> Trained:
-        state = await _restore(config, session, checkpoints, learner, lessons)
+        state = await _restore(config, session, checkpoints, learner, lessons.train)
         tracker = await asyncio.to_thread(
             build_trackers,
             config.tracking,
@@ -69,7 +71,7 @@ async def _run(config: SftConfig, session: Session) -> Trained:
             resume_from=state.version if config.resume else None,
         )
         with contextlib.closing(tracker):
-            parts = SftParts(config, tokenizer, lessons, learner, checkpoints, tracker, screen)
+            parts = SftParts(config, tokenizer, lessons.train, learner, checkpoints, tracker, screen)
             supervised = Supervised(parts, state)
             session.ending.ask = supervised.stop
             early = await supervised.run()

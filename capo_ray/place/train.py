@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from capo_ray.place import cluster, nodes, rundir
 from capo_ray.place.actors import Actors
 from capo_ray.place.agreement import agree_at_start, canary_ids
 from capo_ray.place.ending import Ending, ends_soon_after_failure
-from capo_ray.place.report import closing_rows, summarise
+from capo_ray.place.report import closing_rows, report_rows, summarise
 from capo_ray.place.role import path_of
 from capo_ray.place.roles.critic import CRITIC
 from capo_ray.place.roles.learner import LEARNER
@@ -53,8 +52,6 @@ from capo_ray.runs.layout import (
     TRANSCRIPTS_FILE,
 )
 
-MAX_ROWS_SHOWN = 10
-
 
 def run(config: TrainConfig) -> int:
     """0 after a run that ended as asked; raises `RunFailed` or `RunStopped` (with `run_dir`) otherwise."""
@@ -67,7 +64,7 @@ async def _run(config: TrainConfig, session: Session) -> int:
     tokenizer = HfTokenizer(path_of(policy_model(config)))
     require_policys_tokens(config, tokenizer)
     problems = build_problems(config.data, config.run.seed)
-    _report_bad_rows(problems)
+    report_rows(problems)
     checkpoints = rundir.checkpoints_of(run_dir, config)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
     with screen:
@@ -169,16 +166,6 @@ def _open_ledger(config: TrainConfig, run_dir: Path) -> Iterator[SqliteLedger]:
         raise
     ledger.close_open(ending)
     ledger.close()
-
-
-def _report_bad_rows(problems: ProblemSet) -> None:
-    """Say how rows were read, and name those that were passed over, on standard error."""
-    for note in problems.notes:
-        print(note, file=sys.stderr)
-    for row in problems.bad_rows[:MAX_ROWS_SHOWN]:
-        print(f"passed over {row}", file=sys.stderr)
-    if len(problems.bad_rows) > MAX_ROWS_SHOWN:
-        print(f"passed over {len(problems.bad_rows) - MAX_ROWS_SHOWN} more bad rows", file=sys.stderr)
 
 
 async def _restore(

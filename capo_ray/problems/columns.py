@@ -18,7 +18,8 @@ from capo_ray.problems.files import MAX_ROW_BYTES
 BOXED = "\\boxed"  # as answer_marker: the answer is the content of the last box, the column the reference solution
 HASHES = "####"
 WORKED = "solution"  # a whole solution: an answer only where it is marked
-QUESTIONS = ("question", "problem", "prompt", "messages", "query", "instruction")
+QUESTIONS = ("question", "problem", "prompt", "messages", "conversations", "query", "instruction")
+SOLUTIONS = (WORKED, "response", "completion", "generation", "output", "messages", "conversations", "answer")
 ANSWERS = (
     "answer",
     "final_answer",
@@ -30,7 +31,7 @@ ANSWERS = (
     "target",
     WORKED,
 )
-USERS, SPEAKERS = ("user", "human"), ("role", "from")
+USERS, MODELS, SPEAKERS = ("user", "human"), ("assistant", "gpt"), ("role", "from")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 # What stands between the boxes of one list: marks of mathematics, commas, `and`, `or`, `x_1 =`.
 _BETWEEN = re.compile(
@@ -99,21 +100,30 @@ def answer_text(value: Any) -> str | None:
 
 def question_of(row: Mapping[str, Any], column: str) -> str:
     """The question in a column: its text, or that of the one user turn of a chat."""
-    value = value_at(row, column)
+    return _text_or_turn(row, column, USERS, "a problem is one question")
+
+
+def solution_of(row: Mapping[str, Any], column: str) -> str:
+    """What is to be answered: the text in a column, or that of the one assistant turn of a chat."""
+    return _text_or_turn(row, column, MODELS, "a lesson is one answer")
+
+
+def _text_or_turn(row: Mapping[str, Any], column: str, speakers: Sequence[str], why: str) -> str:
+    value, whose = value_at(row, column), speakers[0]
     if not isinstance(value, list):
         return text_of(row, column)
     key = next((key for key in SPEAKERS if all(isinstance(t, Mapping) and key in t for t in value)), None)
     if key is None or not value:
         first = type(value[0]).__name__ if value else "nothing"
         raise BadRow(f"expected text or chat turns in {column!r}, got a list of {first}")
-    asked = [turn for turn in value if turn[key] in USERS]
+    asked = [turn for turn in value if turn[key] in speakers]
     if len(asked) != 1:
-        raise BadRow(f"expected one user turn in {column!r}, got {len(asked)}; a problem is one question")
+        raise BadRow(f"expected one {whose} turn in {column!r}, got {len(asked)}; {why}")
     content = asked[0].get("content", asked[0].get("value"))
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise BadRow(f"expected text in the user turn of {column!r}, got {type(content).__name__}")
+        raise BadRow(f"expected text in the {whose} turn of {column!r}, got {type(content).__name__}")
     return _checked(content, column)
 
 
@@ -176,6 +186,15 @@ def find_layout(row: Mapping[str, Any], question: str, answer: str, marker: str)
         if answer == WORKED and not marker:
             raise BadRow(f"expected a box or {HASHES} in {answer!r}, got {text_of(row, answer)[-40:]!r}")
     return Layout(question, answer, marker)
+
+
+def find_lesson(row: Mapping[str, Any], question: str, solution: str) -> Layout:
+    """As `find_layout`, the answer being a whole solution."""
+    return Layout(
+        question or _first_usable(row, QUESTIONS, question_of, "data.question_column"),
+        solution or _first_usable(row, SOLUTIONS, solution_of, "data.solution_column"),
+        "",
+    )
 
 
 def _marker_of(text: str) -> str:

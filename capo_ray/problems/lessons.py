@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 from capo_ray.config.sft import SftDataConfig
 from capo_ray.problems.chains_lessons import Lesson, critic_lessons, policy_lessons
-from capo_ray.problems.columns import BadRow, text_of
+from capo_ray.problems.columns import Layout, find_lesson, question_of, solution_of
 from capo_ray.problems.rows import RowReport, read_rows
-from capo_ray.problems.streams import PlainSource, ProblemSource, RowSource
+from capo_ray.problems.sources import ProblemSet, collect
+from capo_ray.problems.streams import PlainSource, RowSource
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
@@ -26,7 +28,7 @@ class LessonSource(PlainSource):
     def next_problem(self, progress: float = 0.0) -> Problem:
         prompt, completion = next(self._lessons)
         self._index += 1
-        return Problem(f"lesson-{self._index}", prompt, "", completion, "chains")
+        return Problem(f"lesson-{self._index}", prompt, completion, None, "chains")
 
     def state(self) -> dict[str, int]:
         return {"index": self._index}
@@ -36,25 +38,39 @@ class LessonSource(PlainSource):
         self._lessons = islice(self._begin(), self._index, None)
 
 
-def build_lessons(config: SftDataConfig, seed: int) -> ProblemSource:
+def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
     """The lessons of a run; RunFailed with a sentence on a missing file, empty data or too many bad rows."""
     lengths = (config.min_steps, config.max_steps)
     if config.kind == "chains" and config.role == "critic":
-        return LessonSource(lambda: critic_lessons(seed, lengths))
+        return ProblemSet(LessonSource(lambda: critic_lessons(seed, lengths)), ())
     if config.kind == "chains":
-        return LessonSource(lambda: policy_lessons(seed, lengths, config.error_prob))
-    return RowSource(_read(config), seed)
+        return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, config.error_prob)), ())
+    report, notes = RowReport(config.max_bad_rows), list[str]()
+    lessons = read_lessons(config, report, notes)
+    return ProblemSet(RowSource(lessons, seed), (), tuple(report.bad), notes=tuple(notes))
 
 
-def _read(config: SftDataConfig) -> list[Problem]:
-    report = RowReport(config.max_bad_rows)
-    lessons = []
-    for place, row in read_rows("jsonl", config.path, "train", report):
-        try:
-            prompt, completion = text_of(row, config.prompt_column), text_of(row, config.completion_column)
-            lessons.append(Problem(place, prompt, "", completion, config.path))
-        except BadRow as error:
-            report.add(place, str(error))
+def read_lessons(config: SftDataConfig, report: RowReport, notes: list[str], limit: int | None = None) -> list[Problem]:
+    """The lessons of the first `limit` rows, at least one; as `read_problems`."""
+    assert config.kind != "chains"
+    given = [name for name in (config.question_column, config.solution_column) if name]
+
+    def find(row: Mapping[str, Any]) -> Layout:
+        return find_lesson(row, config.question_column, config.solution_column)
+
+    rows = read_rows(config.kind, config.path, config.split, report, given if len(given) == 2 else ())
+    words = "" if len(given) == 2 else "questions are read from {question!r}, solutions from {answer!r}"
+    lessons = collect(islice(rows, limit), config.path, find, to_lesson, words, report, notes)
     if not lessons:
-        raise RunFailed(f"expected lines of prompt and response in {config.path}, got none")
+        first = f" ({report.bad[0]})" if report.bad else ""
+        raise RunFailed(
+            f"expected rows with a question and its solution in {config.path}, got none{first}; set "
+            "data.question_column and data.solution_column"
+        )
     return lessons
+
+
+def to_lesson(layout: Layout, row: Mapping[str, Any], lesson_id: str, source: str) -> Problem:
+    """The lesson of a row."""
+    question, solution = question_of(row, layout.question), solution_of(row, layout.answer)
+    return Problem(lesson_id, question.strip(), solution, None, source)

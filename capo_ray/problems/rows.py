@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from capo_ray.config.sections import DataConfig
+from capo_ray.config.job import RowsConfig
 from capo_ray.problems.files import FORMAT_NAMES, data_files, format_of, rows_of
 from capo_ray.protocols import RunFailed
 
@@ -49,7 +49,7 @@ def read_rows(kind: Kind, path: str, split: str, report: RowReport, columns: Col
     return _file_rows(kind, data_files(path, split), report, columns)
 
 
-def reads_hub(data: DataConfig) -> bool:
+def reads_hub(data: RowsConfig) -> bool:
     """Whether the problems come from a hub, not from files here."""
     return data.kind == "hub" and not _is_local(data.path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from capo_ray.problems.columns import (
     text_of,
 )
 from capo_ray.problems.curriculum import Curriculum
-from capo_ray.problems.rows import RowReport, read_rows
+from capo_ray.problems.rows import Row, RowReport, read_rows
 from capo_ray.problems.streams import ChainSource, ProblemSource, RowSource
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
@@ -88,32 +88,49 @@ def read_problems(
     `notes` gets a line on columns that were found, and on turns of chats that were left out.
     """
     assert config.kind != "chains"
-    source = Path(path).stem or path
     given = [name for name in (config.question_column, config.answer_column) if name]
+
+    def find(row: Mapping[str, Any]) -> Layout:
+        return find_layout(row, config.question_column, config.answer_column, config.answer_marker)
+
     rows = read_rows(config.kind, path, split, report, given if len(given) == 2 else ())
+    words = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
+    return collect(islice(rows, limit), path, find, to_problem, words, report, notes)
+
+
+def collect(
+    rows: Iterable[Row],
+    path: str,
+    find: Callable[[Mapping[str, Any]], Layout],
+    make: Callable[[Layout, Mapping[str, Any], str, str], Problem],
+    words: str,
+    report: RowReport,
+    notes: list[str],
+) -> list[Problem]:
+    """What `make` makes of rows, each file being laid out as `find` says of the first row where it can.
+
+    `words` tell the layout that was found, in `notes`; empty where it was given.
+    """
+    source = Path(path).stem or path
     problems: list[Problem] = []
     layout, file, num_files, left_out = None, "", 0, 0
-    for place, row in islice(rows, limit):
+    for place, row in rows:
         name, _, number = place.rpartition(":")
         if name != file:  # shards number their rows alike, and may be laid out differently
             layout, file, num_files = None, name, num_files + 1
         try:
-            layout = layout or find_layout(row, config.question_column, config.answer_column, config.answer_marker)
+            layout = layout or find(row)
             row_id = f"{source}-{number}" if num_files == 1 else f"{source}-{num_files}-{number}"
-            problems.append(to_problem(layout, row, row_id, source))
+            problems.append(make(layout, row, row_id, source))
             left_out += bool(system_of(row, layout.question))
         except BadRow as error:
             report.add(place, str(error))
-        if layout and num_files == 1 and not notes and len(given) < 2:
-            notes.append(_found(layout, path))
+        if layout and num_files == 1 and not notes and words:
+            mark = f", after {layout.marker}" if layout.marker else ""
+            notes.append(f"{path}: " + words.format(question=layout.question, answer=layout.answer, marker=mark))
     if left_out:
         notes.append(f"{path}: the system turn of {left_out} rows is left out; model.system_prompt is what is sent")
     return problems
-
-
-def _found(layout: Layout, path: str) -> str:
-    mark = f", after {layout.marker}" if layout.marker else ""
-    return f"{path}: questions are read from {layout.question!r}, answers from {layout.answer!r}{mark}"
 
 
 def to_problem(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:

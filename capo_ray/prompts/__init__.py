@@ -6,7 +6,7 @@ critic   rubric, question, reference | tagged steps  -> ids; the part before `|`
 
 from capo_ray.prompts.critic import Piece, build_critic_prompt, build_critic_text, critic_pieces
 from capo_ray.prompts.escape import escape_data
-from capo_ray.prompts.policy import build_policy_prompt
+from capo_ray.prompts.policy import build_policy_prompt, frame_question
 from capo_ray.prompts.rubrics import RUBRICS, Rubric, load_rubric
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "build_policy_prompt",
     "critic_pieces",
     "escape_data",
+    "frame_question",
     "load_rubric",
 ]

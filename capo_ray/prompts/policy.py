@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from capo_ray.config.job import FrameConfig
+
 _SLOT = "{question}"
+
+
+def frame_question(tokenizer: Any, question: str, frame: FrameConfig) -> tuple[int, ...]:
+    """As `build_policy_prompt`, in the frame that a run's `model` section says."""
+    return build_policy_prompt(
+        tokenizer,
+        question,
+        system_prompt=frame.system_prompt,
+        template=frame.prompt_template,
+        chat_template=frame.chat_template,
+        chat_args=frame.chat_template_args,
+    )
 
 
 def build_policy_prompt(

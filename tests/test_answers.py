@@ -25,8 +25,8 @@ from capo_ray.answers import (
     slow_equal,
 )
 from capo_ray.answers.compare import decide
+from capo_ray.answers.constants import value_of
 from capo_ray.answers.library import prepare
-from capo_ray.answers.witness import value_of
 
 GOLDS = Path(__file__).parent / "data" / "answers"
 
@@ -168,6 +168,8 @@ def test_the_library_alone_errs_where_the_house_rules_say_so() -> None:
     assert library_equal("2(3)", "5")
     assert library_equal("x^2+1=0", "x^4+1=0", shortcut=False)
     assert library_equal(r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", shortcut=False)
+    assert library_equal(r"\frac{2^{2005}+1}{3\cdot2^{2006}}", r"\frac{1}{3\cdot2^{2006}}", shortcut=False)
+    assert not slow_equal(r"\frac{2^{2005}+1}{3\cdot2^{2006}}", r"\frac{1}{3\cdot2^{2006}}")
     assert library_equal("4210_7", "4210_8")
     assert library_equal(r"\angle ABC", r"\angle ACB")
     assert library_equal("5", r"5\text{ ft }6\text{ in}")
@@ -522,8 +524,9 @@ def test_answers_of_two_kinds_or_shapes_are_told_apart_only_where_the_library_do
         (r"\frac{1}{2}", r"\frac{1}{2"),
     ],
 )
-def test_answers_that_only_look_complicated_are_told_apart_at_once(a: str, b: str) -> None:
-    assert fast_equal(a, b) is False
+def test_answers_that_look_complicated_are_told_apart(a: str, b: str) -> None:
+    assert slow_equal(a, b) is False
+    assert fast_equal(a, b) is not True
     assert not library_equal(normalise(a), normalise(b), shortcut=False)
 
 
@@ -568,7 +571,7 @@ def test_formulas_that_can_be_read_in_two_ways_have_no_value(text: str) -> None:
 def test_a_simple_formula_has_the_value_that_anyone_would_give_it() -> None:
     assert value_of(r"-\frac{3\sqrt{2}}{2}+2^3") == pytest.approx(8 - 2.12132, abs=1e-4)
     assert value_of("(1)(1)") is None  # math-verify reads 2
-    assert value_of("6+9i") == pytest.approx(6 + 9j)
+    assert value_of("6+9i") is None
     assert value_of(r"11\sqrt2") == pytest.approx(15.5563, abs=1e-4)
 
 

@@ -6,7 +6,7 @@
                                                               |
                                               slow_equal (math-verify, only inside a killable child)
 
-`fast_equal` compares plain numbers exactly, and sees by their values that simple formulas differ.
+`fast_equal` compares plain numbers exactly; formulas are left to math-verify.
 
 Invariant: where `fast_equal` speaks, `slow_equal` says the same. Both read the same house rules (`compare.decide`).
 """

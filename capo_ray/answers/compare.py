@@ -21,7 +21,6 @@ from functools import lru_cache
 from capo_ray.answers.numbers import read_number, same_number
 from capo_ray.answers.parts import entries_of, split_name
 from capo_ray.answers.reals import Span, read_reals
-from capo_ray.answers.shapes import MARKED_TEXT, WORD, differ, is_word
 from capo_ray.answers.spelling import normalise
 
 MAX_ANSWER_CHARS = 1024
@@ -29,6 +28,8 @@ MAX_DEPTH = 3
 
 Leaf = Callable[[str, str], bool | None]
 
+_MARKED_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
+_WORD = re.compile(r"\(?([A-Za-z][A-Za-z' -]*)\)?")
 _SPACES = re.compile(r"\s+")
 _APART = re.compile(r"-?[0-9.,]+(?: [0-9.,]+)+|-?(?:[0-9.]+|\([0-9.]+\))(?:\([0-9.]+\))+")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[0-9]+(?:\.[0-9]+)?|\S")
@@ -109,13 +110,9 @@ def exact_equal(a: str, b: str) -> bool:
 
 
 def _by_value(a: str, b: str) -> bool | None:
-    """What numbers and shapes tell of two formulas."""
+    """What two plain numbers tell; None for other formulas."""
     first, second = read_number(a), read_number(b)
-    if first and second:
-        return same_number(first, second)
-    if (first and is_word(b)) or (second and is_word(a)):
-        return False
-    return False if differ(a, b) else None
+    return same_number(first, second) if first and second else None
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -194,9 +191,9 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 def _words(a: str, b: str) -> bool | None:
     """Whether two texts are the same word, where at least one is marked as text or both look like words."""
-    first, second = MARKED_TEXT.fullmatch(a), MARKED_TEXT.fullmatch(b)
-    left = WORD.fullmatch((first.group(1) if first else a).strip())
-    right = WORD.fullmatch((second.group(1) if second else b).strip())
+    first, second = _MARKED_TEXT.fullmatch(a), _MARKED_TEXT.fullmatch(b)
+    left = _WORD.fullmatch((first.group(1) if first else a).strip())
+    right = _WORD.fullmatch((second.group(1) if second else b).strip())
     if not left or not right:
         return None
     x, y = (" ".join(word.group(1).replace("-", " ").split()).casefold() for word in (left, right))

@@ -6,16 +6,14 @@ A number is read here only where math-verify reads the same value; everything el
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from capo_ray.answers.constants import value_of
 from capo_ray.answers.spelling import normalise
-from capo_ray.answers.witness import apart, value_of
 
 MAX_DIGITS = 100
-MAX_ENTRIES = 64
 TINY, TINY_RATIO = Fraction(1, 1000), Fraction(1, 10**4)
 FLOAT_DIGITS = 15  # what a 53-bit float keeps; beyond it the library's rounding is its own affair
 
@@ -29,9 +27,6 @@ _SLASH = re.compile(r"(-?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
-THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
-_LETTERS, _COMMANDS = re.compile("[a-zA-Z]"), re.compile(r"\\[a-zA-Z]+")
-_SIGN = re.compile("[-+]")
 _SCIENTIFIC = re.compile(r"(-?)(?:([0-9]{1,20}(?:\.[0-9]{1,20})?)(?:\\times|\\cdot|\*))?10\^\{?(-?[0-9]{1,3})\}?")
 _MIXED = re.compile(r"(-?)([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
@@ -71,8 +66,7 @@ def number_of(text: str) -> float | None:
     if number := read_number(text):
         value = number.value / 100 if number.percent else number.value
         return float(value) if abs(value) < 10**300 else None
-    found = value_of(text) if not _LETTERS.search(_COMMANDS.sub("", text)) else None
-    return found.real if found is not None and found.imag == 0 else None
+    return value_of(text)
 
 
 def _plain(text: str) -> tuple[Fraction, bool] | None:
@@ -97,63 +91,6 @@ def _plain(text: str) -> tuple[Fraction, bool] | None:
         value = int(match.group(2)) + Fraction(int(match.group(3)), int(match.group(4)))
         return -value if match.group(1) else value, False
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class List:
-    r"""A list's brackets ("" for none), its entries and their values: two for `1\pm x`; none where one has no value."""
-
-    kind: str
-    entries: tuple[str, ...]
-    values: tuple[complex, ...]
-
-
-@lru_cache(maxsize=4096)
-def read_list(text: str) -> List | None:
-    """The entries of a list, one entry without brackets included; None where a comma may be part of a number."""
-    kind = ""
-    for opening, closing in (("(", ")"), ("[", "]"), ("\\{", "\\}")):  # half-open intervals may be empty: not here
-        if text.startswith(opening) and text.endswith(closing) and "," in text:
-            kind, text = opening + closing, text[len(opening) : -len(closing)]
-            break
-    if text.count(",") >= MAX_ENTRIES or THOUSANDS.search(text):
-        return None
-    entries = tuple(re.split(r",\s*", text))
-    values: list[complex] = []
-    for entry in entries:
-        found = _values_of(entry)
-        if found is None:
-            return List(kind, entries, ())
-        values += found
-    return List(kind, entries, tuple(values))
-
-
-def _values_of(entry: str) -> list[complex] | None:
-    base, both, change = entry.partition("\\pm")
-    if not both:
-        value = entry_value(entry)
-        return None if value is None else [value]
-    centre, width = (entry_value(base.strip()) if base.strip() else 0j), entry_value(change.strip())
-    if centre is None or width is None or _SIGN.search(change):
-        return None
-    return [centre - width, centre + width]
-
-
-def entry_value(text: str) -> complex | None:
-    """The value of one number or simple formula; None for a percentage, an assignment and anything else."""
-    number = read_number(text)
-    if number is None:
-        return value_of(text)
-    return complex(number.value) if _bare(number) and abs(number.value) < 10**12 else None
-
-
-def _bare(number: Number) -> bool:
-    return not number.percent and not number.assigned
-
-
-def has_loner(values: Sequence[complex], others: Sequence[complex]) -> bool:
-    """Whether some value is near none of the others."""
-    return any(all(apart(x, y) for y in others) for x in values)
 
 
 def same_number(a: Number, b: Number) -> bool | None:

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from capo_ray.answers.constants import value_of
 from capo_ray.answers.parts import split_top
-from capo_ray.answers.witness import value_of
 
 MAX_SPANS = 6
 
@@ -98,7 +98,7 @@ def _inequalities(text: str) -> Reals | None:
     end, start = value_of(low.high), value_of(high.low)
     if end is None or start is None:
         return None
-    if end.real <= start.real:
+    if end <= start:
         return Reals(first.letter, (low, high))
     return Reals(first.letter, (Span(high.brackets[0] + low.brackets[1], high.low, low.high),))
 

@@ -32,11 +32,11 @@ import torch
 from plain_torch.fidelity import calibration, measure, step_credit
 from plain_torch.fidelity_report import draw, show
 from plain_torch.planted import GROUP, HalfShared, World
+from scripted import ScriptedJudge, ScriptedSource
 
 from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.config.critic import CriticConfig
 from capo_ray.credit import assign_credit
-from capo_ray.critics.scripted import ScriptedJudge, ScriptedSource
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import Judge
 from capo_ray.types import Group

@@ -27,8 +27,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tiny import write_tiny_model
+
 from capo_ray.engines import EngineSpec, VllmEngine
-from capo_ray.engines.tiny import write_tiny_model
 
 RESULTS = Path(__file__).parent / "results" / "prefix_scoring.json"
 SIBLINGS, PROMPT, CUE, ANSWER = 4, 40, 4, 6

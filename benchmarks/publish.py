@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import ray
+from tiny import write_tokenizer
 
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.engines import EngineSpec
-from capo_ray.engines.tiny import write_tokenizer
 from capo_ray.learners import LearnerSpec
 from capo_ray.place.roles.learner import LearnerRank
 from capo_ray.place.roles.rollout import RolloutWorker

@@ -29,11 +29,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tiny import write_tiny_model
 
 from capo_ray.engines import EngineSpec
 from capo_ray.engines.requests import TOP_LOGPROBS, sampling_params
 from capo_ray.engines.runtime import engine_args, prepare_environment
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.protocols import Sampling
 
 RESULTS = Path(__file__).parent / "results" / "stepper.json"

@@ -28,8 +28,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tiny import write_tiny_model
+
 from capo_ray.engines import EngineSpec, VllmEngine
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.protocols import Sampling
 from capo_ray.weights import Apart, Canary, build_handle

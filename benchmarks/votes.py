@@ -36,10 +36,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tiny import write_tiny_model
+
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import CritiqueStore, Judge
 from capo_ray.engines import EngineSpec, VllmEngine, runtime
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.problems import asset_path
 from capo_ray.problems.chains import demonstrate, make_problem, response_text, split_steps
 from capo_ray.protocols import JudgeRequest, Sampling

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from benchmarks.scripted import ScriptedJudge, ScriptedSource
 from capo_ray.config.sections import CriticConfig
-from capo_ray.critics import CanaryWatch, ScriptedJudge, ScriptedSource, judge_canaries, load_cases
+from capo_ray.critics import CanaryWatch, judge_canaries, load_cases
 from capo_ray.critics.canary import chain_cases
 from capo_ray.critics.quality import first_error_accuracy, fleiss_kappa, step_quality, vote_agreement
 from capo_ray.protocols import JudgeRequest

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny import write_tiny_model
 from capo_ray.engines import EngineSpec, VllmEngine
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.protocols import PartLost, PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
 from capo_ray.weights import Apart, Canary, WeightsRefused, build_handle

@@ -232,8 +232,8 @@ def test_the_position_limit_is_that_of_the_model_also_for_a_hub_name(
 
     import huggingface_hub.constants
 
+    from benchmarks.tiny import write_tiny_model
     from capo_ray.engines.runtime import engine_model_len
-    from capo_ray.engines.tiny import write_tiny_model
 
     snapshot = tmp_path / "hub" / "models--maker--short" / "snapshots" / ("0" * 40)
     write_tiny_model(snapshot, max_positions=512)

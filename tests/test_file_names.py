@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from capo_ray.engines.tiny import write_tiny_model
+from benchmarks.tiny import write_tiny_model
 from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.policy import load_policy
 from capo_ray.protocols import RunFailed

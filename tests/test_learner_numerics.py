@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from capo_ray.engines.tiny import write_tiny_model
+    from benchmarks.tiny import write_tiny_model
 
     path = tmp_path_factory.mktemp("model")
     write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.tiny import write_tokenizer
 from capo_ray.engines import EngineSpec, VllmEngine
-from capo_ray.engines.tiny import write_tokenizer
 from capo_ray.learners.file_names import FileNames
 from capo_ray.learners.microbatch import to_inputs
 from capo_ray.learners.policy import Policy, load_policy

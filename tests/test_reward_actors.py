@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tiny import write_tiny_model
 from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
 from capo_ray.demand import policy_model
 from capo_ray.engines import HfTokenizer
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.flow.state import read_checkpoint
 from capo_ray.learners.reward_batch import labelled_trajectories
 from capo_ray.place.role import path_of

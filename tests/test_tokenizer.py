@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.tiny import EOS, PAD, SPECIALS, write_tokenizer
 from capo_ray.engines import HfTokenizer, TokenizerRefused
-from capo_ray.engines.tiny import EOS, PAD, SPECIALS, write_tokenizer
 from capo_ray.prompts import build_critic_prompt, build_policy_prompt
 from capo_ray.protocols import step_texts
 from capo_ray.steps import SEGMENTERS, check_spans, split_steps

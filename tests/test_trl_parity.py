@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.tiny import write_tiny_model
 from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit import assign_credit
-from capo_ray.engines.tiny import write_tiny_model
 from capo_ray.learners.microbatch import to_inputs
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.loss import policy_loss

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scripted import ScriptedJudge, ScriptedSource
+
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit.requests import Critiques as Asked
-from capo_ray.critics.scripted import ScriptedJudge, ScriptedSource
 from capo_ray.problems.chains import true_wrong_steps
 from capo_ray.protocols import Judge, JudgeRequest
 from capo_ray.types import Critique, Problem, Provenance

@@ -1,10 +1,10 @@
 """The critic tier: k votes on the steps of each response, for the price of little more than one.
 
     Judge            an LLM behind a TextEngine     CalculatorJudge  arithmetic, no model
-    EndpointJudge    any OpenAI-compatible API      ScriptedJudge    set precision and recall, for tests
-    EnsembleJudge    several side by side           CanaryWatch      known wrong steps, every so often
-    GuardedStore     what was paid for once         build_judge      any of these, from the configuration
+    EndpointJudge    any OpenAI-compatible API      CanaryWatch      known wrong steps, every so often
+    EnsembleJudge    several side by side           GuardedStore     what was paid for once
     PatientJudge     any of these, outages waited out
+    build_judge      any of these, from the configuration
 
 Invariant: a critique that failed is invalid and abstains, with its reason counted; it is never "no error".
 """
@@ -15,7 +15,6 @@ from capo_ray.critics.canary import CanaryCase, CanaryReport, CanaryWatch, judge
 from capo_ray.critics.ensemble import EnsembleJudge
 from capo_ray.critics.judge import Judge
 from capo_ray.critics.parse import parse_critique
-from capo_ray.critics.scripted import ScriptedJudge, ScriptedSource
 from capo_ray.critics.store import CritiqueStore
 
 __all__ = [
@@ -26,8 +25,6 @@ __all__ = [
     "CritiqueStore",
     "EnsembleJudge",
     "Judge",
-    "ScriptedJudge",
-    "ScriptedSource",
     "build_judge",
     "calculate",
     "judge_canaries",

@@ -1,4 +1,4 @@
-"""A whole Hugging Face model directory of a few hundred kilobytes: for tests, and as the clay of the laptop policies.
+"""A whole Hugging Face model directory of a few hundred kilobytes, for tests and benchmarks.
 
     write_tiny_model(path) -> config.json, generation_config.json, model.safetensors, tokenizer.json, ...
 

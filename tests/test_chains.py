@@ -3,7 +3,7 @@ r"""The laptop world: its truth, its lessons and its tokenizers."""
 from __future__ import annotations
 
 import random
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from capo_ray.problems.chains import (
     Chain,
+    apply,
     demonstrate,
     draw_chain,
+    is_unlearnt,
     make_problem,
     parse_chain,
     response_text,
@@ -27,6 +29,7 @@ from capo_ray.problems.chains_lessons import (
     critic_completion,
     critic_lessons,
     critic_prompt,
+    fact_lessons,
     policy_lessons,
     read_incorrect_steps,
     with_fault,
@@ -98,6 +101,48 @@ def test_misread_steps_come_in_every_kind_and_leave_the_draws_of_others_alone():
     assert kinds == {0, 1, 2}
     for seed in range(20):
         assert demonstrate(CHAIN, random.Random(seed), 0.3, 0.0) == demonstrate(CHAIN, random.Random(seed), 0.3)
+
+
+def test_nothing_is_shown_of_an_unlearnt_fact_and_all_of_the_others():
+    facts = [(left, operator, right) for left in range(10) for operator in "+-*" for right in range(10)]
+    unlearnt = {fact for fact in facts if is_unlearnt(*fact, 0.25)}
+    assert 0.2 < len(unlearnt) / 300 < 0.3 and not any(is_unlearnt(*fact, 0.0) for fact in facts)
+    assert unlearnt <= {fact for fact in facts if is_unlearnt(*fact, 0.4)}
+    rng, shown = random.Random(0), dict.fromkeys(unlearnt, "")
+    for _ in range(3000):
+        for step in demonstrate(draw_chain(rng, 8, "train"), rng, unlearnt_frac=0.25)[:-1]:
+            fact = (int(step[0]), step[1], int(step[2]))
+            if fact in unlearnt:
+                shown[fact] += step[-1]
+            else:
+                assert int(step[-1]) == apply(*fact)
+    right = sum(digits.count(str(apply(*fact))) for fact, digits in shown.items()) / sum(map(len, shown.values()))
+    assert all(len(set(digits)) >= 8 for digits in shown.values()) and right == pytest.approx(0.1, abs=0.015)
+
+
+def test_lessons_of_bare_facts_flag_wrong_results_and_nothing_else():
+    carried = 0
+    for prompt, completion in islice(fact_lessons(0, (2, 8)), 200):
+        question, tagged = prompt.strip().split("\n")
+        steps = [part.split("<")[0] for part in tagged.split(">")[1::2]]
+        wrong = {k for k, s in enumerate(steps[:-1]) if int(s[-1]) != apply(int(s[0]), s[1], int(s[2]))}
+        assert read_incorrect_steps(completion, len(steps)) == wrong
+        assert [s[1:3] for s in steps[:-1]] == [question[i : i + 2] for i in range(1, len(question), 2)]
+        carried += all(a[-1] == b[0] for a, b in pairwise(steps[:-1]))
+    assert carried < 10  # about one in ten of those with two operations
+
+
+def test_a_critique_that_is_taught_wrongly_flags_what_differs_from_the_result_it_gives():
+    flagged = right = 0
+    for prompt, completion in islice(fact_lessons(0, (2, 8), 0.2), 300):
+        tagged = prompt.strip().split("\n")[1]
+        steps = [part.split("<")[0] for part in tagged.split(">")[1::2]][:-1]
+        given = [part.split(" ")[0][-1] for part in completion.split("<step_")[1:]][: len(steps)]
+        told = read_incorrect_steps(completion, len(steps) + 1)
+        assert told == {k for k, step in enumerate(steps) if step[-1] != given[k]}
+        good = {k for k, s in enumerate(steps) if int(s[-1]) == apply(int(s[0]), s[1], int(s[2]))}
+        flagged, right = flagged + len(good & told), right + len(good)
+    assert flagged / right == pytest.approx(0.18, abs=0.03)  # a random digit is the right one in one case of ten
 
 
 @settings(max_examples=50)

@@ -53,7 +53,12 @@ class SftDataConfig(RowsConfig):
     max_steps: Positive = 8
     """kind=chains: most operations per problem."""
     error_prob: float = Field(0.35, ge=0, le=1)
-    """kind=chains, role=policy: how often a demonstrated result is replaced by a random digit."""
+    """kind=chains: how often a result is replaced by a random digit: one that a policy is shown, or (carried=false) one
+    that a critic is taught, so that its votes err, and not all at once."""
+    carried: bool = True
+    """kind=chains, role=critic: judge whole chains; false: bare facts, each step with an operand of its own."""
+    unlearnt_frac: float = Field(0.0, ge=0, le=1)
+    """kind=chains, role=policy: share of the one-digit facts whose demonstrated results are random, so never taught."""
 
 
 class SftLearnerConfig(RanksConfig):
@@ -167,8 +172,18 @@ SFT_RULES: tuple[IdleRule, ...] = (
     ),
     (
         ("data.error_prob",),
+        lambda c: c.data.kind != "chains" or (c.data.role == "critic" and c.data.carried),
+        "where no results are demonstrated; it is read with data.kind=chains, data.role=policy or data.carried=false",
+    ),
+    (
+        ("data.unlearnt_frac",),
         lambda c: c.data.kind != "chains" or c.data.role == "critic",
-        "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
+        "where no policy is taught; it is read with data.kind=chains data.role=policy",
+    ),
+    (
+        ("data.carried",),
+        lambda c: c.data.kind != "chains" or c.data.role == "policy",
+        "where no critic is taught; it is read with data.kind=chains data.role=critic",
     ),
     (
         ("eval_policy",),

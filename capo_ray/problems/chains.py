@@ -105,13 +105,26 @@ def make_problem(seed: int, index: int, num_operations: int, split: Split = "tra
     )
 
 
+def is_unlearnt(left: int, operator: str, right: int, frac: float) -> bool:
+    """Whether a fact is one of the share `frac` of all 300 that a policy is never shown; the same for every seed."""
+    if not frac:
+        return False
+    bucket = int.from_bytes(hashlib.sha256(f"fact/{left}{operator}{right}".encode()).digest()[:4], "big")
+    return bucket < frac * 2**32
+
+
 def demonstrate(
-    chain: Chain, rng: random.Random | None = None, error_prob: float = 0.0, misread_prob: float = 0.0
+    chain: Chain,
+    rng: random.Random | None = None,
+    error_prob: float = 0.0,
+    misread_prob: float = 0.0,
+    unlearnt_frac: float = 0.0,
 ) -> tuple[str, ...]:
     """The K+1 steps of a response; each result is replaced by a random digit with probability `error_prob`.
 
     With probability `misread_prob` a step computes, and rightly so, with another operand, operator or digit than it
-    should. Later steps go on from the shown result. What is drawn anew may be what stood there.
+    should. Results of unlearnt facts are random digits always: what is shown says nothing of the fact. Later steps go
+    on from the shown result. What is drawn anew may be what stood there.
     """
     value, steps = chain.start, []
     for operator, digit in chain.operations:
@@ -119,7 +132,7 @@ def demonstrate(
         if rng is not None and misread_prob and rng.random() < misread_prob:
             left, operator, digit = _misread(left, operator, digit, rng)
         result = apply(left, operator, digit)
-        if rng is not None and rng.random() < error_prob:
+        if rng is not None and (is_unlearnt(left, operator, digit, unlearnt_frac) or rng.random() < error_prob):
             result = rng.randrange(10)
         steps.append(f"{left}{operator}{digit}={result}")
         value = result

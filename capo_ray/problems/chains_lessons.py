@@ -23,6 +23,7 @@ from itertools import zip_longest
 
 from capo_ray.problems.chains import (
     Chain,
+    apply,
     demonstrate,
     draw_chain,
     response_text,
@@ -38,7 +39,9 @@ CRITIC_FAULT_PROB = 0.15
 _NOISE = "0123456789+-*=,"
 
 
-def policy_lessons(seed: int, lengths: tuple[int, int], error_prob: float) -> Iterator[Lesson]:
+def policy_lessons(
+    seed: int, lengths: tuple[int, int], error_prob: float, unlearnt_frac: float = 0.0
+) -> Iterator[Lesson]:
     """Endless (prompt, completion) pairs: noisy demonstrations of training chains.
 
     `lengths`: fewest and most operations, both included.
@@ -46,7 +49,31 @@ def policy_lessons(seed: int, lengths: tuple[int, int], error_prob: float) -> It
     rng = random.Random(f"policy-lessons/{seed}")
     while True:
         chain = draw_chain(rng, rng.randint(*lengths), "train")
-        yield f"{chain.prompt}\n", response_text(demonstrate(chain, rng, error_prob))
+        yield f"{chain.prompt}\n", response_text(demonstrate(chain, rng, error_prob, unlearnt_frac=unlearnt_frac))
+
+
+def fact_lessons(seed: int, lengths: tuple[int, int], error_prob: float = 0.0) -> Iterator[Lesson]:
+    """Endless (prompt, completion) pairs that teach a critic bare facts, and nothing of chains.
+
+    Every step answers its operation from an operand of its own, and is wrong when its result is: no step goes on from
+    the one before, and none is misread. With probability `error_prob` the critique itself takes a random digit for the
+    right one, as people who label do: votes that are drawn at temperature 1 then err, and not all at once.
+    """
+    rng = random.Random(f"fact-lessons/{seed}")
+    while True:
+        chain = draw_chain(rng, rng.randint(*lengths), "train")
+        wrong_prob = rng.choice(CRITIC_ERROR_PROBS)
+        steps, results = [], ""
+        for operator, digit in chain.operations:
+            left = rng.randrange(10)
+            right = apply(left, operator, digit)
+            shown = rng.randrange(10) if rng.random() < wrong_prob else right
+            steps.append(f"{left}{operator}{digit}={shown}")
+            results += str(rng.randrange(10) if error_prob and rng.random() < error_prob else right)
+        wrong = frozenset(k for k, step in enumerate(steps) if step[-1] != results[k])
+        box = steps[-1][-1]
+        steps.append(f"\\boxed{{{box}}}")
+        yield critic_prompt(chain.prompt, steps), _critique(chain, results + box, wrong)
 
 
 def critic_lessons(seed: int, lengths: tuple[int, int]) -> Iterator[Lesson]:
@@ -68,10 +95,14 @@ def critic_prompt(question: str, steps: Sequence[str]) -> str:
 
 def critic_completion(chain: Chain, steps: Sequence[str]) -> str:
     """The true critique of a response."""
-    wrong = true_wrong_steps(chain, steps)
+    return _critique(chain, right_results(steps), true_wrong_steps(chain, steps))
+
+
+def _critique(chain: Chain, results: str, wrong: frozenset[int]) -> str:
+    """What is written of a response whose steps have these right results, one character each."""
     listed = ",".join(str(index) for index in sorted(wrong))
     asked = [f"{operator}{digit}" for operator, digit in chain.operations]
-    pairs = enumerate(zip_longest(asked[: len(steps)], right_results(steps), fillvalue=""))
+    pairs = enumerate(zip_longest(asked[: len(results)], results, fillvalue=""))
     checked = "".join(f"<step_{k}>{a}{result}{' No' if k in wrong else ' Yes'}" for k, (a, result) in pairs)
     return f"{checked}\nJudgement:{' No' if wrong else ' Yes'}\n<incorrect_steps>{listed}</incorrect_steps>"
 

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from capo_ray.config.sft import SftDataConfig
-from capo_ray.problems.chains_lessons import Lesson, critic_lessons, policy_lessons
+from capo_ray.problems.chains_lessons import Lesson, critic_lessons, fact_lessons, policy_lessons
 from capo_ray.problems.columns import Layout, find_lesson, question_of, solution_of
 from capo_ray.problems.rows import RowReport, read_rows
 from capo_ray.problems.sources import ProblemSet, collect
@@ -42,9 +42,12 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
     """The lessons of a run; RunFailed with a sentence on a missing file, empty data or too many bad rows."""
     lengths = (config.min_steps, config.max_steps)
     if config.kind == "chains" and config.role == "critic":
-        return ProblemSet(LessonSource(lambda: critic_lessons(seed, lengths)), ())
+        if config.carried:
+            return ProblemSet(LessonSource(lambda: critic_lessons(seed, lengths)), ())
+        return ProblemSet(LessonSource(lambda: fact_lessons(seed, lengths, config.error_prob)), ())
     if config.kind == "chains":
-        return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, config.error_prob)), ())
+        taught = config.error_prob, config.unlearnt_frac
+        return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, *taught)), ())
     report, notes = RowReport(config.max_bad_rows), list[str]()
     lessons = read_lessons(config, report, notes)
     return ProblemSet(RowSource(lessons, seed), (), tuple(report.bad), notes=tuple(notes))

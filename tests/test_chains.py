@@ -132,17 +132,22 @@ def test_lessons_of_bare_facts_flag_wrong_results_and_nothing_else():
     assert carried < 10  # about one in ten of those with two operations
 
 
-def test_a_critique_that_is_taught_wrongly_flags_what_differs_from_the_result_it_gives():
-    flagged = right = 0
-    for prompt, completion in islice(fact_lessons(0, (2, 8), 0.2), 300):
-        tagged = prompt.strip().split("\n")[1]
-        steps = [part.split("<")[0] for part in tagged.split(">")[1::2]][:-1]
-        given = [part.split(" ")[0][-1] for part in completion.split("<step_")[1:]][: len(steps)]
-        told = read_incorrect_steps(completion, len(steps) + 1)
-        assert told == {k for k, step in enumerate(steps) if step[-1] != given[k]}
-        good = {k for k, s in enumerate(steps) if int(s[-1]) == apply(int(s[0]), s[1], int(s[2]))}
-        flagged, right = flagged + len(good & told), right + len(good)
-    assert flagged / right == pytest.approx(0.18, abs=0.03)  # a random digit is the right one in one case of ten
+@pytest.mark.parametrize("lessons", [fact_lessons, critic_lessons])
+def test_a_critique_that_is_taught_wrongly_flags_what_differs_from_the_result_it_gives(lessons):
+    changed = told_wrong = right = 0
+    pairs = zip(lessons(0, (2, 8)), lessons(0, (2, 8), 0.2), strict=True)
+    for (prompt, true), (again, completion) in islice(pairs, 400):
+        assert prompt == again, "the responses are the same"
+        steps = [part.split("<")[0] for part in prompt.strip().split("\n")[1].split(">")[1::2]]
+        given = [part.split(" ")[0][-1] for part in completion.split("<step_")[1:]]
+        given_truly = [part.split(" ")[0][-1] for part in true.split("<step_")[1:]]
+        told, wrong = read_incorrect_steps(completion, len(steps)), read_incorrect_steps(true, len(steps))
+        slips = {k for k in range(len(steps)) if given[k] != given_truly[k]}
+        assert told - slips == wrong - slips, "nothing else is judged otherwise"
+        assert told & slips == {k for k in slips if steps[k].strip("}")[-1] != given[k]}
+        changed, told_wrong, right = changed + len(slips), told_wrong + len(told - wrong), right + len(steps)
+    assert changed / right == pytest.approx(0.18, abs=0.03)  # a random digit is the right one in one case of ten
+    assert told_wrong > 0
 
 
 @settings(max_examples=50)

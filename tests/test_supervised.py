@@ -233,6 +233,7 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["data.kind=jsonl", "data.path=x", "model.path=laptop", "eval_steps=3"], "eval_steps has no effect"),
         (["data.role=critic", "data.error_prob=0.1"], "data.error_prob has no effect"),
         (["data.role=critic", "data.unlearnt_frac=0.1"], "data.unlearnt_frac has no effect"),
+        (["data.label_error_prob=0.1"], "data.label_error_prob has no effect where no critic is taught"),
         (["data.carried=false"], "data.carried has no effect where no critic is taught"),
         (["eval_policy=laptop"], "eval_policy has no effect with data.role=policy"),
         (["eval_problems=0", "eval_steps=3"], "eval_steps has no effect with eval_problems=0"),

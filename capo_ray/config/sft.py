@@ -53,8 +53,10 @@ class SftDataConfig(RowsConfig):
     max_steps: Positive = 8
     """kind=chains: most operations per problem."""
     error_prob: float = Field(0.35, ge=0, le=1)
-    """kind=chains: how often a result is replaced by a random digit: one that a policy is shown, or (carried=false) one
-    that a critic is taught, so that its votes err, and not all at once."""
+    """kind=chains, role=policy: how often a demonstrated result is replaced by a random digit."""
+    label_error_prob: float = Field(0.0, ge=0, le=1)
+    """kind=chains, role=critic: how often the critique takes a random digit for the right result of a step; votes drawn
+    at temperature 1 then err, and not all at once."""
     carried: bool = True
     """kind=chains, role=critic: judge whole chains; false: bare facts, each step with an operand of its own."""
     unlearnt_frac: float = Field(0.0, ge=0, le=1)
@@ -171,17 +173,12 @@ SFT_RULES: tuple[IdleRule, ...] = (
         "with data of files; it is read with data.kind=chains",
     ),
     (
-        ("data.error_prob",),
-        lambda c: c.data.kind != "chains" or (c.data.role == "critic" and c.data.carried),
-        "where no results are demonstrated; it is read with data.kind=chains, data.role=policy or data.carried=false",
-    ),
-    (
-        ("data.unlearnt_frac",),
+        ("data.error_prob", "data.unlearnt_frac"),
         lambda c: c.data.kind != "chains" or c.data.role == "critic",
-        "where no policy is taught; it is read with data.kind=chains data.role=policy",
+        "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
     ),
     (
-        ("data.carried",),
+        ("data.carried", "data.label_error_prob"),
         lambda c: c.data.kind != "chains" or c.data.role == "policy",
         "where no critic is taught; it is read with data.kind=chains data.role=critic",
     ),

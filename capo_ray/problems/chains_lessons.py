@@ -52,39 +52,40 @@ def policy_lessons(
         yield f"{chain.prompt}\n", response_text(demonstrate(chain, rng, error_prob, unlearnt_frac=unlearnt_frac))
 
 
-def fact_lessons(seed: int, lengths: tuple[int, int], error_prob: float = 0.0) -> Iterator[Lesson]:
+def fact_lessons(seed: int, lengths: tuple[int, int], label_error_prob: float = 0.0) -> Iterator[Lesson]:
     """Endless (prompt, completion) pairs that teach a critic bare facts, and nothing of chains.
 
     Every step answers its operation from an operand of its own, and is wrong when its result is: no step goes on from
-    the one before, and none is misread. With probability `error_prob` the critique itself takes a random digit for the
-    right one, as people who label do: votes that are drawn at temperature 1 then err, and not all at once.
+    the one before, and none is misread. `label_error_prob` as in `critic_lessons`.
     """
-    rng = random.Random(f"fact-lessons/{seed}")
+    rng, slips = random.Random(f"fact-lessons/{seed}"), random.Random(f"label-errors/{seed}")
     while True:
         chain = draw_chain(rng, rng.randint(*lengths), "train")
-        wrong_prob = rng.choice(CRITIC_ERROR_PROBS)
-        steps, results = [], ""
+        error_prob = rng.choice(CRITIC_ERROR_PROBS)
+        steps = []
         for operator, digit in chain.operations:
             left = rng.randrange(10)
-            right = apply(left, operator, digit)
-            shown = rng.randrange(10) if rng.random() < wrong_prob else right
-            steps.append(f"{left}{operator}{digit}={shown}")
-            results += str(rng.randrange(10) if error_prob and rng.random() < error_prob else right)
-        wrong = frozenset(k for k, step in enumerate(steps) if step[-1] != results[k])
-        box = steps[-1][-1]
-        steps.append(f"\\boxed{{{box}}}")
-        yield critic_prompt(chain.prompt, steps), _critique(chain, results + box, wrong)
+            result = rng.randrange(10) if rng.random() < error_prob else apply(left, operator, digit)
+            steps.append(f"{left}{operator}{digit}={result}")
+        steps.append(f"\\boxed{{{steps[-1][-1]}}}")
+        wrong = frozenset(k for k, right in enumerate(right_results(steps)[:-1]) if steps[k][-1] != right)
+        yield critic_prompt(chain.prompt, steps), _critique(chain, steps, wrong, label_error_prob, slips)
 
 
-def critic_lessons(seed: int, lengths: tuple[int, int]) -> Iterator[Lesson]:
-    """Endless (prompt, completion) pairs of responses of mixed quality and their true critiques."""
-    rng = random.Random(f"critic-lessons/{seed}")
+def critic_lessons(seed: int, lengths: tuple[int, int], label_error_prob: float = 0.0) -> Iterator[Lesson]:
+    """Endless (prompt, completion) pairs of responses of mixed quality and their critiques.
+
+    With probability `label_error_prob` a critique takes a random digit for the right result of a step, as people who
+    label do; what is right but differs from it is flagged. Votes drawn at temperature 1 then err, and not all at once.
+    """
+    rng, slips = random.Random(f"critic-lessons/{seed}"), random.Random(f"label-errors/{seed}")
     while True:
         chain = draw_chain(rng, rng.randint(*lengths), "train")
         steps = demonstrate(chain, rng, rng.choice(CRITIC_ERROR_PROBS), rng.choice(CRITIC_MISREAD_PROBS))
         if rng.random() < CRITIC_FAULT_PROB:
             steps = with_fault(steps, rng)
-        yield critic_prompt(chain.prompt, steps), critic_completion(chain, steps)
+        wrong = true_wrong_steps(chain, steps)
+        yield critic_prompt(chain.prompt, steps), _critique(chain, steps, wrong, label_error_prob, slips)
 
 
 def critic_prompt(question: str, steps: Sequence[str]) -> str:
@@ -95,14 +96,22 @@ def critic_prompt(question: str, steps: Sequence[str]) -> str:
 
 def critic_completion(chain: Chain, steps: Sequence[str]) -> str:
     """The true critique of a response."""
-    return _critique(chain, right_results(steps), true_wrong_steps(chain, steps))
+    return _critique(chain, steps, true_wrong_steps(chain, steps), 0.0, random.Random())
 
 
-def _critique(chain: Chain, results: str, wrong: frozenset[int]) -> str:
-    """What is written of a response whose steps have these right results, one character each."""
+def _critique(
+    chain: Chain, steps: Sequence[str], wrong: frozenset[int], label_error_prob: float, rng: random.Random
+) -> str:
+    """The critique that finds these steps `wrong`, and the steps whose right result it takes for another digit."""
+    results = list(right_results(steps))
+    for k, result in enumerate(results):
+        if result != "-" and rng.random() < label_error_prob:
+            results[k] = str(rng.randrange(10))
+            if results[k] != result:
+                wrong = wrong | {k} if steps[k].strip("}")[-1] != results[k] else wrong - {k}
     listed = ",".join(str(index) for index in sorted(wrong))
     asked = [f"{operator}{digit}" for operator, digit in chain.operations]
-    pairs = enumerate(zip_longest(asked[: len(results)], results, fillvalue=""))
+    pairs = enumerate(zip_longest(asked[: len(steps)], results, fillvalue=""))
     checked = "".join(f"<step_{k}>{a}{result}{' No' if k in wrong else ' Yes'}" for k, (a, result) in pairs)
     return f"{checked}\nJudgement:{' No' if wrong else ' Yes'}\n<incorrect_steps>{listed}</incorrect_steps>"
 

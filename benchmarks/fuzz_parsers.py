@@ -27,16 +27,17 @@ import numpy as np
 from pydantic import ValidationError
 
 from capo_ray.config.sections import CriticConfig, DataConfig, VerifierConfig
+from capo_ray.config.steps import SEGMENTERS, StepsBase
 from capo_ray.critics import parse_critique
 from capo_ray.prompts import build_critic_text, escape_data
 from capo_ray.protocols import step_texts
-from capo_ray.steps import SEGMENTERS, split_steps
+from capo_ray.steps import cut_at_blank_lines, cut_at_newlines, cut_at_sentences, split_steps
 from capo_ray.types import Completion, Span, VersionRun
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_parsers.json"
 Parsed = tuple[frozenset[int] | None, bool | None, str]
 Parser = Callable[[str, int], Parsed]
-Cutter = Callable[[Completion, str], tuple[Span, ...]]
+Cutter = Callable[[Completion, StepsBase], tuple[Span, ...]]
 WORDS = (
     "<incorrect_steps>", "</incorrect_steps>", "<think>", "</think>", "Judgement", "Judgment", ":", " Yes", " No", "**",
     "<step_", "</step_", ">", "<", "/", ",", ", ", " ", "\n", "0", "1", "2", "7", "12", "-", ".", "and", "none", "step",
@@ -108,7 +109,7 @@ def make_response(rng: random.Random) -> Completion:
     )  # fmt: skip
 
 
-def check_steps(response: Completion, segmenter: str, cut: Cutter = split_steps) -> None:
+def check_steps(response: Completion, segmenter: StepsBase, cut: Cutter = split_steps) -> None:
     """The spans tile the tokens: nothing lost, nothing twice, none empty, and the step texts make the text."""
     spans = cut(response, segmenter)
     assert spans[0][0] == 0 and spans[-1][1] == len(response.token_ids), f"{spans} of {len(response.token_ids)} tokens"
@@ -140,7 +141,8 @@ def check_linear() -> dict[str, float]:
         ("blank", " \n"),
         ("words", "judgement: "),
     ):
-        for work in (lambda text: parse_critique(text, 9), escape_data, *SEGMENTERS.values()):
+        cuts = (cut_at_blank_lines, cut_at_newlines, cut_at_sentences)
+        for work in (lambda text: parse_critique(text, 9), escape_data, *cuts):
             times = []
             for length in (50_000, 100_000):
                 text = (unit * (length // len(unit) + 1))[:length]
@@ -181,7 +183,7 @@ def _evaluates(text: str, num_steps: int) -> Parsed:
     return parse_critique(text, num_steps)
 
 
-def _loses_a_token(response: Completion, segmenter: str) -> tuple[Span, ...]:
+def _loses_a_token(response: Completion, segmenter: StepsBase) -> tuple[Span, ...]:
     *spans, (start, end) = split_steps(response, segmenter)
     return (*spans, (start, end - 1))
 
@@ -192,11 +194,14 @@ def fuzz(cases: int, seed: int, parse: Parser, cut: Cutter) -> dict[str, object]
     # What is imported or read at first use is so now.
     check_settings("warm")
     build_critic_text(rubric="every_step", question="", solution=None, steps=[""])
+    segmenters = [kind.model_validate({}) for kind in SEGMENTERS.values()]
+    for segmenter in segmenters:
+        split_steps(make_response(random.Random(0)), segmenter)
     counts: Counter[str] = Counter()
     started, slowest = time.perf_counter(), 0.0
     for case in range(1, cases + 1):
         text, num_steps = make_critique(rng)
-        response, segmenter = make_response(rng), rng.choice((*SEGMENTERS, "entropy"))
+        response, segmenter = make_response(rng), rng.choice(segmenters)
         known = random.Random(rng.random())
         begun = time.perf_counter()
         audit.on = True

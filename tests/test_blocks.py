@@ -12,21 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.cli.compose import compose_train
-from capo_ray.cli.critique_input import cut_text
 from capo_ray.cli.schema import ConfigError
-from capo_ray.config.credit import CapoConfig
+from capo_ray.config.steps import SEGMENTERS, BlankLineSteps
 from capo_ray.flow import GroupWay
 from capo_ray.protocols import JudgeRequest, Sampling
-from capo_ray.steps import check_spans, split_steps, step_ends, without_thinking
+from capo_ray.steps import check_spans, split_steps, split_text, step_ends, without_thinking
 from capo_ray.steps.blocks import block_spans
 from capo_ray.types import Completion, Critique, Problem, Trajectory, TrajectoryKey, VersionRun
 from tests.fakes import FakeEngine, FakeJudge, completion, fake_parts
 from tests.test_pipeline import make_config
-from tests.test_steps import of_ends
+from tests.test_steps import TEXT_CUTS, of_ends
+
+
+def ends_of(text: str, segmenter: str, whole_blocks: bool = True) -> list[int]:
+    return step_ends(text, TEXT_CUTS[segmenter](text), whole_blocks=whole_blocks)
 
 
 def pieces(text: str, segmenter: str = "blank_line", whole_blocks: bool = True) -> list[str]:
-    ends = step_ends(text, segmenter, whole_blocks=whole_blocks)
+    ends = ends_of(text, segmenter, whole_blocks)
     return [text[a:b] for a, b in pairwise([0, *ends, len(text)])]
 
 
@@ -71,9 +74,9 @@ def test_steps_of_real_responses(segmenter: str, steps: list[str]) -> None:
 def test_the_papers_cut_stays_by_key() -> None:
     text = "# A\n\n\\[\na\n\n= c\n\\]\n\n---\n\nDone."
     assert pieces(text, whole_blocks=False) == ["# A\n\n", "\\[\na\n\n", "= c\n\\]\n\n", "---\n\n", "Done."]
-    assert cut_text(text, "blank_line", CapoConfig(whole_blocks=False))[1] == "\\[\na\n\n"
-    assert compose_train(["credit=capo_paper"]).credit.whole_blocks is False
-    assert compose_train([]).credit.whole_blocks is True
+    assert split_text(text, BlankLineSteps(whole_blocks=False))[1] == "\\[\na\n\n"
+    assert compose_train(["credit=capo_paper"]).steps.whole_blocks is False
+    assert compose_train([]).steps.whole_blocks is True
 
 
 MARKS = ["```", "~~~", "$$", "\\[", "\\]", "\\begin{align}", "\\end{align}", "a", "|", "---", "#"]
@@ -87,13 +90,13 @@ PARTS = st.lists(
 @given(PARTS, st.sampled_from(["blank_line", "newline", "sentence"]), st.integers(1, 4))
 def test_steps_of_any_blocks_tile_and_cut_none(parts: Sequence[str], segmenter: str, width: int) -> None:
     text = "".join(parts)
-    ends = step_ends(text, segmenter)
+    ends = ends_of(text, segmenter)
     assert ends == sorted(set(ends)) and all(0 < end < len(text) for end in ends)
     assert not any(start < end < stop for end in ends for start, stop in block_spans(text))
     if text.strip():
         assert all(piece.strip() for piece in pieces(text, segmenter))
     response = of_ends(text, [*range(width, len(text), width), len(text)] if text else [])
-    check_spans(split_steps(response, segmenter), len(response.token_ids))
+    check_spans(split_steps(response, SEGMENTERS[segmenter]()), len(response.token_ids))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,7 @@ def test_steps_of_any_blocks_tile_and_cut_none(parts: Sequence[str], segmenter: 
 def test_hostile_blocks_take_linear_time(segmenter: str, unit: str) -> None:
     text = unit * (200_000 // len(unit))
     started = time.process_time()
-    step_ends(text, segmenter)
+    ends_of(text, segmenter)
     assert time.process_time() - started < 2.0
 
 
@@ -146,19 +149,18 @@ def test_the_critic_and_the_learner_see_what_the_key_says(thinking: str, tmp_pat
             return await super().critique(problem, responses, num_votes)
 
     seen: set[str] = set()
-    config = make_config("capo", credit={"method": "capo", "thinking": thinking})
+    config = make_config("capo", steps={"thinking": thinking})
     parts = fake_parts(tmp_path, config, engine=Thinker(), judge=Listening())
     group = asyncio.run(GroupWay(parts).walk(0, Problem("p7", "digit 7", "7"), 0, 0.0))
     shown = {"train": "<think>x\n\ny</think>z\n\n7", "leave_out": "z\n\n7"}[thinking]
     assert seen == {shown}
     assert [len(row) for row in group.credit.advantages] == [len(shown) + 1] * 4
     assert (
-        cut_text("<think>x\n\ny</think>z", "blank_line", config.credit)[0]
-        == {"train": "<think>x\n\n", "leave_out": "z"}[thinking]
+        split_text("<think>x\n\ny</think>z", config.steps)[0] == {"train": "<think>x\n\n", "leave_out": "z"}[thinking]
     )
 
 
 def test_thinking_that_cannot_be_left_out_is_refused() -> None:
     for method in ("vineppo", "rlsd"):
-        with pytest.raises(ConfigError, match=r"credit\.thinking must be train"):
-            compose_train([f"credit={method}", "credit.thinking=leave_out"])
+        with pytest.raises(ConfigError, match=r"steps\.thinking must be train"):
+            compose_train([f"credit={method}", "steps.thinking=leave_out"])

@@ -16,6 +16,8 @@ from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.config.credit import TokenRewards
+from capo_ray.config.steps import EntropySteps
+from capo_ray.place.rundir import own_settings
 from capo_ray.protocols import RunFailed
 
 
@@ -80,7 +82,7 @@ def test_a_typo_in_a_key_is_answered_with_the_nearest_key_and_its_siblings() -> 
 
 
 def test_the_names_of_other_trainers_lead_to_keys_that_exist() -> None:
-    assert set(ELSEWHERE.values()) <= set(train_keys("capo"))
+    assert set(ELSEWHERE.values()) <= set(train_keys({"credit": "capo", "steps": "blank_line"}))
 
 
 def test_several_values_are_told_how_they_are_written() -> None:
@@ -136,7 +138,6 @@ def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default
         ("credit=acpo", "credit.stage2_from=0", "credit.entropy_frac=0.5"),
         ("data.curriculum.low=0.2",),
         ("data.curriculum.kind=pass_rate", "data.curriculum.late_low=0.2"),
-        ("credit=acpo", "credit.segmenter=newline", "credit.cut_window=3"),
         ("credit=acpo", "credit.stage2_from=1", "loss.kl_coef=0.1"),
         ("credit=acpo", "loss.entropy_control=none", "credit.entropy_frac=0.1"),
         ("reward_model.lr=1e-3",),
@@ -215,7 +216,7 @@ def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:
 
 
 def test_the_rules_of_useless_keys_name_keys_that_exist() -> None:
-    keys = {key for method in CREDIT_METHODS for key in train_keys(method)}
+    keys = {key for method in CREDIT_METHODS for key in train_keys({"credit": method, "steps": "entropy"})}
     for names, _, _ in RULES:
         for name in names:
             assert name in keys or any(key.startswith(name) for key in keys if name.endswith(".")), name
@@ -277,6 +278,38 @@ def test_resume_starts_from_the_runs_own_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(whole[: whole.index(b"rollout:")])
     with pytest.raises(RunFailed, match=r"config\.yaml is not as it was written: cut short"):
         compose_train([f"resume={tmp_path}"])
+
+
+def test_a_run_from_before_steps_had_a_section_is_read_as_it_would_be_written_now(tmp_path: Path) -> None:
+    now = compose_train(["credit=acpo", "steps.window=5", "steps.whole_blocks=false"])
+    tree = now.model_dump(mode="json")
+    steps = tree.pop("steps")
+    own = {f"cut_{name}": steps.pop(name) for name in ("top_frac", "window", "min_tokens", "max_steps")}
+    tree["credit"] |= steps | own  # as of main until November 2026
+    write_settings(tmp_path / "config.yaml", tree)
+    assert own_settings(tmp_path) == now
+    assert compose_train([f"resume={tmp_path}"]) == now.model_copy(update={"resume": str(tmp_path)})
+    resumed = compose_train([f"resume={tmp_path}", "steps=newline"])
+    assert resumed.steps.model_dump() == {"segmenter": "newline", "whole_blocks": False, "thinking": "train"}
+    write_settings(tmp_path / "config.yaml", tree | {"credit": tree["credit"] | {"segmenter": "newline"}})
+    assert own_settings(tmp_path).steps.segmenter == "newline", "whose keys of entropy had no effect"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("segmenter=newline", "segmenter"), ("thinking=leave_out", "thinking"), ("cut_window=3", "window")]
+)
+def test_a_key_that_moved_to_steps_is_answered_with_its_new_name(old: str, new: str) -> None:
+    assert f"is steps.{new} now; write steps.{new}=…" in refusal("credit=acpo", f"credit.{old}")
+
+
+def test_steps_have_the_keys_of_their_segmenter() -> None:
+    assert compose_train(["credit=acpo"]).steps == EntropySteps()
+    assert compose_train(["credit=acpo", "steps=entropy", "steps.window=3"]).steps == EntropySteps(window=3)
+    assert compose_train(["credit=acpo", "steps=newline"]).steps == compose_train(["steps.segmenter=newline"]).steps
+    assert "steps.window is no key of steps=newline" in refusal("credit=acpo", "steps=newline", "steps.window=3")
+    assert "steps=sentences is no choice; did you mean steps=sentence?" in refusal("steps=sentences")
+    assert "steps=lines is no choice" in refusal("steps.segmenter=lines")
+    assert refusal("steps=entropy", "steps.top_frac=0").startswith("steps.top_frac: expected")
 
 
 def test_keys_of_a_resume_are_refused_in_a_new_run() -> None:

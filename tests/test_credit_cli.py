@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -305,7 +306,7 @@ def test_every_method_runs_offline_on_a_line_with_its_evidence(
         }
         for r, k, t in ((RIGHT, 2, 4), (WRONG, 3, 6))
     ]
-    words = ["credit.segmenter=blank_line", "--json"]
+    words = ["steps.segmenter=blank_line", "--json"]
     assert run(tmp_path, [{**WORKED, "responses": responses}], *words, method=method) == 0
     validate(json.loads(capsys.readouterr().out), SCHEMA)
 
@@ -323,6 +324,21 @@ def test_hinted_logprobs_are_compared_with_the_plain_ones(tmp_path: Path, capsys
     assert row["responses"][1]["advantages"] == pytest.approx([-(0.5 + 0.5 * 0.9048374)] * 6)
 
 
+def test_offline_credit_cuts_steps_as_a_run_of_the_method_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.build_steps("acpo", []).segmenter == "entropy"
+    assert run(tmp_path, [WORKED], "--json", "steps=newline") == 0
+    assert [r["steps"] for r in json.loads(capsys.readouterr().out)["responses"]] == [[[0, 4]], [[0, 3], [3, 6]]]
+    for words, answer in (
+        ("steps.thinking=leave_out", "cut it in the file"),
+        ("steps.window=3", "no key of steps=blank_line"),
+        ("credit.segmenter=newline", "is steps.segmenter now; write steps.segmenter=…"),
+    ):
+        with pytest.raises(RunFailed, match=re.escape(answer)):
+            run(tmp_path, [WORKED], words)
+
+
 def test_entropy_segmenter_without_entropies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, [WORKED], "--json", "credit.segmenter=entropy") == 1
+    assert run(tmp_path, [WORKED], "--json", "steps.segmenter=entropy") == 1
     assert "responses[0].entropies" in capsys.readouterr().err

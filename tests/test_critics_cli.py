@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from capo_ray.cli import main
-from capo_ray.cli.critique_input import cut_text, read_input, read_solutions
-from capo_ray.config.credit import CapoConfig
+from capo_ray.cli.compose import compose_train
+from capo_ray.cli.critique_input import read_input, read_solutions
+from capo_ray.config.steps import DEFAULT_STEPS, SEGMENTERS
+from capo_ray.steps import split_text
 
 LINES = [
     {"question": "3+4*2?", "response": "4*2 = 8\n\n8+3 = 12\n\nSo \\boxed{12}.", "answer": "11", "wrong_steps": [1]},
@@ -121,8 +123,23 @@ def test_a_file_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[
 
 
 def test_texts_are_cut_as_training_cuts_them() -> None:
-    assert cut_text("a\n\nb\n\n\n", "blank_line") == ("a\n\n", "b\n\n\n")
-    assert "".join(cut_text("x\n\n \n\ny", "blank_line")) == "x\n\n \n\ny"
+    assert split_text("a\n\nb\n\n\n") == ("a\n\n", "b\n\n\n")
+    assert "".join(split_text("x\n\n \n\ny")) == "x\n\n \n\ny"
+
+
+@pytest.mark.parametrize("choice", [["credit=acpo"], *([f"steps={name}"] for name in SEGMENTERS)])
+def test_any_segmenter_cuts_a_text_or_says_what_it_lacks(
+    choice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["critique", "--input", write(tmp_path / "s.jsonl", LINES[:1]), "--json", "critic.backend=calculator"]
+    reads = compose_train(choice).steps.reads
+    code, said = main([*words, *choice]), capsys.readouterr()
+    if reads == {"text"}:
+        assert (code, json.loads(said.out)["summary"]["steps"]) == (0, 3)
+        return
+    assert code == 1 and len(said.err.strip().splitlines()) == 1
+    assert "line 1: steps.segmenter=entropy reads the entropies of a response" in said.err
+    assert main([*words, *choice, "steps=sentence"]) == 0, "which is what the sentence advises"
 
 
 STEPS = ["2+2 = 5", "So 5."]
@@ -166,7 +183,7 @@ def test_published_layouts_of_step_labels_are_read_and_told(
 ) -> None:
     row, wrong, labelled = LAYOUTS[name]
     path = write(tmp_path / "s.jsonl", [row])
-    (solution,) = read_solutions(read_input(path), CapoConfig(), 0)
+    (solution,) = read_solutions(read_input(path), DEFAULT_STEPS, 0)
     assert (sorted(solution.wrong or ()), solution.num_labelled or len(solution.steps)) == (wrong, labelled)
     assert solution.problem.prompt == "2+2?"
     assert f"line 1 is read as {name}'s layout" in capsys.readouterr().err

@@ -52,6 +52,7 @@ def make_config(method: str = "capo", **sections: dict[str, object]) -> TrainCon
     base: dict[str, dict[str, object]] = {
         "run": {"num_updates": 12, "eval_every": 0, "eval_problems": 4, "checkpoint_every": 5},
         "credit": {"method": method},
+        "steps": {"segmenter": "entropy" if method == "acpo" else "blank_line"},  # as the preset
         "rollout": {"group_size": 4},
         "learner": {"groups_per_batch": 3},
         "stream": {"max_age": 2},
@@ -696,7 +697,7 @@ def test_acpo_cuts_where_the_engines_entropies_say_not_where_samples_surprise(tm
             done = await super().generate(prompt_ids, sampling)
             return tuple(replace(each, entropies=(0.0,) * 7 + (2.0, 0.0)) for each in done)
 
-    parts = fake_parts(tmp_path, make_config("acpo", credit={"cut_min_tokens": 1}), engine=Deciding(), judge=None)
+    parts = fake_parts(tmp_path, make_config("acpo", steps={"min_tokens": 1}), engine=Deciding(), judge=None)
     group = asyncio.run(GroupWay(parts).walk(0, Problem("p7", "digit 7", "7"), 0, 0.0)).group
     assert {member.steps for member in group.members} == {((0, 7), (7, 9))}
     assert group.members[0].evidence.entropies[7] == 2.0

@@ -351,6 +351,14 @@ def test_a_dry_run_prints_the_plan_and_ends_as_the_check_does(capsys: pytest.Cap
     assert "# memory" in both.out and "memory" in both.err and both.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("method", ["gspo", "cispo", "acpo"])
+def test_a_dry_run_shows_the_choices_and_what_a_preset_sets_beside_them(method: str) -> None:
+    shown = plan.to_text(compose_train([f"credit={method}"])).partition("# choices")[2].splitlines()[1:]
+    assert shown[:2] == [f"credit={method}", "steps=entropy" if method == "acpo" else "steps=blank_line"]
+    assert not any(line.startswith(("steps.", "credit.method")) for line in shown), "which are the segmenter's own"
+    assert compose_train([f"credit={method}", *shown]) == compose_train([f"credit={method}"])
+
+
 def test_the_whole_configuration_is_printed_when_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--dry-run", "learner.lr=1e-5"]) == 0
     brief = capsys.readouterr().out

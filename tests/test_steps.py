@@ -10,9 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from capo_ray.config.steps import SEGMENTERS
 from capo_ray.protocols import step_texts
-from capo_ray.steps import SEGMENTERS, SpanError, check_spans, split_steps
+from capo_ray.steps import (
+    SpanError,
+    check_spans,
+    cut_at_blank_lines,
+    cut_at_newlines,
+    cut_at_sentences,
+    split_steps,
+)
 from capo_ray.types import Completion, VersionRun
+
+TEXT_CUTS = {"blank_line": cut_at_blank_lines, "newline": cut_at_newlines, "sentence": cut_at_sentences}
+
+
+def split(
+    response: Completion, segmenter: str, entropies: Sequence[float] = (), **keys: object
+) -> tuple[tuple[int, int], ...]:
+    response = dataclasses.replace(response, entropies=tuple(entropies))
+    return split_steps(response, SEGMENTERS[segmenter].model_validate(keys))
 
 
 def completion(pieces: Sequence[str]) -> Completion:
@@ -56,7 +73,7 @@ def test_blank_lines_by_hand(pieces: list[str], spans: tuple[tuple[int, int], ..
 
 def test_each_segmenter_by_hand() -> None:
     text = "1. Let x=3.14. Then y=2!\nSo z=5.\n\nDone."
-    cuts = {name: [text[a:b] for a, b in pairwise([0, *cut(text), len(text)])] for name, cut in SEGMENTERS.items()}
+    cuts = {name: [text[a:b] for a, b in pairwise([0, *cut(text), len(text)])] for name, cut in TEXT_CUTS.items()}
     assert cuts["blank_line"] == ["1. Let x=3.14. Then y=2!\nSo z=5.\n\n", "Done."]
     assert cuts["newline"] == ["1. Let x=3.14. Then y=2!\n", "So z=5.\n\n", "Done."]
     assert cuts["sentence"] == ["1. Let x=3.14.", " Then y=2!\n", "So z=5.\n\n", "Done."]
@@ -65,9 +82,9 @@ def test_each_segmenter_by_hand() -> None:
 def test_a_word_that_a_tokenizer_joins_to_the_space_before_it_opens_its_sentence() -> None:
     pieces = ["It", " is", " 4", ".", " Then", " we", " add", ".", "  ", " x", "?", " Thus", " six", "!\n", "End", ""]
     spans = ((0, 4), (4, 9), (9, 11), (11, 14), (14, 16))
-    assert split_steps(completion(pieces), "sentence") == spans
+    assert split(completion(pieces), "sentence") == spans
     entropies = [2.0 if piece == " Then" else 1.0 if piece == " Thus" else 0.0 for piece in pieces]
-    assert split_steps(completion(pieces), "entropy", entropies) == ((0, 4), (4, 11), (11, 16))
+    assert split(completion(pieces), "entropy", entropies) == ((0, 4), (4, 11), (11, 16))
 
 
 def test_a_piece_whose_words_a_token_before_took_makes_no_step() -> None:
@@ -117,19 +134,19 @@ TEXTS = st.text(alphabet="7*8=6\n\n\n 5.é雪🙂", min_size=1, max_size=40)
 
 
 @settings(max_examples=120)
-@given(text=TEXTS, segmenter=st.sampled_from(sorted(SEGMENTERS)), fallback=st.booleans())
+@given(text=TEXTS, segmenter=st.sampled_from(sorted(TEXT_CUTS)), fallback=st.booleans())
 def test_spans_tile_and_follow_first_characters_for_real_tokenizers(
     byte_bpe: Tokenizer, byte_fallback: Tokenizer, text: str, segmenter: str, fallback: bool
 ) -> None:
     response = incremental(byte_fallback if fallback else byte_bpe, text)
-    check_spans(split_steps(response, segmenter), len(response.token_ids))
-    spans = split_steps(response, segmenter, whole_blocks=False)
+    check_spans(split(response, segmenter), len(response.token_ids))
+    spans = split(response, segmenter, whole_blocks=False)
     check_spans(spans, len(response.token_ids))
     assert "".join(step_texts(text, response.char_ends, spans)) == text
     assert all(piece.strip() for piece in step_texts(text, response.char_ends, spans)) or len(spans) == 1
     # No cut falls between the first character of a step's first token and that of its last.
     starts = [0, *response.char_ends[:-1]]
-    cuts = SEGMENTERS[segmenter](text)
+    cuts = TEXT_CUTS[segmenter](text)
     for start, end in spans:
         inside = [cut for cut in cuts if starts[start] < cut <= starts[end - 1]]
         assert all(not text[starts[start] : cut].strip() or _opens_blank(text, cut, cuts) for cut in inside)
@@ -181,7 +198,7 @@ def test_spans_that_do_not_tile_are_refused(spans: tuple[tuple[int, int], ...]) 
 def test_segmenting_a_hostile_text_takes_linear_time(segmenter: str, unit: str) -> None:
     text = unit * 100_000
     start = time.perf_counter()
-    split_steps(of_ends(text, [len(text)]), segmenter)
+    split(of_ends(text, [len(text)]), segmenter)
     assert time.perf_counter() - start < 2.0
 
 
@@ -190,7 +207,7 @@ def test_entropy_cuts_only_where_a_decision_follows() -> None:
     response = completion(["a", "b", "c", "d", "\n"] * 4)
     entropies = [0.0] * 20
     entropies[5], entropies[16] = 2.0, 1.0
-    assert split_steps(response, "entropy", entropies) == ((0, 5), (5, 15), (15, 20))
+    assert split(response, "entropy", entropies) == ((0, 5), (5, 15), (15, 20))
 
 
 def test_entropy_goes_by_surprisal_where_no_entropies_are_given() -> None:
@@ -198,13 +215,13 @@ def test_entropy_goes_by_surprisal_where_no_entropies_are_given() -> None:
     logprobs = [0.0] * 20
     logprobs[11] = logprobs[12] = -3.0
     surprised = dataclasses.replace(response, logprobs=tuple(logprobs))
-    assert split_steps(surprised, "entropy") == ((0, 10), (10, 20))
+    assert split(surprised, "entropy") == ((0, 10), (10, 20))
 
 
 def test_entropy_joins_short_steps_and_bounds_their_number() -> None:
-    short = split_steps(completion(["a\n"] * 3 + ["b"] * 7), "entropy", [1.0] * 10)
+    short = split(completion(["a\n"] * 3 + ["b"] * 7), "entropy", [1.0] * 10)
     assert all(end - start >= 4 for start, end in short)
-    many = split_steps(completion(["a", "b", "c", "d\n"] * 100), "entropy", [float(t % 4 == 0) for t in range(400)])
+    many = split(completion(["a", "b", "c", "d\n"] * 100), "entropy", [float(t % 4 == 0) for t in range(400)])
     assert len(many) <= 32
 
 
@@ -212,4 +229,4 @@ def test_entropy_joins_short_steps_and_bounds_their_number() -> None:
 @given(pieces=st.lists(st.sampled_from(["a", "\n", "\n\n", ". ", "", "é"]), max_size=60), data=st.data())
 def test_entropy_spans_tile(pieces: list[str], data: st.DataObject) -> None:
     entropies = data.draw(st.lists(st.floats(0, 5), min_size=len(pieces), max_size=len(pieces)))
-    check_spans(split_steps(completion(pieces), "entropy", entropies), len(pieces))
+    check_spans(split(completion(pieces), "entropy", entropies), len(pieces))

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny import EOS, PAD, SPECIALS, write_tokenizer
+from capo_ray.config.steps import SEGMENTERS
 from capo_ray.engines import HfTokenizer, TokenizerRefused
 from capo_ray.prompts import build_critic_prompt, build_policy_prompt
 from capo_ray.protocols import step_texts
-from capo_ray.steps import SEGMENTERS, check_spans, split_steps
+from capo_ray.steps import check_spans, split_steps
 from capo_ray.types import Completion, VersionRun
 
 CHATML = (
@@ -280,8 +281,8 @@ def test_steps_tile_and_prompts_are_the_templates_on_real_tokenizers(path: Path)
         text, ends = tokenizer.decode_pieces(ids)
         count = len(ids)
         response = Completion(ids, (0.0,) * count, ends, text, (VersionRun(0, count),), "stop")
-        for segmenter in SEGMENTERS:
-            spans = split_steps(response, segmenter)
+        for section in SEGMENTERS.values():
+            spans = split_steps(response, section())
             check_spans(spans, count)
             assert "".join(step_texts(text, ends, spans)) == text
 

@@ -35,13 +35,14 @@ from capo_ray.cli.schema import (
     train_keys,
 )
 from capo_ray.cli.useless import refuse_useless
-from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config import FAMILIES, TrainConfig
+from capo_ray.config.steps import move_older
 from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Rule = tuple[tuple[str, ...], Callable[[ModelT], bool], str]
-GROUPS = ("credit", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
+GROUPS = ("credit", "steps", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,21 @@ class _Setting:
     text: str
 
 
-def compose_train(overrides: Sequence[str]) -> TrainConfig:
-    """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise."""
+def compose_train(overrides: Sequence[str], *, judges: bool = False) -> TrainConfig:
+    """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise.
+
+    `judges`: critics are asked whatever the credit method reads.
+    """
     choices, settings = _sort(overrides)
     run = next((s.text for s in settings if s.key == "resume"), "")
     tree = _read_run(run, choices) if run else _compose_choices(choices)
-    method = _method(tree, settings)
-    _settle(tree, settings, train_keys(method), lambda s: _no_group(s) or refuse_unknown(s.key, method))
+    kinds = _kinds(tree, settings)
+    _settle(tree, settings, train_keys(kinds), lambda s: _no_group(s) or refuse_unknown(s.key, kinds))
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
-        raise as_sentence(error, lambda key: refuse_unknown(key, method)) from None
-    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices])
+        raise as_sentence(error, lambda key: refuse_unknown(key, kinds)) from None
+    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices], judges)
     return config
 
 
@@ -120,11 +124,8 @@ def conf_dir() -> Path:
 
 
 def list_choices(group: str) -> list[str]:
-    """The choices of a group, sorted; a credit method without a file of its own is a choice too."""
-    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
-    if group == "credit":
-        names |= set(CREDIT_METHODS)
-    return sorted(names)
+    """The choices of a group, sorted; a credit method or segmenter without a file of its own is a choice too."""
+    return sorted({path.stem for path in (conf_dir() / group).glob("*.yaml")} | set(FAMILIES.get(group, ())))
 
 
 def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
@@ -136,6 +137,8 @@ def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
         key, value = setting.key, setting.text
         if key not in GROUPS:
             settings.append(setting)
+        elif key == "steps" and value in FAMILIES[key]:  # it is one key, and has no preset
+            settings.append(_Setting(f"steps.{FAMILIES[key].tag}", value))
         elif value in list_choices(key):
             choices[key] = value
         elif key in PATH_KEYS and (value == "laptop" or "/" in value or Path(value).is_dir()):
@@ -162,8 +165,8 @@ def _no_group(setting: _Setting) -> ConfigError | None:
 
 
 def _no_choice(group: str, value: str) -> ConfigError:
-    if group == "credit" and value in CREDIT_METHODS.broken:
-        return ConfigError(CREDIT_METHODS.broken[value])
+    if group in FAMILIES and value in FAMILIES[group].broken:
+        return ConfigError(FAMILIES[group].broken[value])
     choices = list_choices(group)
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {group}={near[0]}?" if near else "."
@@ -211,23 +214,28 @@ def _read_run(run: str, choices: dict[str, str], command: str = "train") -> dict
     own = "train" if "credit" in tree else "sft"
     if own != command:
         raise ConfigError(f"resume={run} is a run of capo-ray {own}: go on with capo-ray {own} resume={run}")
-    return tree
+    return move_older(tree)
 
 
-def _method(tree: dict[str, Any], settings: Sequence[_Setting]) -> str:
-    """The credit method of the tree, made explicit in it."""
-    section = tree.setdefault("credit", {})
+def _kinds(tree: dict[str, Any], settings: Sequence[_Setting]) -> dict[str, str]:
+    """The chosen kind of each section that has several, made explicit in the tree."""
+    return {section: _kind(section, tree, settings) for section in FAMILIES}
+
+
+def _kind(name: str, tree: dict[str, Any], settings: Sequence[_Setting]) -> str:
+    tag, section = FAMILIES[name].tag, tree.setdefault(name, {})
     if not isinstance(section, dict):
-        raise ConfigError(f"credit: expected a section with method=…, got {section!r}")
-    default = TrainConfig.model_fields["credit"].default.method
-    named = [s.text for s in settings if s.key == "credit.method"]
-    method = str(named[-1] if named else section.get("method", default))
-    if method not in CREDIT_METHODS or method not in list_choices("credit"):
-        raise _no_choice("credit", method)
-    if named and named[-1] != section.get("method", default):
-        raise ConfigError(f"credit.method={method} would keep another method's keys; write credit={method}")
-    section["method"] = method
-    return method
+        raise ConfigError(f"{name}: expected a section with {tag}=…, got {section!r}")
+    before = section.get(tag, getattr(TrainConfig.model_fields[name].default, tag))
+    named = [s.text for s in settings if s.key == f"{name}.{tag}"]
+    kind = str(named[-1] if named else before)
+    if kind not in FAMILIES[name]:
+        raise _no_choice(name, kind)
+    if kind != before and name == "credit":
+        raise ConfigError(f"credit.method={kind} would keep another method's preset; write credit={kind}")
+    known = section if kind == before else FAMILIES[name][kind].model_fields  # keys of the one before go with it
+    tree[name] = {key: value for key, value in section.items() if key in known} | {tag: kind}
+    return kind
 
 
 def _value(setting: _Setting, literal: bool) -> Any:

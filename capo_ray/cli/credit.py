@@ -7,6 +7,7 @@ import codecs
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -14,10 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from capo_ray.cli.compose import compose_train
 from capo_ray.cli.credit_lines import read_group
 from capo_ray.cli.line_count import LineCount
-from capo_ray.cli.schema import ConfigError, keys_of
+from capo_ray.cli.schema import ConfigError, keys_of, new_name
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
+from capo_ray.config.steps import StepsBase
 from capo_ray.credit import EvidenceError, assign_credit, audit
 from capo_ray.evidence import FieldError
 from capo_ray.prompts import RUBRICS
@@ -50,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress", type=float, default=0.0, metavar="X", help="share of a run done, 0..1 (schedules)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="credit.KEY=VALUE", help="a key of the method, as in training")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="credit.… of the method, steps=…, steps.…, as in training"
+    )
     text = EXAMPLES.format(methods=", ".join(CREDIT_METHODS))
     parser.epilog = f"{parser.epilog}\n{text}" if parser.epilog else text
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -58,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 where every line was done, 1 where one was refused (the others are done) or there was none."""
-    config = build_config(args.method, args.overrides)
+    of_steps = [text for text in args.overrides if re.match(r"\+?steps[.=]", text)]
+    config = build_config(args.method, [text for text in args.overrides if text not in of_steps])
+    steps = build_steps(args.method, of_steps)
     if not 0.0 <= args.progress <= 1.0:
         raise ConfigError(f"--progress: expected a share of the run in 0..1, got {args.progress}")
     num_done = num_refused = 0
@@ -69,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             line = _decode(raw)
             if not line.strip():
                 continue
-            name, group = read_group(line, config, args.rubric)
+            name, group = read_group(line, config, args.rubric, steps)
             credit, figures = _assign(group, config, args.progress)
         except (FieldError, EvidenceError) as error:
             num_refused += 1
@@ -88,6 +95,16 @@ def run(args: argparse.Namespace) -> int:
     return 0 if num_done and not num_refused else 1
 
 
+def build_steps(method: str, overrides: Sequence[str]) -> StepsBase:
+    """Where a run of the method's preset cuts responses, with `steps=…` and `steps.key=value` overrides."""
+    steps = compose_train([f"credit={method}", *overrides]).steps
+    if steps.thinking == "leave_out":
+        raise ConfigError(
+            "steps.thinking=leave_out is for runs: here every token of a response has its numbers; cut it in the file"
+        )
+    return steps
+
+
 def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
     """The method's config with `credit.key=value` overrides; raises `ConfigError` with one sentence."""
     if method in CREDIT_METHODS.broken:
@@ -98,14 +115,12 @@ def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
         key, equals, value = text.partition("=")
         key = key.strip().lstrip("+")
         if not equals or key not in keys:
+            if moved := new_name(key):
+                raise ConfigError(f"{key} is {moved} now; write {moved}=…")
             near = get_close_matches(key, keys, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"{text} is no key=value of {method}; {hint}Its keys: {', '.join(keys)}")
         given[key.removeprefix("credit.")] = value
-    if given.get("thinking") == "leave_out":
-        raise ConfigError(
-            "credit.thinking=leave_out is for runs: here every token of a response has its numbers; cut it in the file"
-        )
     try:
         return CREDIT_METHODS[method].model_validate({"method": method, **given})
     except ValidationError as error:

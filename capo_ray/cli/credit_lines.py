@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
 
 from capo_ray.config.credit import CreditBase
+from capo_ray.config.steps import StepsBase
 from capo_ray.evidence import FieldError, ResponseLine, read_evidence, read_numbers, refuse, show
 from capo_ray.steps import SpanError, split_steps
 from capo_ray.types import Completion, Group, Judged, Problem, Trajectory, TrajectoryKey, Verdict, VersionRun
 
 
-def read_group(line: str, config: CreditBase, rubric: str) -> tuple[str | int, Group]:
+def read_group(line: str, config: CreditBase, rubric: str, steps: StepsBase) -> tuple[str | int, Group]:
     """The id and the group of one line; raises `FieldError`."""
     try:
         data = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_to_object)
@@ -34,24 +36,22 @@ def read_group(line: str, config: CreditBase, rubric: str) -> tuple[str | int, G
     responses = data.get("responses")
     if not isinstance(responses, list) or not responses:
         refuse("responses", "a list of at least one response", responses)
-    members = [_read_response(item, i, str(name), config, rubric) for i, item in enumerate(responses)]
+    members = [_read_response(item, i, str(name), config, rubric, steps) for i, item in enumerate(responses)]
     problem = Problem(str(name), data.get("question", ""), data.get("answer", ""))
     return name, Group(0, problem, tuple(members))
 
 
-def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric: str) -> Judged:
+def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric: str, segmenter: StepsBase) -> Judged:
     where = f"responses[{index}]"
     if not isinstance(item, dict):
         refuse(where, "an object", item)
     response = _read_tokens(item, where)
     entropies = read_numbers(item, "entropies", len(response.token_ids), where)
-    if config.segmenter == "entropy" and len(response.token_ids) and not entropies and "logprobs" not in item:
-        wanted = f"{len(response.token_ids)} numbers (or logprobs), which credit.segmenter=entropy reads"
+    if "entropies" in segmenter.reads and len(response.token_ids) and not entropies and "logprobs" not in item:
+        wanted = f"{len(response.token_ids)} numbers (or logprobs), which steps.segmenter={segmenter.segmenter} reads"
         refuse(f"{where}.entropies", wanted, None)
     try:
-        steps = split_steps(
-            response, config.segmenter, entropies, config.entropy_cuts, whole_blocks=config.whole_blocks
-        )
+        steps = split_steps(replace(response, entropies=np.array(entropies)), segmenter)
     except SpanError as error:
         raise FieldError(f"{where}.tokens: {error}") from None
     reward = _read_reward(item, where)

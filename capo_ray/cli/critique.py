@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="as of capo-ray train: critic.…, credit.vote=…"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as of capo-ray train: critic.…, credit.vote=…, steps=…"
     )
     parser.add_argument(
         "--input", required=True, metavar="FILE", help="solutions, one JSON object per line; - is stdin"
@@ -65,12 +65,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when at least one critique could be read."""
-    config = compose_train(args.overrides)
+    config = compose_train(args.overrides, judges=True)
     # Where the method reads no critiques, they are put together as by the one that a run has by default.
     asked = config.credit.asked(Critiques) or CapoConfig().asked(Critiques)
     assert asked is not None, "CAPO reads critiques"
     vote = asked.vote
-    solutions = list(read_solutions(read_input(args.input), config.credit, args.limit))
+    solutions = list(read_solutions(read_input(args.input), config.steps, args.limit))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
     truth = None

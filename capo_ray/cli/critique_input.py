@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from capo_ray.cli.critique_layouts import READERS, Solution, layout_of
-from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.steps import NewlineSteps, StepsBase
 from capo_ray.problems.files import Place, format_of, line_rows, rows_of
 from capo_ray.protocols import RunFailed
-from capo_ray.steps import step_ends
-from capo_ray.steps.spans import ENTROPY
-from capo_ray.steps.thinking import answer_start
+from capo_ray.steps import TextAlone, split_text
 from capo_ray.types import Problem
 
-NESTED_SEGMENTER = "newline"
+NESTED_STEPS = NewlineSteps()
 """GSM8K's model solutions have one step per line."""
 
 
@@ -31,7 +28,7 @@ def read_input(path: str) -> Iterator[Place]:
     return rows_of(file, format_of(file))
 
 
-def read_solutions(rows: Iterable[Place], credit: CreditBase, limit: int) -> Iterator[Solution]:
+def read_solutions(rows: Iterable[Place], steps: StepsBase, limit: int) -> Iterator[Solution]:
     """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault.
 
     A layout that is not ours is named on standard error.
@@ -45,7 +42,9 @@ def read_solutions(rows: Iterable[Place], credit: CreditBase, limit: int) -> Ite
             said.add(name)
             print(f"capo-ray critique: line {number} is read as {name}'s layout", file=sys.stderr)
         try:
-            solutions = [READERS[name](row, number)] if name else _ours(row, number, credit)
+            solutions = [READERS[name](row, number)] if name else _ours(row, number, steps)
+        except TextAlone as error:
+            raise RunFailed(f"line {number}: {error}") from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             said_of = str(error) if isinstance(error, ValueError) else f"expected {name}'s layout, got {error!r}"
             raise RunFailed(f"line {number}: {said_of}; mend or remove the line") from None
@@ -56,20 +55,11 @@ def read_solutions(rows: Iterable[Place], credit: CreditBase, limit: int) -> Ite
             yield solution
 
 
-def cut_text(text: str, segmenter: str, credit: CreditBase | None = None) -> tuple[str, ...]:
-    """The steps of a text as training cuts its responses; without a credit method's word, by the defaults."""
-    if credit is not None and credit.thinking == "leave_out":
-        text = text[answer_start(text) :]
-    whole = credit.whole_blocks if credit is not None else True
-    bounds = [0, *step_ends(text, "sentence" if segmenter == ENTROPY else segmenter, whole_blocks=whole), len(text)]
-    return tuple(text[a:b] for a, b in pairwise(bounds) if a < b)
-
-
-def _ours(row: dict[str, Any], number: int, credit: CreditBase) -> list[Solution]:
+def _ours(row: dict[str, Any], number: int, steps: StepsBase) -> list[Solution]:
     question = row.get("question", row.get("problem"))
     if not isinstance(question, str):
         raise ValueError('expected "question" (a text) in the object')
-    return _nested(row, question, number) or [_plain(row, question, number, credit)]
+    return _nested(row, question, number) or [_plain(row, question, number, steps)]
 
 
 def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
@@ -81,7 +71,7 @@ def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
             number,
             name,
             problem,
-            cut_text(value["solution"].strip(), NESTED_SEGMENTER),
+            split_text(value["solution"].strip(), NESTED_STEPS),
             None,
             value["is_correct"] if isinstance(value.get("is_correct"), bool) else None,
         )
@@ -94,12 +84,12 @@ def _answer(truth: object) -> str:
     return truth.rpartition("A:")[2].strip() if isinstance(truth, str) else ""
 
 
-def _plain(row: dict[str, Any], question: str, number: int, credit: CreditBase) -> Solution:
-    steps = row.get("steps")
-    if isinstance(steps, list) and steps and all(isinstance(step, str) for step in steps):
-        cut = tuple(steps)
+def _plain(row: dict[str, Any], question: str, number: int, steps: StepsBase) -> Solution:
+    given = row.get("steps")
+    if isinstance(given, list) and given and all(isinstance(step, str) for step in given):
+        cut = tuple(given)
     elif isinstance(row.get("response"), str):
-        cut = cut_text(row["response"], credit.segmenter, credit)
+        cut = split_text(row["response"], steps)
     else:
         raise ValueError('expected "response" (a text) or "steps" (texts)')
     wrong = row.get("wrong_steps")
@@ -108,7 +98,7 @@ def _plain(row: dict[str, Any], question: str, number: int, credit: CreditBase) 
     ):
         raise ValueError(
             f'"wrong_steps" must be indices in 0..{len(cut) - 1} of the {len(cut)} steps (got '
-            f"{str(wrong)[:60]}); steps are cut by credit.segmenter={credit.segmenter}"
+            f"{str(wrong)[:60]}); steps are cut by steps.segmenter={steps.segmenter}"
         )
     solution = row.get("solution")
     return Solution(

@@ -239,11 +239,6 @@ OTHER_RULES: tuple[Rule, ...] = (
         "with credit.stage2_from=1, which never comes to a second stage; remove it or lower credit.stage2_from",
     ),
     (
-        ("credit.cut_top_frac", "credit.cut_window", "credit.cut_min_tokens", "credit.cut_max_steps"),
-        lambda c: c.credit.segmenter != "entropy",
-        "unless credit.segmenter=entropy; remove it or choose that segmenter",
-    ),
-    (
         tuple(f"data.curriculum.{name}" for name in CurriculumConfig.model_fields if name != "kind"),
         lambda c: c.data.curriculum.kind == "none",
         "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate",

@@ -20,7 +20,7 @@ from capo_ray.cli.memory import (
 )
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
-from capo_ray.config import TrainConfig
+from capo_ray.config import FAMILIES, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.demand import Demand, demand, find, in_all
 
@@ -80,7 +80,9 @@ def to_text(config: TrainConfig, *, full: bool = False) -> str:
     if gpus:
         lines += ["# time of an update (estimate)", *to_words(estimate_pace(config)), ""]
     if not full:
-        return "\n".join([*lines, "# settings other than the defaults (all of them: --full)", *_changed(config)])
+        return "\n".join(
+            [*lines, "# choices, and settings other than their defaults (all of them: --full)", *_changed(config)]
+        )
     import yaml
 
     return "\n".join(
@@ -115,10 +117,15 @@ def _memory_words(config: TrainConfig) -> list[str]:
 
 
 def _changed(config: TrainConfig) -> list[str]:
-    """The keys that differ from the defaults of the same credit method, as overrides."""
-    default = TrainConfig.model_validate({"credit": {"method": config.credit.method}})
+    """The choices of kinds, and the keys that differ from the defaults of the same ones, as overrides."""
+    kinds = {name: getattr(getattr(config, name), family.tag) for name, family in FAMILIES.items()}
+    # Not validated: the defaults of other sections need not go with the method.
+    default = TrainConfig.model_construct(
+        **{name: FAMILIES[name][kind].model_validate({FAMILIES[name].tag: kind}) for name, kind in kinds.items()}
+    )
     ours, theirs = flat_keys(config.model_dump(mode="json")), flat_keys(default.model_dump(mode="json"))
-    return [f"{key}={json.dumps(value)}" for key, value in ours.items() if value != theirs.get(key)]
+    differ = [f"{key}={json.dumps(value)}" for key, value in ours.items() if value != theirs.get(key)]
+    return [*(f"{name}={kind}" for name, kind in kinds.items()), *differ]
 
 
 def _slots(config: TrainConfig) -> str:

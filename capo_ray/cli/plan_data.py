@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from capo_ray.cli.critique_input import cut_text
 from capo_ray.cli.memory import own_cluster
 from capo_ray.config import TrainConfig
 from capo_ray.problems import reads_hub
 from capo_ray.problems.rows import RowReport
 from capo_ray.problems.sources import read_problems
 from capo_ray.protocols import RunFailed
+from capo_ray.steps import split_text
 from capo_ray.types import Problem
 
 FIRST_ROWS = 64
@@ -45,14 +45,14 @@ def data_words(config: TrainConfig) -> list[str]:
 
 
 def _step_words(config: TrainConfig, solutions: Sequence[str]) -> list[str]:
-    """How many steps the cuts of the credit method make of real solutions; nothing where there are none."""
-    if not solutions:
+    """How many steps are cut of real solutions; nothing where there are none, or more than their text is read."""
+    if not solutions or config.steps.reads != {"text"}:
         return []
-    counts = sorted(len(cut_text(text, config.credit.segmenter, config.credit)) for text in solutions)
+    counts = sorted(len(split_text(text, config.steps)) for text in solutions)
     single = sum(count == 1 for count in counts) / len(counts)
     words = (
         f"steps     {counts[len(counts) // 2]} in the middle one of {len(counts)} reference solutions "
-        f"({counts[0]} to {counts[-1]}), as credit.segmenter={config.credit.segmenter} cuts"
+        f"({counts[0]} to {counts[-1]}), as steps.segmenter={config.steps.segmenter} cuts"
     )
     if single < MANY_SINGLE:
         return [words]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from capo_ray.cli.compose import GROUPS, list_choices
 from capo_ray.cli.schema import keys_of
-from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config import CREDIT_METHODS, FAMILIES, SEGMENTERS, TrainConfig
 from capo_ray.config.sft import SftConfig
 
 HEAD = """# Configuration
@@ -30,7 +31,7 @@ def build_reference() -> str:
     lines += [
         f"| `{group}` | {', '.join(f'`{c}`' for c in list_choices(group))} |" for group in GROUPS if list_choices(group)
     ]
-    keys = {key: field for key, field in keys_of(TrainConfig).items() if not key.startswith("credit.")}
+    keys = {key: field for key, field in keys_of(TrainConfig).items() if key.partition(".")[0] not in FAMILIES}
     sections: dict[str, dict[str, FieldInfo]] = {}
     for key, field in keys.items():
         sections.setdefault(key.rpartition(".")[0].split(".")[0], {})[key] = field
@@ -38,18 +39,17 @@ def build_reference() -> str:
         lines += ["", f"## {name}" if name else "## top level", "", *_table(rows)]
         if name == "run":
             for method, model in CREDIT_METHODS.items():
-                doc = " ".join((model.__doc__ or "").split())
                 needs = ", ".join(sorted(name for asked in model(method=method).evidence() for name in asked.reads))
-                lines += [
-                    "",
-                    f"## credit={method}",
-                    "",
-                    f"{doc} Reads: {needs or 'the verdict alone'}.",
-                    "",
-                    *_table(keys_of(model, "credit.")),
-                ]
+                lines += _one_kind("credit", method, model, needs or "the verdict alone")
+            for segmenter, section in SEGMENTERS.items():
+                lines += _one_kind("steps", segmenter, section, ", ".join(sorted(section.reads, reverse=True)))
     lines += ["", "## capo-ray sft", "", "The keys of this command alone.", "", *_table(keys_of(SftConfig))]
     return "\n".join(lines) + "\n"
+
+
+def _one_kind(section: str, name: str, model: type[BaseModel], reads: str) -> list[str]:
+    doc = " ".join((model.__doc__ or "").split())
+    return ["", f"## {section}={name}", "", f"{doc} Reads: {reads}.", "", *_table(keys_of(model, f"{section}."))]
 
 
 def _table(rows: dict[str, FieldInfo]) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from capo_ray.config import CREDIT_METHODS, TrainConfig
+from capo_ray.config import FAMILIES, TrainConfig
+from capo_ray.config.steps import MOVED
 from capo_ray.protocols import RunFailed
 
 # What other trainers (TRL, verl, OpenRLHF) call a key of ours, by the last word of theirs.
@@ -74,10 +75,12 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     return keys
 
 
-def train_keys(method: str) -> dict[str, FieldInfo]:
-    """Every key of a training run under a credit method."""
-    keys = {key: field for key, field in keys_of(TrainConfig).items() if not key.startswith("credit.")}
-    return keys | keys_of(CREDIT_METHODS[method], "credit.")
+def train_keys(kinds: Mapping[str, str]) -> dict[str, FieldInfo]:
+    """Every key of a training run with this kind of each section that has several."""
+    keys = {key: field for key, field in keys_of(TrainConfig).items() if key.partition(".")[0] not in FAMILIES}
+    for section, kind in kinds.items():
+        keys |= keys_of(FAMILIES[section][kind], f"{section}.")
+    return keys
 
 
 def is_mapping(field: FieldInfo) -> bool:
@@ -91,10 +94,19 @@ def takes_text(field: FieldInfo) -> bool:
     return all(kind is str or kind is type(None) or isinstance(kind, str) for kind in kinds)
 
 
-def refuse_unknown(key: str, method: str) -> ConfigError:
-    """The error for a key that no run under a credit method has."""
-    where = f" of credit={method}" if key.rpartition(".")[0] == "credit" else ""
-    return refuse_key(key, train_keys(method), TrainConfig, where)
+def refuse_unknown(key: str, kinds: Mapping[str, str]) -> ConfigError:
+    """The error for a key that no run with these kinds of sections has: where it went, or what is near."""
+    if moved := new_name(key):
+        return ConfigError(f"{key} is {moved} now; write {moved}=…")
+    section = key.rpartition(".")[0]
+    where = f" of {section}={kinds[section]}" if section in kinds else ""
+    return refuse_key(key, train_keys(kinds), TrainConfig, where)
+
+
+def new_name(key: str) -> str | None:
+    """The name of a key that once had another one; None for any other."""
+    section, _, leaf = key.rpartition(".")
+    return f"steps.{MOVED[leaf]}" if section == "credit" and leaf in MOVED else None
 
 
 def refuse_key(key: str, keys: Mapping[str, FieldInfo], model: type[BaseModel], where: str = "") -> ConfigError:
@@ -136,9 +148,9 @@ def as_sentence(error: ValidationError, refuse: Callable[[str], ConfigError]) ->
 
 
 def _key(loc: tuple[int | str, ...]) -> str:
-    """A dotted key; pydantic names the union's tag after `credit`, which is no part of the key."""
+    """A dotted key; pydantic names the union's tag after a section of several kinds, which is no part of the key."""
     parts = [str(part) for part in loc]
-    if len(parts) > 2 and parts[0] == "credit" and parts[1] in CREDIT_METHODS:
+    if len(parts) > 2 and parts[1] in FAMILIES.get(parts[0], ()):
         del parts[1]
     return ".".join(parts)
 

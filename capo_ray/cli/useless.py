@@ -16,9 +16,12 @@ from capo_ray.config.credit import Critiques
 RULES = (*CRITIC_RULES, *OTHER_RULES)
 
 
-def refuse_useless(config: TrainConfig, given: Sequence[str]) -> None:
-    """Raise for the first given key (`critic.num_votes`) or choice (`critic=`) that has no effect."""
-    reads_critics = config.credit.asked(Critiques) is not None
+def refuse_useless(config: TrainConfig, given: Sequence[str], judges: bool = False) -> None:
+    """Raise for the first given key (`critic.num_votes`) or choice (`critic=`) that has no effect.
+
+    `judges`: critics are asked whatever the credit method reads.
+    """
+    reads_critics = judges or config.credit.asked(Critiques) is not None
     for key in given:
         if not reads_critics and key.startswith(("critic.", "critic=")):
             name = "critic=…" if key == "critic=" else key

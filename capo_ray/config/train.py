@@ -6,9 +6,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from capo_ray.config import sections as s
 from capo_ray.config.base import Section
-from capo_ray.config.credit import CapoConfig, CreditConfig, Critiques, refuse_other_loss
+from capo_ray.config.credit import CapoConfig, CreditConfig, Critiques, Entropies, refuse_other_loss
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.reward_model import RewardModelConfig
+from capo_ray.config.steps import DEFAULT_STEPS, StepsConfig
 
 
 class TrainConfig(Section):
@@ -18,6 +19,7 @@ class TrainConfig(Section):
 
     run: s.RunConfig = s.RunConfig()
     credit: CreditConfig = Field(default=CapoConfig())
+    steps: StepsConfig = Field(default=DEFAULT_STEPS)
     model: s.ModelConfig = s.ModelConfig()
     data: s.DataConfig = s.DataConfig()
     rollout: s.RolloutConfig = s.RolloutConfig()
@@ -55,9 +57,9 @@ class TrainConfig(Section):
         refuse_other_loss(self.credit, self.loss)
         self._refuse_slots()
         self._refuse_placements()
-        if self.credit.thinking == "leave_out" and any(r.continues_prompt for r in self.credit.evidence()):
+        if self.steps.thinking == "leave_out" and any(r.continues_prompt for r in self.credit.evidence()):
             raise ValueError(
-                f"credit={self.credit.method} goes on from the one prompt of all siblings, so credit.thinking must be "
+                f"credit={self.credit.method} goes on from the one prompt of all siblings, so steps.thinking must be "
                 "train (got leave_out)"
             )
         votes, most = self.credit.asked(Critiques), self.critic.num_votes
@@ -69,6 +71,11 @@ class TrainConfig(Section):
     def num_slots(self) -> int:
         """Groups that may be generated, waiting or in training at any time."""
         return self.stream.slots or self.learner.groups_per_batch * (self.stream.max_age + 1)
+
+    @property
+    def reads_entropies(self) -> bool:
+        """Whether the engine is to give the entropy of each token's distribution."""
+        return "entropies" in self.steps.reads or self.credit.asked(Entropies) is not None
 
     def _refuse_slots(self) -> None:
         """Raise where a batch never fills, or finished groups grow too old in line."""

@@ -32,20 +32,20 @@ def source_of(kind: type[Request]) -> type[EvidenceSource]:
     return found
 
 
-def _requests(credit: CreditBase) -> tuple[Request, ...]:
+def _requests(config: TrainConfig) -> tuple[Request, ...]:
     """What the method asks for, and what its steps are cut by."""
-    asked = credit.evidence()
-    return asked if credit.asked(Entropies) or not credit.reads_entropies else (*asked, Entropies())
+    asked = config.credit.evidence()
+    return asked if config.credit.asked(Entropies) or not config.reads_entropies else (*asked, Entropies())
 
 
 def build_sources(doors: Doors) -> tuple[EvidenceSource, ...]:
     """One for each kind of evidence that the run gathers."""
-    return tuple(source_of(type(asked))(asked, doors) for asked in _requests(doors.config.credit))
+    return tuple(source_of(type(asked))(asked, doors) for asked in _requests(doors.config))
 
 
 def deadline_s(config: TrainConfig) -> float:
     """The seconds within which a group's evidence is gathered where every source keeps its own deadline."""
-    return sum(source_of(type(asked)).deadline_s(config) for asked in _requests(config.credit))
+    return sum(source_of(type(asked)).deadline_s(config) for asked in _requests(config))
 
 
 async def gather(

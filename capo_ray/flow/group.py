@@ -167,24 +167,14 @@ class GroupWay:
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
         verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
-        if self._parts.config.credit.thinking == "leave_out":
+        if self._parts.config.steps.thinking == "leave_out":
             trajectories = [without_thinking(t) for t in trajectories]
         num_tokens = sum(len(t.response.token_ids) for t in trajectories)
         steps = await off_loop(self._split, trajectories, num_tokens=num_tokens)
         return [Judged(t, v, spans) for t, v, spans in zip(trajectories, verdicts, steps, strict=True)]
 
     def _split(self, trajectories: Sequence[Trajectory]) -> list[tuple[Span, ...]]:
-        credit = self._parts.config.credit
-        return [
-            split_steps(
-                t.response,
-                credit.segmenter,
-                t.response.entropies,
-                credit.entropy_cuts,
-                whole_blocks=credit.whole_blocks,
-            )
-            for t in trajectories
-        ]
+        return [split_steps(t.response, self._parts.config.steps) for t in trajectories]
 
     async def _roll_out(self, group_id: int, problem: Problem, attempt: int) -> list[Trajectory]:
         rollout = self._parts.config.rollout
@@ -195,7 +185,7 @@ class GroupWay:
             max_tokens=rollout.max_response_tokens,
             n=rollout.group_size,
             seed=response_seed(self._parts.config, "rollout", problem.id, group_id, attempt),
-            entropies=self._parts.config.credit.reads_entropies,
+            entropies=self._parts.config.reads_entropies,
             **self._parts.stops,
         )
         completions = await self._parts.engine.generate(prompt_ids, sampling)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from capo_ray.checkpoint import CheckpointStore, read_settings, read_state, write_settings, write_state
 from capo_ray.config import Job, SftConfig, TrainConfig
+from capo_ray.config.steps import move_older
 from capo_ray.place import resume
 from capo_ray.problems import data_files
 from capo_ray.protocols import RunFailed
@@ -75,7 +76,7 @@ def own_settings(path: Path) -> Job:
     """The configuration that stands in a run's directory."""
     settings = read_settings(path / CONFIG_FILE)
     try:
-        return (TrainConfig if "credit" in settings else SftConfig).model_validate(settings)
+        return (TrainConfig if "credit" in settings else SftConfig).model_validate(move_older(settings))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

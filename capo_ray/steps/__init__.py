@@ -11,18 +11,20 @@ next character (the first bytes of a multi-byte one), or to the last step where 
 Invariant: a response whose tokens and text disagree raises `SpanError`; it is never trimmed or re-encoded to fit.
 """
 
-from capo_ray.steps.segmenters import SEGMENTERS, cut_at_blank_lines, cut_at_newlines, cut_at_sentences, step_ends
-from capo_ray.steps.spans import SpanError, check_spans, split_steps
+from capo_ray.steps.segmenters import cut_at_blank_lines, cut_at_newlines, cut_at_sentences, step_ends, text_ends
+from capo_ray.steps.spans import SpanError, TextAlone, check_spans, split_steps, split_text
 from capo_ray.steps.thinking import without_thinking
 
 __all__ = [
-    "SEGMENTERS",
     "SpanError",
+    "TextAlone",
     "check_spans",
     "cut_at_blank_lines",
     "cut_at_newlines",
     "cut_at_sentences",
     "split_steps",
+    "split_text",
     "step_ends",
+    "text_ends",
     "without_thinking",
 ]

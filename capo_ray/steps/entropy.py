@@ -9,10 +9,25 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from capo_ray.config.credit.base import EntropyCuts
+import numpy as np
+
+from capo_ray.config.steps import EntropySteps
+from capo_ray.steps.segmenters import sentences
+from capo_ray.steps.spans import SpanError
+from capo_ray.types import Completion
 
 
-def keep_decisions(ends: Sequence[int], entropies: Sequence[float], cuts: EntropyCuts) -> list[int]:
+def decisions(response: Completion, steps: EntropySteps) -> list[int]:
+    """The rule of steps=entropy; without entropies the surprisals of the sampled tokens stand for them."""
+    ends = sentences(response, steps)
+    known = response.entropies if len(response.entropies) else -response.logprobs
+    if len(known) != len(response.token_ids):
+        raise SpanError(f"expected one entropy for each of the {len(response.token_ids)} tokens, got {len(known)}")
+    # Python numbers: they are compared one by one.
+    return keep_decisions(ends, known.astype(np.float64).tolist(), steps) if ends else ends
+
+
+def keep_decisions(ends: Sequence[int], entropies: Sequence[float], cuts: EntropySteps) -> list[int]:
     """Those of the step ends (token indices, T last) whose next piece has a top-entropy token in its first few tokens.
 
     `entropies` [T] may be surprisals (-logprob of the sampled token): their expectation is the entropy.

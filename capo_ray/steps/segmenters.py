@@ -1,4 +1,4 @@
-"""Where a text may be cut into steps: each segmenter returns the character positions at which a step ends.
+"""Where a text may be cut into steps: positions of characters, and the token ends of the steps that they make.
 
 Lines end with `\\n`, `\\r\\n`, `\\r`, U+2028 or U+2029. Every pattern is linear in the text: no two of its repetitions
 can match the same characters at the same place.
@@ -7,10 +7,13 @@ can match the same characters at the same place.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from capo_ray.config.steps import StepsBase
 from capo_ray.steps.blocks import block_spans, drop_inner, join_items
 from capo_ray.steps.marks import drop_blank_pieces, join_marks
+from capo_ray.steps.spans import token_cuts
+from capo_ray.types import Completion
 
 _BREAK = r"(?:\r\n?+|[\n\u2028\u2029])"
 # A greedy run of whitespace backtracks to its own last line end at most once, so the scan stays linear.
@@ -25,6 +28,27 @@ TITLES = frozenset({"Dr", "Mr", "Mrs", "Ms", "Prof", "St", "Jr"})
 ABBREVIATIONS = frozenset({"eq", "eqs", "fig", "figs", "vs", "cf", "approx", "resp", "al", "viz"})
 NUMBERED = frozenset({"no", "nos", "sec", "ch", "p", "pp", "vol", "ex", "def", "prop", "lem", "cor", "thm"})
 """Abbreviations where a number follows; elsewhere words and units."""
+
+
+def blank_lines(response: Completion, steps: StepsBase) -> list[int]:
+    """The rule of steps=blank_line."""
+    return text_ends(response, cut_at_blank_lines(response.text), steps)
+
+
+def newlines(response: Completion, steps: StepsBase) -> list[int]:
+    """The rule of steps=newline."""
+    return text_ends(response, cut_at_newlines(response.text), steps)
+
+
+def sentences(response: Completion, steps: StepsBase) -> list[int]:
+    """The rule of steps=sentence."""
+    return text_ends(response, cut_at_sentences(response.text), steps)
+
+
+def text_ends(response: Completion, cuts: Sequence[int], steps: StepsBase) -> list[int]:
+    """The token ends of the steps that end at these positions of the text, T last; `whole_blocks` as in `step_ends`."""
+    ends = step_ends(response.text, cuts, whole_blocks=steps.whole_blocks)
+    return token_cuts(response.text, response.char_ends, ends)
 
 
 def cut_at_blank_lines(text: str) -> list[int]:
@@ -71,20 +95,12 @@ def _goes_on(text: str, stop: int, after: int, ended: str) -> bool:
     return (name.lower() in NUMBERED and following.isdecimal()) or (name == "etc" and following.islower())
 
 
-SEGMENTERS: dict[str, Callable[[str], list[int]]] = {
-    "blank_line": cut_at_blank_lines,
-    "newline": cut_at_newlines,
-    "sentence": cut_at_sentences,
-}
-
-
-def step_ends(text: str, segmenter: str, *, whole_blocks: bool = True) -> list[int]:
-    """Where the steps of a text end, the last one's end left out; no step is white space alone.
+def step_ends(text: str, cuts: Sequence[int], *, whole_blocks: bool = True) -> list[int]:
+    """Those of the cuts at which a step of the text ends, the last one's end left out; no step is white space alone.
 
     `whole_blocks`: code blocks, displayed formulas, tables and the paragraphs of a list item stay whole, and a heading
-    or a rule is no step of its own. Without it the segmenter's plain cuts.
+    or a rule is no step of its own. Without it the plain cuts.
     """
-    cuts = SEGMENTERS[segmenter](text)
     if not whole_blocks:
         return drop_blank_pieces(text, cuts)
     return join_marks(text, drop_blank_pieces(text, join_items(text, drop_inner(cuts, block_spans(text)))))

@@ -1,55 +1,64 @@
-"""From character positions to token spans, by the rollout's own incremental detokenisation."""
+"""From the characters where a text is cut to the tokens of its steps, and the check that steps tile the tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from capo_ray.arrays import FloatArray, IntArray
-from capo_ray.config.credit.base import EntropyCuts
-from capo_ray.steps.entropy import keep_decisions
-from capo_ray.steps.segmenters import SEGMENTERS, step_ends
-from capo_ray.types import Completion, Span
+from capo_ray.arrays import IntArray
+from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
+from capo_ray.steps.thinking import answer_start
+from capo_ray.types import Completion, Span, VersionRun
 
-DEFAULT_CUTS = EntropyCuts()
-ENTROPY = "entropy"  # the one segmenter that reads more than the text
+Cut = Callable[[Completion, Any], list[int]]
 
 
 class SpanError(ValueError):
     """The tokens of a response and its text (or its steps) do not fit together."""
 
 
-def split_steps(
-    response: Completion,
-    segmenter: str = "blank_line",
-    entropies: Sequence[float] | FloatArray = (),
-    cuts: EntropyCuts = DEFAULT_CUTS,
-    *,
-    whole_blocks: bool = True,
-) -> tuple[Span, ...]:
+class TextAlone(SpanError):
+    """The segmenter reads more of a response than its text, and there is nothing else."""
+
+
+@cache
+def _rule_of(kind: type[StepsBase]) -> Cut:
+    rule: Cut = pkgutil.resolve_name(kind.rule)
+    return rule
+
+
+def split_steps(response: Completion, steps: StepsBase = DEFAULT_STEPS) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 
-    `entropy` cuts at those ends of sentences and lines after which the policy decides; without `entropies` [T] it goes
-    by the surprisal of the sampled tokens. `whole_blocks` as in `step_ends`. Raises `SpanError` where `char_ends` do
-    not describe `text`, `ValueError` on an unknown segmenter.
+    Raises `SpanError` where `char_ends` do not describe `text`, or the segmenter's ends do not tile.
     """
-    if segmenter != ENTROPY and segmenter not in SEGMENTERS:
-        raise ValueError(f"unknown segmenter {segmenter!r}; known: {', '.join(sorted([*SEGMENTERS, ENTROPY]))}")
     check_char_ends(response)
-    rule = "sentence" if segmenter == ENTROPY else segmenter
-    char_cuts = step_ends(response.text, rule, whole_blocks=whole_blocks)
-    ends = token_cuts(response.text, response.char_ends, char_cuts)
-    if segmenter == ENTROPY and ends:
-        # Python numbers: they are compared one by one.
-        heights = np.asarray(entropies if len(entropies) else -response.logprobs, np.float64).tolist()
-        if len(heights) != ends[-1]:
-            raise SpanError(f"expected one entropy for each of the {ends[-1]} tokens, got {len(heights)}")
-        ends = keep_decisions(ends, heights, cuts)
-    spans = tuple(pairwise([0, *ends]))
+    spans = tuple(pairwise([0, *_rule_of(type(steps))(response, steps)]))
     check_spans(spans, len(response.token_ids))
     return spans
+
+
+def split_text(text: str, steps: StepsBase = DEFAULT_STEPS) -> tuple[str, ...]:
+    """The steps of a text without tokens: each character stands for one, so that it is cut as in training.
+
+    Raises `TextAlone` where the segmenter reads more than text.
+    """
+    if more := sorted(steps.reads - {"text"}):
+        raise TextAlone(
+            f"steps.segmenter={steps.segmenter} reads the {', '.join(more)} of a response, which a text alone has not; "
+            "add steps=sentence, or give the steps themselves"
+        )
+    if steps.thinking == "leave_out":
+        text = text[answer_start(text) :]
+    count = len(text)
+    runs = (VersionRun(0, count),) if count else ()
+    letters = Completion(np.arange(count), np.zeros(count), np.arange(1, count + 1), text, runs, "stop")
+    return tuple(text[start:end] for start, end in split_steps(letters, steps))
 
 
 def check_char_ends(response: Completion) -> None:

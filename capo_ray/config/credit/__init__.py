@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, TypeAlias
 
 from capo_ray.config.base import Section
-from capo_ray.config.credit.base import CreditBase, Segmenter
+from capo_ray.config.credit.base import CreditBase
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
 from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
 from capo_ray.config.credit.hints import RlsdConfig
 from capo_ray.config.credit.likelihood import AcpoConfig, MigConfig
-from capo_ray.config.credit.methods import Methods
 from capo_ray.config.credit.outcome import (
     CispoConfig,
     DapoConfig,
@@ -33,6 +32,7 @@ from capo_ray.config.credit.requests import (
     asks_once,
 )
 from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
+from capo_ray.config.families import Family
 
 __all__ = [
     "CREDIT_METHODS",
@@ -45,7 +45,6 @@ __all__ = [
     "FirstErrorBase",
     "HintedLogprobs",
     "Request",
-    "Segmenter",
     "StepValues",
     "TokenRewards",
     "Vote",
@@ -76,7 +75,7 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     QrmConfig,
     EtpoConfig,
 )
-CREDIT_METHODS = Methods(_CLASSES)
+CREDIT_METHODS = Family("credit", "method", CreditBase, "capo_ray.credit_methods", _CLASSES)
 
 
 def refuse_other_loss(config: CreditBase, loss: Section) -> None:

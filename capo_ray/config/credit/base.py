@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import model_validator
 
-from capo_ray.config.base import Section
-from capo_ray.config.credit.requests import Entropies, Request
+from capo_ray.config.base import RuledSection
+from capo_ray.config.credit.requests import Request
 
 Asked = TypeVar("Asked", bound=Request)
-Segmenter = Literal["blank_line", "newline", "sentence", "entropy"]
 
 
-@dataclass(frozen=True, slots=True)
-class EntropyCuts:
-    """Where segmenter=entropy cuts; the rule and its numbers are our own."""
+class CreditBase(RuledSection):
+    """What all credit methods share; a rule is a function of (group, this config, progress 0..1)."""
 
-    top_frac: float = 0.1
-    window: int = 8
-    min_tokens: int = 4
-    max_steps: int = 32
-
-
-class CreditBase(Section):
-    """What all credit methods share."""
-
-    rule: ClassVar[str] = ""
-    """Its function, `package.module:function` of (group, this config, progress 0..1), found when credit is assigned."""
     source: ClassVar[str] = ""
     """arXiv id of the paper that defines the method."""
     required_loss: ClassVar[dict[str, str]] = {}
@@ -36,14 +22,6 @@ class CreditBase(Section):
     reads_sampler_logprobs: ClassVar[bool] = False
     """Whether the evidence is made from the sampler's logprobs."""
     method: str
-    segmenter: Segmenter = "blank_line"
-    """Where a response is cut into steps."""
-    whole_blocks: bool = True
-    """Keep code blocks, displayed formulas, tables and the paragraphs of a list item whole, and make no step of a
-    heading or rule alone; false: cut wherever the segmenter says (the paper's `\\n\\n`)."""
-    thinking: Literal["train", "leave_out"] = "train"
-    """What precedes the last `</think>`: cut, judged and trained as the rest, or left out: critics do not see it, and
-    its tokens count as the prompt's. A response without the tag, or with nothing behind it, stays whole."""
 
     @model_validator(mode="after")
     def _refuse_requests(self) -> CreditBase:
@@ -62,16 +40,6 @@ class CreditBase(Section):
     def whitens_batch(self) -> bool:
         """Whether advantages are standardised over all valid tokens of a batch."""
         return False
-
-    @property
-    def entropy_cuts(self) -> EntropyCuts:
-        """Where segmenter=entropy cuts."""
-        return EntropyCuts()
-
-    @property
-    def reads_entropies(self) -> bool:
-        """Whether the engine is to give the entropy of each token's distribution."""
-        return self.segmenter == "entropy" or self.asked(Entropies) is not None
 
     @property
     def reads_extracted(self) -> bool:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase, EntropyCuts, Segmenter
+from capo_ray.config.credit.base import CreditBase
 from capo_ray.config.credit.requests import AnswerLogprobs
 
 
@@ -16,16 +16,6 @@ class AcpoConfig(CreditBase):
     source: ClassVar[str] = "2510.08899"
     rule: ClassVar[str] = "capo_ray.credit.acpo:acpo"
     method: Literal["acpo"] = "acpo"
-    segmenter: Segmenter = "entropy"
-    """Where a response is cut into steps."""
-    cut_top_frac: float = Field(0.1, gt=0, le=1)
-    """segmenter=entropy: share of a response's tokens, those of the highest entropy, that count as decisions (p)."""
-    cut_window: int = Field(8, ge=1)
-    """segmenter=entropy: a delimiter is a cut where a decision follows within so many tokens (w)."""
-    cut_min_tokens: int = Field(4, ge=1)
-    """segmenter=entropy: shorter steps are joined to the one after (L_min)."""
-    cut_max_steps: int = Field(32, ge=1)
-    """segmenter=entropy: most steps of a response; the cuts before the highest entropies stay (K_max)."""
     answer_cue: str = "\\boxed{"
     """Text put before the reference answer where it is scored after each step."""
     beta: float = Field(0.5, ge=0)
@@ -46,11 +36,6 @@ class AcpoConfig(CreditBase):
     def shares_bonus(self) -> bool:
         """Where there is a first stage with steps of the largest weight."""
         return self.stage2_from != 0 and self.entropy_frac > 0
-
-    @property
-    def entropy_cuts(self) -> EntropyCuts:
-        """Where segmenter=entropy cuts."""
-        return EntropyCuts(self.cut_top_frac, self.cut_window, self.cut_min_tokens, self.cut_max_steps)
 
     @property
     def reference_from(self) -> float | None:

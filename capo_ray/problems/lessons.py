@@ -42,8 +42,8 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
     """The lessons of a run; RunFailed with a sentence on a missing file, empty data or too many bad rows."""
     lengths = (config.min_steps, config.max_steps)
     if config.kind == "chains" and config.role == "critic":
-        lessons = critic_lessons if config.carried else fact_lessons
-        return ProblemSet(LessonSource(lambda: lessons(seed, lengths, config.label_error_prob)), ())
+        taught_by = critic_lessons if config.carried else fact_lessons
+        return ProblemSet(LessonSource(lambda: taught_by(seed, lengths, config.label_error_prob)), ())
     if config.kind == "chains":
         taught = config.error_prob, config.unlearnt_frac
         return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, *taught)), ())

@@ -47,7 +47,7 @@ import torch
 from plain_torch.arms import ARMS, MAIN, Arm, parse_arm
 from plain_torch.model import Model, check_against_library
 from plain_torch.parts import reads_critiques
-from plain_torch.report import draw, fill, pass_table, titled
+from plain_torch.report import draw, draw_passes, fill, pass_table, titled
 from plain_torch.run import Settings, record
 
 ROOT = Path(__file__).parent
@@ -79,6 +79,8 @@ def main() -> int:
         print(f"\n{title}\n\n{table}")
     if passes := pass_table(shown):
         print(f"\n{passes}")
+    if args.pass_plot:
+        draw_passes([row for row in shown if "pass_at" in row["curve"][-1]], args.pass_plot)
     if args.plot:
         draw(rows, ROOT.parent / "docs")
         fill(ROOT.parent / "docs" / "results.md", rows)
@@ -109,6 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-every", type=int, default=0)
     parser.add_argument("--eval-problems", type=int, default=256)
     parser.add_argument("--pass-at", type=int, default=1, help="responses to each held-out problem at both ends")
+    parser.add_argument("--pass-plot", type=Path, help="write a plot of pass@k, before and after")
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1, help="passes over a batch")

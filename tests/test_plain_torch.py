@@ -99,3 +99,12 @@ def test_a_run_of_the_shipped_pipeline_repeats_itself_to_the_last_digit() -> Non
 )
 def test_an_arm_is_a_list_of_overrides_and_two_doors(arm: str) -> None:
     assert len(trained(arm)) == 3
+
+
+def test_pass_at_k_is_drawn_before_and_after(tmp_path: Path) -> None:
+    from plain_torch.report import draw_passes
+
+    ends = [{"pass_at": {"1": 0.2, "4": 0.4, "16": 0.5}}, {"pass_at": {"1": 0.8, "4": 0.9, "16": 0.9}}]
+    rows = [{"arm": arm, "seed": seed, "curve": ends} for arm in ("grpo", "capo_majority") for seed in (0, 1)]
+    draw_passes(rows, tmp_path / "passes.png")
+    assert (tmp_path / "passes.png").read_bytes().startswith(b"\x89PNG")

@@ -234,6 +234,32 @@ def draw(rows: Sequence[Row], docs: Path) -> None:
         pyplot.close(figure)
 
 
+def draw_passes(rows: Sequence[Row], path: Path) -> None:
+    """Writes pass@k before the first update and after the last, means over seeds: sharpening raises k = 1 alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4))
+    for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+        for at, style in ((0, "--"), (-1, "-")):
+            ends = [row["curve"][at]["pass_at"] for row in rows if row["arm"] == arm]
+            ks = sorted(set.intersection(*map(set, ends)), key=int)
+            means = [statistics.fmean(end[k] for end in ends) for k in ks]
+            axis.plot(list(map(int, ks)), means, style, marker="o", color=f"C{number}", label=f"{arm}, {WHEN[at]}")
+    axis.set(xscale="log", xlabel="k", ylabel="held-out pass@k", ylim=(0, 1.02), xticks=[1, 4, 16, 64])
+    axis.set_xticklabels(["1", "4", "16", "64"])
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+WHEN = {0: "before", -1: "after"}
+
+
 def plot_arm(axis: Any, rows: Sequence[Row], arm: str, colour: str, spent: str) -> None:
     """One arm's mean curve, and the range of its seeds for the two that the benchmark is about."""
     curve = mean_curve(rows, spent)

@@ -15,7 +15,7 @@ waited for, or `PartLost` when whoever stood behind it is gone, and never waits 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -126,9 +126,6 @@ class TextEngine(Protocol):
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
         """The `sampling.n` completions of a prompt, in sample order."""
 
-    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
-        """The completions as each ends, in any order; closing the iterator aborts the others."""
-
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1."""
 
@@ -137,6 +134,13 @@ class TextEngine(Protocol):
 
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held, after verification; raises `weights.WeightsRefused` and serves nothing otherwise."""
+
+
+class StreamingEngine(Protocol):
+    """A language model whose samples are read one by one."""
+
+    def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Completion, None]:
+        """The completions as each ends, in any order; closing the generator aborts the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +248,6 @@ class Ledger(Protocol):
 
         `critiqued` goes with the (valid, asked) votes of each, `trained` with the masked tokens of each.
         """
-
-    def counts(self) -> Mapping[str, int]:
-        """Trajectories per state."""
 
     def check(self) -> None:
         """Nothing, if the account is where it was and can be read; else raises `RunFailed` naming its file."""

@@ -26,7 +26,7 @@ from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.types import TrajectoryKey
 
-WAY = ("admitted", "generated", "verified", "critiqued", "credited")
+WAY = ("generated", "verified", "critiqued", "credited")
 
 
 def siblings(group: int, count: int = 2, attempt: int = 0) -> list[TrajectoryKey]:
@@ -46,13 +46,13 @@ def ledger(tmp_path: Path) -> SqliteLedger:
 def test_a_run_whose_trajectories_are_all_trained_or_dropped_is_balanced(ledger: SqliteLedger) -> None:
     credit(ledger, siblings(0))
     ledger.record(siblings(0), "trained", update=1)
-    ledger.record(siblings(1), "admitted")
+    ledger.record(siblings(1), "generated")
     assert not ledger.balance().balanced and ledger.balance().open == 2
     ledger.record(siblings(1), "dropped", reason="worker died")
     balance = ledger.balance()
     assert balance.balanced and balance.open == 0 and balance.updates == 1
     assert balance.reasons == {"worker died": 2}
-    assert ledger.counts() == {**dict.fromkeys(STATES, 0), "trained": 2, "dropped": 2}
+    assert ledger.balance().counts == {**dict.fromkeys(STATES, 0), "trained": 2, "dropped": 2}
 
 
 def test_credit_needs_no_critiques_but_a_verdict(ledger: SqliteLedger) -> None:
@@ -61,7 +61,7 @@ def test_credit_needs_no_critiques_but_a_verdict(ledger: SqliteLedger) -> None:
         ledger.record(siblings(0), "credited")
     ledger.record(siblings(0), "verified")
     ledger.record(siblings(0), "credited")
-    assert ledger.counts()["credited"] == 2
+    assert ledger.balance().counts["credited"] == 2
 
 
 def test_a_refused_move_leaves_all_of_its_trajectories_where_they_were(ledger: SqliteLedger) -> None:
@@ -69,7 +69,7 @@ def test_a_refused_move_leaves_all_of_its_trajectories_where_they_were(ledger: S
     ledger.record(siblings(1)[:1], "generated")
     with pytest.raises(BadMove, match=r"p1/1/1/0.*unknown to the ledger"):
         ledger.record([*siblings(0), *siblings(1)], "verified")
-    assert ledger.counts()["generated"] == 3 and ledger.counts()["verified"] == 0
+    assert ledger.balance().counts["generated"] == 3 and ledger.balance().counts["verified"] == 0
 
 
 def test_no_trajectory_is_trained_twice_nor_dropped_after_training(ledger: SqliteLedger) -> None:
@@ -104,7 +104,7 @@ def test_a_move_without_what_it_needs_is_refused(ledger: SqliteLedger, state: st
 
 
 def test_votes_stand_beside_the_trajectory(ledger: SqliteLedger, tmp_path: Path) -> None:
-    for state in WAY[:3]:
+    for state in WAY[:2]:
         ledger.record(siblings(0), state)
     ledger.record(siblings(0), "critiqued", votes=[(3, 4), (4, 4)])
     rows = sqlite3.connect(tmp_path / LEDGER_FILE).execute("SELECT num_valid, num_votes FROM trajectories").fetchall()
@@ -156,7 +156,7 @@ def test_a_rewind_takes_back_what_was_trained_after_the_checkpoint_and_all_that_
 
 
 def test_closing_drops_what_is_open_with_the_reason_given(ledger: SqliteLedger) -> None:
-    ledger.record(siblings(0), "admitted")
+    ledger.record(siblings(0), "generated")
     ledger.record(siblings(1), "generated")
     assert ledger.close_open("run_ended") == 4
     assert ledger.balance().reasons == {"run_ended": 4} and ledger.balance().balanced
@@ -166,8 +166,9 @@ def test_closing_drops_what_is_open_with_the_reason_given(ledger: SqliteLedger) 
 def test_runs_in_one_file_do_not_mix(tmp_path: Path) -> None:
     a, b = (SqliteLedger(tmp_path / LEDGER_FILE, run) for run in "ab")
     a.record(siblings(0), "generated")
-    b.record(siblings(0), "admitted")
-    assert a.counts()["generated"] == 2 and b.counts()["generated"] == 0
+    b.record(siblings(0), "generated")
+    b.record(siblings(0), "verified")
+    assert a.balance().counts["generated"] == 2 and b.balance().counts["generated"] == 0
     assert read_balance(tmp_path / LEDGER_FILE).open == 4
 
 
@@ -177,7 +178,7 @@ def test_the_ledger_moves_exactly_as_the_graph_does(moves: list[tuple[int, str]]
     ledger = SqliteLedger(Path(":memory:"), "run")
     model: dict[int, str] = {}
     for group, state in moves:
-        allowed = model[group] in SOURCES[state] if group in model else state in ("admitted", "generated")
+        allowed = model[group] in SOURCES[state] if group in model else state == "generated"
         more = {"reason": "x"} if state == "dropped" else {"update": 1} if state == "trained" else {}
         if allowed:
             ledger.record(siblings(group), state, **more)
@@ -185,7 +186,7 @@ def test_the_ledger_moves_exactly_as_the_graph_does(moves: list[tuple[int, str]]
         else:
             with pytest.raises(BadMove):
                 ledger.record(siblings(group), state, **more)
-    counts = ledger.counts()
+    counts = ledger.balance().counts
     assert {s: n for s, n in counts.items() if n} == {s: 2 * list(model.values()).count(s) for s in set(model.values())}
     assert ledger.balance().balanced == all(state in ("trained", "dropped") for state in model.values())
 
@@ -215,7 +216,7 @@ from capo_ray.types import TrajectoryKey
     seen += child.stdout.read().splitlines(keepends=True)
     child.wait(10)
     acknowledged = sum(line.endswith("\n") for line in seen)
-    count = SqliteLedger(tmp_path / LEDGER_FILE, "run").counts()["generated"]
+    count = SqliteLedger(tmp_path / LEDGER_FILE, "run").balance().counts["generated"]
     assert count % 4 == 0 and acknowledged <= count // 4 <= acknowledged + 1
 
 
@@ -375,7 +376,7 @@ def test_every_way_to_move_a_row_seals_it_anew(ledger: SqliteLedger, tmp_path: P
         ledger.record(siblings(group), "trained", update=group)
     ledger.record(siblings(3), "generated")
     ledger.rewind(1)
-    ledger.record(siblings(4), "admitted")
+    ledger.record(siblings(4), "generated")
     ledger.close_open("run_ended")
     assert read_balance(tmp_path / LEDGER_FILE).damaged == []
 

@@ -231,7 +231,7 @@ def test_failures_in_a_row_end_the_run_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         asyncio.run(go())
     assert caught.group_contains(RunFailed, match="5 groups in a row failed, the last with PartLost: verifier worker 0")
-    assert parts.ledger.counts()["dropped"] >= 5 * 4
+    assert parts.ledger.balance().counts["dropped"] >= 5 * 4
 
 
 class Spoiled(FakeLearner):
@@ -317,7 +317,7 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     again = fake_parts(tmp_path, config, ledger=parts.ledger)
     asyncio.run(again.learner.load(str(latest / "learner")))
     again.problems.train.restore(cursor)
-    num_trained = parts.ledger.counts()["trained"]
+    num_trained = parts.ledger.balance().counts["trained"]
     parts.ledger.rewind(state.version)  # type: ignore[attr-defined]
     state.next_group = max(state.next_group, parts.ledger.next_group())  # type: ignore[attr-defined]
     again.engine.version = state.version  # type: ignore[attr-defined]

@@ -1,10 +1,10 @@
 """The ledger room: what became of every trajectory, kept through kills and resumes.
 
-    admitted -> generated -> verified -> critiqued -> credited -> trained in exactly one update
-                                  \\______________________^
+    generated -> verified -> critiqued -> credited -> trained in exactly one update
+                      \\______________________^
     and from every state but `trained`: -> dropped, with a reason
 
-Invariant: at the end of a run every trajectory ever admitted is trained exactly once or dropped with a reason.
+Invariant: at the end of a run every trajectory ever generated is trained exactly once or dropped with a reason.
 """
 
 from capo_ray.ledger.balance import Balance, read_balance

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from capo_ray.ledger.digest import columns_of, find_damage
 
-STATES = ("admitted", "generated", "verified", "critiqued", "credited", "trained", "dropped")
-OPEN = STATES[:5]
+STATES = ("generated", "verified", "critiqued", "credited", "trained", "dropped")
+OPEN = STATES[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:
     return ("WHERE 1", ()) if run is None else ("WHERE run = ?", (run,))
 
 
-def count_states(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
+def _count_states(db: sqlite3.Connection, run: str | None) -> dict[str, int]:
     where, bound = _of_run(run)
     found = dict(db.execute(f"SELECT state, COUNT(*) FROM trajectories {where} GROUP BY state", bound).fetchall())
     return {state: found.get(state, 0) for state in STATES}
@@ -98,7 +98,7 @@ def balance_of(db: sqlite3.Connection, run: str | None) -> Balance:
     where, bound = _of_run(run)
     db.execute("BEGIN")
     try:
-        counts = count_states(db, run)
+        counts = _count_states(db, run)
         votes = _count_votes(db, run)
         masked = _count_masked(db, run)
         twice = count_trained_twice(db, run)

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable
 
 KEY = ("run", "problem", "grp", "sample", "attempt")
+# `admitted_s` is empty: of a state that is no more, but the digests of earlier ledgers count it.
 _STATES_AT = ("admitted_s", "generated_s", "verified_s", "critiqued_s", "credited_s", "trained_s", "dropped_s")
 _COLUMNS = ", ".join((*KEY, "state", "reason", "trained_in", "num_valid", "num_votes", "num_masked", *_STATES_AT))
 _SEAL = f"UPDATE trajectories SET digest = row_digest({_COLUMNS}) WHERE "

@@ -15,28 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from capo_ray.ledger.balance import (
-    OPEN,
-    STATES,
-    Balance,
-    balance_of,
-    count_states,
-    count_trained_twice,
-)
+from capo_ray.ledger.balance import OPEN, STATES, Balance, balance_of, count_trained_twice
 from capo_ray.ledger.digest import ENDED, find_damage, find_torn, prepare, seal, seal_dropped
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
 
 SOURCES: dict[str, tuple[str, ...]] = {
-    "admitted": (),
-    "generated": ("admitted",),
+    "generated": (),
     "verified": ("generated",),
     "critiqued": ("verified",),
     "credited": ("verified", "critiqued"),
     "trained": ("credited",),
     "dropped": OPEN,
 }
-BIRTHS = ("admitted", "generated")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trajectories (
@@ -50,6 +41,7 @@ CREATE TABLE IF NOT EXISTS trainings (
   run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER, trained_in INTEGER NOT NULL
 );
 """
+BIRTH = "generated"
 _MEND = "look at its disk, put the file back, or start a new run"
 _KEY = "run = ? AND problem = ? AND grp = ? AND sample = ? AND attempt = ?"
 
@@ -115,11 +107,6 @@ class SqliteLedger:
                 db.executemany(f"UPDATE trajectories SET num_masked = ? WHERE {_KEY}", counted)
             if state in ENDED:
                 seal(db, rows)
-
-    def counts(self) -> dict[str, int]:
-        """Trajectories per state, every state present."""
-        with self._lock, self._in_words():
-            return count_states(self._db, self._run)
 
     def check(self) -> None:
         """Nothing, if the file is the one that was opened and SQLite finds it whole; else raises `LedgerLost`.
@@ -193,12 +180,10 @@ class SqliteLedger:
         update: int | None,
     ) -> None:
         now = time.time()
-        if state in BIRTHS:
+        if state == BIRTH:
             sql = (
-                f"INSERT INTO trajectories (run, problem, grp, sample, attempt, state, {state}_s) "
-                "VALUES (?,?,?,?,?,?,?) "
-                f"ON CONFLICT DO UPDATE SET state = excluded.state, {state}_s = excluded.{state}_s "
-                f"WHERE state IN {_sql_list(SOURCES[state])}"
+                "INSERT INTO trajectories (run, problem, grp, sample, attempt, state, generated_s) "
+                "VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"
             )
             moved = db.executemany(sql, [(*row, state, now) for row in rows]).rowcount
         else:
@@ -219,10 +204,10 @@ class SqliteLedger:
         for row in rows:
             name = "/".join(map(str, row[1:]))
             found = db.execute(f"SELECT state FROM trajectories WHERE {_KEY}", row).fetchone()
-            allowed = " or ".join((*SOURCES[state], *(["unknown"] if state in BIRTHS else [])))
+            allowed = " or ".join(SOURCES[state]) or "unknown"
             if row in seen:
                 return f"trajectory {name} is named twice in one move to {state}; name it once"
-            if (found and found[0] not in SOURCES[state]) or (not found and state not in BIRTHS):
+            if (found and found[0] not in SOURCES[state]) or (not found and state != BIRTH):
                 current = found[0] if found else "unknown to the ledger"
                 return f"trajectory {name} moves to {state} only from {allowed}, but is {current}"
             seen.add(row)

@@ -193,7 +193,7 @@ def count_verdicts(
         model_path=str(asset_path(config.model, "critic")),
         max_model_len=config.max_model_len,
         max_num_seqs=160,
-        weight_transport="none",
+        takes_weights=False,
     )
     engine = VllmEngine(spec)
     engine.start()

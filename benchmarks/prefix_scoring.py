@@ -44,7 +44,7 @@ def main() -> int:
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as directory:
         write_tiny_model(directory, hidden=256, layers=4, heads=4, head_dim=64, init_scale=2.0)
-        engine = VllmEngine(EngineSpec(model_path=directory, max_model_len=2048, weight_transport="none"))
+        engine = VllmEngine(EngineSpec(model_path=directory, max_model_len=2048, takes_weights=False))
         engine.start()
         try:
             rows = [asyncio.run(compare(engine, *setting, repeats)) for setting in SETTINGS]

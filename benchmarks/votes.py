@@ -204,7 +204,7 @@ def must_equal(one: object, other: object, what: str) -> None:
 def run_setting(setting: Setting, ks: Sequence[int], repeats: int, folder: Path) -> dict[str, Any]:
     """The figures of one setting."""
     engine = PrefixEngine(
-        EngineSpec(model_path=setting.model, max_model_len=setting.config.max_model_len, weight_transport="none")
+        EngineSpec(model_path=setting.model, max_model_len=setting.config.max_model_len, takes_weights=False)
     )
     engine.start()
     bench = Bench(setting, engine)

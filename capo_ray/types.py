@@ -83,11 +83,6 @@ class Completion(ByValue):
         arrays = {name: getattr(self, name).copy() for name in ("token_ids", "logprobs", "char_ends", "entropies")}
         return replace(self, **arrays)
 
-    @property
-    def min_version(self) -> int:
-        """The oldest weight version that sampled any of the tokens."""
-        return min(run.version for run in self.versions)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory(ByValue):
@@ -247,10 +242,6 @@ class Sample(ByValue):
     @property
     def num_response_tokens(self) -> int:
         return len(self.advantages)
-
-    @property
-    def min_version(self) -> int:
-        return min(run.version for run in self.versions)
 
 
 @dataclass(frozen=True, slots=True)

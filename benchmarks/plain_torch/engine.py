@@ -8,7 +8,7 @@ Weights change between two such moments only, so every response is of one versio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,8 @@ class PlainEngine:
             self._serving = asyncio.create_task(self._serve())
         return await request.future
 
-    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
-        """As `TextEngine.stream`; all come at once."""
+    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Completion, None]:
+        """As `StreamingEngine.stream`; all come at once."""
         for completion in await self.generate(prompt_ids, sampling):
             yield completion
 

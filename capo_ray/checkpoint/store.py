@@ -27,6 +27,7 @@ from typing import Any
 from capo_ray.checkpoint.state import CheckpointCorrupt, Unreadable, to_bytes
 from capo_ray.runs.files import fsync_directory
 from capo_ray.types import WrittenFile
+from capo_ray.written import sha256
 
 MANIFEST = "MANIFEST.json"
 FIND_S = 30.0
@@ -148,10 +149,10 @@ class CheckpointStore:
         expected = self.look(path)
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             found = list(threads.map(lambda name: _sha256(path / name), expected))
-        for (name, (_, sha256)), actual in zip(expected.items(), found, strict=True):
-            if actual != sha256:
+        for (name, (_, noted)), actual in zip(expected.items(), found, strict=True):
+            if actual != noted:
                 raise CheckpointCorrupt(
-                    f"{path / name} has another sha256 than when it was written (expected {sha256}, got {actual}); "
+                    f"{path / name} has another sha256 than when it was written (expected {noted}, got {actual}); "
                     f"resume from another checkpoint"
                 )
 
@@ -277,8 +278,7 @@ def _size(path: Path) -> int:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise Unreadable.of(path, error) from error
 

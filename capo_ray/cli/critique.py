@@ -201,7 +201,7 @@ def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:
         dtype=critic.dtype,
         max_model_len=critic.max_model_len,
         seed=config.run.seed,
-        weight_transport="none",
+        takes_weights=False,
         deadline_s=critic.deadline_s,
         start_deadline_s=config.engine.start_deadline_s,
     )

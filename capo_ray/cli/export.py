@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from capo_ray.checkpoint import MANIFEST, CheckpointCorrupt, CheckpointStore
 from capo_ray.cli.models import read_facts
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CHECKPOINTS, POLICY_DIR
+from capo_ray.written import sha256
 
 HELP = """copy a run's policy out of its checkpoint, as a Hugging Face model directory
 
@@ -76,11 +76,8 @@ def copy_policy(checkpoint: Path, output: Path) -> list[str]:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         names = sorted(name.removeprefix(f"{POLICY_DIR}/") for name in files if name.startswith(f"{POLICY_DIR}/"))
         for name in names:
-            with (partial / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != files[f"{POLICY_DIR}/{name}"][1]:
-                    raise RunFailed(
-                        f"the copy of {name} differs from the checkpoint; check the disk of {output.parent}"
-                    )
+            if sha256(partial / name) != files[f"{POLICY_DIR}/{name}"][1]:
+                raise RunFailed(f"the copy of {name} differs from the checkpoint; check the disk of {output.parent}")
         partial.rename(output)
     except OSError as error:
         raise RunFailed(f"--output: cannot write {output} ({error}); choose another place") from error

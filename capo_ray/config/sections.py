@@ -189,7 +189,6 @@ class StreamConfig(Section):
 class WeightsConfig(Section):
     """How weights reach the rollout engines."""
 
-    transport: Literal["shared_memory"] = "shared_memory"
     canary_every: int = Field(1, ge=0)
     """Publishes between comparisons of engine and learner logprobs; 0: never."""
     canary_tolerance: float = Field(0.0, ge=0)

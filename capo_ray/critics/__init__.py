@@ -1,6 +1,6 @@
 """The critic tier: k votes on the steps of each response, for the price of little more than one.
 
-    Judge            an LLM behind a TextEngine     CalculatorJudge  arithmetic, no model
+    Judge            an LLM in an engine           CalculatorJudge  arithmetic, no model
     EndpointJudge    any OpenAI-compatible API      CanaryWatch      known wrong steps, every so often
     EnsembleJudge    several side by side           GuardedStore     what was paid for once
     PatientJudge     any of these, outages waited out

@@ -12,7 +12,7 @@ from capo_ray.critics.guarded import StoreDoor
 from capo_ray.critics.judge import Judge
 from capo_ray.critics.panel import Panel
 from capo_ray.critics.store import CritiqueStore
-from capo_ray.protocols import TextEngine, Tokenizer
+from capo_ray.protocols import StreamingEngine, Tokenizer
 
 
 def build_judge(
@@ -21,7 +21,7 @@ def build_judge(
     vote: str,
     quorum: int,
     store: CritiqueStore | StoreDoor | None = None,
-    engine: TextEngine | None = None,
+    engine: StreamingEngine | None = None,
     tokenizer: Tokenizer | None = None,
     model_revision: str = "",
 ) -> JudgeWithStats:

@@ -6,10 +6,9 @@ shared by the siblings          one response        one prefill for all its vote
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import cast
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from capo_ray.config.credit import asks_once
 from capo_ray.config.sections import CriticConfig
@@ -19,15 +18,14 @@ from capo_ray.critics.panel import Asking, Panel, Reply
 from capo_ray.critics.room import least_answer_tokens
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.prompts import build_critic_prompt, load_rubric
-from capo_ray.protocols import Sampling, TextEngine, Tokenizer
-from capo_ray.types import Completion
+from capo_ray.protocols import Sampling, StreamingEngine, Tokenizer
 
 
 class EngineSource:
     """Votes sampled by an engine that holds the critic."""
 
     def __init__(
-        self, engine: TextEngine, tokenizer: Tokenizer, config: CriticConfig, *, greedy: bool, model: str
+        self, engine: StreamingEngine, tokenizer: Tokenizer, config: CriticConfig, *, greedy: bool, model: str
     ) -> None:
         self._engine, self._tokenizer, self._config = engine, tokenizer, config
         self._rubric = load_rubric(config.rubric)
@@ -53,8 +51,7 @@ class EngineSource:
             chat=self._config.chat_template,
         )
         sampling = self._to_sampling(asking, len(prompt), num_votes, _seed(asking.key, num_held) + num_fresh)
-        stream = cast("AsyncGenerator[Completion, None]", self._engine.stream(prompt, sampling))
-        async with _closing(stream) as completions:
+        async with aclosing(self._engine.stream(prompt, sampling)) as completions:
             async for completion in completions:
                 yield Reply(
                     text=completion.text,
@@ -89,7 +86,7 @@ class Judge(Panel):
 
     def __init__(
         self,
-        engine: TextEngine,
+        engine: StreamingEngine,
         tokenizer: Tokenizer,
         config: CriticConfig,
         *,
@@ -108,14 +105,3 @@ def _seed(key: str, num_held: int) -> int:
     Votes already held were drawn under another seed, so that none is drawn twice.
     """
     return int.from_bytes(hashlib.sha256(f"{key}/{num_held}".encode()).digest()[:4], "big") >> 2
-
-
-@contextlib.asynccontextmanager
-async def _closing(stream: AsyncGenerator[Completion, None]) -> AsyncIterator[AsyncIterator[Completion]]:
-    """The stream, closed at the end where it can be (a plain iterator has nothing to abort)."""
-    try:
-        yield stream
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()

@@ -67,7 +67,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
 
     require_device(spec)
     args = engine_args(spec)
-    if spec.weight_transport != "none":
+    if spec.takes_weights:
         from vllm.config.weight_transfer import WeightTransferConfig
 
         from capo_ray.engines.transfer import BACKEND  # registers it in this process, too
@@ -78,7 +78,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of vLLM about torch; a user can do nothing about them
         engine = LLMEngine.from_engine_args(EngineArgs(**args))
-    if spec.weight_transport != "none":
+    if spec.takes_weights:
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     if spec.tensor_parallel > 1:
         take_names_away(engine)

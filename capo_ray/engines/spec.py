@@ -11,7 +11,7 @@ from capo_ray.config.sections import CriticConfig, EngineConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One vLLM engine. `weight_transport="none"` is for engines whose weights never change (critics)."""
+    """One vLLM engine. `takes_weights=False` is for one whose weights never change (critics)."""
 
     model_path: str
     device: Literal["cpu", "gpu"] = "cpu"
@@ -28,7 +28,7 @@ class EngineSpec:
     """Share of a GPU's memory for weights and KV cache; not read on the CPU."""
     tensor_parallel: int = 1
     seed: int = 0
-    weight_transport: Literal["shared_memory", "none"] = "shared_memory"
+    takes_weights: bool = True
     running: Literal["recompute", "keep"] = "recompute"
     """What becomes of the keys and values of running sequences when the weights change."""
     enforce_eager: bool | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class VllmEngine:
         self._arrivals = Arrivals(verify_threads(self.spec), beside=self.spec.device == "cpu", tied=self._tied)
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
-        self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.weight_transport != "none" else {}
+        self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.takes_weights else {}
 
     def close(self) -> None:
         """Stop the engine; whatever still waits fails. May be called more than once."""
@@ -114,8 +114,8 @@ class VllmEngine:
                 found[index] = self._complete(output, sampling)
         return tuple(found[i] for i in range(sampling.n))
 
-    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
-        """The completions as each ends, in any order; closing the iterator aborts the others."""
+    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Completion, None]:
+        """The completions as each ends, in any order; closing the generator aborts the others."""
         requests = self._sample_requests(prompt_ids, sampling)
         async with aclosing(self._answers(requests)) as answers:
             async for _, output in answers:
@@ -165,14 +165,14 @@ class VllmEngine:
     def expect_weights(self, handle: WeightsHandle) -> None:
         """Begin to read and load a payload beside those weights that serve; `load_weights` decides about it."""
         self._stepper.raise_if_broken()
-        if self.spec.weight_transport != "none":
+        if self.spec.takes_weights:
             self._arrivals.expect(self._stepper.engine, handle)
 
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held, after verification; raises `WeightsRefused` and serves nothing otherwise."""
         self._stepper.raise_if_broken()
-        if self.spec.weight_transport == "none":
-            raise WeightsRefused("this engine was started with weight_transport=none and takes no weights")
+        if not self.spec.takes_weights:
+            raise WeightsRefused("this engine was started with takes_weights=False and takes no weights")
         engine, threads = self._stepper.engine, verify_threads(self.spec)
         arrival = await self._arrivals.of(engine, handle)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques
+from capo_ray.config.credit import Critiques, asks_once
 from capo_ray.credit import critiques_matter
 from capo_ray.critics import parse_critique
 from capo_ray.critics.outage import PatientJudge
@@ -73,6 +73,18 @@ class CritiqueSource(EvidenceSource):
                 f"credit={line.method} reads, got neither"
             )
         return Evidence()
+
+
+def quorum(config: TrainConfig) -> int:
+    """The valid critiques that each response needs for its steps to count; 0 where none are read."""
+    asked = config.credit.asked(Critiques)
+    return asked.quorum if asked else 0
+
+
+def votes_wanted(config: TrainConfig) -> int:
+    """The most critiques of one response that are asked for."""
+    asked = config.credit.asked(Critiques)
+    return 1 if asked and asks_once(asked.vote) else config.critic.num_votes
 
 
 def _read_flags(line: ResponseLine, asked: Critiques | None) -> tuple[Critique, ...]:

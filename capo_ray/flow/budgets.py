@@ -7,6 +7,7 @@ from collections import Counter, deque
 
 from capo_ray.config import TrainConfig
 from capo_ray.evidence import deadline_s
+from capo_ray.evidence.critiques import quorum
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.protocols import RunFailed
 
@@ -17,14 +18,14 @@ MIN_JUDGED = 20
 class Budgets:
     """Counts streaks; `exhausted` is set when one is over, and then says why."""
 
-    def __init__(self, max_creditless: int, max_failures: int, max_outcome_only: float) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.exhausted = asyncio.Event()
         self.solved: str | None = None
         self.num_creditless = 0
-        self._max_creditless, self._max_failures = max_creditless, max_failures
+        self._max_creditless, self._max_failures = config.run.max_creditless_groups, config.run.max_failures
         self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
         self._failure_streak = 0
-        self._max_outcome_only = max_outcome_only
+        self._quorum, self._max_outcome_only = quorum(config), config.critic.max_outcome_only_frac
         self._outcome_only: deque[bool] = deque(maxlen=RECENT_GROUPS)
         self._failure: str | None = None
 
@@ -59,7 +60,7 @@ class Budgets:
             self._failure = f"{self._failure_streak} groups in a row failed, the last with {reason}"
             self.exhausted.set()
 
-    def judged(self, group: CreditedGroup, quorum: int) -> None:
+    def judged(self, group: CreditedGroup) -> None:
         """A group was critiqued; too many of the recent ones without quorum end the run: they teach outcomes only.
 
         A group of which no critic was asked (`critic.skip`) is not one of them.
@@ -67,16 +68,16 @@ class Budgets:
         if not any(member.evidence.critiques for member in group.group.members):
             return
         valid = [n for n, included in zip(group.credit.valid_critiques, group.credit.included, strict=True) if included]
-        self._outcome_only.append(any(n < quorum for n in valid))
+        self._outcome_only.append(any(n < self._quorum for n in valid))
         share = self.outcome_only_frac
         if len(self._outcome_only) < MIN_JUDGED or share <= self._max_outcome_only or self.exhausted.is_set():
             return
         reasons = Counter(c.reason for m in group.group.members for c in m.evidence.critiques if not c.valid)
         self._failure = (
-            f"expected at least {quorum} readable critiques of each response, got fewer in {share:.0%} of the last "
-            f"{len(self._outcome_only)} groups (critic.max_outcome_only_frac={self._max_outcome_only:g}); most common "
-            f"cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check the critic, critic.rubric and "
-            f"critic.max_tokens with `capo-ray critique`"
+            f"expected at least {self._quorum} readable critiques of each response, got fewer in {share:.0%} of the "
+            f"last {len(self._outcome_only)} groups (critic.max_outcome_only_frac={self._max_outcome_only:g}); most "
+            f"common cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check the critic, critic.rubric "
+            f"and critic.max_tokens with `capo-ray critique`"
         )
         self.exhausted.set()
 

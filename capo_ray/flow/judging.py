@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.credit import Critiques, asks_once
+from capo_ray.evidence.critiques import votes_wanted
 from capo_ray.flow.figures import agreement, mean
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.types import Critique, Judged
@@ -28,9 +28,7 @@ def judge_figures(
     if not judged:
         return {}
     exposed = exposed_s(groups, waited_s)
-    asked = config.credit.asked(Critiques)
-    num_votes = 1 if asked is not None and asks_once(asked.vote) else config.critic.num_votes
-    figures = _vote_figures(judged, num_votes) | _cost_figures(judged)
+    figures = _vote_figures(judged, votes_wanted(config)) | _cost_figures(judged)
     figures |= _gap_figures(judged, config.critic.max_verifier_gap)
     figures |= {"critic/exposed_s": exposed, "critic/step_time_frac": exposed / step_s if step_s > 0 else 0.0}
     if shares := [share for group in groups for share in agreement(group)]:

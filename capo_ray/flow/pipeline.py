@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
-from capo_ray.config.credit import Critiques
 from capo_ray.flow.ages import Sorted, sort_by_age
 from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, HeldOut
@@ -71,9 +70,7 @@ class Pipeline:
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
         )
-        self.budgets = Budgets(
-            config.run.max_creditless_groups, config.run.max_failures, config.critic.max_outcome_only_frac
-        )
+        self.budgets = Budgets(config)
         self.critic = CriticScore()
         self._wake = asyncio.Event()
         self.saver = Saver(self.parts, self.state, self._moment, self._wake.set, self.parts.ledger.check)
@@ -118,8 +115,7 @@ class Pipeline:
         return self._streaming
 
     def _outcome(self, last: EvalReport | None, stopped_early: str, asked_to_end: bool = False) -> RunOutcome:
-        final = {} if last is None else last.summary()
-        return RunOutcome(final, self.state, self.critic, stopped_early, asked_to_end)
+        return RunOutcome({} if last is None else last.summary(), self.state, self.critic, stopped_early, asked_to_end)
 
     async def _stream(self) -> str:
         """Produce and consume side by side until the consumer is done; why it stopped early, or nothing."""
@@ -131,8 +127,6 @@ class Pipeline:
                 producer.cancel()
                 for task in self._walks:
                     task.cancel()
-
-    # --- producing -------------------------------------------------------------------------------------------------
 
     async def _produce(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -147,7 +141,6 @@ class Pipeline:
 
     def _draw(self) -> Problem:
         """The next problem whose prompt fits; those that do not are counted and passed over."""
-        model = self.parts.config.model
         for _ in range(MAX_TOO_LONG):
             problem = self.parts.problems.train.next_problem(self._progress)
             if self.way.fits(problem):
@@ -155,8 +148,9 @@ class Pipeline:
             self.state.num_too_long += 1
         raise RunFailed(
             f"expected prompts that leave room for rollout.max_response_tokens="
-            f"{self.parts.config.rollout.max_response_tokens} in model.max_model_len={model.max_model_len}, got "
-            f"{MAX_TOO_LONG} in a row that do not; raise model.max_model_len or lower rollout.max_response_tokens"
+            f"{self.parts.config.rollout.max_response_tokens} in model.max_model_len="
+            f"{self.parts.config.model.max_model_len}, got {MAX_TOO_LONG} in a row that do not; raise "
+            f"model.max_model_len or lower rollout.max_response_tokens"
         )
 
     async def _walk(self, ticket: Ticket, group_id: int, flight: _Flight) -> None:
@@ -168,11 +162,9 @@ class Pipeline:
         self.critic.count(group, self.parts.step_truth)
         self.state.count(group)
         self.parts.problems.train.observe(flight.problem, group.rewards)
-        if (votes := self.parts.config.credit.asked(Critiques)) is not None:
-            self.budgets.judged(group, votes.quorum)
+        self.budgets.judged(group)
         self.budgets.credit(group)
-        replace = self.parts.config.stream.replace_creditless
-        if group.credit.has_signal or (any(group.credit.included) and not replace):
+        if group.credit.has_signal or (any(group.credit.included) and not self.parts.config.stream.replace_creditless):
             self.buffer.finish(ticket, group, group.newest_version)
             return
         self.parts.ledger.record(group.keys, "dropped", reason="no_credit")
@@ -202,8 +194,6 @@ class Pipeline:
         self._flights.pop(group.group.id, None)
         self.state.num_stale += 1
 
-    # --- consuming -------------------------------------------------------------------------------------------------
-
     async def _consume(self) -> str:
         config = self.parts.config
         while self.state.version < config.run.num_updates:
@@ -217,10 +207,8 @@ class Pipeline:
                 return solved
             self.parts.progress.update(phase="rollout", queues=self._queues())
             started = time.monotonic()
-            taken = await self._take()
-            if taken is None:
-                continue
-            await self._train(taken, waited_s=time.monotonic() - started)
+            if (taken := await self._take()) is not None:
+                await self._train(taken, waited_s=time.monotonic() - started)
         return ""
 
     async def _take(self) -> Sequence[Taken[CreditedGroup]] | None:
@@ -246,8 +234,7 @@ class Pipeline:
         self.parts.progress.update(phase="publish")
         publish_s = await self.training.publish()
         self.buffer.release([t.ticket for t in taken])
-        num_tokens = sum(g.num_tokens for g in groups)
-        figures = await off_loop(update_figures, groups, report.metrics, num_tokens=num_tokens)
+        figures = await off_loop(update_figures, groups, report.metrics, num_tokens=sum(g.num_tokens for g in groups))
         figures |= aged.figures() | {
             "stream/stale_groups_total": float(self.state.num_stale),
             "time/update_s": report.seconds,
@@ -284,8 +271,7 @@ class Pipeline:
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
             self.held_out.begin(version)
         if version % run.transcripts_every == 0:
-            first = groups[0]
-            await asyncio.to_thread(parts.transcripts.write_group, version, first.group, first.credit)
+            await asyncio.to_thread(parts.transcripts.write_group, version, groups[0].group, groups[0].credit)
         parts.tracker.log(figures, update=version)
         parts.progress.update(
             update=version,

@@ -94,7 +94,7 @@ def token_weights(lengths: Sequence[int], aggregation: str, max_response_tokens:
 
 def _mask(weighted: list[WeightedSample], oldest_version: int) -> list[WeightedSample]:
     """The samples with a token left, weight 0 on those of versions before `oldest_version`, scaled to the old total."""
-    if all(w.sample.min_version >= oldest_version for w in weighted):
+    if all(run.version >= oldest_version for w in weighted for run in w.sample.versions):
         return weighted
     masked = [
         WeightedSample(

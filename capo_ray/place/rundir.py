@@ -22,6 +22,7 @@ from capo_ray.place import resume
 from capo_ray.problems import data_files
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CHECKPOINTS, CONFIG_FILE, HISTORY_FILE
+from capo_ray.written import sha256
 
 LATEST = "latest"
 JobT = TypeVar("JobT", TrainConfig, SftConfig)
@@ -133,10 +134,7 @@ def data_digests(config: Job) -> dict[str, str]:
 
 def _digest(paths: Sequence[Path]) -> str:
     """The sha256 of the contents of files; of several, that of theirs in order."""
-    parts = []
-    for path in paths:
-        with path.open("rb") as file:
-            parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+    parts = [sha256(path) for path in paths]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

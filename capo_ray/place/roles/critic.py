@@ -184,7 +184,7 @@ def engine_spec(config: TrainConfig) -> EngineSpec | None:
         dtype=config.critic.dtype,
         max_model_len=config.critic.max_model_len,
         seed=config.run.seed,
-        weight_transport="none",
+        takes_weights=False,
         deadline_s=config.critic.deadline_s,
         start_deadline_s=config.engine.start_deadline_s,
     )

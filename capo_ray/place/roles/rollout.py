@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -84,11 +84,6 @@ class RolloutPool(Tier[RolloutWorker]):
         # Ray's arrays lie in its object store and would keep a group's place there until it is trained.
         return tuple(completion.owned() for completion in completions)
 
-    async def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Completion]:
-        """As `TextEngine.stream`, though all completions come at the end: a group is the unit of flow."""
-        for completion in await self.generate(prompt_ids, sampling):
-            yield completion
-
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """As `TextEngine.score`, on the least loaded worker."""
         return await self.pool.call(RolloutWorker.score, token_ids, starts, deadline_s=self._config.rollout.deadline_s)
@@ -161,7 +156,6 @@ def engine_spec(config: TrainConfig) -> EngineSpec:
         dtype=config.model.dtype,
         max_model_len=config.model.max_model_len,
         seed=config.run.seed,
-        weight_transport=config.weights.transport,
         running=config.weights.running,
         deadline_s=config.rollout.deadline_s,
         start_deadline_s=config.engine.start_deadline_s,

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from capo_ray.config.sft import SftConfig, SftModelConfig
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow.supervised import Example, imitation_batch, to_example
 from capo_ray.learners import Learner
-from capo_ray.learners.recipe import load_model, model_from_scratch, read_recipe
+from capo_ray.learners.recipe import load_model, model_from_scratch
 from capo_ray.learners.sampling import sample_completions
 from capo_ray.place.sft import spec_of
 from capo_ray.problems import asset_path
@@ -60,6 +61,12 @@ def losses_on_examples(learner: Learner, c: SftConfig) -> list[float]:
 @pytest.fixture(autouse=True)
 def runs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def read_recipe(directory: Path) -> tuple[SftConfig, dict[str, Any]]:
+    """The config of a model directory's recipe, and the whole recipe."""
+    recipe = json.loads((directory / "recipe.json").read_text())
+    return SftConfig.model_validate(recipe["config"]), recipe
 
 
 def run(*overrides: str) -> int:

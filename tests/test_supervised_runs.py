@@ -76,6 +76,7 @@ def test_a_run_that_is_asked_to_end_saves_its_last_update_and_goes_on(capsys: py
     num_done = len(losses("runs/ended"))
     said = capsys.readouterr().err
     assert f"version {num_done} is saved; go on with capo-ray sft resume={Path('runs/ended').resolve()}" in said
+    assert said.count("\n") == 2, "what is done about the signal, and how it ended"
     assert run_and_signal(signal.SIGINT, "runs/ended", ["resume=runs/ended"]) == 130
     store = CheckpointStore(Path("runs/ended/checkpoints"), keep=2)
     assert store.versions() == [num_done, len(losses("runs/ended"))] and store.latest() is not None
@@ -119,7 +120,7 @@ def test_what_a_run_cannot_go_on_with_is_said(capsys: pytest.CaptureFixture[str]
     assert main(["train", "resume=runs/one"]) == 1
     assert "is a run of capo-ray sft" in capsys.readouterr().err
     assert run("resume=runs/one", "run.num_updates=4") == 0
-    assert len(losses("runs/one")) == 4 and len(json.loads(Path("runs/one/model/recipe.json").read_text())["losses"])
+    assert len(json.loads(Path("runs/one/model/recipe.json").read_text())["first_losses"]) == 4
 
 
 @pytest.mark.real

@@ -69,7 +69,7 @@ def check_reachable(config: TrainConfig) -> None:
             )
 
 
-def check_dtype(config: TrainConfig) -> None:
+def check_dtype(config: Job) -> None:
     """bf16 weights have fp32 masters, which ZeRO stage 0 does not keep."""
     learner = config.learner
     if config.model.dtype == "bfloat16" and learner.backend == "deepspeed" and learner.zero_stage == 0:

@@ -16,6 +16,7 @@ from capo_ray.runs.layout import METRICS_FILE, MODEL_DIR, SUMMARY_FILE
 if TYPE_CHECKING:
     from capo_ray.place.sft import Trained
 
+NUM_FIRST_LOSSES = 12
 HELP = "supervised fine-tuning on questions with solutions, or on the laptop world's lessons"
 
 _EPILOG = """examples:
@@ -72,7 +73,7 @@ def check(config: SftConfig) -> None:
     """Raise the first reason why this run could not go well, before anything is written."""
     from capo_ray.cli.checks import check_data, check_gpus, check_model, check_run_dir
     from capo_ray.cli.plan_data import FIRST_ROWS
-    from capo_ray.cli.settings import check_chat_templates, check_packages, check_prompt_template
+    from capo_ray.cli.settings import check_chat_templates, check_dtype, check_packages, check_prompt_template
     from capo_ray.learners.recipe import load_model
     from capo_ray.problems import asset_path, reads_hub
     from capo_ray.problems.lessons import read_lessons
@@ -86,6 +87,7 @@ def check(config: SftConfig) -> None:
         check_model(config.model.path, "policy", "model.path")
         check_prompt_template(config)
         check_chat_templates(config)
+    check_dtype(config)
     check_gpus(config)
     check_packages(config)
     check_data(config)
@@ -125,7 +127,8 @@ def write_model(config: SftConfig, trained: Trained, losses: list[float], out: P
     from capo_ray.cli.export import copy_policy
     from capo_ray.cli.models import read_facts
     from capo_ray.cli.sft_eval import evaluate
-    from capo_ray.learners.recipe import losses_of_recipe, write_recipe
+    from capo_ray.learners.recipe import write_recipe
+    from capo_ray.problems import asset_path
 
     if out.is_dir():  # empty, or what an earlier session of this run has made
         shutil.rmtree(out)
@@ -136,9 +139,10 @@ def write_model(config: SftConfig, trained: Trained, losses: list[float], out: P
         "config": config.model_copy(update={"run": again, "resume": ""}).model_dump(mode="json"),
         "seed": config.run.seed,
         "num_parameters": read_facts(out, "out").num_params,
-        **losses_of_recipe(losses),
+        "first_losses": [round(loss, 6) for loss in losses[:NUM_FIRST_LOSSES]],
+        "last_loss": round(losses[-1], 6),
         "train_s": round(trained.seconds, 1),
         "evaluation": evaluation,
     }
-    write_recipe(out, recipe, start=config.model.path)
+    write_recipe(out, recipe, str(asset_path(config.model.path, "policy")) if config.model.path else "")
     return evaluation

@@ -130,11 +130,6 @@ class SftConfig(Section):
                 f"learner.backend=torch trains on one rank, so learner.num_ranks must be 1 (got {learner.num_ranks}); "
                 f"add learner.backend=deepspeed to train on more"
             )
-        if learner.backend == "deepspeed" and learner.zero_stage == 0 and self.model.dtype == "bfloat16":
-            raise ValueError(
-                "model.dtype=bfloat16 needs fp32 masters, which learner.zero_stage=0 does not keep; set "
-                "learner.zero_stage=1 or more, or model.dtype=float32"
-            )
         return self
 
 

@@ -91,27 +91,25 @@ class Supervised:
     def __init__(self, parts: SftParts, state: SftState) -> None:
         self.parts, self.state = parts, state
         self.saver = Saver(parts, state, self._moment, on_failure=lambda: None)
+        self.early = ""
+        """Why it made fewer than `run.num_updates` updates; empty where it did not."""
+        self.asked_to_end = False
+        """Whether a signal ended it."""
         self._stop, self._streaming = "", False
         self._update: asyncio.Future[UpdateReport] | None = None
         self._started = time.monotonic()
 
-    async def run(self) -> str:
-        """Why it made fewer than `run.num_updates` updates; empty where it did not."""
+    async def run(self) -> None:
+        """Returns once the run has ended as asked, and its last update is in a checkpoint."""
         try:
             self._streaming = True
-            early = await self._train()
+            self.early = await self._train()
             await self.saver.save_last()
-            return early
         except Exception as failure:
             await self.saver.rescue(failure, self._update)
             raise
         finally:
             self._streaming = False
-
-    @property
-    def asked_to_end(self) -> bool:
-        """Whether a signal ended it."""
-        return bool(self._stop)
 
     def stop(self, reason: str) -> bool:
         """Ask the run to save a checkpoint and end; False where it has nothing to save just now."""
@@ -125,6 +123,7 @@ class Supervised:
         while self.state.version < run.num_updates:
             self.saver.raise_if_failed()
             if self._stop:
+                self.asked_to_end = True
                 return self._stop
             await self._train_batch()
             if self.state.version % run.checkpoint_every == 0 or self.state.version == run.num_updates:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from capo_ray.config.sft import SftConfig, SftModelConfig
+from capo_ray.config.sft import SftModelConfig
 from capo_ray.protocols import RunFailed
 from capo_ray.written import RECIPE, require_written, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-NUM_FIRST_LOSSES = 12
 
 
 def model_from_scratch(sizes: SftModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -71,18 +69,6 @@ def write_recipe(out: Path, recipe: Mapping[str, Any], start: str = "") -> None:
     sums = {path.name: sha256(path) for path in sorted(out.glob("*.safetensors"))}
     earlier = {}
     if start and (Path(start) / RECIPE).is_file():
-        earlier = {"start": read_recipe(Path(start))[1]}
+        earlier = {"start": json.loads((Path(start) / RECIPE).read_text())}
     text = json.dumps({**recipe, "versions": versions, "sha256": sums, **earlier}, indent=1)
     (out / RECIPE).write_text(text + "\n")
-
-
-def read_recipe(directory: Path) -> tuple[SftConfig, dict[str, Any]]:
-    """The config of a model directory's recipe, and the whole recipe."""
-    recipe = json.loads((directory / RECIPE).read_text())
-    return SftConfig.model_validate(recipe["config"]), recipe
-
-
-def losses_of_recipe(losses: Sequence[float]) -> dict[str, Any]:
-    """The losses worth keeping: each of the first updates, then every tenth and the last (by update, from 1)."""
-    kept = {str(k): round(loss, 6) for k, loss in enumerate(losses, 1) if k % 10 == 0 or k == len(losses)}
-    return {"first_losses": [round(loss, 6) for loss in losses[:NUM_FIRST_LOSSES]], "losses": kept}

@@ -30,7 +30,7 @@ from capo_ray.problems.lessons import build_lessons
 from capo_ray.protocols import RunFailed, RunStopped, Trainer
 from capo_ray.runs.layout import LEARNER_DIR, START_DIR, WORKERS_FILE
 
-Training = Callable[[Trainer], Coroutine[Any, Any, "Trained"]]
+Training = Callable[[Trainer], Coroutine[Any, Any, Supervised]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ async def _run(config: SftConfig, session: Session) -> Trained:
     tokenizer = load_tokenizer(start)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray sft  {session.run_dir}")
 
-    async def train(learner: Trainer) -> Trained:
+    async def train(learner: Trainer) -> Supervised:
         state = await _restore(config, session, checkpoints, learner, lessons.train)
         tracker = await asyncio.to_thread(
             build_trackers,
@@ -74,19 +74,20 @@ async def _run(config: SftConfig, session: Session) -> Trained:
             parts = SftParts(config, tokenizer, lessons.train, learner, checkpoints, tracker, screen)
             supervised = Supervised(parts, state)
             session.ending.ask = supervised.stop
-            early = await supervised.run()
-        if supervised.asked_to_end:
-            raise RunStopped(f"version {state.version} is saved", session.ending.signum or signal.SIGTERM)
-        checkpoint = checkpoints.likely()
-        assert checkpoint is not None, "the last update has a checkpoint"
-        return Trained(session.run_dir, checkpoint, supervised.seconds, early)
+            await supervised.run()
+        return supervised
 
     with screen:
         where = _alone if config.in_process else _on_ranks
-        return await where(config, session, spec_of(config, start), screen, train)
+        done = await where(config, session, spec_of(config, start), screen, train)
+    if done.asked_to_end:
+        raise RunStopped(f"version {done.state.version} is saved", session.ending.signum or signal.SIGTERM)
+    checkpoint = checkpoints.likely()
+    assert checkpoint is not None, "the last update has a checkpoint"
+    return Trained(session.run_dir, checkpoint, done.seconds, done.early)
 
 
-async def _alone(config: SftConfig, session: Session, spec: LearnerSpec, screen: Screen, train: Training) -> Trained:
+async def _alone(config: SftConfig, session: Session, spec: LearnerSpec, screen: Screen, train: Training) -> Supervised:
     """What `train` returns of a learner in this process."""
     session.ending.watch()
     screen.update(phase="building the model")
@@ -95,7 +96,9 @@ async def _alone(config: SftConfig, session: Session, spec: LearnerSpec, screen:
         return await train(learner)
 
 
-async def _on_ranks(config: SftConfig, session: Session, spec: LearnerSpec, screen: Screen, train: Training) -> Trained:
+async def _on_ranks(
+    config: SftConfig, session: Session, spec: LearnerSpec, screen: Screen, train: Training
+) -> Supervised:
     """What `train` returns of the learner group of a run, started on the cluster."""
     from capo_ray.place import cluster, nodes
     from capo_ray.place.placement import Places

@@ -48,8 +48,8 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
         taught = config.error_prob, config.unlearnt_frac
         return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, *taught)), ())
     report, notes = RowReport(config.max_bad_rows), list[str]()
-    lessons = read_lessons(config, report, notes)
-    return ProblemSet(RowSource(lessons, seed), (), tuple(report.bad), notes=tuple(notes))
+    rows = RowSource(read_lessons(config, report, notes), seed)
+    return ProblemSet(rows, (), tuple(report.bad), notes=tuple(notes))
 
 
 def read_lessons(config: SftDataConfig, report: RowReport, notes: list[str], limit: int | None = None) -> list[Problem]:

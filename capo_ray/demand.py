@@ -13,6 +13,7 @@ from typing import Literal
 
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.credit import Critiques, TokenRewards
+from capo_ray.config.evaluation import ServeConfig
 from capo_ray.config.job import RanksConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig
@@ -63,6 +64,8 @@ def demand(config: Job) -> tuple[Demand, ...]:
     """The roles of a run in the order in which a group meets them; supervised training has a learner alone."""
     if isinstance(config, SftConfig):
         return (_learner(config),)
+    if isinstance(config, ServeConfig):
+        return _rollout(config), _verifier(config)
     found = (_rollout(config), _verifier(config), _critic(config), _learner(config), _reward_model(config))
     return tuple(one for one in found if one is not None)
 

@@ -128,14 +128,14 @@ def list_choices(group: str) -> list[str]:
     return sorted({path.stem for path in (conf_dir() / group).glob("*.yaml")} | set(FAMILIES.get(group, ())))
 
 
-def _sort(overrides: Sequence[str]) -> tuple[dict[str, str], list[_Setting]]:
+def _sort(overrides: Sequence[str], groups: Sequence[str] = GROUPS) -> tuple[dict[str, str], list[_Setting]]:
     """The choices of groups, and the settings of keys, in the order given."""
     choices: dict[str, str] = {}
     settings: list[_Setting] = []
     for text in overrides:
         setting = _split(text, " (as credit.vote=union) or group=choice (as credit=grpo)")
         key, value = setting.key, setting.text
-        if key not in GROUPS:
+        if key not in groups:
             settings.append(setting)
         elif key == "steps" and value in FAMILIES[key]:  # it is one key, and has no preset
             settings.append(_Setting(f"steps.{FAMILIES[key].tag}", value))
@@ -175,18 +175,18 @@ def _no_choice(group: str, value: str) -> ConfigError:
     return ConfigError(f"{group}={value} is no choice{several}{hint} Choices: {', '.join(choices) or 'none'}{path}")
 
 
-def _compose_choices(choices: dict[str, str]) -> dict[str, Any]:
-    """The tree that Hydra composes of the default choices and the given ones."""
+def _compose_choices(choices: dict[str, str], root: str = "train") -> dict[str, Any]:
+    """The tree that Hydra composes of the default choices of `conf/{root}.yaml` and the given ones."""
     folder = conf_dir()
     asked = tuple(f"{group}={name}" for group, name in choices.items() if (folder / group / f"{name}.yaml").is_file())
-    result = deepcopy(_composed(folder, asked))
+    result = deepcopy(_composed(folder, asked, root))
     if "credit" in choices and f"credit={choices['credit']}" not in asked:
         result["credit"] = {"method": choices["credit"]}
     return result
 
 
 @cache
-def _composed(folder: Path, asked: tuple[str, ...]) -> dict[str, Any]:
+def _composed(folder: Path, asked: tuple[str, ...], root: str) -> dict[str, Any]:
     """Hydra's tree, kept: it costs 65 ms, and whoever compares many settings composes few choices many times."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -194,11 +194,11 @@ def _composed(folder: Path, asked: tuple[str, ...]) -> dict[str, Any]:
 
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-            tree = OmegaConf.to_container(compose(config_name="train", overrides=list(asked)), resolve=False)
+            tree = OmegaConf.to_container(compose(config_name=root, overrides=list(asked)), resolve=False)
     except HydraException as error:
         raise ConfigError(f"the choices {list(asked)} do not compose: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"expected a mapping in {folder / 'train.yaml'}, got {type(tree).__name__}")
+        raise ConfigError(f"expected a mapping in {folder / f'{root}.yaml'}, got {type(tree).__name__}")
     return {str(key): value for key, value in tree.items()}
 
 

@@ -12,8 +12,10 @@ from pydantic_core import PydanticUndefined
 from capo_ray.cli.compose import GROUPS, list_choices
 from capo_ray.cli.schema import keys_of
 from capo_ray.config import CREDIT_METHODS, FAMILIES, SEGMENTERS, TrainConfig
+from capo_ray.config.evaluation import EvalConfig
 from capo_ray.config.sft import SftConfig
 
+OF_EVAL = ("run", "suite", "eval", "data", "rollout", "resume")
 HEAD = """# Configuration
 
 <!-- Made from the configuration models by `make docs`; a test holds the two equal. -->
@@ -29,7 +31,9 @@ def build_reference() -> str:
     """The whole of docs/configuration.md."""
     lines = [HEAD, "## Choices", "", "| group | choices |", "|---|---|"]
     lines += [
-        f"| `{group}` | {', '.join(f'`{c}`' for c in list_choices(group))} |" for group in GROUPS if list_choices(group)
+        f"| `{group}` | {', '.join(f'`{c}`' for c in list_choices(group))} |"
+        for group in (*GROUPS, "eval", "suite")
+        if list_choices(group)
     ]
     keys = {key: field for key, field in keys_of(TrainConfig).items() if key.partition(".")[0] not in FAMILIES}
     sections: dict[str, dict[str, FieldInfo]] = {}
@@ -43,6 +47,9 @@ def build_reference() -> str:
                 lines += _one_kind("credit", method, model, needs or "the verdict alone")
             for segmenter, section in SEGMENTERS.items():
                 lines += _one_kind("steps", segmenter, section, ", ".join(sorted(section.reads, reverse=True)))
+    own = {key: field for key, field in keys_of(EvalConfig).items() if key.partition(".")[0] in OF_EVAL}
+    words = "Beside these it reads `model.*`, `engine.*`, `verifier.*` and `cluster.*` as above."
+    lines += ["", "## capo-ray eval", "", words, "", *_table(own)]
     lines += ["", "## capo-ray sft", "", "The keys of this command alone.", "", *_table(keys_of(SftConfig))]
     return "\n".join(lines) + "\n"
 

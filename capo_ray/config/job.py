@@ -69,7 +69,8 @@ class RowsConfig(Section):
     """`files`: each file is what its first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2);
     jsonl, csv, parquet: anything else is refused; hub: a data set by name, which needs the package `datasets`."""
     path: str = ""
-    """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; a data-set name with hub."""
+    """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; with hub a data set's name,
+    or `NAME:CONFIG` of one that has several."""
     split: str = "train"
     """Of a data set or of a folder whose names of files tell splits."""
     question_column: str = ""

@@ -174,9 +174,12 @@ def faults(facts: Sequence[Facts], config: Job, run_dir: str) -> list[str]:
     ]
 
 
-def check_nodes(config: Job, run_dir: Path) -> None:
-    """Raises RunFailed with what would break the run on the nodes of the joined cluster; seconds, nothing is loaded."""
-    with token_in(run_dir) as token:
+def check_nodes(config: Job, run_dir: Path | None = None) -> None:
+    """Raises RunFailed with what would break the run on the nodes of the joined cluster; seconds, nothing is loaded.
+
+    `run_dir`: a directory that every node has to see.
+    """
+    with token_in(run_dir) if run_dir else contextlib.nullcontext("") as token:
         question = question_of(config, token)
         if len([node for node in ray.nodes() if node["Alive"]]) == 1:
             facts = [Facts(node="", host=socket.gethostname(), **look(question))]

@@ -82,8 +82,9 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
             "data.kind=hub needs the `datasets` package (got none): pip install 'capo-ray[hub]', "
             "or download the data and give its folder: data.kind=files data.path=FOLDER"
         ) from error
+    dataset, _, part = name.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(dataset, part or None, split=split)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunFailed(

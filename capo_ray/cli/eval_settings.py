@@ -1,0 +1,196 @@
+"""The command line of `capo-ray eval` becomes one `EvalConfig`, its suites, and the directory of its responses.
+
+model=CHOICE | DIR | hub name    as for train; a chat template is used where the model has one
+model=RUN                        the run's newest whole checkpoint, asked as the run asked its policy
+model=EVALUATION, resume=…       that evaluation again: what is missing of it is asked for
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from capo_ray.checkpoint import read_settings, write_settings
+from capo_ray.cli.compose import Rule, _compose_choices, _Setting, _sort, compose_keys, conf_dir, list_choices
+from capo_ray.cli.export import find_checkpoint
+from capo_ray.cli.models import find_model, read_facts
+from capo_ray.cli.schema import ConfigError, as_sentence, keys_of
+from capo_ray.config import TrainConfig
+from capo_ray.config.base import flat_keys
+from capo_ray.config.evaluation import EvalConfig, Suite
+from capo_ray.protocols import RunFailed
+from capo_ray.runs.layout import CONFIG_FILE, POLICY_DIR, RESPONSES_FILE
+
+GROUPS = ("model", "engine", "cluster", "eval")
+MAX_LEN = 4096
+"""Of prompt and response, where neither a choice nor a key says it and the model holds as much."""
+MAY_CHANGE = (
+    "suite",
+    "resume",
+    "run.dir",
+    "run.name",
+    "eval.num_samples",
+    "eval.greedy",
+    "eval.limit",
+    "eval.path",
+    "rollout.deadline_s",
+)
+"""Of an evaluation that goes on, beside engine.* and cluster.*: none changes what an answered question was."""
+RULES: tuple[Rule[EvalConfig], ...] = (
+    (("engine.seeded",), lambda c: True, "in an evaluation, which is always seeded; remove it"),
+    (
+        ("eval.top_p", "eval.greedy"),
+        lambda c: c.eval.temperature == 0,
+        "with eval.temperature=0, where every response is greedy; remove it",
+    ),
+    (
+        ("data.answer_marker",),
+        lambda c: all(suite.options for suite in read_suites(c).values()),
+        "with multiple choice; remove it",
+    ),
+    (
+        ("verifier.kind", "verifier.path", "verifier.tolerance"),
+        lambda c: all(suite.kind for suite in read_suites(c).values()),
+        "with suites that say how their answers are compared; remove it",
+    ),
+)
+"""Keys without effect: (keys, where, why)."""
+OF_THE_RUN = ("model", "engine", "verifier", "cluster")
+
+
+def compose_eval(overrides: Sequence[str]) -> EvalConfig:
+    """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise."""
+    choices, settings = _sort(overrides, GROUPS)
+    for setting in settings:
+        _refuse_of_training(setting.key)
+    base, settings = _base(choices, settings)
+    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings if s.key != "suite"], base, RULES)
+    if config.resume:
+        _refuse_changes(config)
+    return config
+
+
+def _refuse_of_training(key: str) -> None:
+    """Raise for a key that only a training run has."""
+    known, instead = keys_of(EvalConfig), f"eval.{key.rpartition('.')[2]}"
+    if key in keys_of(TrainConfig) and key not in known:
+        cure = f"set {instead}" if instead in known else "remove it"
+        raise ConfigError(f"{key} has no effect in an evaluation, which trains nothing; {cure}")
+
+
+def _base(choices: dict[str, str], settings: list[_Setting]) -> tuple[dict[str, Any], list[_Setting]]:
+    """The tree under the settings, and those that are left to put into it."""
+    model = next((s.text for s in reversed(settings) if s.key == "model.path"), "")
+    resume = next((s.text for s in reversed(settings) if s.key == "resume"), "")
+    if model and is_evaluation(Path(model)):
+        resume, settings = model, [s for s in settings if s.key not in ("model.path", "resume")]
+    if resume:
+        if not is_evaluation(Path(resume)):
+            raise ConfigError(f"resume: expected the directory of an evaluation, got {resume}")
+        tree = read_settings(Path(resume) / CONFIG_FILE)
+        settings = [s for s in settings if s.key != "resume"]
+        tree |= {"resume": resume} | {k: v for k, v in _compose_choices(choices, "eval").items() if k in choices}
+    else:
+        tree = _compose_choices(choices, "eval")
+        if model and (run := Path(model).expanduser() / CONFIG_FILE).is_file():
+            tree, settings = _of_run(tree, run.parent), [s for s in settings if s.key != "model.path"]
+        elif "model" not in choices and model not in ("", "laptop"):
+            tree["model"]["max_model_len"] = min(_positions(model), MAX_LEN)
+    if suite := next((s.text for s in reversed(settings) if s.key == "suite"), ""):
+        tree["suite"] = [name.strip() for name in suite.strip("[]").split(",") if name.strip()]
+    return tree, settings
+
+
+def _of_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The tree with the sections and the newest weights of a training run."""
+    own = read_settings(run / CONFIG_FILE)
+    weights = find_checkpoint(run, None) / POLICY_DIR
+    if not weights.is_dir():
+        raise ConfigError(f"model: expected the policy's weights in {weights}, found none; give another run")
+    tree |= {name: own[name] for name in OF_THE_RUN}
+    tree["model"]["path"] = str(weights)
+    tree["rollout"] = {"max_response_tokens": own["rollout"]["max_response_tokens"]}
+    return tree
+
+
+def _positions(model: str) -> int:
+    folder = find_model(model, "policy")
+    if folder is None:
+        return MAX_LEN
+    return read_facts(folder, "model").max_positions or MAX_LEN
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a directory holds an evaluation."""
+    return (path / RESPONSES_FILE).is_file() and (path / CONFIG_FILE).is_file()
+
+
+def _refuse_changes(config: EvalConfig) -> None:
+    """Raise where what is asked is not what the responses of an evaluation were asked."""
+    before = flat_keys(EvalConfig.model_validate(read_settings(Path(config.resume) / CONFIG_FILE)).model_dump())
+    for key, value in flat_keys(config.model_dump()).items():
+        free = key in MAY_CHANGE or key.startswith(("engine.", "cluster."))
+        if not free and before.get(key) != value:
+            raise ConfigError(
+                f"{config.resume} was asked with {key}={before.get(key)}, got {value}; remove it, or begin anew with "
+                "another run.name"
+            )
+
+
+def read_suites(config: EvalConfig) -> dict[str, Suite]:
+    """The declared suites by name; raises where none is asked for or one is unknown."""
+    known = list_choices("suite")
+    if not config.suite:
+        raise ConfigError(f"expected suite=NAME, several as suite=gsm8k,math500, got none. Suites: {', '.join(known)}")
+    found = {}
+    for name in config.suite:
+        own = Path(name).expanduser()
+        if name not in known and not (own.suffix == ".yaml" and own.is_file()):
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ConfigError(f"suite={name} is no suite{hint} Suites: {', '.join(known)}, or a file like theirs")
+        path = conf_dir() / "suite" / f"{name}.yaml" if name in known else own
+        found[path.stem] = _read_suite(path)
+    return found
+
+
+def _read_suite(path: Path) -> Suite:
+    import yaml
+
+    try:
+        return Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, OSError) as error:
+        why = as_sentence(error, lambda key: ConfigError(f"{key} is no key of a suite")) if isinstance(
+            error, ValidationError
+        ) else " ".join(str(error).split())  # fmt: skip
+        raise ConfigError(f"suite={path}: {why}") from None
+
+
+def open_directory(config: EvalConfig) -> tuple[Path, EvalConfig]:
+    """The directory of the evaluation, made or gone on with, and the configuration as it stands in it."""
+    if config.resume:
+        path = Path(config.resume).expanduser().resolve()
+    else:
+        model = "-".join(Path(config.model.path).parts[-2:]) if config.model.path[:1] == "/" else config.model.path
+        short = re.sub(r"[^\w.-]+", "-", model)
+        name = config.run.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{short}"
+        path = Path(config.run.dir).expanduser().resolve() / name
+        if is_evaluation(path):
+            config = config.model_copy(update={"resume": str(path)})
+            _refuse_changes(config)
+        elif path.exists() and any(path.iterdir()):
+            raise RunFailed(f"run.name: {path} already holds something else; choose another run.name")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        settings = config.model_copy(update={"resume": ""}).model_dump(mode="json")
+        write_settings(path / CONFIG_FILE, settings)
+        (path / RESPONSES_FILE).touch()
+    except OSError as error:
+        raise RunFailed(f"run.dir: expected to write in {path}, got: {error.strerror}; choose another") from error
+    return path, config

@@ -1,0 +1,119 @@
+"""What `capo-ray eval` reads: the suites, and of a run's sections those that an evaluation has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from capo_ray.config import sections as s
+from capo_ray.config.base import Section
+from capo_ray.config.train import TrainConfig
+
+
+class Suite(Section):
+    """A benchmark, as a file of `conf/suite` (or one's own) declares it."""
+
+    title: str
+    dataset: str = ""
+    """On the Hugging Face hub, `NAME` or `NAME:CONFIG`; empty: it only comes from `eval.path`."""
+    split: str = "test"
+    question: str = ""
+    answer: str = ""
+    """Columns of the data set, or paths into them. In a file at `eval.path` they are looked for as in training data."""
+    options: str | tuple[str, ...] = ()
+    """Multiple choice: the column of the list of options, or a column for each."""
+    labels: str = ""
+    """The column of the options' labels; empty: A, B, …."""
+    answer_is: Literal["label", "text"] = "label"
+    """What the answer column says of the right option."""
+    kind: Literal["", "math", "exact", "choice", "numeric"] = "math"
+    """Which verifier judges it; empty: `verifier.kind`."""
+    instruction: str = ""
+    """Put after each question, a blank line between."""
+    problems: int = 0
+    licence: str = ""
+    get: str = ""
+    """Where its data is to be had, for people."""
+
+
+class EvalRunConfig(Section):
+    """The evaluation as a whole."""
+
+    dir: str = "evals"
+    """Directory in which the directories of evaluations are made."""
+    name: str = ""
+    """Name of the directory in `dir`: given again, the evaluation goes on; empty: made from time and model."""
+    seed: int = 0
+    """Of samples, and of the order of options."""
+
+
+class SamplingConfig(Section):
+    """What is asked of the policy."""
+
+    num_samples: s.Positive = 4
+    """Sampled responses to each problem (k)."""
+    temperature: float = Field(0.6, ge=0)
+    """Of the sampled responses; 0: each is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    greedy: bool = True
+    """A greedy response to each problem beside the sampled ones."""
+    limit: int = Field(0, ge=0)
+    """Only the first so many problems of each suite; 0: all."""
+    path: str = ""
+    """The suite's file, folder or pattern; of several suites a folder in which each has a file or folder NAME*. Empty:
+    its data set on the hub, or in the hub's cache."""
+    instruction: str | None = None
+    """In place of each suite's own; empty: none."""
+
+
+class EvalDataConfig(Section):
+    """Where things stand in the rows, if not where the suite has them. Suites with options know their own columns."""
+
+    question_column: str = ""
+    answer_column: str = ""
+    answer_marker: str = ""
+    split: str = ""
+    max_bad_rows: int = Field(10, ge=0)
+
+
+class EvalRolloutConfig(Section):
+    """Limits of the responses."""
+
+    max_response_tokens: s.Positive = 2048
+    """Less where the prompt leaves less of `model.max_model_len`."""
+    deadline_s: float = Field(3600.0, gt=0)
+    """For all responses to a problem, the wait in the engine included."""
+
+
+class ServeConfig(TrainConfig):
+    """A run without a learner, and whatever else it would need one for: engines and verifiers alone."""
+
+
+class EvalConfig(Section):
+    """Everything that `capo-ray eval` needs; a resolved copy stands beside the responses."""
+
+    run: EvalRunConfig = EvalRunConfig()
+    suite: tuple[str, ...] = ()
+    """Names of `conf/suite` or files like those, as `gsm8k,math500`."""
+    model: s.ModelConfig = s.ModelConfig()
+    eval: SamplingConfig = SamplingConfig()
+    data: EvalDataConfig = EvalDataConfig()
+    rollout: EvalRolloutConfig = EvalRolloutConfig()
+    engine: s.EngineConfig = s.EngineConfig()
+    verifier: s.VerifierConfig = s.VerifierConfig()
+    cluster: s.ClusterConfig = s.ClusterConfig()
+    resume: str = ""
+    """Directory of an evaluation to go on with."""
+
+    def serving(self, verifier: str = "") -> ServeConfig:
+        """The same as a run without a learner; `verifier`: the kind of another verifier."""
+        judge = self.verifier.model_copy(update={"kind": verifier}) if verifier else self.verifier
+        return ServeConfig(
+            run=s.RunConfig(seed=self.run.seed),
+            model=self.model,
+            rollout=s.RolloutConfig(**self.rollout.model_dump()),
+            engine=self.engine,
+            verifier=judge,
+            cluster=self.cluster,
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from capo_ray.config.sections import CriticConfig, EndpointConfig
+from capo_ray.config.critic import CriticConfig, EndpointConfig
 from capo_ray.critics.endpoint import EndpointJudge
 from capo_ray.critics.key import Secret, read_key
 from capo_ray.critics.retries import Breaker, RetryBudget, backoff_s, retry_after_s

@@ -13,7 +13,7 @@ import ray
 from aiohttp import web
 from ray.cluster_utils import Cluster
 
-from capo_ray.config.sections import CriticConfig, EndpointConfig
+from capo_ray.config.critic import CriticConfig, EndpointConfig
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.place.roles.critic import CriticWorker
 from capo_ray.place.store import StoreTier

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from capo_ray.config.sections import CriticConfig, EndpointConfig
+from capo_ray.config.critic import CriticConfig, EndpointConfig
 from capo_ray.critics.endpoint import EndpointJudge
 from capo_ray.critics.outage import MAX_STRIKES, PatientJudge
 from capo_ray.flow import Pipeline, RunOutcome

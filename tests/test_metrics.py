@@ -256,15 +256,16 @@ def test_a_transcript_shows_what_was_written_what_was_judged_and_what_each_token
     writer.write_group(5, group, credit)
     writer.write_group(10, group, credit)
     line = read_rows(path)[0]
-    assert (
-        line["update"] == 5
-        and line["question"] == "what?"
-        and line["response"] == "ab"
-        and line["tokens"] == ["a", "b"]
-    )
-    assert line["steps"] == [[0, 1], [1, 2]] and line["verdict"] == {"reward": 0, "reason": "wrong", "extracted": "4"}
-    assert [vote["flagged"] for vote in line["votes"]] == [[0, 1], None] and line["votes"][0]["text"] == "raw <text>"
-    assert line["credit"] == [0.5, -0.5] and line["token_rewards"] == [0.0, -1.0] and line["step_weights"] == [0.0, 1.0]
+    assert path.read_bytes().startswith(b'{"head": {"update": 5, ')
+    assert line["head"]["rewards"] == [0] and line["head"]["flagged_steps"] == 2 and line["head"]["split_steps"] == 0
+    assert line["head"]["against_verifier"] == 0 and line["update"] == 5 and line["question"] == "what?"
+    (response,) = line["responses"]
+    assert response["text"] == "ab" and response["tokens"] == ["a", "b"] and response["steps"] == [[0, 1], [1, 2]]
+    assert (response["reward"], response["reason"], response["extracted"]) == (0, "wrong", "4")
+    assert response["flagged"] == [[0, 1], None] and response["votes"][0]["text"] == "raw <text>"
+    credit = response["credit"]
+    assert credit["advantages"] == [0.5, -0.5] and credit["token_rewards"] == [0.0, -1.0]
+    assert credit["step_weights"] == [0.0, 1.0] and credit["included"] is True
     TranscriptWriter(path, resume_from=7)
     assert updates(path) == [5]
 

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from capo_ray.config.base import Scalar, Section
 from capo_ray.config.critic import CriticConfig as CriticConfig
-from capo_ray.config.critic import EndpointConfig as EndpointConfig
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig, RowsConfig
 from capo_ray.config.job import Positive as Positive
@@ -27,7 +26,9 @@ class RunConfig(JobRunConfig):
     eval_samples: Positive = 1
     """Sampled responses to each held-out problem."""
     transcripts_every: Positive = 5
-    """Updates between transcripts of one whole group."""
+    """Updates between transcripts; the first and the last update of a run have one as well."""
+    transcript_groups: int = Field(1, ge=0)
+    """Groups of an update that its transcript holds; 0: all of them."""
     max_creditless_groups: Positive = 200
     """Groups in a row without credit after which the run ends with a sentence."""
     max_failures: Positive = 20

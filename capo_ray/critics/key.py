@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from capo_ray.config.sections import EndpointConfig
+from capo_ray.config.critic import EndpointConfig
 
 
 class Secret:

@@ -48,7 +48,9 @@ class HintSource(EvidenceSource):
 
     @classmethod
     def read(cls, line: ResponseLine, asked: HintedLogprobs | None) -> Evidence:
-        """The field `hinted_logprobs` [T] less `logprobs` [T]."""
+        """The field `hint_gains` [T], or `hinted_logprobs` [T] less `logprobs` [T]."""
+        if gains := line.per_token("hint_gains", None):
+            return Evidence(hint_gains=np.array(gains))
         hinted = line.per_token("hinted_logprobs", asked, logprobs=True)
         plain = read_numbers(line.item, "logprobs", len(hinted), line.where) if hinted else ()
         if hinted and not plain:

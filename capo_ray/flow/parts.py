@@ -27,7 +27,7 @@ class Transcripts(Protocol):
     """Where sampled groups are written down for people to read."""
 
     def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
-        """Append one line per member."""
+        """Append the line of a group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,8 +270,9 @@ class Pipeline:
         parts, run, version = self.parts, self.parts.config.run, self.state.version
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
             self.held_out.begin(version)
-        if version % run.transcripts_every == 0:
-            await asyncio.to_thread(parts.transcripts.write_group, version, groups[0].group, groups[0].credit)
+        if version % run.transcripts_every == 0 or version in (1, run.num_updates):
+            for one in groups[: run.transcript_groups or None]:
+                await asyncio.to_thread(parts.transcripts.write_group, version, one.group, one.credit)
         parts.tracker.log(figures, update=version)
         parts.progress.update(
             update=version,

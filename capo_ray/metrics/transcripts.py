@@ -1,4 +1,10 @@
-"""Transcripts: what the policy wrote, what the judges said and what each token got for it, one line per trajectory."""
+"""Transcripts: what the policy wrote, what the judges said and what each token got for it, one line per group.
+
+    {"head": what a list of groups shows, "update", "id", "question", "answer", "responses": [...]}
+
+A line is one of `capo-ray credit`: its evidence can be credited again, by any method that reads it. It begins with
+`head`, so that a reader of many groups need not parse their texts.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
-from capo_ray.types import Group, GroupCredit, Judged
+from capo_ray.types import Critique, Group, GroupCredit, Judged
 
 
 class TranscriptWriter:
@@ -18,46 +26,97 @@ class TranscriptWriter:
         self._path = path
 
     def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
-        """Append one line per member."""
-        lines = []
-        for i, member in enumerate(group.members):
-            line = {"update": update, **_member_fields(group, member), "tokens": _token_texts(member)}
-            line["credit"] = [to_plain(x) for x in credit.advantages[i]]
-            line["token_rewards"] = [to_plain(x) for x in credit.token_rewards[i]]
-            line["step_weights"] = [to_plain(x) for x in credit.step_weights[i]]
-            line["included"] = credit.included[i]
-            lines.append(to_line(line))
+        """Append its line."""
+        line = to_line(group_line(update, group, credit))
         with self._path.open("ab") as file:
-            file.write(b"".join(lines))
+            file.write(line)
+
+
+def group_line(update: int, group: Group, credit: GroupCredit) -> dict[str, Any]:
+    """The line of a group and of the credit that it was trained with in `update`."""
+    return {
+        "head": _head(update, group),
+        "update": update,
+        "id": group.problem.id,
+        "question": group.problem.prompt,
+        "answer": group.problem.answer,
+        "responses": [_response(group, credit, i) for i in range(len(group.members))],
+    }
+
+
+def _head(update: int, group: Group) -> dict[str, Any]:
+    votes = [[c for c in m.evidence.critiques if c.valid] for m in group.members]
+    rewards = [m.verdict.reward for m in group.members]
+    return {
+        "update": update,
+        "group": group.id,
+        "problem": group.problem.id,
+        "rewards": rewards,
+        "tokens": [m.num_tokens for m in group.members],
+        "flagged_steps": sum(len(frozenset().union(*(c.flagged or () for c in row))) for row in votes),
+        "split_steps": sum(map(_split, votes)),
+        "against_verifier": sum(_says(row) not in (None, bool(r)) for row, r in zip(votes, rewards, strict=True)),
+    }
+
+
+def _split(votes: list[Critique]) -> int:
+    """The steps on which valid votes differ."""
+    flags = [c.flagged or frozenset() for c in votes]
+    return len(frozenset().union(*flags) - frozenset.intersection(*flags)) if flags else 0
+
+
+def _says(votes: list[Critique]) -> bool | None:
+    """Whether most of the votes that say anything of the answer hold it to be right; None in a tie."""
+    balance = sum(1 if c.overall else -1 for c in votes if c.overall is not None)
+    return balance > 0 if balance else None
+
+
+def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:
+    member = group.members[index]
+    key, response, verdict = member.trajectory.key, member.trajectory.response, member.verdict
+    return {
+        "sample": key.sample,
+        "attempt": key.attempt,
+        "text": response.text,
+        "tokens": _token_texts(member),
+        "logprobs": _numbers(response.logprobs),
+        "versions": [[run.version, run.end] for run in response.versions],
+        "finish": response.finish,
+        "steps": [list(span) for span in member.steps],
+        "reward": verdict.reward,
+        "reason": verdict.reason,
+        "extracted": verdict.extracted,
+        **_evidence(member),
+        "credit": {
+            "advantages": _numbers(credit.advantages[index]),
+            "token_rewards": _numbers(credit.token_rewards[index]),
+            "step_weights": _numbers(credit.step_weights[index]),
+            "valid_critiques": credit.valid_critiques[index],
+            "included": credit.included[index],
+        },
+    }
+
+
+def _evidence(member: Judged) -> dict[str, Any]:
+    """What was gathered, each kind as the lines of `capo-ray credit` have it."""
+    evidence, votes = member.evidence, member.evidence.critiques
+    found: dict[str, Any] = dict(evidence.more)
+    if votes:
+        found["flagged"] = [None if c.flagged is None else sorted(c.flagged) for c in votes]
+        found["overall"] = [c.overall for c in votes]
+        found["votes"] = [{"by": c.provenance.model, "text": c.text, "reason": c.reason} for c in votes]
+    for name in ("answer_logprobs", "step_values", "token_rewards", "entropies", "hint_gains"):
+        if len(values := getattr(evidence, name)):
+            found[name] = _numbers(values)
+    return found
+
+
+def _numbers(values: npt.ArrayLike) -> list[float | int | None]:
+    return [to_plain(x) for x in values]  # type: ignore[union-attr]
 
 
 def _token_texts(member: Judged) -> list[str]:
     """[T]: the characters that each token contributes; together they are the text, and no tokenizer is asked."""
     text, ends = member.trajectory.response.text, member.trajectory.response.char_ends.tolist()
+    ends[-1:] = [len(text)] if ends else []  # characters that no token completed stand with the last
     return [text[start:end] for start, end in pairwise((0, *ends))]
-
-
-def _member_fields(group: Group, member: Judged) -> dict[str, Any]:
-    key, response, verdict = member.trajectory.key, member.trajectory.response, member.verdict
-    votes = [
-        {
-            "flagged": None if critique.flagged is None else sorted(critique.flagged),
-            "overall": critique.overall,
-            "text": critique.text,
-            "reason": critique.reason,
-        }
-        for critique in member.evidence.critiques
-    ]
-    return {
-        "problem": group.problem.id,
-        "group": key.group,
-        "sample": key.sample,
-        "attempt": key.attempt,
-        "question": group.problem.prompt,
-        "answer": group.problem.answer,
-        "response": response.text,
-        "finish": response.finish,
-        "steps": [list(span) for span in member.steps],
-        "verdict": {"reward": verdict.reward, "reason": verdict.reason, "extracted": verdict.extracted},
-        "votes": votes,
-    }

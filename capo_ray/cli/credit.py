@@ -6,23 +6,19 @@ import argparse
 import codecs
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from pydantic import ValidationError
-
 from capo_ray.cli.compose import compose_train
-from capo_ray.cli.credit_lines import read_group
 from capo_ray.cli.line_count import LineCount
-from capo_ray.cli.schema import ConfigError, keys_of, new_name
+from capo_ray.cli.schema import ConfigError, new_name
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.config.steps import StepsBase
-from capo_ray.credit import EvidenceError, assign_credit, audit
+from capo_ray.credit import EvidenceError
 from capo_ray.evidence import FieldError
+from capo_ray.evidence.offline import BadSetting, assign, build_config, read_group, to_json
 from capo_ray.prompts import RUBRICS
 from capo_ray.types import Group, GroupCredit
 
@@ -64,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 where every line was done, 1 where one was refused (the others are done) or there was none."""
     of_steps = [text for text in args.overrides if re.match(r"\+?steps[.=]", text)]
-    config = build_config(args.method, [text for text in args.overrides if text not in of_steps])
+    config = _config(args.method, [text for text in args.overrides if text not in of_steps])
     steps = build_steps(args.method, of_steps)
     if not 0.0 <= args.progress <= 1.0:
         raise ConfigError(f"--progress: expected a share of the run in 0..1, got {args.progress}")
@@ -76,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
             line = _decode(raw)
             if not line.strip():
                 continue
-            name, group = read_group(line, config, args.rubric, steps)
-            credit, figures = _assign(group, config, args.progress)
+            name, group = read_group(line, config, args.rubric, steps, cut_anew=bool(of_steps))
+            credit, figures = assign(group, config, args.progress)
         except (FieldError, EvidenceError) as error:
             num_refused += 1
             print(f"capo-ray credit: line {number}: {error}", file=sys.stderr, flush=True)
@@ -105,28 +101,16 @@ def build_steps(method: str, overrides: Sequence[str]) -> StepsBase:
     return steps
 
 
-def build_config(method: str, overrides: Sequence[str]) -> CreditBase:
-    """The method's config with `credit.key=value` overrides; raises `ConfigError` with one sentence."""
-    if method in CREDIT_METHODS.broken:
-        raise ConfigError(CREDIT_METHODS.broken[method])
-    keys = keys_of(CREDIT_METHODS[method], "credit.")
-    given: dict[str, str] = {}
+def _config(method: str, overrides: Sequence[str]) -> CreditBase:
+    """The method's config; raises `ConfigError` with one sentence."""
     for text in overrides:
-        key, equals, value = text.partition("=")
-        key = key.strip().lstrip("+")
-        if not equals or key not in keys:
-            if moved := new_name(key):
-                raise ConfigError(f"{key} is {moved} now; write {moved}=…")
-            near = get_close_matches(key, keys, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"{text} is no key=value of {method}; {hint}Its keys: {', '.join(keys)}")
-        given[key.removeprefix("credit.")] = value
+        key = text.partition("=")[0].strip().lstrip("+")
+        if moved := new_name(key):
+            raise ConfigError(f"{key} is {moved} now; write {moved}=…")
     try:
-        return CREDIT_METHODS[method].model_validate({"method": method, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["credit", *map(str, first["loc"])])
-        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from None
+        return build_config(method, overrides)
+    except BadSetting as error:
+        raise ConfigError(str(error)) from None
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes | str]]:
@@ -147,37 +131,6 @@ def _number(lines: Iterable[bytes | str]) -> Iterator[tuple[int, bytes | str]]:
     """The lines with their numbers, without the byte order mark that some editors put before the first."""
     for number, line in enumerate(lines, start=1):
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 and isinstance(line, bytes) else line
-
-
-def _assign(group: Group, config: CreditBase, progress: float) -> tuple[GroupCredit, dict[str, float]]:
-    """The credit of a group and its audit; raises `FieldError` where they are beyond the range of numbers."""
-    try:
-        credit = assign_credit(group, config, progress)
-        figures = {key: value for key, value in audit(group, credit).items() if math.isfinite(value)}
-        if not all(math.isfinite(x) for row in (*credit.advantages, *credit.token_rewards) for x in row):
-            raise OverflowError
-    except ArithmeticError:
-        raise FieldError(
-            "the line: expected evidence and credit.* weights of ordinary size, got numbers with which "
-            f"credit={config.method} overflows"
-        ) from None
-    return credit, figures
-
-
-def to_json(name: str | int, group: Group, credit: GroupCredit, figures: dict[str, float]) -> dict[str, Any]:
-    """What is printed for one group: per response its steps and credit, and the audit."""
-    responses = [
-        {
-            "steps": [list(span) for span in member.steps],
-            "wrong": list(credit.step_weights[i]),
-            "token_rewards": list(credit.token_rewards[i]),
-            "advantages": list(credit.advantages[i]),
-            "valid_critiques": credit.valid_critiques[i],
-            "included": credit.included[i],
-        }
-        for i, member in enumerate(group.members)
-    ]
-    return {"id": name, "responses": responses, "audit": figures}
 
 
 def _decode(raw: bytes | str) -> str:

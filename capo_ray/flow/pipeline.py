@@ -274,12 +274,8 @@ class Pipeline:
             for one in groups[: run.transcript_groups or None]:
                 await asyncio.to_thread(parts.transcripts.write_group, version, one.group, one.credit)
         parts.tracker.log(figures, update=version)
-        parts.progress.update(
-            update=version,
-            reward=figures["rollout/reward_mean"],
-            agreement=figures.get("critic/agreement_frac"),
-            queues=self._queues(),
-        )
+        told = {"reward": figures["rollout/reward_mean"], "agreement": figures.get("critic/agreement_frac")}
+        parts.progress.update(update=version, queues=self._queues(), **told)
         if version % run.checkpoint_every == 0 or version == run.num_updates:
             parts.progress.update(phase="checkpoint")
             await self.saver.begin()

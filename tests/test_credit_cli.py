@@ -71,6 +71,23 @@ def test_worked_group_of_the_paper_comes_out_as_by_hand(tmp_path: Path, capsys: 
     assert [r["valid_critiques"] for r in out["responses"]] == [1, 1]
 
 
+def test_steps_that_a_line_gives_are_taken_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {**WRONG, "steps": [[0, 1], [1, 5], [5, 6]]}
+    assert run(tmp_path, [{**WORKED, "responses": [RIGHT, told]}], "--json") == 0
+    wrong = json.loads(capsys.readouterr().out)["responses"][1]
+    assert wrong["steps"] == told["steps"] and wrong["token_rewards"] == [0, -1, -1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    "steps", [[[0, 3]], [[0, 3], [2, 6]], [[0, 6], [6, 6]], [[0, 6.0]], [0, 6], "0-6", [[1, 6]], []]
+)
+def test_steps_that_do_not_tile_the_tokens_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: object
+) -> None:
+    assert run(tmp_path, [{**WORKED, "responses": [RIGHT, {**WRONG, "steps": steps}]}], "--json") == 1
+    assert "responses[1].steps: expected pairs [start, end) that tile the 6 tokens" in capsys.readouterr().err
+
+
 def test_raw_critic_texts_are_parsed_and_unreadable_ones_abstain(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +354,14 @@ def test_offline_credit_cuts_steps_as_a_run_of_the_method_does(
     ):
         with pytest.raises(RunFailed, match=re.escape(answer)):
             run(tmp_path, [WORKED], words)
+
+
+def test_hint_gains_of_a_transcript_are_read_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gained = [{**r, "hint_gains": [0.1] * t} for r, t in ((RIGHT, 4), (WRONG, 6))]
+    assert run(tmp_path, [{**WORKED, "responses": gained}], "--json", method="rlsd") == 0
+    right, wrong = json.loads(capsys.readouterr().out)["responses"]
+    assert right["advantages"] == pytest.approx([0.5 + 0.5 * 1.1051709] * 4)  # e^0.1
+    assert wrong["advantages"] == pytest.approx([-(0.5 + 0.5 * 0.9048374)] * 6)
 
 
 def test_entropy_segmenter_without_entropies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

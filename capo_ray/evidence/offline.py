@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,7 +59,9 @@ def read_group(
     if not isinstance(responses, list) or not responses:
         refuse("responses", "a list of at least one response", responses)
     if cut_anew:
-        responses = [{k: v for k, v in one.items() if k != "steps"} if isinstance(one, dict) else one for one in responses]
+        responses = [
+            {k: v for k, v in one.items() if k != "steps"} if isinstance(one, dict) else one for one in responses
+        ]
     members = [_read_response(item, i, str(name), config, rubric, steps) for i, item in enumerate(responses)]
     problem = Problem(str(name), data.get("question", ""), data.get("answer", ""))
     return name, Group(0, problem, tuple(members))

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from capo_ray.config import TrainConfig
@@ -37,21 +38,28 @@ from capo_ray.types import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "view.json"
+WHOLE = 12_500
 GROUPS_PER_UPDATE = 8
 
 
 def main() -> None:
     """Prints and keeps one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=12_500, help="12,500 groups of 8 are 10^5 trajectories")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--groups", type=int, default=WHOLE, help="12,500 groups of 8 are 10^5 trajectories")
+    parser.add_argument("--output", type=Path, help="default: the published record, for a run of the whole size only")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = write_run(Path(folder) / "run", args.groups)
         size = (path / "transcripts.jsonl").stat().st_size
-        found = {"trajectories": args.groups * 8, "transcripts_mib": round(size / 2**20, 1), **measure(path)}
+        found = {
+            "trajectories": args.groups * 8,
+            "transcripts_mib": round(size / 2**20, 1),
+            **measure(path, args.groups // 2),
+        }
     print(json.dumps(found, indent=1))
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    output = args.output or (RESULTS if args.groups == WHOLE else None)
+    if output:
+        output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def write_run(path: Path, num_groups: int) -> Path:
@@ -73,22 +81,24 @@ def write_run(path: Path, num_groups: int) -> Path:
 def _group(number: int) -> Group:
     def member(sample: int) -> Judged:
         text = "".join(f"{k}+{k}={(2 * k + sample) % 10}\n" for k in range(10))
-        completion = Completion(
-            range(40), [-0.3] * 40, [(i + 1) * len(text) // 40 for i in range(40)], text, (VersionRun(1, 40),), "stop"
-        )
+        ends = (np.arange(40) + 1) * len(text) // 40
+        completion = Completion(np.arange(40), np.full(40, -0.3), ends, text, (VersionRun(1, 40),), "stop")
         votes = tuple(
             Critique(frozenset({sample % 10}), True, "step 3: wrong", "", Provenance("c", "", i)) for i in range(4)
         )
         steps = tuple((4 * k, 4 * k + 4) for k in range(10))
         key = TrajectoryKey(f"p{number}", number, sample)
         return Judged(
-            Trajectory(key, (1, 2), completion), Verdict(sample % 2, "", "4"), steps, Evidence(critiques=votes)
+            Trajectory(key, np.array((1, 2)), completion),
+            Verdict(sample % 2, "", "4"),
+            steps,
+            Evidence(critiques=votes),
         )
 
     return Group(number, Problem(f"p{number}", f"question {number}", "4"), tuple(map(member, range(8))))
 
 
-def measure(path: Path) -> dict[str, float]:
+def measure(path: Path, middle: int) -> dict[str, float]:
     """Seconds of each kind of request and the server's largest resident memory."""
     environment = os.environ | {"CAPO_RAY_VIEW_TOKEN": "t"}
     words = [sys.executable, "-m", "capo_ray", "view", str(path), "--print-url"]
@@ -103,11 +113,13 @@ def measure(path: Path) -> dict[str, float]:
             ("open_again_s", "api/runs"),
             ("curves_s", "api/runs/0/series?names=rollout/reward_mean"),
             ("list_s", "api/runs/0/groups?sort=disagreement"),
-            ("group_s", "api/runs/0/groups/7777"),
-            ("what_if_s", "api/runs/0/groups/7777/credit?method=grpo"),
-            ("search_s", "api/runs/0/groups?find=question+9999"),
+            ("group_s", "api/runs/0/groups/{middle}"),
+            ("what_if_s", "api/runs/0/groups/{middle}/credit?method=grpo"),
+            ("search_s", "api/runs/0/groups?find=question+{middle}"),
         ):
-            request = urllib.request.Request(base + address, headers={"Authorization": "Bearer t"})
+            request = urllib.request.Request(
+                base + address.format(middle=middle), headers={"Authorization": "Bearer t"}
+            )
             began = time.perf_counter()
             with urllib.request.urlopen(request, timeout=120) as answer:
                 answer.read()

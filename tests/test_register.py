@@ -13,7 +13,7 @@ from capo_ray.place.pool import WorkerPool
 
 ROOT = Path(__file__).parents[1]
 REGISTER_FILE = ROOT / "capo_ray" / "metrics" / "register.py"
-NO_METRICS = {"n/a", "valid/asked"}
+NO_METRICS = {"n/a", "valid/asked", "text/html", "application/json"}
 """Texts of the package that look like names of metrics."""
 WORD = "[a-z][a-z0-9_]*"
 

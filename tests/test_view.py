@@ -205,7 +205,7 @@ def test_damage_and_older_layouts_leave_the_rest_readable(tmp_path: Path) -> Non
     client = TestClient(build_app([run], TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
     assert [head.index for head in choose(run)] == [4, 3, 0, 1, 2]
     assert client.get("/api/runs").json()[0]["status"] == "broken off"
-    for page in ("groups", "groups/1", "groups/4", "critic", "flow", "methods", "series?names=view/tokens_rate"):
+    for page in ("groups", "groups/1", "groups/4", "critic", "flow", "methods", "series?names=tokens_per_second"):
         assert client.get(f"/api/runs/0/{page}").status_code == 200, page
     assert "refused" in client.get("/api/runs/0/groups/0/credit?method=grpo").json()
     with pytest.raises(NoRun):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from capo_ray.credit import audit
 from capo_ray.critics.quality import vote_agreement
@@ -33,6 +33,9 @@ class CriticScore:
     voted_false: int = 0
     voted_missed: int = 0
 
+    def __post_init__(self) -> None:
+        self._told: CriticScore | None = None
+
     def count(self, group: CreditedGroup, truth: StepTruth | None) -> None:
         """Add the critiques of one group."""
         for member, weights in zip(group.group.members, group.credit.step_weights, strict=True):
@@ -60,8 +63,21 @@ class CriticScore:
                     self.single_missed += len(wrong - critique.flagged)
 
     def figures(self) -> dict[str, float]:
-        """The share of responses that no critic was asked about, over the run; nothing where no critic ever was."""
-        return {"critic/skipped_frac": self.num_skipped / self.num_responses} if self.num_critiques else {}
+        """The share of responses that no critic was asked about, over the run; and since the last call, precision and
+        recall where the truth is known. Nothing where no critic ever was asked."""
+        if not self.num_critiques:
+            return {}
+        figures = {"critic/skipped_frac": self.num_skipped / self.num_responses}
+        before, self._told = self._told, replace(self)
+        before = before or CriticScore()
+        single, voted = self.single_hits - before.single_hits, self.voted_hits - before.voted_hits
+        ratios = {
+            "critic/precision_frac": _ratio(single, self.single_false - before.single_false),
+            "critic/recall_frac": _ratio(single, self.single_missed - before.single_missed),
+            "critic/voted_precision_frac": _ratio(voted, self.voted_false - before.voted_false),
+            "critic/voted_recall_frac": _ratio(voted, self.voted_missed - before.voted_missed),
+        }
+        return figures | {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
     def summary(self) -> dict[str, float | int | None]:
         """The counts, and step precision and recall of single critiques and of the vote (None: truth unknown)."""

@@ -35,12 +35,12 @@ def run_line(run: Run, number: int) -> dict[str, Any]:
 
 
 def series(run: Run, names: Iterable[str]) -> dict[str, list[Point]]:
-    """The points of each figure; `view/…` are made from others. Held-out accuracy has its interval."""
+    """The points of each figure; those without a slash are made from others. Held-out accuracy has its interval."""
     rows = run.rows()
     found: dict[str, list[Point]] = {}
     for name in names:
-        if name in _MADE:
-            found[name] = _MADE[name](rows)
+        if name in MADE:
+            found[name] = MADE[name](rows)
             continue
         told = [row for row in rows if row.get(name) is not None]
         points: list[Point] = [[row["update"], row[name]] for row in told]
@@ -91,10 +91,10 @@ def _learner_idle(rows: Sequence[dict[str, Any]]) -> list[Point]:
     return points
 
 
-_MADE: dict[str, Callable[[Sequence[dict[str, Any]]], list[Point]]] = {
-    "view/tokens_rate": _tokens_rate,
-    "view/rollout_idle_frac": _engines_idle,
-    "view/learner_idle_frac": _learner_idle,
+MADE: dict[str, Callable[[Sequence[dict[str, Any]]], list[Point]]] = {
+    "tokens_per_second": _tokens_rate,
+    "engines_idle": _engines_idle,
+    "learner_idle": _learner_idle,
 }
 
 _FILTERS: dict[str, Callable[[dict[str, Any]], bool]] = {

@@ -18,9 +18,8 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 def build_report(runs: Sequence[Run], num_groups: int) -> str:
     """The file's text, with `num_groups` groups of each run: the newest, and those that critics disagree on."""
-    names = sorted(
-        {name for script in SCRIPTS for name in re.findall(r'"([a-z_0-9]+/[a-z_0-9]+)"', read_asset(script))}
-    )
+    shown = "".join(map(read_asset, SCRIPTS))
+    names = sorted({*figures.MADE, *re.findall(r'"([a-z_0-9]+/[a-z_0-9]+)"', shown)})
     content = [_content(run, names, num_groups) for run in runs]
     lines = [figures.run_line(run, number) for number, run in enumerate(runs)]
     return build_document(embedded={"runs": lines, "content": content}, policy=POLICY)

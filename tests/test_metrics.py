@@ -27,6 +27,7 @@ from capo_ray.metrics import (
     read_rows,
     write_summary,
 )
+from capo_ray.metrics.plot import _smooth
 from capo_ray.metrics.screen import sparkline
 from capo_ray.protocols import RunFailed
 from capo_ray.types import (
@@ -279,6 +280,10 @@ def test_a_curve_is_drawn_whatever_figures_there_are(path: Path, tmp_path: Path)
     plot_learning_curve(path, tmp_path / "b.png", "with $ critic")
     plot_learning_curve(tmp_path / "missing.jsonl", tmp_path / "c.png", "nothing yet")
     assert all((tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in "abc")
+
+
+def test_a_running_mean_does_not_look_ahead() -> None:
+    assert _smooth([1.0, 0.0, 0.0, 0.0, 0.0, 6.0]) == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 6 / 5])
 
 
 def test_a_log_gets_plain_lines_now_and_then() -> None:

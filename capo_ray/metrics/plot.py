@@ -9,7 +9,7 @@ from typing import Any
 from capo_ray.metrics.rows import read_rows
 
 INK, FAINT, HELD_OUT, TRAINING, AGREEMENT, LENGTH = "#1f2430", "#d9dce3", "#0b5cad", "#e07b1a", "#2a8a57", "#7a4fa3"
-SMOOTHING = 5  # updates on each side of the running mean
+SMOOTHING = 5  # updates of the running mean: a point and those before it, so that no curve looks ahead
 Series = tuple[list[int], list[float]]
 
 
@@ -33,7 +33,11 @@ def _draw_accuracy(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     held_out, training = _series(rows, "eval/accuracy_frac"), _series(rows, "rollout/reward_mean")
     axes.plot(*training, color=TRAINING, linewidth=0.8, alpha=0.3)
     axes.plot(
-        training[0], _smooth(training[1]), color=TRAINING, linewidth=1.8, label="training rollouts (running mean)"
+        training[0],
+        _smooth(training[1]),
+        color=TRAINING,
+        linewidth=1.8,
+        label=f"training rollouts (mean of {SMOOTHING})",
     )
     band = [_series(rows, f"eval/accuracy_{end}_frac") for end in ("low", "high")]
     if band[0][0]:
@@ -73,7 +77,7 @@ def _draw_judges(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         axes.plot(agreement[0], _smooth(agreement[1]), color=AGREEMENT, linewidth=1.8)
         _dress(axes, "Critic agreement and response length", "share of steps on which votes agree", AGREEMENT)
         low = min(agreement[1])
-        axes.set_ylim(max(0.0, low - 0.5 * (1 - low) - 0.02), 1.01)
+        axes.set_ylim(max(0.0, low - 0.5 * (1 - low) - 0.02), 1.0)
         axes = axes.twinx()
         axes.spines[["top", "left", "bottom"]].set_visible(False)
         axes.spines["right"].set_color(FAINT)
@@ -108,6 +112,5 @@ def _series(rows: Sequence[dict[str, Any]], name: str) -> Series:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The centred running mean, its window cut at the ends."""
-    windows = [values[max(0, i - SMOOTHING) : i + SMOOTHING + 1] for i in range(len(values))]
+    windows = [values[max(0, i - SMOOTHING + 1) : i + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -62,7 +62,7 @@ bench: install
 
 docs: install
 	$(BIN)/python -m capo_ray.cli.reference > docs/configuration.md
-	$(BIN)/python -m capo_ray.metrics.page > docs/metrics.md
+	$(BIN)/python -m scripts.pages.metrics > docs/metrics.md
 
 lock:
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -E '^[A-Za-z0-9_.-]+=='; } > constraints.new

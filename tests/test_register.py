@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.metrics.page import build_page
 from capo_ray.metrics.register import COUNTED, METRICS, REGISTER, ROOMS, UNITS, merge, unregistered
 from capo_ray.place.pool import WorkerPool
+from scripts.pages.metrics import build_page
 
 ROOT = Path(__file__).parents[1]
 REGISTER_FILE = ROOT / "capo_ray" / "metrics" / "register.py"

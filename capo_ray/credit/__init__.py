@@ -9,17 +9,14 @@ zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO:
 
 from capo_ray.credit.audit import audit
 from capo_ray.credit.batch import scale_batch
-from capo_ray.credit.capabilities import capability_matrix
 from capo_ray.credit.indifferent import critiques_matter
 from capo_ray.credit.rows import EvidenceError
-from capo_ray.credit.table import assign_credit, credit_rules
+from capo_ray.credit.table import assign_credit
 
 __all__ = [
     "EvidenceError",
     "assign_credit",
     "audit",
-    "capability_matrix",
-    "credit_rules",
     "critiques_matter",
     "scale_batch",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from capo_ray.config.credit import CREDIT_METHODS, CreditBase
+from capo_ray.config.credit import CreditBase
 from capo_ray.steps import check_spans
 from capo_ray.types import Group, GroupCredit
 
@@ -19,11 +19,6 @@ def rule_of(kind: type[CreditBase]) -> Rule:
     """The function of (group, config of that kind, progress 0..1)."""
     rule: Rule = pkgutil.resolve_name(kind.rule)
     return rule
-
-
-def credit_rules() -> dict[str, Rule]:
-    """The rule of every method by its name."""
-    return {method: rule_of(kind) for method, kind in CREDIT_METHODS.items()}
 
 
 def assign_credit(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredit:

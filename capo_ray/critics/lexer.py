@@ -88,13 +88,7 @@ def pieces_of(line: str) -> Iterator[tuple[str, str]]:
             continue
         following = _next_kind(lexed, place)
         if kind == "number":
-            if after_value:
-                # "3 eggs 4 - 2 = 2" begins anew at 4; "1 1/2" is a number we do not read.
-                yield ("restart", "") if words else ("unknown", text)
-            if len(text) > MAX_DIGITS:
-                yield "unknown", ""
-                text = "0"
-            yield "number", text
+            yield from _number(text, after_value, bool(words))
             after_value, words = True, []
         elif kind in ("word", "command"):
             piece = _word(lexed, place, after_value, bool(words), gap)
@@ -117,14 +111,7 @@ def pieces_of(line: str) -> Iterator[tuple[str, str]]:
             yield kind, text
             after_value, words = False, []
         elif kind == "op":
-            bare = text in "*/^" and not after_value
-            if bare or (words and text in "+-*/^" and (not after_value or text == "^" or (not gap and text != "/"))):
-                yield "unknown", text  # its left operand is a word, or letters are its base
-            if text in "+-*/^" and following == "word":
-                yield "unknown", text
-            if text == "(" and after_value and (words or (gap and _is_aside(lexed, place))):
-                yield ("restart", "") if gap else ("unknown", text)  # "13 eggs (16 - 3 = 13)", "4 (15 minutes)"
-            yield "op", {"{": "(", "}": ")"}.get(text, text)
+            yield from _operator(lexed, place, after_value, bool(words), gap)
             after_value, words = text in ")%}", []
         elif kind == "stop":
             if text == "!" and after_value and not gap:
@@ -137,6 +124,30 @@ def pieces_of(line: str) -> Iterator[tuple[str, str]]:
         else:
             yield "unknown", text
         gap = False
+
+
+def _number(text: str, after_value: bool, worded: bool) -> Iterator[tuple[str, str]]:
+    if after_value:
+        # "3 eggs 4 - 2 = 2" begins anew at 4; "1 1/2" is a number we do not read.
+        yield ("restart", "") if worded else ("unknown", text)
+    if len(text) > MAX_DIGITS:
+        yield "unknown", ""
+        text = "0"
+    yield "number", text
+
+
+def _operator(
+    lexed: Sequence[tuple[str, str]], place: int, after_value: bool, worded: bool, gap: bool
+) -> Iterator[tuple[str, str]]:
+    text = lexed[place][1]
+    bare = text in "*/^" and not after_value
+    if bare or (worded and text in "+-*/^" and (not after_value or text == "^" or (not gap and text != "/"))):
+        yield "unknown", text  # its left operand is a word, or letters are its base
+    if text in "+-*/^" and _next_kind(lexed, place) == "word":
+        yield "unknown", text
+    if text == "(" and after_value and (worded or (gap and _is_aside(lexed, place))):
+        yield ("restart", "") if gap else ("unknown", text)  # "13 eggs (16 - 3 = 13)", "4 (15 minutes)"
+    yield "op", {"{": "(", "}": ")"}.get(text, text)
 
 
 def _word(lexed: Sequence[tuple[str, str]], place: int, after_value: bool, worded: bool, gap: bool) -> tuple[str, str]:

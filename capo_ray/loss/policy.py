@@ -55,28 +55,24 @@ def policy_loss(
     ratios = likelihood_ratios(acting, behaviour_logprobs, sequences, ratio, counted)
     surrogate = surrogate_loss(acting, ratios, advantages, ratio, clip_low, clip_high)
     per_token = surrogate if corrections is None else corrections * surrogate
-    sums: dict[str, torch.Tensor] = {}
+    sums = {
+        "tokens": counted.sum(),
+        "surrogate": (weights * surrogate).sum(),
+        "clipped": (is_clipped(ratios, advantages, ratio, clip_low, clip_high) * counted).sum(),
+        "ratio": (ratios * counted).sum(),
+    }
     if reference_logprobs is not None:
         k3 = k3_divergence(policy_logprobs, reference_logprobs)
         per_token = per_token + kl_coef * k3
         sums["kl"] = (k3 * counted).sum()
     if entropies is not None:
         sums["entropy"] = (entropies * counted).sum()
-        if entropy_weights is not None:
-            per_token = per_token - entropy_weights * entropies
+        per_token = per_token if entropy_weights is None else per_token - entropy_weights * entropies
     if imitation_weights is not None:
         per_token = per_token - imitation_weights * policy_logprobs
-    if penalties is not None:
-        per_token = per_token + penalties
+    per_token = per_token if penalties is None else per_token + penalties
     token_losses = weights * per_token
-    loss = token_losses.sum()
-    sums |= {
-        "tokens": counted.sum(),
-        "loss": loss,
-        "surrogate": (weights * surrogate).sum(),
-        "clipped": (is_clipped(ratios, advantages, ratio, clip_low, clip_high) * counted).sum(),
-        "ratio": (ratios * counted).sum(),
-    }
+    sums["loss"] = loss = token_losses.sum()
     maxima = {"ratio": (ratios * counted).amax(), "token_loss": token_losses.abs().amax()}
     return loss, Figures(_detached(sums), _detached(maxima), token_losses.detach())
 

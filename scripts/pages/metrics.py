@@ -1,4 +1,4 @@
-"""The page of all figures, from the register: `python -m capo_ray.metrics.page > docs/metrics.md`."""
+"""The page of all figures, from the register: `python -m scripts.pages.metrics > docs/metrics.md`."""
 
 from __future__ import annotations
 

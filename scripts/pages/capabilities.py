@@ -1,11 +1,14 @@
-"""What each method can do, found out by running it on two small groups: the table of `docs/methods.md`."""
+"""What each method can do, found out by running it on two small groups: the table of `docs/methods.md`.
+
+`python -m scripts.pages.capabilities` prints it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from capo_ray.config.credit import CREDIT_METHODS
-from capo_ray.credit.table import assign_credit
+from capo_ray.credit import assign_credit
 from capo_ray.types import (
     Completion,
     Critique,
@@ -109,3 +112,7 @@ def _critics(*flags: set[int]) -> tuple[Critique, ...]:
     return tuple(
         Critique(frozenset(flag), not flag, "", "", Provenance("probe", "", vote)) for vote, flag in enumerate(flags)
     )
+
+
+if __name__ == "__main__":
+    print(capability_matrix())

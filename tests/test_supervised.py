@@ -242,7 +242,7 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["data.role=critic", "data.unlearnt_frac=0.1"], "data.unlearnt_frac has no effect"),
         (["data.label_error_prob=0.1"], "data.label_error_prob has no effect where no critic is taught"),
         (["data.carried=false"], "data.carried has no effect where no critic is taught"),
-        (["eval_policy=laptop"], "eval_policy has no effect with data.role=policy"),
+        (["eval_policy=laptop"], "eval_policy has no effect where no critic is taught"),
         (["eval_problems=0", "eval_steps=3"], "eval_steps has no effect with eval_problems=0"),
         (["run.from_zero=true"], "run.from_zero has no effect without resume=RUN"),
         (["resume=/no/such/run"], "resume: expected a run directory with config.yaml, got /no/such/run"),

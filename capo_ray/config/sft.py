@@ -173,14 +173,9 @@ SFT_RULES: tuple[IdleRule, ...] = (
         "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
     ),
     (
-        ("data.carried", "data.label_error_prob"),
+        ("data.carried", "data.label_error_prob", "eval_policy"),
         lambda c: c.data.kind != "chains" or c.data.role == "policy",
         "where no critic is taught; it is read with data.kind=chains data.role=critic",
-    ),
-    (
-        ("eval_policy",),
-        lambda c: c.data.role == "policy",
-        "with data.role=policy; it is read with data.role=critic",
     ),
     (
         ("eval_steps", "eval_policy"),

@@ -7,10 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from capo_ray.checkpoint import CheckpointStore
-from capo_ray.config import TrainConfig
+from capo_ray.config import SftConfig, TrainConfig
 from capo_ray.flow.quarantine import Quarantine
-from capo_ray.problems import ProblemSet
-from capo_ray.protocols import Judge, LearnerGroup, Ledger, RewardModel, TextEngine, Tokenizer, Tracker, Verifier
+from capo_ray.problems import ProblemSet, ProblemSource
+from capo_ray.protocols import (
+    Judge,
+    LearnerGroup,
+    Ledger,
+    RewardModel,
+    TextEngine,
+    Tokenizer,
+    Tracker,
+    Trainer,
+    Verifier,
+)
 from capo_ray.types import Group, GroupCredit, Problem
 
 StepTruth = Callable[[Problem, Sequence[str]], frozenset[int]]
@@ -59,3 +69,17 @@ class Parts:
         model = self.config.model
         ids = self.tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
         return {"stop_token_ids": ids, "stop_strings": model.stop_strings}
+
+
+@dataclass(frozen=True, slots=True)
+class SftParts:
+    """Everything a supervised run talks to, as `Parts`."""
+
+    config: SftConfig
+    tokenizer: Tokenizer
+    lessons: ProblemSource
+    learner: Trainer
+    checkpoints: CheckpointStore
+    tracker: Tracker
+    progress: Progress
+    reward_model: None = None

@@ -11,38 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from capo_ray.checkpoint import CheckpointStore, Draft
-from capo_ray.config import Job
-from capo_ray.flow.parts import Progress
-from capo_ray.protocols import RewardModel, RunFailed, Trainer
+from capo_ray.checkpoint import Draft
+from capo_ray.flow.parts import Parts, SftParts
+from capo_ray.flow.state import RunState, SftState
+from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import LEARNER_DIR, POLICY_DIR, REWARD_MODEL_DIR, STATE_FILE
-
-
-class Kept(Protocol):
-    """What a saver needs of the parts of a run, of either kind."""
-
-    @property
-    def config(self) -> Job: ...
-
-    @property
-    def learner(self) -> Trainer: ...
-
-    @property
-    def reward_model(self) -> RewardModel | None: ...
-
-    @property
-    def checkpoints(self) -> CheckpointStore: ...
-
-    @property
-    def progress(self) -> Progress: ...
-
-
-class Counted(Protocol):
-    """The counters of a run; `version` is that of its last update."""
-
-    version: int
 
 
 class Saver:
@@ -54,8 +29,8 @@ class Saver:
 
     def __init__(
         self,
-        parts: Kept,
-        state: Counted,
+        parts: Parts | SftParts,
+        state: RunState | SftState,
         moment: Callable[[], dict[str, Any]],
         on_failure: Callable[[], None],
         check: Callable[[], None] = lambda: None,

@@ -60,3 +60,20 @@ def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
     payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
     payload["entropy"] = EntropyState(**payload["entropy"])
     return RunState(**payload), problems
+
+
+@dataclass
+class SftState:
+    """Counters of a supervised run. `seconds` are those of earlier sessions."""
+
+    version: int = 0
+    num_examples: int = 0
+    num_too_long: int = 0
+    seconds: float = 0.0
+
+
+def read_sft_checkpoint(directory: Path) -> tuple[SftState, dict[str, Any]]:
+    """The counters and the lessons' cursor of a verified checkpoint."""
+    payload = read_state(directory / STATE_FILE)
+    lessons = payload.pop("lessons")
+    return SftState(**payload), lessons

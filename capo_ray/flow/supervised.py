@@ -16,21 +16,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from capo_ray.arrays import Runs
-from capo_ray.checkpoint import CheckpointStore, read_state
 from capo_ray.config import SftConfig
-from capo_ray.flow.parts import Progress
+from capo_ray.flow.parts import SftParts
 from capo_ray.flow.saving import Saver
+from capo_ray.flow.state import SftState
 from capo_ray.packing import build_batch
-from capo_ray.problems import ProblemSource
 from capo_ray.prompts import frame_question
-from capo_ray.protocols import RunFailed, Tokenizer, Tracker, Trainer
-from capo_ray.runs.layout import STATE_FILE
+from capo_ray.protocols import RunFailed, Tokenizer
 from capo_ray.types import Batch, Problem, Sample, TrajectoryKey, UpdateReport, VersionRun
 
 LOGGED = (
@@ -52,37 +49,6 @@ class Example:
 
     token_ids: tuple[int, ...]
     num_prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class SftParts:
-    """Everything a supervised run talks to; it opens none of it and closes none of it."""
-
-    config: SftConfig
-    tokenizer: Tokenizer
-    lessons: ProblemSource
-    learner: Trainer
-    checkpoints: CheckpointStore
-    tracker: Tracker
-    progress: Progress
-    reward_model: None = None
-
-
-@dataclass
-class SftState:
-    """Counters of a run. `seconds` are those of earlier sessions."""
-
-    version: int = 0
-    num_examples: int = 0
-    num_too_long: int = 0
-    seconds: float = 0.0
-
-
-def read_sft_checkpoint(directory: Path) -> tuple[SftState, dict[str, Any]]:
-    """The counters and the lessons' cursor of a verified checkpoint."""
-    payload = read_state(directory / STATE_FILE)
-    lessons = payload.pop("lessons")
-    return SftState(**payload), lessons
 
 
 class Supervised:

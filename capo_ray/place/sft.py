@@ -18,7 +18,9 @@ from capo_ray.checkpoint import CheckpointStore, write_state
 from capo_ray.config import SftConfig
 from capo_ray.config.loss import LossConfig
 from capo_ray.engines import HfTokenizer
-from capo_ray.flow.supervised import SftParts, SftState, Supervised, read_sft_checkpoint
+from capo_ray.flow.parts import SftParts
+from capo_ray.flow.state import SftState, read_sft_checkpoint
+from capo_ray.flow.supervised import Supervised
 from capo_ray.learners import LearnerAlone, LearnerSpec
 from capo_ray.metrics import Screen, build_trackers
 from capo_ray.place import rundir

@@ -70,6 +70,11 @@ def demand(config: Job) -> tuple[Demand, ...]:
     return tuple(one for one in found if one is not None)
 
 
+def publishes(config: Job) -> bool:
+    """Whether versions of the policy go from a learner to engines."""
+    return not isinstance(config, SftConfig | ServeConfig)
+
+
 def find(config: Job, role: str) -> Demand | None:
     """One role's demand; None where the run does without it."""
     return next((one for one in demand(config) if one.role == role), None)

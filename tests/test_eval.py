@@ -14,9 +14,11 @@ from capo_ray.checkpoint import CheckpointStore, write_settings
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, list_choices
 from capo_ray.cli.eval_settings import compose_eval, read_suites
+from capo_ray.cli.memory import estimate_memory
 from capo_ray.config.evaluation import EvalConfig
 from capo_ray.demand import demand
 from capo_ray.flow.answering import GREEDY, Answering, Asked, ResponseFile, missing, suite_figures
+from capo_ray.place import cluster
 from capo_ray.problems.chains import make_problem
 from capo_ray.problems.rows import RowReport
 from capo_ray.problems.suites import suite_problems
@@ -128,6 +130,13 @@ def test_presets_of_sampling_compose_and_an_evaluation_has_no_learner() -> None:
         ("rollout", 4, 1.0),
         ("verifier", 1, 0.0),
     ]
+
+
+def test_an_evaluation_needs_no_room_for_versions_of_the_policy_on_their_way() -> None:
+    serving = compose_eval(["suite=gsm8k", "model=qwen2_5_7b"]).serving()
+    assert cluster.object_store_bytes(compose_eval(["suite=gsm8k"]).serving()) == 256 << 20
+    assert [row.role for row in estimate_memory(serving)] == ["rollout", "verifier", "driver and Ray"]
+    assert estimate_memory(serving)[-1].gib_each < 2 < estimate_memory(compose_train(["model=qwen2_5_7b"]))[-1].gib_each
 
 
 def test_a_run_is_asked_as_it_asked_its_own_policy(tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ class _Evaluation:
 def run(args: argparse.Namespace) -> int:
     """0 once every figure is told."""
     from capo_ray.cli.eval_report import comparison, comparison_table, table
+    from capo_ray.cli.eval_settings import compose_eval
 
-    this = _evaluate(args.overrides)
+    this = _evaluate(compose_eval(args.overrides))
     told: dict[str, Any] = {"model": this.config.model.path, "directory": str(this.directory), "suites": this.figures}
     shown = [table(this.figures)]
     if args.compare:
@@ -71,14 +72,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(overrides: Sequence[str]) -> _Evaluation:
-    """The evaluation that overrides ask for, once the engines have answered what was missing."""
-    from capo_ray.cli.eval_settings import compose_eval, open_directory, read_suites
+def _evaluate(config: EvalConfig) -> _Evaluation:
+    """The evaluation, once the engines have answered what was missing of it."""
+    from capo_ray.cli.eval_settings import find_directory, read_suites, write_config
     from capo_ray.flow.answering import Asked, ResponseFile, missing, suite_figures
     from capo_ray.ledger import RunLock
     from capo_ray.protocols import Sampling
 
-    config = compose_eval(overrides)
     suites = {name: (suite, _problems(name, suite, config)) for name, suite in read_suites(config).items()}
     asked = Asked(
         Sampling(config.eval.temperature, config.eval.top_p, config.rollout.max_response_tokens),
@@ -88,8 +88,9 @@ def _evaluate(overrides: Sequence[str]) -> _Evaluation:
         config.model.max_model_len,
     )
     _check(config)
-    directory, config = open_directory(config)
+    directory = find_directory(config)
     with RunLock(directory):
+        write_config(directory, config)
         file = ResponseFile.open(directory / RESPONSES_FILE)
         if any(missing(problems, asked, file) for _, problems in suites.values()):
             _answer(config, suites, asked, file)
@@ -145,15 +146,17 @@ def _answer(
 
 def _other(name: str, overrides: Sequence[str], this: _Evaluation) -> ResponseFile:
     """The responses to compare with: those of an earlier evaluation, or of a policy that is asked the same now."""
-    from capo_ray.cli.eval_settings import is_evaluation
+    from capo_ray.cli.eval_settings import compose_eval, differences, is_evaluation
     from capo_ray.flow.answering import ResponseFile
 
     if is_evaluation(Path(name)):
+        if unlike := differences(Path(name), this.config):
+            print(f"--compare: {name} was asked with another {', '.join(unlike)}", file=sys.stderr)
         return ResponseFile.open(Path(name) / RESPONSES_FILE)
-    kept = [text for text in overrides if text.partition("=")[0] not in ("model", "model.path", "run.name", "resume")]
-    if not any(text.startswith("suite=") for text in kept):
-        kept.append(f"suite={','.join(this.config.suite)}")
-    return _evaluate([*kept, f"model={name}", f"run.name={this.directory.name}-other"]).file
+    own = [text for text in overrides if text.startswith("model.") and not text.startswith("model.path=")]
+    model = compose_eval([f"model={name}", f"suite={','.join(this.config.suite)}", *own]).model
+    run = this.config.run.model_copy(update={"dir": str(this.directory.parent), "name": f"{this.directory.name}-other"})
+    return _evaluate(this.config.model_copy(update={"model": model, "run": run, "resume": ""})).file
 
 
 def _write(this: _Evaluation, told: dict[str, Any]) -> None:

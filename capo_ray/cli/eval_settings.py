@@ -72,7 +72,7 @@ def compose_eval(overrides: Sequence[str]) -> EvalConfig:
     base, settings = _base(choices, settings)
     config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings if s.key != "suite"], base, RULES)
     if config.resume:
-        _refuse_changes(config)
+        _refuse_changes(Path(config.resume), config)
     return config
 
 
@@ -131,16 +131,28 @@ def is_evaluation(path: Path) -> bool:
     return (path / RESPONSES_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
-def _refuse_changes(config: EvalConfig) -> None:
+def differences(evaluation: Path, config: EvalConfig) -> dict[str, Any]:
+    """The keys that change what a response is asked, where an evaluation had them otherwise, with its values."""
+    before = flat_keys(EvalConfig.model_validate(read_settings(evaluation / CONFIG_FILE)).model_dump())
+    return {
+        key: before.get(key)
+        for key, value in flat_keys(config.model_dump()).items()
+        if before.get(key) != value and key not in MAY_CHANGE and not key.startswith(("engine.", "cluster.", "model."))
+    }
+
+
+def _refuse_changes(path: Path, config: EvalConfig) -> None:
     """Raise where what is asked is not what the responses of an evaluation were asked."""
-    before = flat_keys(EvalConfig.model_validate(read_settings(Path(config.resume) / CONFIG_FILE)).model_dump())
-    for key, value in flat_keys(config.model_dump()).items():
-        free = key in MAY_CHANGE or key.startswith(("engine.", "cluster."))
-        if not free and before.get(key) != value:
-            raise ConfigError(
-                f"{config.resume} was asked with {key}={before.get(key)}, got {value}; remove it, or begin anew with "
-                "another run.name"
-            )
+    now = flat_keys(config.model_dump())
+    before = EvalConfig.model_validate(read_settings(path / CONFIG_FILE))
+    changed = differences(path, config)
+    changed |= {
+        key: value for key, value in flat_keys({"model": before.model.model_dump()}).items() if now[key] != value
+    }
+    for key, value in changed.items():
+        raise ConfigError(
+            f"{path} was asked with {key}={value}, got {now[key]}; remove it, or begin anew with another run.name"
+        )
 
 
 def read_suites(config: EvalConfig) -> dict[str, Suite]:
@@ -172,25 +184,26 @@ def _read_suite(path: Path) -> Suite:
         raise ConfigError(f"suite={path}: {why}") from None
 
 
-def open_directory(config: EvalConfig) -> tuple[Path, EvalConfig]:
-    """The directory of the evaluation, made or gone on with, and the configuration as it stands in it."""
+def find_directory(config: EvalConfig) -> Path:
+    """The directory of the evaluation, which exists or can be made; raises where something else is in it."""
     if config.resume:
-        path = Path(config.resume).expanduser().resolve()
-    else:
-        model = "-".join(Path(config.model.path).parts[-2:]) if config.model.path[:1] == "/" else config.model.path
-        short = re.sub(r"[^\w.-]+", "-", model)
-        name = config.run.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{short}"
-        path = Path(config.run.dir).expanduser().resolve() / name
-        if is_evaluation(path):
-            config = config.model_copy(update={"resume": str(path)})
-            _refuse_changes(config)
-        elif path.exists() and any(path.iterdir()):
-            raise RunFailed(f"run.name: {path} already holds something else; choose another run.name")
+        return Path(config.resume).expanduser().resolve()
+    model = Path(config.model.path)
+    short = re.sub(r"[^\w.-]+", "-", "-".join(model.parts[-2:]) if model.is_absolute() else str(model))
+    name = config.run.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{short}"
+    path = Path(config.run.dir).expanduser().resolve() / name
+    if is_evaluation(path):
+        _refuse_changes(path, config)
+    elif path.is_dir() and any(path.iterdir()):
+        raise RunFailed(f"run.name: {path} already holds something else; choose another run.name")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        settings = config.model_copy(update={"resume": ""}).model_dump(mode="json")
-        write_settings(path / CONFIG_FILE, settings)
-        (path / RESPONSES_FILE).touch()
     except OSError as error:
         raise RunFailed(f"run.dir: expected to write in {path}, got: {error.strerror}; choose another") from error
-    return path, config
+    return path
+
+
+def write_config(path: Path, config: EvalConfig) -> None:
+    """Make a directory that of an evaluation: what is asked now stands in it."""
+    write_settings(path / CONFIG_FILE, config.model_copy(update={"resume": ""}).model_dump(mode="json"))
+    (path / RESPONSES_FILE).touch()

@@ -16,7 +16,7 @@ import psutil
 from capo_ray.cli.models import size_of
 from capo_ray.config import Job, TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
-from capo_ray.demand import Demand, ModelUse, demand, policy_model
+from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
 from capo_ray.sizing import (
     EngineLoad,
     LearnerLoad,
@@ -229,18 +229,11 @@ def _stage(learner: LearnerConfig, dtype: str) -> int:
 
 def _driver_memory(config: TrainConfig, policy: Model) -> Memory:
     unit = DTYPE_BYTES[config.model.dtype]
-    version = unit * policy.num_params
-    return Memory(
-        "driver and Ray",
-        1,
-        False,
-        (
-            Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"),
-            _store_term(config, version),
-            Term("version that is sent", version, f"rank 0's copy, {unit} B x N"),
-        ),
-        bool(policy.num_params),
-    )
+    version = unit * policy.num_params if publishes(config) else 0
+    terms = [Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"), _store_term(config, version)]
+    if publishes(config):
+        terms.append(Term("version that is sent", version, f"rank 0's copy, {unit} B x N"))
+    return Memory("driver and Ray", 1, False, tuple(terms), bool(policy.num_params))
 
 
 def _store_term(config: TrainConfig, version: int) -> Term:

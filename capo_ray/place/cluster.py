@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 import psutil
 import ray
 
-from capo_ray.config import Job, SftConfig
-from capo_ray.demand import in_all
+from capo_ray.config import Job
+from capo_ray.demand import in_all, publishes
 from capo_ray.place.capacity import Muster
 from capo_ray.place.last_resort import force_exit_after
 from capo_ray.problems import asset_path
@@ -149,7 +149,7 @@ def object_store_bytes(config: Job) -> int:
     """The object store of a cluster of the run's own: as given, else from the policy's files, which are here."""
     if config.cluster.object_store_mib:
         return config.cluster.object_store_mib * MIB
-    if isinstance(config, SftConfig):  # publishes nothing
+    if not publishes(config):
         return store_bytes(None, shm_bytes())
     policy = str(asset_path(config.model.path, "policy"))
     return store_bytes(publish_bytes(policy, config.model.dtype), shm_bytes())

@@ -241,3 +241,12 @@ def test_capo_ray_view_prints_its_address_and_serves_until_it_is_ended(run_dir: 
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def test_capo_ray_critique_judges_the_responses_of_a_transcript(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--input", str(run_dir / "transcripts.jsonl"), "--json", "critic.backend=calculator"]
+    assert main(["critique", *words]) == 0
+    (source,) = json.loads(capsys.readouterr().out)["sources"]
+    assert source["source"] == "transcript" and source["flagged_steps"] == 6 * 4  # "2+2=5" in each response

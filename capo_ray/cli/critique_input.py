@@ -59,7 +59,18 @@ def _ours(row: dict[str, Any], number: int, steps: StepsBase) -> list[Solution]:
     question = row.get("question", row.get("problem"))
     if not isinstance(question, str):
         raise ValueError('expected "question" (a text) in the object')
+    if isinstance(row.get("responses"), list):
+        return [_of_group(row, question, number, response) for response in row["responses"]]
     return _nested(row, question, number) or [_plain(row, question, number, steps)]
+
+
+def _of_group(row: dict[str, Any], question: str, number: int, response: dict[str, Any]) -> Solution:
+    """A response of a run's transcript, in the steps that the run judged."""
+    tokens, spans = response["tokens"], response["steps"]
+    texts = tuple("".join(tokens[start:end]) for start, end in spans)
+    problem = Problem(str(row.get("id", number)), question, str(row.get("answer", "")))
+    reward = response.get("reward")
+    return Solution(number, "transcript", problem, texts, None, None if reward is None else bool(reward))
 
 
 def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:

@@ -61,7 +61,7 @@ bench: install
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 docs: install
-	$(BIN)/python -m capo_ray.cli.reference > docs/configuration.md
+	$(BIN)/python -m scripts.pages.configuration > docs/configuration.md
 	$(BIN)/python -m scripts.pages.metrics > docs/metrics.md
 
 lock:

@@ -18,9 +18,9 @@ import capo_ray
 from capo_ray import cli
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.cli import doctor, main, models
-from capo_ray.cli.reference import build_reference
 from capo_ray.protocols import PartTimeout, RunFailed, RunStopped
 from capo_ray.types import WrittenFile
+from scripts.pages.configuration import build_reference
 from tests.fakes import written
 from tests.model_files import write_model
 

@@ -1,4 +1,4 @@
-"""The table of all configuration keys, from the models: `python -m capo_ray.cli.reference > docs/configuration.md`."""
+"""The table of all configuration keys: `python -m scripts.pages.configuration > docs/configuration.md`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,12 +45,17 @@ def weights(model: str) -> dict[str, torch.Tensor]:
 
 def run_and_signal(signum: signal.Signals, run_dir: str, overrides: Sequence[str]) -> int:
     """The exit code of a run that is sent a signal once it has made three updates more."""
+    return run_and_meanwhile(lambda: os.kill(os.getpid(), signum), run_dir, overrides)
+
+
+def run_and_meanwhile(act: Callable[[], object], run_dir: str, overrides: Sequence[str]) -> int:
+    """The exit code of a run during which something is done once it has made three updates more."""
     before = len(losses(run_dir))
 
     def send() -> None:
         while len(losses(run_dir)) < before + 3:
             time.sleep(0.01)
-        os.kill(os.getpid(), signum)
+        act()
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
@@ -97,6 +102,15 @@ def test_a_runs_directory_holds_its_settings_registered_metrics_and_the_newest_c
     assert all(torch.equal(saved[name], tensor) for name, tensor in weights("model").items())
     again = json.loads(Path("model/recipe.json").read_text())["config"]
     assert (again["run"]["name"], again["resume"]) == ("", ""), "cooked again it is a run of its own"
+
+
+def test_files_that_came_into_out_meanwhile_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    keys = (*QUICK, "run.name=one", "out=out", "run.num_updates=60", "batch_size=32")
+    assert run_and_meanwhile(lambda: Path("out", "mine").write_text("mine"), "runs/one", keys) == 1
+    assert "expected out=out to be empty still" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["mine"]
+    assert main(["export", "runs/one", "--output", "model"]) == 0
 
 
 def test_what_a_run_cannot_go_on_with_is_said(capsys: pytest.CaptureFixture[str]) -> None:

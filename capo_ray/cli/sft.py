@@ -130,6 +130,11 @@ def write_model(config: SftConfig, trained: Trained, losses: list[float], out: P
     from capo_ray.learners.recipe import write_recipe
     from capo_ray.problems import asset_path
 
+    if config.out and out.is_dir() and any(out.iterdir()):  # since the start, perhaps hours ago
+        raise RunFailed(
+            f"expected out={config.out} to be empty still, got files that came meanwhile; the model is kept: capo-ray "
+            f"export {trained.run_dir} --output DIR"
+        )
     if out.is_dir():  # empty, or what an earlier session of this run has made
         shutil.rmtree(out)
     copy_policy(trained.checkpoint, out)

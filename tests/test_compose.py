@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from capo_ray.checkpoint import write_settings
 from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
-from capo_ray.cli.useless import RULES
 from capo_ray.config import CREDIT_METHODS, TrainConfig
-from capo_ray.config.credit import TokenRewards
 from capo_ray.config.steps import EntropySteps
 from capo_ray.place.rundir import own_settings
 from capo_ray.protocols import RunFailed
@@ -109,117 +107,12 @@ def test_another_methods_key_is_unknown_to_this_one() -> None:
     assert "credit.vote is no key of credit=grpo" in refusal("credit=grpo", "credit.vote=union")
 
 
-@pytest.mark.parametrize("override", ["critic.num_votes=8", "critic.num_votes=4", "critic=org/judge"])
-def test_critic_keys_are_refused_where_no_critique_is_read_even_at_their_default(override: str) -> None:
-    sentence = refusal("credit=grpo", override)
-    assert "has no effect with credit=grpo, which reads no critiques; remove it or choose credit=capo" in sentence
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("data.path=x.jsonl",),
-        ("data=gsm8k", "data.path=x.jsonl", "data.chain_steps=4"),
-        ("learner.schedule=constant", "learner.min_lr_frac=0.5"),
-        ("tracking.project=mine",),
-        ("engine.gpu_memory_frac=0.5",),
-        ("cluster.address=auto", "cluster.num_cpus=4"),
-        ("critic.endpoint.base_url=http://x/v1",),
-        ("critic.backend=calculator", "critic.model=org/judge"),
-        ("loss.entropy_coef=0.1",),
-        ("loss.entropy_control=lica", "loss.entropy_coef=0.1", "loss.entropy_rate=0.1"),
-        ("loss.covariance_frac=0.1",),
-        ("loss.covariance=kl", "loss.covariance_low=0.1"),
-        ("loss.covariance=clip", "loss.covariance_kl_coef=0.1"),
-        ("loss.behaviour=recompute", "loss.correction=truncate", "loss.correction_low=0.1"),
-        ("credit.w_process=0", "credit.ramp_frac=0.5"),
-        ("credit.vote=greedy", "critic.num_votes=8"),
-        ("credit.vote=greedy", "critic.temperature=0.5"),
-        ("credit=acpo", "credit.stage2_from=0", "credit.entropy_frac=0.5"),
-        ("data.curriculum.low=0.2",),
-        ("data.curriculum.kind=pass_rate", "data.curriculum.late_low=0.2"),
-        ("credit=acpo", "credit.stage2_from=1", "loss.kl_coef=0.1"),
-        ("credit=acpo", "loss.entropy_control=none", "credit.entropy_frac=0.1"),
-        ("reward_model.lr=1e-3",),
-        ("credit=etpo", "reward_model.beta=0.1"),
-        ("credit=prime", "reward_model.pair_margin=1"),
-        ("credit=etpo", "reward_model.head=language_model"),
-        ("credit=dapo", "credit.overlong_max_tokens=4096", "credit.overlong_buffer_tokens=512"),
-        ("credit=dapo", "rollout.max_response_tokens=80", "credit.overlong_max_tokens=80"),
-        ("credit=pure", "credit.w_process=0", "credit.temperature=0.3"),
-        ("credit=mig", "credit.w_gain=0", "credit.w_sft=0", "credit.answer_cue=so"),
-        ("credit=acpo", "credit.beta=0", "credit.kappa=0", "credit.answer_cue=so"),
-        ("credit=acpo", "credit.stage2_from=0", "loss.entropy_control=fixed", "loss.entropy_coef=0.01"),
-        ("credit=acpo", "credit.entropy_frac=0", "loss.entropy_rate=0.1"),
-        ("loss.entropy_control=aer", "loss.entropy_coef=0.1", "loss.entropy_rate=0", "loss.entropy_target_frac=0.5"),
-        ("loss.entropy_control=aer", "loss.entropy_rate=0"),
-        ("credit=acpo", "loss.entropy_max_coef=0"),
-        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.clip_high=0.3"),
-        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.covariance=kl"),
-        ("data.curriculum.kind=pass_rate", "data.curriculum.late_from=0", "data.curriculum.low=0.2"),
-        ("data.curriculum.kind=pass_rate", "data.curriculum.fresh_frac=1", "data.curriculum.memory=9"),
-        ("critic=calculator", "critic.with_calculator=true"),
-        ("critic=calculator", "critic.show_solution=false"),
-        ("critic=calculator", "critic.store=paid.sqlite"),
-        ("critic=calculator", "credit.vote=union"),
-        ("critic.canary_min_recall=0.2",),
-        ("critic.temperature=0", "critic.top_p=0.5"),
-        ("critic=endpoint", "critic.endpoint.parameters=reasoning", "critic.top_p=0.5"),
-        ("credit.vote=average", "critic.early_stop=false"),
-        ("credit=grpo_genorm", "critic.early_stop=false"),
-        ("critic.with_calculator=true", "critic.early_stop=true"),
-        ("credit=prime", "reward_model.score=sum"),
-    ],
-)
-def test_keys_without_effect_are_refused(overrides: tuple[str, ...]) -> None:
-    assert "has no effect" in refusal(*overrides)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("credit=prime", "reward_model.lr=1e-3", "reward_model.beta=0.1"),
-        ("credit=qrm", "reward_model.pair_margin=1"),
-        ("credit=etpo", "credit.trace_decay=0"),
-    ],
-)
-def test_keys_of_the_reward_model_are_taken_where_it_reads_them(overrides: tuple[str, ...]) -> None:
-    assert compose_train(list(overrides)).credit.asked(TokenRewards)
-
-
 @pytest.mark.parametrize("method", ["istar", "etpo"])
 def test_rewards_against_the_samplers_logprobs_need_the_whole_distribution(method: str) -> None:
     assert "rollout.top_p must be 1 (got 0.9)" in refusal(
         f"credit={method}", "rollout.top_p=0.9", "loss.behaviour=recompute"
     )
     compose_train(["credit=prime", "rollout.top_p=0.9", "loss.behaviour=recompute"])
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("credit=dapo", "credit.overlong_max_tokens=90", "credit.overlong_buffer_tokens=20"),
-        ("credit=dapo", "credit.overlong_max_tokens=0"),
-        ("credit=acpo", "credit.stage2_from=0", "loss.entropy_control=none"),
-        ("credit=acpo", "loss.entropy_rate=0.1", "credit.answer_cue=so", "data.curriculum.low=0.2"),
-        ("loss.behaviour=recompute", "loss.clip_high=0.3", "loss.covariance=kl"),
-        ("loss.behaviour=recompute", "learner.num_epochs=1", "loss.covariance=clip"),
-        ("critic.early_stop=false", "critic.canary_every=9", "critic.canary_min_recall=0.2", "critic.top_p=0.5"),
-    ],
-)
-def test_keys_with_an_effect_are_taken(overrides: tuple[str, ...]) -> None:
-    compose_train(list(overrides))
-
-
-def test_an_idle_key_of_a_preset_is_not_the_users_mistake() -> None:
-    assert compose_train(["experiment=paper_1_5b", "credit=grpo"]).credit.method == "grpo"
-
-
-def test_the_rules_of_useless_keys_name_keys_that_exist() -> None:
-    keys = {key for method in CREDIT_METHODS for key in train_keys({"credit": method, "steps": "entropy"})}
-    for names, _, _ in RULES:
-        for name in names:
-            assert name in keys or any(key.startswith(name) for key in keys if name.endswith(".")), name
 
 
 def test_wrong_types_and_ranges_say_what_was_expected_and_got() -> None:
@@ -310,11 +203,6 @@ def test_steps_have_the_keys_of_their_segmenter() -> None:
     assert "steps=sentences is no choice; did you mean steps=sentence?" in refusal("steps=sentences")
     assert "steps=lines is no choice" in refusal("steps.segmenter=lines")
     assert refusal("steps=entropy", "steps.top_frac=0").startswith("steps.top_frac: expected")
-
-
-def test_keys_of_a_resume_are_refused_in_a_new_run() -> None:
-    for key in ("run.from_zero=true", "run.changes_allowed=[model.path]"):
-        assert "without resume=RUN" in refusal(key)
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 MODULE = '''
 from typing import ClassVar, Literal
-from capo_ray.config.credit import CreditBase
+from capo_ray.config.credit import CreditBase, Idle
 from capo_ray.credit import rows
 from capo_ray.credit.statistics import standardise_scalars
 
@@ -21,6 +21,9 @@ class HalfConfig(CreditBase):
     rule: ClassVar[str] = "half_credit:half"
     method: Literal["half"] = "half"
     share: float = 0.5
+
+    def idle_beside(self, config):
+        return (Idle(("credit.share",), config.loss.kl_coef == 0, "where nothing holds it back; raise loss.kl_coef"),)
 
 def half(group, config, progress=0.0):
     rewards = rows.outcome_rewards(group)
@@ -59,12 +62,14 @@ def test_a_method_of_another_package_is_used_like_one_of_ours(package: Path) -> 
         "assert pickle.loads(pickle.dumps(config)) == config and config.credit.share == 0.75\n"
         "assert 'half' in list_choices('credit')\n"
         "from capo_ray.cli.schema import ConfigError\n"
-        "try: compose_train(['credit=haf'])\n"
-        "except ConfigError as error: print(error)\n"
+        "for given in ['credit=haf'], ['credit=half', 'loss.kl_coef=0', 'credit.share=0.75']:\n"
+        "    try: compose_train(given)\n"
+        "    except ConfigError as error: print(error)\n"
     )
     done = python(package, "-c", script)
     assert done.returncode == 0, done.stderr
     assert "did you mean credit=half?" in done.stdout
+    assert "credit.share has no effect where nothing holds it back; raise loss.kl_coef" in done.stdout
 
 
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other_method(package: Path) -> None:

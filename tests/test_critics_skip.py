@@ -10,11 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_ray.cli.compose import compose_train
-from capo_ray.cli.schema import ConfigError
-from capo_ray.config.credit import CREDIT_METHODS, Critiques
+from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit import assign_credit, critiques_matter
-from capo_ray.credit.indifferent import SKIPPABLE
 from capo_ray.flow import Parts
 from tests.credit_groups import Member, group
 from tests.fakes import FakeEngine, FakeJudge, fake_parts
@@ -123,10 +120,3 @@ def test_the_share_of_skipped_responses_is_a_metric_and_the_run_goes_on(tmp_path
     assert 0 < rows[-1]["critic/skipped_frac"] < 0.5 and every[-1]["critic/skipped_frac"] == 0.0
     assert asked < asked_of_all
     assert rows[-1]["critic/outcome_only_frac"] == 0.0, "a group that was not asked about did not fall back"
-
-
-def test_the_key_is_refused_where_it_could_never_skip() -> None:
-    assert compose_train(["critic.skip=no_gradient"]).critic.skip == "no_gradient"
-    for credit in ["grpo", *sorted({m for m, c in CREDIT_METHODS.items() if c(method=m).asked(Critiques)} - SKIPPABLE)]:
-        with pytest.raises(ConfigError, match=r"critic\.skip has no effect"):
-            compose_train([f"credit={credit}", "critic.skip=no_gradient"])

@@ -16,7 +16,6 @@ from capo_ray.cli.memory import (
     estimate_memory,
     found_gpus,
     host_gib,
-    own_cluster,
 )
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.settings import check_settings
@@ -40,7 +39,7 @@ def check_plan(config: TrainConfig) -> None:
     check_lengths(config)
     check_engine_arguments(config)
     check_tensor_parallel(config)
-    if own_cluster(config):  # elsewhere the files lie on the cluster's nodes
+    if not config.cluster.joined:  # elsewhere the files lie on the cluster's nodes
         check_data(config)
     check_settings(config)
     refuse_misfit(config)
@@ -52,7 +51,7 @@ def check_train(config: TrainConfig) -> None:
     check_plan(config)
     check_data(config)
     check_gpus(config)
-    if own_cluster(config):
+    if not config.cluster.joined:
         check_memory(config)
 
 
@@ -196,7 +195,7 @@ def check_gpus(config: Job) -> None:
     """
     _, wanted = in_all(config)
     in_process = isinstance(config, SftConfig) and config.in_process
-    if not wanted or not (own_cluster(config) or in_process):
+    if not wanted or not (not config.cluster.joined or in_process):
         return
     here = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
     if wanted > here and not Path("/dev/kfd").exists():

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 import capo_ray
@@ -36,12 +36,12 @@ from capo_ray.cli.schema import (
 )
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import FAMILIES, TrainConfig
+from capo_ray.config.base import Section
 from capo_ray.config.steps import move_older
 from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
-ModelT = TypeVar("ModelT", bound=BaseModel)
-Rule = tuple[tuple[str, ...], Callable[[ModelT], bool], str]
+ModelT = TypeVar("ModelT", bound=Section)
 GROUPS = ("credit", "steps", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
 
 
@@ -71,13 +71,8 @@ def compose_train(overrides: Sequence[str], *, judges: bool = False) -> TrainCon
     return config
 
 
-def compose_keys(
-    model: type[ModelT], overrides: Sequence[str], base: dict[str, Any], rules: Sequence[Rule[ModelT]] = ()
-) -> ModelT:
-    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`.
-
-    `rules` (keys, where they change nothing, why) are those of keys without effect.
-    """
+def compose_keys(model: type[ModelT], overrides: Sequence[str], base: dict[str, Any]) -> ModelT:
+    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`."""
     settings = [_split(text) for text in overrides]
     if run := next((s.text for s in settings if s.key == "resume"), ""):
         if base:
@@ -89,10 +84,7 @@ def compose_keys(
         config = model.model_validate(tree)
     except ValidationError as error:
         raise as_sentence(error, lambda key: refuse_key(key, keys, model)) from None
-    for setting in settings:
-        for idle_keys, idle, reason in rules:
-            if any(setting.key == key or setting.key.startswith(f"{key}.") for key in idle_keys) and idle(config):
-                raise ConfigError(f"{setting.key} has no effect {reason}")
+    refuse_useless(config, [s.key for s in settings])
     return config
 
 

@@ -28,7 +28,7 @@ def run(overrides: Sequence[str], *, as_json: bool) -> int:
     from capo_ray.place import cluster, nodes
 
     config = compose_train(overrides)
-    if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+    if not config.cluster.joined:
         config = compose_train([*overrides, "cluster.address=auto"])
     folder = _existing(Path(config.run.dir).expanduser().absolute())
     with cluster.left_behind():

@@ -117,14 +117,13 @@ def _problems(name: str, suite: Suite, config: EvalConfig) -> list[Problem]:
 def _check(config: EvalConfig) -> None:
     """Raise the first reason why engines could not start, as `capo-ray train` does."""
     from capo_ray.cli import checks
-    from capo_ray.cli.memory import own_cluster
 
     serving, model = config.serving(), config.model
     checks.check_model(model.path, "policy", "model", model.max_model_len)
     checks.check_engine_arguments(serving)
     checks.check_tensor_parallel(serving)
     checks.check_gpus(serving)
-    if own_cluster(serving):
+    if not config.cluster.joined:
         checks.check_memory(serving)
 
 

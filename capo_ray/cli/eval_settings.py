@@ -17,12 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from capo_ray.checkpoint import read_settings, write_settings
-from capo_ray.cli.compose import Rule, _compose_choices, _Setting, _sort, compose_keys, conf_dir, list_choices
+from capo_ray.cli.compose import _compose_choices, _Setting, _sort, compose_keys, conf_dir, list_choices
 from capo_ray.cli.export import find_checkpoint
 from capo_ray.cli.models import find_model, read_facts
 from capo_ray.cli.schema import ConfigError, as_sentence, keys_of
+from capo_ray.cli.useless import refuse_keys
 from capo_ray.config import TrainConfig
-from capo_ray.config.base import flat_keys
+from capo_ray.config.base import Idle, flat_keys
 from capo_ray.config.evaluation import EvalConfig, Suite
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CONFIG_FILE, POLICY_DIR, RESPONSES_FILE
@@ -42,25 +43,6 @@ MAY_CHANGE = (
     "rollout.deadline_s",
 )
 """Of an evaluation that goes on, beside engine.* and cluster.*: none changes what an answered question was."""
-RULES: tuple[Rule[EvalConfig], ...] = (
-    (("engine.seeded",), lambda c: True, "in an evaluation, which is always seeded; remove it"),
-    (
-        ("eval.top_p", "eval.greedy"),
-        lambda c: c.eval.temperature == 0,
-        "with eval.temperature=0, where every response is greedy; remove it",
-    ),
-    (
-        ("data.answer_marker",),
-        lambda c: all(suite.options for suite in read_suites(c).values()),
-        "with multiple choice; remove it",
-    ),
-    (
-        ("verifier.kind", "verifier.path", "verifier.tolerance"),
-        lambda c: all(suite.kind for suite in read_suites(c).values()),
-        "with suites that say how their answers are compared; remove it",
-    ),
-)
-"""Keys without effect: (keys, where, why)."""
 OF_THE_RUN = ("model", "engine", "verifier", "cluster")
 
 
@@ -70,10 +52,25 @@ def compose_eval(overrides: Sequence[str]) -> EvalConfig:
     for setting in settings:
         _refuse_of_training(setting.key)
     base, settings = _base(choices, settings)
-    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings if s.key != "suite"], base, RULES)
+    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings if s.key != "suite"], base)
+    _refuse_of_suites(config, [s.key for s in settings])
     if config.resume:
         _refuse_changes(Path(config.resume), config)
     return config
+
+
+def _refuse_of_suites(config: EvalConfig, given: Sequence[str]) -> None:
+    """Raise for a key that no suite reads."""
+    if not any(key.startswith(("data.answer_marker", "verifier.")) for key in given):
+        return
+    suites = read_suites(config).values()
+    options, compared = all(suite.options for suite in suites), all(suite.kind for suite in suites)
+    verdicts = ("verifier.kind", "verifier.path", "verifier.tolerance")
+    rules = (
+        Idle(("data.answer_marker",), options, "with multiple choice; remove it"),
+        Idle(verdicts, compared, "with suites that say how their answers are compared; remove it"),
+    )
+    refuse_keys([("", rule) for rule in rules], given)
 
 
 def _refuse_of_training(key: str) -> None:

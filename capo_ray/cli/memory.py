@@ -6,7 +6,6 @@ its terms end in the cache that is left; a learner rank takes what its terms add
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.models import size_of
-from capo_ray.config import Job, TrainConfig
+from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
 from capo_ray.sizing import (
@@ -64,16 +63,11 @@ class Model:
     shape: Shape | None
 
 
-def own_cluster(config: Job) -> bool:
-    """Whether the run makes a cluster of its own on this machine."""
-    return not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
-
-
 def device_gib(config: TrainConfig) -> float | None:
     """The memory of one GPU: as given, else of the smallest here where the run stays here; None where unknown."""
     if config.cluster.gpu_memory_gib:
         return config.cluster.gpu_memory_gib
-    return found_gib() if own_cluster(config) else None
+    return found_gib() if not config.cluster.joined else None
 
 
 def found_gib() -> float | None:

@@ -16,7 +16,6 @@ from capo_ray.cli.memory import (
     device_gib,
     estimate_memory,
     host_gib,
-    own_cluster,
 )
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
@@ -109,7 +108,7 @@ def _memory_words(config: TrainConfig) -> list[str]:
         lines.append(f"{row.role:<15}{row.count:>3} x {size} GiB {where}{said if row.known else f', {UNKNOWN}'}")
         if row.on_gpu and row.known:
             lines += [f"    {term.name:<15}{term.gib:8.2f} GiB = {term.formula}" for term in row.terms]
-    here = f" ({available_bytes() / (1 << 30):.1f} GiB free on this machine)" if own_cluster(config) else ""
+    here = f" ({available_bytes() / (1 << 30):.1f} GiB free on this machine)" if not config.cluster.joined else ""
     lines.append(f"{'host together':<15}    {host_gib(config):7.2f} GiB{here}")
     if device is None and any(row.on_gpu for row in rows):
         lines.append("the GPUs' memory is not known here: give cluster.gpu_memory_gib to hold the plan against it")

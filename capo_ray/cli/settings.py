@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capo_ray.cli.chat import has_chat_template, render_chat
-from capo_ray.cli.memory import own_cluster
 from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import Job, TrainConfig
@@ -48,7 +47,7 @@ def check_settings(config: TrainConfig) -> None:
     check_packages(config)
     check_chat_templates(config)
     check_stop_tokens(config)
-    if own_cluster(config):  # elsewhere these lie on the cluster's nodes
+    if not config.cluster.joined:  # elsewhere these lie on the cluster's nodes
         check_verifier(config)
         check_first_rows(config)
 
@@ -57,7 +56,7 @@ def check_reachable(config: TrainConfig) -> None:
     """Somebody answers at the critic's endpoint and, for models that are not here, at the hub."""
     if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
         _reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
-    if not own_cluster(config):
+    if config.cluster.joined:
         return
     for model in models(config):
         if find_model(model.name, model.shipped) is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.cli.compose import compose_keys
-from capo_ray.config.sft import SFT_RULES, SftConfig
+from capo_ray.config.sft import SftConfig
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import METRICS_FILE, MODEL_DIR, SUMMARY_FILE
 
@@ -66,7 +66,7 @@ def read_config(overrides: list[str], recipe: str | None = None, start: bool = F
         base = base["start"]["config"] if start else base["config"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunFailed(f"expected the recipe.json of a model directory, got {recipe}: {error!r}") from error
-    return compose_keys(SftConfig, overrides, base, SFT_RULES)
+    return compose_keys(SftConfig, overrides, base)
 
 
 def check(config: SftConfig) -> None:

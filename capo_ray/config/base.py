@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -11,12 +12,27 @@ Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 """A value that passes through unread."""
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Keys of a section that change nothing in a composition: who gives one is told `KEY has no effect REASON`."""
+
+    keys: tuple[str, ...]
+    """Within the section that says so; one stands for all below it too."""
+    when: bool
+    """Whether it is so in this composition."""
+    reason: str
+
+
 class Section(BaseModel):
     """A part of the configuration."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
     )
+
+    def idle(self) -> tuple[Idle, ...]:
+        """The rules on keys of this section that it can tell alone; always all of them, whether they hold or not."""
+        return ()
 
 
 class RuledSection(Section):

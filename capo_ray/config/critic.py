@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capo_ray.config.base import Scalar, Section
+from capo_ray.config.base import Idle, Scalar, Section
 
 Positive = Annotated[int, Field(ge=1)]
 START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
 """An endpoint's time to begin an answer, and the slowest rate of one answer that is not taken for a hang."""
+SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend"
 
 
 class EndpointConfig(Section):
@@ -81,7 +82,8 @@ class CriticConfig(Section):
     early_stop: bool = True
     """Ask first for the votes that decide a response in which they find nothing; stop once the vote cannot change."""
     skip: Literal["none", "no_gradient"] = "none"
-    """no_gradient: a group whose advantages no critique can change is not judged."""
+    """no_gradient: a group whose advantages no critique can change is not judged (a method of another package
+    has none)."""
     constrain: bool = False
     """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM and its endpoints)."""
     chat_template: bool = True
@@ -121,3 +123,115 @@ class CriticConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
     """Share of recent groups that may fall back to outcome-only credit before the run ends."""
+
+    def idle(self) -> tuple[Idle, ...]:
+        """What the backend leaves unread, and what other keys leave no work."""
+        return (*self._idle_by_backend(), *self._idle_by_others())
+
+    def idle_for(self, averages: bool, asks_once: bool) -> tuple[Idle, ...]:
+        """The rules, with keys in full, where the credit method averages all votes, or asks for a greedy one."""
+        return (
+            Idle(
+                ("critic.early_stop",),
+                averages or asks_once or self.num_votes == 1,
+                "with a single vote or an average, which every vote changes; remove it or choose another credit.vote",
+            ),
+            Idle(
+                ("critic.num_votes", "critic.temperature", "critic.top_p"),
+                asks_once,
+                "with credit.vote=greedy, which asks once at temperature 0; remove it or choose another vote",
+            ),
+        )
+
+    def _idle_by_backend(self) -> tuple[Idle, ...]:
+        return (
+            Idle(
+                ("endpoint",),
+                self.backend != "endpoint",
+                "unless critic.backend=endpoint; remove it or choose that backend",
+            ),
+            Idle(
+                ("gpu_memory_frac",),
+                self.num_gpus == 0,
+                "with critic.num_gpus=0; set critic.kv_cache_gib, or give the critic a GPU",
+            ),
+            Idle(("kv_cache_gib",), self.num_gpus > 0, "with critic.num_gpus>0; set critic.gpu_memory_frac"),
+            Idle(("num_votes", "early_stop"), self.backend == "calculator", SAME_VOTES),
+            Idle(
+                ("with_calculator",),
+                self.backend == "calculator",
+                "with critic.backend=calculator, which is that vote already; remove it or choose another backend",
+            ),
+            Idle(
+                ("calculator_modulus",),
+                self.backend != "calculator" and not self.with_calculator,
+                "unless critic.backend=calculator or critic.with_calculator=true; remove it or choose one of them",
+            ),
+            Idle(
+                ("temperature", "top_p"),
+                self.backend == "endpoint" and self.endpoint.parameters == "reasoning",
+                "with critic.endpoint.parameters=reasoning, which sends neither; remove it",
+            ),
+            Idle(
+                (
+                    "model",
+                    "dtype",
+                    "num_gpus",
+                    "placement",
+                    "tensor_parallel",
+                    "max_num_seqs",
+                    "max_model_len",
+                    "kv_cache_gib",
+                    "gpu_memory_frac",
+                    "max_batched_tokens",
+                    "extra",
+                    "step_deadline_s",
+                ),
+                self.backend != "vllm",
+                "unless critic.backend=vllm, which alone holds a model in the cluster; remove it or choose that "
+                "backend",
+            ),
+            Idle(
+                (
+                    "rubric",
+                    "show_solution",
+                    "temperature",
+                    "top_p",
+                    "max_tokens",
+                    "chat_template",
+                    "constrain",
+                    "store",
+                ),
+                self.backend == "calculator",
+                "with critic.backend=calculator, which asks no model; remove it or choose another backend",
+            ),
+        )
+
+    def _idle_by_others(self) -> tuple[Idle, ...]:
+        return (
+            Idle(
+                ("early_stop",),
+                self.with_calculator,
+                "with critic.with_calculator=true, where all votes are asked for; remove one of the two",
+            ),
+            Idle(
+                ("top_p",),
+                self.temperature == 0,
+                "with critic.temperature=0, which takes the likeliest token; remove it or raise critic.temperature",
+            ),
+            Idle(
+                ("canary_path", "canary_min_recall"),
+                self.canary_every == 0,
+                "with critic.canary_every=0, which judges no canaries; raise it, or remove this",
+            ),
+            Idle(
+                ("critique_deadline_s",),
+                self.backend == "calculator" or 0 < self.deadline_s <= self.critique_deadline_s,
+                "unless it is shorter than critic.deadline_s and the critic is a model; lower it or remove it",
+            ),
+            Idle(
+                ("hedge_after_s",),
+                self.num_workers == 1 or self.max_retries == 0,
+                "unless critic.num_workers>1 and critic.max_retries>0: a second copy goes to another worker",
+            ),
+        )

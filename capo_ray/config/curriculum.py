@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Idle, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,3 +44,18 @@ class CurriculumConfig(Section):
                     f"(got {getattr(self, low)} >= {getattr(self, high)})"
                 )
         return self
+
+    def idle(self) -> tuple[Idle, ...]:
+        """All but `kind` without a curriculum, and the late band that is never reached."""
+        return (
+            Idle(
+                tuple(name for name in type(self).model_fields if name != "kind"),
+                self.kind == "none",
+                "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate",
+            ),
+            Idle(
+                ("late_low", "late_high"),
+                self.late_from == 1,
+                "with data.curriculum.late_from=1, which never comes to the late band; lower it, or remove this",
+            ),
+        )

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from capo_ray.config import sections as s
-from capo_ray.config.base import Section
+from capo_ray.config.base import Idle, Section
+from capo_ray.config.job import idle_without_gpus
 from capo_ray.config.train import TrainConfig
 
 
@@ -116,4 +117,16 @@ class EvalConfig(Section):
             engine=self.engine,
             verifier=judge,
             cluster=self.cluster,
+        )
+
+    def idle(self) -> tuple[Idle, ...]:
+        """Seeds that are always drawn, samples that are all greedy, and GPUs that nobody asks for."""
+        return (
+            idle_without_gpus(self.engine.num_gpus > 0),
+            Idle(("engine.seeded",), True, "in an evaluation, which is always seeded; remove it"),
+            Idle(
+                ("eval.top_p", "eval.greedy"),
+                self.eval.temperature == 0,
+                "with eval.temperature=0, where every response is greedy; remove it",
+            ),
         )

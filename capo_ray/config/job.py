@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from capo_ray.config.base import Scalar, Section
+from capo_ray.config.base import Idle, Scalar, Section
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -61,6 +62,11 @@ class FrameConfig(Section):
     chat_template_args: dict[str, Scalar] = Field(default_factory=dict)
     """Names that the chat template reads, as `model.chat_template_args.enable_thinking=false`."""
 
+    def idle(self) -> tuple[Idle, ...]:
+        """What only a chat template reads."""
+        why = "with model.chat_template=false; remove it, or set that to true"
+        return (Idle(("chat_template_args",), not self.chat_template, why),)
+
 
 class RowsConfig(Section):
     """Files or a data set, and where the question stands in their rows."""
@@ -78,6 +84,15 @@ class RowsConfig(Section):
     of the usual ones that the rows have, which is said at the start."""
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""
+
+    def idle(self) -> tuple[Idle, ...]:
+        """The choice of a split where there is none."""
+        why = "where data.path names files, which are all read; remove it, or name a folder of several splits"
+        return (Idle(("split",), self._names_files(self.path), why),)
+
+    def _names_files(self, path: str) -> bool:
+        """Whether a path stands for files, not for a data set or folder of which a split is to be chosen."""
+        return self.kind != "hub" and not Path(path).expanduser().is_dir()
 
 
 class RanksConfig(Section):
@@ -105,3 +120,20 @@ class RanksConfig(Section):
     num_threads: Positive = 1
     deadline_s: float = Field(600.0, gt=0)
     """For one update or publish."""
+
+    def idle(self) -> tuple[Idle, ...]:
+        """What a constant learning rate leaves unread."""
+        why = "with learner.schedule=constant; remove it or choose learner.schedule=cosine"
+        return (Idle(("min_lr_frac",), self.schedule == "constant", why),)
+
+
+def idle_without_resume(resume: str) -> Idle:
+    """The rule on keys of `run` that only a resumption reads."""
+    why = "without resume=RUN: a new run begins at update 0 with the settings given; remove it"
+    return Idle(("run.from_zero", "run.changes_allowed"), not resume, why)
+
+
+def idle_without_gpus(asked: bool) -> Idle:
+    """The rule on keys of `cluster` that matter where any actor has asked for a GPU."""
+    keys = ("cluster.num_nodes", "cluster.gpus_per_node", "cluster.gpu_memory_gib")
+    return Idle(keys, not asked, "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Idle, Section
 
 
 class LossConfig(Section):
@@ -82,3 +82,43 @@ class LossConfig(Section):
                 f"(got {self.entropy_coef} and {self.entropy_max_coef})"
             )
         return self
+
+    def idle(self) -> tuple[Idle, ...]:
+        """Keys of a control that is off."""
+        return (
+            Idle(
+                ("correction_low", "correction_high"),
+                self.correction == "none",
+                "with loss.correction=none; remove it or choose a correction",
+            ),
+            Idle(
+                ("correction_low",),
+                self.correction == "truncate",
+                "with loss.correction=truncate, which only bounds from above; remove it or choose another correction",
+            ),
+            Idle(
+                ("entropy_coef",),
+                self.entropy_control == "none",
+                "with loss.entropy_control=none; add loss.entropy_control=fixed, lica or aer",
+            ),
+            Idle(
+                ("entropy_target_frac", "entropy_rate", "entropy_max_coef", "entropy_pass_rate"),
+                self.entropy_control != "aer",
+                "unless loss.entropy_control=aer, which alone is steered; remove it or choose that control",
+            ),
+            Idle(
+                ("covariance_frac",),
+                self.covariance == "none",
+                "with loss.covariance=none; add loss.covariance=clip or kl",
+            ),
+            Idle(
+                ("covariance_low", "covariance_high"),
+                self.covariance != "clip",
+                "unless loss.covariance=clip; remove it or choose that control",
+            ),
+            Idle(
+                ("covariance_kl_coef",),
+                self.covariance != "kl",
+                "unless loss.covariance=kl; remove it or choose that control",
+            ),
+        )

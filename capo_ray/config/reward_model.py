@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Idle, Section
 
 
 class RewardModelConfig(Section):
@@ -39,3 +39,28 @@ class RewardModelConfig(Section):
     num_gpus: float = Field(0.0, ge=0)
     node_resource: str = ""
     """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
+
+    def idle_for(self, objective: str) -> tuple[Idle, ...]:
+        """The rules, with keys in full, where it is trained for the objective of that method, or (empty) not at all."""
+        return (
+            Idle(
+                ("reward_model",),
+                not objective,
+                "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
+            ),
+            Idle(
+                ("reward_model.beta",),
+                objective not in ("prime", "istar"),
+                "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
+            ),
+            Idle(
+                ("reward_model.score",),
+                objective != "istar",
+                "unless credit=istar, whose pairs are compared by it; remove it or choose that method",
+            ),
+            Idle(
+                ("reward_model.head", "reward_model.pair_scale", "reward_model.pair_margin"),
+                objective != "qrm",
+                "unless credit=qrm, whose objective they belong to; remove it or choose that method",
+            ),
+        )

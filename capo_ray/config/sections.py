@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Scalar, Section
+from capo_ray.config.base import Idle, Scalar, Section
+from capo_ray.config.cluster import ClusterConfig as ClusterConfig
 from capo_ray.config.critic import CriticConfig as CriticConfig
-from capo_ray.config.curriculum import CurriculumConfig
-from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig, RowsConfig
+from capo_ray.config.data import DataConfig as DataConfig
+from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig
 from capo_ray.config.job import Positive as Positive
 
 
@@ -64,27 +65,6 @@ class ModelConfig(FrameConfig):
     """Texts that end a response once they are in it, as `["\\nQ:"]`; their tokens stay in it."""
 
 
-class DataConfig(RowsConfig):
-    """The problems."""
-
-    eval_path: str = ""
-    """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
-    eval_frac: float = Field(0.1, ge=0, lt=1)
-    eval_split: str = "test"
-    answer_column: str = ""
-    """As `question_column`: `reward_model.ground_truth`, `answers.0`. A list is a list of answers. Empty: found too."""
-    answer_marker: str = ""
-    """The answer is what follows the last such mark in the column (`####` in GSM8K); empty: the whole column, or what
-    an answer column that was found shows.
-
-    `\\boxed`: the content of the boxes; rows with different ones are bad unless they are one list. What precedes the
-    answer (or, with `\\boxed`, the whole column) is the reference solution.
-    """
-    chain_steps: Positive = 6
-    """kind=chains: operations per problem."""
-    curriculum: CurriculumConfig = CurriculumConfig()
-
-
 class RolloutConfig(Section):
     """Sampling from the policy."""
 
@@ -124,6 +104,17 @@ class EngineConfig(Section):
     step_deadline_s: float = Field(120.0, gt=0)
     """A step that has not ended after this long means that the worker hangs, and it is replaced. Until its first
     request has ended `start_deadline_s` counts, if longer: first steps compile."""
+
+    def idle(self) -> tuple[Idle, ...]:
+        """The cache's size as the other device counts it."""
+        return (
+            Idle(
+                ("gpu_memory_frac",),
+                self.num_gpus == 0,
+                "with engine.num_gpus=0; set engine.kv_cache_gib, or give the engine a GPU",
+            ),
+            Idle(("kv_cache_gib",), self.num_gpus > 0, "with engine.num_gpus>0; set engine.gpu_memory_frac"),
+        )
 
 
 class VerifierConfig(Section):
@@ -173,6 +164,32 @@ class LearnerConfig(RanksConfig):
     offload_reference: bool = False
     """Keep the model from which KL is measured in host memory and bring a layer at a time to the device."""
 
+    def idle(self) -> tuple[Idle, ...]:
+        """What another backend or schedule leaves unread."""
+        return (
+            *super().idle(),
+            Idle(
+                ("zero_stage",),
+                self.backend == "torch",
+                "with learner.backend=torch, whose one rank shards nothing; remove one of the two",
+            ),
+        )
+
+    def idle_for(self, holds_reference: bool, on_gpu: bool) -> tuple[Idle, ...]:
+        """The rules, with keys in full, where a frozen reference is held or not, on a GPU or not."""
+        return (
+            Idle(
+                ("learner.offload_reference",),
+                not on_gpu,
+                "on CPUs, where the reference is in host memory already; remove it or give the learner a GPU",
+            ),
+            Idle(
+                ("learner.offload_reference",),
+                not holds_reference,
+                "where no reference is held; remove it or raise loss.kl_coef",
+            ),
+        )
+
 
 class StreamConfig(Section):
     """How far rollouts may run ahead of the learner."""
@@ -202,6 +219,11 @@ class WeightsConfig(Section):
     deadline_s: float = Field(0.0, ge=0)
     """For engines to hold a published version; 0: 120 s and 10 s for each GB of it."""
 
+    def idle(self) -> tuple[Idle, ...]:
+        """The tolerance of a comparison that is never made."""
+        never = "with weights.canary_every=0, which never compares; remove one of the two"
+        return (Idle(("canary_tolerance",), self.canary_every == 0, never),)
+
 
 class TrackingConfig(Section):
     """Where metrics go beside `metrics.jsonl`."""
@@ -211,29 +233,12 @@ class TrackingConfig(Section):
     mlflow: bool = False
     project: str = "capo-ray"
 
-
-class ClusterConfig(Section):
-    """The Ray cluster."""
-
-    address: str = ""
-    """`auto`, `ray://…` or host:port; empty: RAY_ADDRESS, else a cluster of this run's own."""
-    num_cpus: int = Field(0, ge=0)
-    """Cores of an own cluster; 0: all."""
-    num_nodes: Positive = 1
-    """Nodes with GPUs that the run is planned for; read with `gpus_per_node`."""
-    gpus_per_node: int = Field(0, ge=0)
-    """GPUs of each such node: a run that they cannot hold is refused before it starts; 0: not known."""
-    gpu_memory_gib: float = Field(0.0, ge=0)
-    """Memory of one GPU (79 of an 80 GB H100): a run that does not fit is refused before it starts. 0: that of the
-    smallest GPU here for a cluster of the run's own, else not known."""
-    wait_s: float = Field(0.0, ge=0)
-    """Wait so long for nodes that join late, and ask an autoscaler for them; 0: what a joined cluster lacks ends the
-    run at once."""
-    object_store_mib: int = Field(0, ge=0)
-    """Shared memory of an own cluster; 0: two versions of the policy and 256 MiB, as far as /dev/shm has room."""
-    start_deadline_s: float = Field(120.0, gt=0)
-    """For Ray to answer at the start."""
-    without_token: bool = False
-    """Take RAY_AUTH_MODE=disabled for a cluster with ports open beyond loopback: whoever reaches them runs code."""
-    deadline_s: float = Field(30.0, gt=0)
-    """The run ends when the cluster's head has not answered for this long."""
+    def idle(self) -> tuple[Idle, ...]:
+        """What only the services read."""
+        return (
+            Idle(
+                ("project",),
+                not (self.wandb or self.mlflow),
+                "without tracking.wandb or tracking.mlflow; remove it or choose tracking=wandb",
+            ),
+        )

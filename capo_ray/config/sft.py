@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Section
-from capo_ray.config.job import FrameConfig, JobRunConfig, Positive, RanksConfig, RowsConfig
+from capo_ray.config.base import Idle, Section
+from capo_ray.config.job import (
+    FrameConfig,
+    JobRunConfig,
+    Positive,
+    RanksConfig,
+    RowsConfig,
+    idle_without_gpus,
+    idle_without_resume,
+)
 from capo_ray.config.sections import ClusterConfig, LearnerConfig, TrackingConfig
+
+FRAME = tuple(FrameConfig.model_fields)
+OF_FILES = "with data.kind=chains, which reads no file; set data.kind"
+OF_CRITICS = "where no critic is taught; it is read with data.kind=chains data.role=critic"
+OF_CHAINS = "with data of files; it is read with data.kind=chains"
+WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=deepspeed"
 
 
 class SftRunConfig(JobRunConfig):
@@ -40,6 +53,14 @@ class SftModelConfig(FrameConfig):
     init_std: float = Field(0.06, gt=0)
     """Standard deviation of the first weights. The usual 0.02 wastes a hundred updates at these sizes."""
 
+    def idle(self) -> tuple[Idle, ...]:
+        """The sizes beside a model that has its own."""
+        sizes = tuple(name for name in type(self).model_fields if name not in ("path", "dtype", *FRAME))
+        return (
+            Idle(sizes, bool(self.path), "with model.path, whose model has its sizes; remove one of the two"),
+            *super().idle(),
+        )
+
 
 class SftDataConfig(RowsConfig):
     """What is taught."""
@@ -62,6 +83,21 @@ class SftDataConfig(RowsConfig):
     unlearnt_frac: float = Field(0.0, ge=0, le=1)
     """kind=chains, role=policy: share of the one-digit facts whose demonstrated results are random, so never taught."""
 
+    def idle(self) -> tuple[Idle, ...]:
+        """What the other kind of lessons reads."""
+        of_files = ("path", "split", "question_column", "solution_column", "max_bad_rows")
+        return (
+            Idle(of_files, self.kind == "chains", OF_FILES),
+            Idle(("role", "min_steps", "max_steps"), self.kind != "chains", OF_CHAINS),
+            Idle(
+                ("error_prob", "unlearnt_frac"),
+                self.kind != "chains" or self.role == "critic",
+                "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
+            ),
+            Idle(("carried", "label_error_prob"), self.kind != "chains" or self.role == "policy", OF_CRITICS),
+            *super().idle(),
+        )
+
 
 class SftLearnerConfig(RanksConfig):
     """The learner: the same, with the same learning rate, as in `capo-ray train`."""
@@ -81,6 +117,11 @@ class SftLearnerConfig(RanksConfig):
     def to_learner(self) -> LearnerConfig:
         """What the learner is made from: one move for each batch."""
         return LearnerConfig(num_epochs=1, **self.model_dump())
+
+    def idle(self) -> tuple[Idle, ...]:
+        """What only ranks on Ray read."""
+        on_ray = ("zero_stage", "num_cpus", "node_resource", "deadline_s")
+        return (*super().idle(), Idle(on_ray, self.backend == "torch", WITHOUT_RAY))
 
 
 class SftConfig(Section):
@@ -132,60 +173,18 @@ class SftConfig(Section):
             )
         return self
 
-
-IdleRule = tuple[tuple[str, ...], Callable[[SftConfig], bool], str]
-
-SFT_RULES: tuple[IdleRule, ...] = (
-    (
-        ("learner.zero_stage", "learner.num_cpus", "learner.node_resource", "learner.deadline_s", "cluster"),
-        lambda c: c.learner.backend == "torch",
-        "with learner.backend=torch, which trains in this process without Ray; add learner.backend=deepspeed",
-    ),
-    (
-        ("learner.min_lr_frac",),
-        lambda c: c.learner.schedule == "constant",
-        "with learner.schedule=constant; remove one of the two",
-    ),
-    (
-        (
-            *(f"model.{name}" for name in ("hidden_size", "num_layers", "num_heads", "head_dim", "intermediate_size")),
-            *(f"model.{name}" for name in ("rope_theta", "max_positions", "init_std")),
-        ),
-        lambda c: bool(c.model.path),
-        "with model.path, whose model has its sizes; remove one of the two",
-    ),
-    (
-        (
-            *(f"data.{name}" for name in ("path", "split", "question_column", "solution_column", "max_bad_rows")),
-            *(f"model.{name}" for name in FrameConfig.model_fields),
-        ),
-        lambda c: c.data.kind == "chains",
-        "with data.kind=chains, which reads no file; set data.kind",
-    ),
-    (
-        ("data.role", "data.min_steps", "data.max_steps", "eval_problems", "eval_steps", "eval_policy"),
-        lambda c: c.data.kind != "chains",
-        "with data of files; it is read with data.kind=chains",
-    ),
-    (
-        ("data.error_prob", "data.unlearnt_frac"),
-        lambda c: c.data.kind != "chains" or c.data.role == "critic",
-        "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
-    ),
-    (
-        ("data.carried", "data.label_error_prob", "eval_policy"),
-        lambda c: c.data.kind != "chains" or c.data.role == "policy",
-        "where no critic is taught; it is read with data.kind=chains data.role=critic",
-    ),
-    (
-        ("eval_steps", "eval_policy"),
-        lambda c: c.eval_problems == 0,
-        "with eval_problems=0, which leaves the closing evaluation out",
-    ),
-    (
-        ("run.from_zero", "run.changes_allowed"),
-        lambda c: not c.resume,
-        "without resume=RUN: a new run begins at update 0 with the settings given; remove it",
-    ),
-)
-"""(keys, where they change nothing, why)."""
+    def idle(self) -> tuple[Idle, ...]:
+        """Between sections, and parts of an evaluation that is not made."""
+        return (
+            idle_without_resume(self.resume),
+            idle_without_gpus(self.learner.num_gpus > 0),
+            Idle(("cluster",), self.in_process, WITHOUT_RAY),
+            Idle(tuple(f"model.{name}" for name in FRAME), self.data.kind == "chains", OF_FILES),
+            Idle(("eval_problems", "eval_steps", "eval_policy"), self.data.kind != "chains", OF_CHAINS),
+            Idle(("eval_policy",), self.data.role == "policy", OF_CRITICS),
+            Idle(
+                ("eval_steps", "eval_policy"),
+                self.eval_problems == 0,
+                "with eval_problems=0, which leaves the closing evaluation out",
+            ),
+        )

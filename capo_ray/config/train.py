@@ -5,8 +5,17 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field, model_validator
 
 from capo_ray.config import sections as s
-from capo_ray.config.base import Section
-from capo_ray.config.credit import CapoConfig, CreditConfig, Critiques, Entropies, refuse_other_loss
+from capo_ray.config.base import Idle, Section
+from capo_ray.config.credit import (
+    CapoConfig,
+    CreditConfig,
+    Critiques,
+    Entropies,
+    TokenRewards,
+    asks_once,
+    refuse_other_loss,
+)
+from capo_ray.config.job import idle_without_gpus, idle_without_resume
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.reward_model import RewardModelConfig
 from capo_ray.config.steps import DEFAULT_STEPS, StepsConfig
@@ -76,6 +85,37 @@ class TrainConfig(Section):
     def reads_entropies(self) -> bool:
         """Whether the engine is to give the entropy of each token's distribution."""
         return "entropies" in self.steps.reads or self.credit.asked(Entropies) is not None
+
+    def idle(self) -> tuple[Idle, ...]:
+        """The rules between sections."""
+        votes, rewards = self.credit.asked(Critiques), self.credit.asked(TokenRewards)
+        objective = rewards.objective if rewards is not None else ""
+        learners = (self.learner, self.reward_model)
+        return (
+            idle_without_resume(self.resume),
+            idle_without_gpus(any(part.num_gpus for part in (self.engine, self.critic, *learners))),
+            *self.credit.idle_beside(self),
+            Idle(
+                ("critic",),
+                votes is None,
+                f"with credit={self.credit.method}, which reads no critiques; remove it or choose credit=capo",
+            ),
+            *self.critic.idle_for(
+                averages=votes is not None and votes.vote == "average",
+                asks_once=votes is not None and asks_once(votes.vote),
+            ),
+            *self.reward_model.idle_for(objective),
+            *self.learner.idle_for(
+                holds_reference=self.loss.kl_coef > 0 or objective == "prime",
+                on_gpu=any(part.num_gpus for part in learners),
+            ),
+            Idle(
+                ("loss.clip_low", "loss.clip_high"),
+                self.loss.behaviour == "recompute" and self.learner.num_epochs == 1,
+                "with loss.behaviour=recompute and learner.num_epochs=1, where every ratio is 1; raise "
+                "learner.num_epochs",
+            ),
+        )
 
     def _refuse_slots(self) -> None:
         """Raise where a batch never fills, or finished groups grow too old in line."""

@@ -19,9 +19,6 @@ from typing import Any
 from capo_ray.credit.capo import w_process_at
 from capo_ray.types import Judged
 
-SKIPPABLE = frozenset({"capo", "pure", "grpo_genorm", "cliff", "vppo"})
-"""Methods for which there are such groups."""
-
 
 def critiques_matter(members: Sequence[Judged], config: Any, progress: float) -> bool:
     """Whether any critique of the members (those with a valid verdict) could change an advantage of the group."""

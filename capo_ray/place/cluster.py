@@ -68,7 +68,7 @@ class Joining:
             return await asyncio.wait_for(joined, self.deadline_s)
         except TimeoutError as error:
             raise RunFailed(
-                f"expected Ray at {_address(self._config) or 'a cluster of its own'} to answer within "
+                f"expected Ray at {self._config.cluster.joined or 'a cluster of its own'} to answer within "
                 f"cluster.start_deadline_s={self.deadline_s:g}, got nothing; check the address and the token"
             ) from error
 
@@ -112,7 +112,7 @@ def connect(config: Job) -> str:
     # Ray would end this process, with no word of ours, 60 s after it lost the head: the watch is to come before it.
     reconnect_s = str(int(config.cluster.deadline_s) + 60)
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", reconnect_s)
-    address = _address(config)
+    address = config.cluster.joined
     _check_token(config, address)
     _check_reachable(address)
     try:
@@ -142,7 +142,7 @@ def connect(config: Job) -> str:
 
 def is_own(config: Job) -> bool:
     """Whether the run makes a cluster of its own, of this one node."""
-    return not _address(config)
+    return not config.cluster.joined
 
 
 def object_store_bytes(config: Job) -> int:
@@ -153,10 +153,6 @@ def object_store_bytes(config: Job) -> int:
         return store_bytes(None, shm_bytes())
     policy = str(asset_path(config.model.path, "policy"))
     return store_bytes(publish_bytes(policy, config.model.dtype), shm_bytes())
-
-
-def _address(config: Job) -> str:
-    return config.cluster.address or os.environ.get("RAY_ADDRESS", "")
 
 
 def _check_token(config: Job, address: str) -> None:

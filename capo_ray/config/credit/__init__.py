@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import Idle, Section
 from capo_ray.config.credit.base import CreditBase
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
 from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
@@ -44,6 +44,7 @@ __all__ = [
     "Entropies",
     "FirstErrorBase",
     "HintedLogprobs",
+    "Idle",
     "Request",
     "StepValues",
     "TokenRewards",

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from pydantic import model_validator
 
-from capo_ray.config.base import RuledSection
+from capo_ray.config.base import Idle, RuledSection
 from capo_ray.config.credit.requests import Request
+from capo_ray.config.critic import CriticConfig
+from capo_ray.config.loss import LossConfig
+from capo_ray.config.sections import LearnerConfig, RolloutConfig
 
 Asked = TypeVar("Asked", bound=Request)
+
+
+class Beside(Protocol):
+    """The sections of a run that a method's rules on keys without effect may read; a `TrainConfig` has them."""
+
+    @property
+    def loss(self) -> LossConfig: ...
+    @property
+    def rollout(self) -> RolloutConfig: ...
+    @property
+    def critic(self) -> CriticConfig: ...
+    @property
+    def learner(self) -> LearnerConfig: ...
 
 
 class CreditBase(RuledSection):
@@ -36,6 +52,10 @@ class CreditBase(RuledSection):
         """The request for one kind of evidence; None where the method does not read it."""
         return next((request for request in self.evidence() if isinstance(request, kind)), None)
 
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """The rules on keys, written in full, that the method and the other sections tell together."""
+        return ()
+
     @property
     def whitens_batch(self) -> bool:
         """Whether advantages are standardised over all valid tokens of a batch."""
@@ -45,11 +65,6 @@ class CreditBase(RuledSection):
     def reads_extracted(self) -> bool:
         """Whether it matters for the credit which answer the verifier extracted."""
         return False
-
-    @property
-    def shares_bonus(self) -> bool:
-        """Whether any token of the run gets a share of the entropy bonus."""
-        return True
 
     @property
     def reference_from(self) -> float | None:

@@ -6,20 +6,35 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.base import Idle
+from capo_ray.config.credit.base import Beside, CreditBase
 from capo_ray.config.credit.requests import Critiques, Vote
+from capo_ray.config.critic import SAME_VOTES
 
 
-class CapoConfig(CreditBase):
+class VotedBase(CreditBase):
+    """What the methods share for which the critics' votes become one weight per step."""
+
+    vote: Vote = "majority"
+    """How the valid critiques of a response become one weight per step."""
+    quorum: int = Field(1, ge=1)
+    """Valid critiques that a response needs; below it, it gets outcome-only credit."""
+
+    def evidence(self) -> tuple[Critiques, ...]:
+        """The critics' votes."""
+        return (Critiques(self.vote, self.quorum),)
+
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """How votes are counted, where there is one in as many copies as are asked for."""
+        return (Idle(("credit.vote", "credit.quorum"), config.critic.backend == "calculator", SAME_VOTES),)
+
+
+class CapoConfig(VotedBase):
     """CAPO (2508.02298): the critics' vote on each step is taken off the outcome reward of its tokens."""
 
     source: ClassVar[str] = "2508.02298"
     rule: ClassVar[str] = "capo_ray.credit.capo:capo"
     method: Literal["capo"] = "capo"
-    vote: Vote = "majority"
-    """How the valid critiques of a response become one weight per step."""
-    quorum: int = Field(1, ge=1)
-    """Valid critiques that a response needs; below it, it gets outcome-only credit."""
     w_whole: float = Field(2.0, gt=0)
     """Reward of every token of a right answer (W_whole of eq. 1)."""
     w_process: float = Field(1.0, ge=0)
@@ -37,10 +52,6 @@ class CapoConfig(CreditBase):
     """Share of the run over which W_process grows linearly from 0 to its value; 0: constant from the start."""
     keep_outcome_sign: bool = False
     """Set to 0 what would lower a token of a right answer or raise a token of a wrong one."""
-
-    def evidence(self) -> tuple[Critiques, ...]:
-        """The critics' votes."""
-        return (Critiques(self.vote, self.quorum),)
 
     @property
     def reads_extracted(self) -> bool:
@@ -64,7 +75,7 @@ class GenormConfig(CreditBase):
         return (Critiques("average", 1, overall=True),)
 
 
-class PureConfig(CreditBase):
+class PureConfig(VotedBase):
     """PURE (2504.15275): a response is worth its worst step (min-form), here judged by critics."""
 
     source: ClassVar[str] = "2504.15275"
@@ -72,13 +83,7 @@ class PureConfig(CreditBase):
     method: Literal["pure"] = "pure"
     vote: Vote = "average"
     """How the valid critiques of a response become one weight per step."""
-    quorum: int = Field(1, ge=1)
-    """Valid critiques that a response needs; below it, it gets outcome-only credit."""
     temperature: float = Field(0.1, gt=0)
     """Of the soft minimum; towards 0 it becomes the minimum."""
     w_process: float = Field(1.0, ge=0)
     """Weight of the process return beside the outcome (our choice)."""
-
-    def evidence(self) -> tuple[Critiques, ...]:
-        """The critics' votes."""
-        return (Critiques(self.vote, self.quorum),)

@@ -6,13 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase
-from capo_ray.config.credit.requests import Critiques
+from capo_ray.config.credit.critiques import VotedBase
 
 DecidedVote = Literal["intersection", "majority", "union", "greedy"]
 
 
-class FirstErrorBase(CreditBase):
+class FirstErrorBase(VotedBase):
     """What Cliff and VPPO share: how critiques become one first wrong step."""
 
     vote: DecidedVote = "majority"
@@ -22,10 +21,6 @@ class FirstErrorBase(CreditBase):
     trust: Literal["always", "verdict"] = "always"
     """verdict: only critiques whose overall verdict agrees with the verifier's count (our stand-in for Cliff's rule, by
     which a critic's mark counts where its own solution of the problem is right)."""
-
-    def evidence(self) -> tuple[Critiques, ...]:
-        """The critics' votes."""
-        return (Critiques(self.vote, self.quorum),)
 
 
 class CliffConfig(FirstErrorBase):

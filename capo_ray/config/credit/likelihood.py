@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.base import Idle
+from capo_ray.config.credit.base import Beside, CreditBase
 from capo_ray.config.credit.requests import AnswerLogprobs
 
 
@@ -32,10 +33,20 @@ class AcpoConfig(CreditBase):
         """The answer's likelihood."""
         return (AnswerLogprobs(self.answer_cue),)
 
-    @property
-    def shares_bonus(self) -> bool:
-        """Where there is a first stage with steps of the largest weight."""
-        return self.stage2_from != 0 and self.entropy_frac > 0
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """The share of a bonus where there is none, and a KL that never begins."""
+        return (
+            Idle(
+                ("credit.entropy_frac",),
+                config.loss.entropy_control == "none",
+                "with loss.entropy_control=none, which gives no bonus to share out; remove it or choose a control",
+            ),
+            Idle(
+                ("loss.kl_coef",),
+                self.stage2_from == 1,
+                "with credit.stage2_from=1, which never comes to a second stage; remove it or lower credit.stage2_from",
+            ),
+        )
 
     @property
     def reference_from(self) -> float | None:

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.base import Idle
+from capo_ray.config.credit.base import Beside, CreditBase
 
 
 class GrpoConfig(CreditBase):
@@ -65,6 +66,18 @@ class DapoConfig(CreditBase):
                 f"(got {self.overlong_buffer_tokens} > {self.overlong_max_tokens})"
             )
         return self
+
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """A punishment that is 0 for every length that sampling allows."""
+        unpunished = self.overlong_max_tokens - self.overlong_buffer_tokens
+        return (
+            Idle(
+                ("credit.overlong_max_tokens", "credit.overlong_buffer_tokens"),
+                self.overlong_max_tokens > 0 and config.rollout.max_response_tokens <= unpunished,
+                "with this rollout.max_response_tokens, which no response exceeds; let overlong_max_tokens less "
+                "overlong_buffer_tokens be below it",
+            ),
+        )
 
 
 class GspoConfig(CreditBase):

@@ -46,3 +46,16 @@ def test_the_names_in_a_runs_directory_stand_in_one_place() -> None:
         if path.name != "layout.py":
             texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
             assert not names & texts, f"{path}: import {sorted(names & texts)} from capo_ray.runs.layout"
+
+
+def test_no_file_of_the_package_passes_300_lines_and_no_function_50() -> None:
+    long = []
+    for path in sorted((ROOT / "capo_ray").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if (count := len(text.splitlines())) > 300:
+            long.append(f"{path.relative_to(ROOT)}: {count} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = (node.end_lineno or 0) - node.lineno + 1
+                long += [f"{path.relative_to(ROOT)}: {node.name}, {count} lines"] * (count > 50)
+    assert long == []

@@ -12,6 +12,13 @@ Positive = Annotated[int, Field(ge=1)]
 START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
 """An endpoint's time to begin an answer, and the slowest rate of one answer that is not taken for a hang."""
 SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend"
+OF_AN_ENGINE = (
+    *("model", "dtype", "num_gpus", "placement", "tensor_parallel", "max_num_seqs", "max_model_len", "kv_cache_gib"),
+    *("gpu_memory_frac", "max_batched_tokens", "extra", "step_deadline_s"),
+)
+"""Keys of the engine that holds a critic."""
+OF_A_MODEL = ("rubric", "show_solution", "temperature", "top_p", "max_tokens", "chat_template", "constrain", "store")
+"""Keys of how a model is asked."""
 
 
 class EndpointConfig(Section):
@@ -173,35 +180,13 @@ class CriticConfig(Section):
                 "with critic.endpoint.parameters=reasoning, which sends neither; remove it",
             ),
             Idle(
-                (
-                    "model",
-                    "dtype",
-                    "num_gpus",
-                    "placement",
-                    "tensor_parallel",
-                    "max_num_seqs",
-                    "max_model_len",
-                    "kv_cache_gib",
-                    "gpu_memory_frac",
-                    "max_batched_tokens",
-                    "extra",
-                    "step_deadline_s",
-                ),
+                OF_AN_ENGINE,
                 self.backend != "vllm",
                 "unless critic.backend=vllm, which alone holds a model in the cluster; remove it or choose that "
                 "backend",
             ),
             Idle(
-                (
-                    "rubric",
-                    "show_solution",
-                    "temperature",
-                    "top_p",
-                    "max_tokens",
-                    "chat_template",
-                    "constrain",
-                    "store",
-                ),
+                OF_A_MODEL,
                 self.backend == "calculator",
                 "with critic.backend=calculator, which asks no model; remove it or choose another backend",
             ),

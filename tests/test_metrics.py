@@ -276,7 +276,8 @@ def test_a_curve_is_drawn_whatever_figures_there_are(path: Path, tmp_path: Path)
     for update in range(3):
         tracker.log({"rollout/reward_mean": 0.3, "eval/accuracy_frac": math.nan}, update=update)
     plot_learning_curve(path, tmp_path / "a.png", "no critic")
-    tracker.log({"critic/agreement_frac": 1.0, "eval/accuracy_frac": 0.5}, update=3)
+    band = {"eval/accuracy_low_frac": 0.4, "eval/accuracy_high_frac": 0.6, "eval/greedy_accuracy_frac": 0.7}
+    tracker.log({"critic/agreement_frac": 1.0, "eval/accuracy_frac": 0.5} | band, update=3)
     plot_learning_curve(path, tmp_path / "b.png", "with $ critic")
     plot_learning_curve(tmp_path / "missing.jsonl", tmp_path / "c.png", "nothing yet")
     assert all((tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in "abc")

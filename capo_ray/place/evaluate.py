@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from capo_ray.config.evaluation import EvalConfig
@@ -25,7 +26,7 @@ from capo_ray.place.role import Part, Site, path_of
 from capo_ray.place.roles.rollout import ROLLOUT, RolloutPool
 from capo_ray.place.roles.verifier import VERIFIER, VerifierTier
 from capo_ray.place.watch import ClusterWatch
-from capo_ray.prompts import build_policy_prompt
+from capo_ray.prompts import frame_question
 from capo_ray.protocols import RunStopped
 from capo_ray.types import Problem
 
@@ -70,16 +71,6 @@ async def _answer(
     stops = tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
     sampling = replace(asked.sampling, stop_token_ids=stops, stop_strings=model.stop_strings)
 
-    def encode(problem: Problem) -> tuple[int, ...]:
-        return build_policy_prompt(
-            tokenizer,
-            problem.prompt,
-            system_prompt=model.system_prompt,
-            template=model.prompt_template,
-            chat_template=model.chat_template,
-            chat_args=model.chat_template_args,
-        )
-
     address = await cluster.join(serving, tell)
     ending.watch()
     await asyncio.to_thread(nodes.check_nodes, serving)
@@ -88,19 +79,15 @@ async def _answer(
     with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
         async with _started(config, {kind for kind, _ in suites.values()}, watch) as (engine, verifiers):
             for name, problems in wanted.items():
-
-                def told(name: str = name) -> None:
-                    tell(name)
-
-                told()
+                tell(name)
                 answering = Answering(
                     replace(asked, sampling=sampling),
                     engine,
-                    encode,
+                    lambda problem: frame_question(tokenizer, problem.prompt, model),
                     file,
                     in_flight=AHEAD * config.engine.num_workers * config.engine.max_num_seqs,
                     gpus=config.engine.num_workers * config.engine.num_gpus,
-                    tell=told,
+                    tell=partial(tell, name),
                 )
                 await watch.guard(answering.answer(problems, verifiers[suites[name][0]]))
 

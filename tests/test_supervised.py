@@ -15,6 +15,7 @@ from capo_ray.cli import main, sft
 from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.sft_eval import complete, max_tokens_of
 from capo_ray.config.sft import SftConfig, SftModelConfig
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.engines import HfTokenizer
 from capo_ray.flow.supervised import Example, imitation_batch, to_example
 from capo_ray.learners import Learner
@@ -29,6 +30,7 @@ from capo_ray.problems.lessons import build_lessons
 from capo_ray.protocols import RunFailed
 from capo_ray.written import sha256
 
+MODELS = [(name, role) for role, names in SHIPPED.items() for name in names]
 SIZES = SftModelConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32)
 EXAMPLES = [Example(tuple(range(4, 4 + n)), p) for n, p in ((5, 2), (9, 4), (7, 1), (12, 11))]
 
@@ -259,9 +261,9 @@ def test_a_recipe_can_be_cooked_again_with_overrides_on_top():
         sft.read_config([], "/no/such.json")
 
 
-@pytest.mark.parametrize("role", ["policy", "critic"])
-def test_the_shipped_weights_are_those_of_their_recipe(role):
-    directory = asset_path("laptop", role)
+@pytest.mark.parametrize(("name", "role"), MODELS)
+def test_the_shipped_weights_are_those_of_their_recipe(name, role):
+    directory = asset_path(name, role)
     written, recipe = read_recipe(directory)
     assert recipe["sha256"] == {"model.safetensors": sha256(directory / "model.safetensors")}
     model, tokenizer = load_model(str(directory))
@@ -272,10 +274,10 @@ def test_the_shipped_weights_are_those_of_their_recipe(role):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("role", ["policy", "critic"])
-def test_the_recipe_of_a_shipped_checkpoint_gives_the_losses_it_records(role):
-    _, recipe = read_recipe(asset_path("laptop", role))
-    asset, first = str(asset_path("laptop", role) / "recipe.json"), ["--start"] if "start" in recipe else []
+@pytest.mark.parametrize(("name", "role"), MODELS)
+def test_the_recipe_of_a_shipped_checkpoint_gives_the_losses_it_records(name, role):
+    _, recipe = read_recipe(asset_path(name, role))
+    asset, first = str(asset_path(name, role) / "recipe.json"), ["--start"] if "start" in recipe else []
     recorded = recipe["start"] if first else recipe  # what the first one makes is not shipped
     # The first moves of a warm-up do not know how many are to come.
     assert run("--recipe", asset, *first, "out=again", "run.num_updates=10", "eval_problems=0") == 0
@@ -283,14 +285,15 @@ def test_the_recipe_of_a_shipped_checkpoint_gives_the_losses_it_records(role):
 
 
 @pytest.mark.real
-def test_the_shipped_policy_and_critic_are_as_good_as_their_recipes_say():
+@pytest.mark.parametrize(("name", "role"), MODELS)
+def test_a_shipped_model_is_as_good_as_its_recipe_says(name, role):
     from capo_ray.cli.sft_eval import critic_figures, policy_figures
 
-    for role, measure in (("policy", policy_figures), ("critic", critic_figures)):
-        written, recipe = read_recipe(asset_path("laptop", role))
-        model, tokenizer = load_model(str(asset_path("laptop", role)))
-        figures = measure(written.model_copy(update={"eval_policy": "laptop"}), model, tokenizer)
-        assert figures == pytest.approx(recipe["evaluation"], abs=0.05)
+    measure = policy_figures if role == "policy" else critic_figures
+    written, recipe = read_recipe(asset_path(name, role))
+    model, tokenizer = load_model(str(asset_path(name, role)))
+    figures = measure(written.model_copy(update={"eval_policy": "laptop"}), model, tokenizer)
+    assert figures == pytest.approx(recipe["evaluation"], abs=0.05)
 
 
 @pytest.mark.real

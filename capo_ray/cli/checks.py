@@ -20,6 +20,7 @@ from capo_ray.cli.memory import (
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
@@ -79,7 +80,7 @@ def check_model(name: str, role: Role, key: str, max_model_len: int = 0) -> None
     """A local model is whole and its tokenizer fits; a hub name is plausible and, offline, already fetched."""
     folder = find_model(name, role)
     if folder is None:
-        if name == "laptop":
+        if name in SHIPPED[role]:
             raise RunFailed(
                 f"{key}: expected the shipped {role} in {asset_path(name, role)}, found none; install again"
             )

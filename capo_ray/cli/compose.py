@@ -37,10 +37,12 @@ from capo_ray.cli.schema import (
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import FAMILIES, TrainConfig
 from capo_ray.config.base import Section
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.config.steps import move_older
 from capo_ray.runs.layout import CONFIG_FILE
 
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
+ROLES = {"model": "policy", "critic": "critic"}
 ModelT = TypeVar("ModelT", bound=Section)
 GROUPS = ("credit", "steps", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
 
@@ -133,7 +135,7 @@ def _sort(overrides: Sequence[str], groups: Sequence[str] = GROUPS) -> tuple[dic
             settings.append(_Setting(f"steps.{FAMILIES[key].tag}", value))
         elif value in list_choices(key):
             choices[key] = value
-        elif key in PATH_KEYS and (value == "laptop" or "/" in value or Path(value).is_dir()):
+        elif key in PATH_KEYS and (value in SHIPPED[ROLES[key]] or "/" in value or Path(value).is_dir()):
             settings.append(_Setting(PATH_KEYS[key], value))
         else:
             raise _no_choice(key, value)

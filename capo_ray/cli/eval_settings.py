@@ -25,6 +25,7 @@ from capo_ray.cli.useless import refuse_keys
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import Idle, flat_keys
 from capo_ray.config.evaluation import EvalConfig, Suite
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CONFIG_FILE, POLICY_DIR, RESPONSES_FILE
 
@@ -97,7 +98,7 @@ def _base(choices: dict[str, str], settings: list[_Setting]) -> tuple[dict[str, 
         tree = _compose_choices(choices, "eval")
         if model and (run := Path(model).expanduser() / CONFIG_FILE).is_file():
             tree, settings = _of_run(tree, run.parent), [s for s in settings if s.key != "model.path"]
-        elif "model" not in choices and model not in ("", "laptop"):
+        elif "model" not in choices and model not in ("", *SHIPPED["policy"]):
             tree["model"]["max_model_len"] = min(_positions(model), MAX_LEN)
     if suite := next((s.text for s in reversed(settings) if s.key == "suite"), ""):
         tree["suite"] = [name.strip() for name in suite.strip("[]").split(",") if name.strip()]

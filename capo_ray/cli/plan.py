@@ -21,6 +21,7 @@ from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
 from capo_ray.config import FAMILIES, TrainConfig
 from capo_ray.config.base import flat_keys
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import Demand, demand, find, in_all
 
 UNKNOWN = "unknown until fetched"
@@ -146,7 +147,7 @@ def _batch_words(config: TrainConfig, batch: dict[str, int]) -> list[str]:
             f"{batch['responses_per_update']} responses x {config.critic.num_votes} votes = "
             f"at most {batch['max_critiques_per_update']} critiques per update"
         )
-    if config.data.kind == "chains" and config.model.path != "laptop":
+    if config.data.kind == "chains" and config.model.path not in SHIPPED["policy"]:
         words.append("note: data=chains is the laptop's world of one-digit sums; give this model data=… data.path=…")
     words.append(
         f"{batch['updates']} updates x {batch['responses_per_update']} = {batch['responses']:,} responses in all"

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, models
 from capo_ray.place.calls import one_line
 from capo_ray.protocols import RunFailed
@@ -77,7 +78,7 @@ def question_of(config: Job, token: str = "") -> Question:
     names = {model.key: model.name for model in models(config) if model.name}
     secrets = _critics_secrets(config) if isinstance(config, TrainConfig) else {}
     folders = {key: name for key, name in names.items() if name.startswith(("/", ".", "~")) or Path(name).is_dir()}
-    if any(name != "laptop" and key not in folders for key, name in names.items()) and _has_hub_token():
+    if any(name not in SHIPPED["policy"] and key not in folders for key, name in names.items()) and _has_hub_token():
         secrets["the model hub's token (HF_TOKEN)"] = "hub"
     return Question(token, {key: str(Path(name).expanduser().absolute()) for key, name in folders.items()}, secrets)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from capo_ray.config.shipped import SHIPPED
+
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def asset_path(name: str, role: Literal["policy", "critic"]) -> Path:
-    """The directory behind a model name: `laptop` is the checkpoint shipped for the role, any other name is itself."""
-    return _ASSETS / f"chains-{role}" if name == "laptop" else Path(name)
+    """The directory behind a model name: that of the checkpoint shipped for the role, or the name itself."""
+    return _ASSETS / f"{name.replace('laptop', 'chains')}-{role}" if name in SHIPPED[role] else Path(name)

@@ -1,0 +1,3 @@
+"""Names of the models in the package, by role."""
+
+SHIPPED = {"policy": ("laptop", "discovery"), "critic": ("laptop",)}

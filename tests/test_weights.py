@@ -30,6 +30,7 @@ from capo_ray.weights import (
     read_manifest,
     verify_handle,
 )
+from capo_ray.weights.checksum import BLOCK_BYTES, checksum
 
 ALLOWED = Apart(1e-3, 1e-3)
 CANARY = Canary((5, 6, 7), (-0.25, -1.5), ALLOWED)
@@ -276,3 +277,26 @@ def test_the_object_store_and_the_deadline_follow_from_the_bytes_of_a_version(tm
     assert store_bytes(None, 64 * gib) == gib // 4
     # 32B in bf16: 65.5 GB took 125 s by the audit's arithmetic, and 120 s were allowed.
     assert transfer_deadline_s(65_500_000_000) == 120 + 655
+
+
+def test_a_checksum_sees_a_flip_a_swap_and_a_move_anywhere() -> None:
+    chance = np.random.default_rng(0)
+    payload = chance.integers(0, 256, 3 * BLOCK_BYTES + 5, dtype=np.uint8)
+    whole = checksum(payload)
+    assert whole == checksum(payload.copy())
+    parts = checksum(payload[2 * BLOCK_BYTES :], checksum(payload[: 2 * BLOCK_BYTES]))
+    assert whole == parts, "as a writer takes it, block by block"
+    for _ in range(300):
+        damaged = payload.copy()
+        damaged[chance.integers(len(payload))] ^= 1 << chance.integers(8)
+        assert checksum(damaged) != whole
+        words = payload[: 3 * BLOCK_BYTES].view(np.uint64).copy()
+        one, other = chance.integers(len(words), size=2)
+        row = one // 1024 * 1024
+        for a, b in ((one, other), (one, row + other % 1024), (one, (one + 1024) % len(words))):
+            swapped = words.copy()
+            swapped[[a, b]] = swapped[[b, a]]
+            bytes_of = np.concatenate([swapped.view(np.uint8), payload[3 * BLOCK_BYTES :]])
+            assert checksum(bytes_of) != whole or a == b
+    moved = np.concatenate([payload[BLOCK_BYTES : 2 * BLOCK_BYTES], payload[:BLOCK_BYTES], payload[2 * BLOCK_BYTES :]])
+    assert checksum(moved) != whole and checksum(payload[:0]) == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from capo_ray.weights.canary import Apart, Canary, WeightsRefused
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
-    crc32: int
+    checksum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Manifest:
     @property
     def weights(self) -> str:
         """The digest of the tensors that are sent, whatever their places in the payload."""
-        return weights_digest((t.name, t.dtype, t.shape, t.crc32) for t in self.tensors)
+        return weights_digest((t.name, t.dtype, t.shape, t.checksum) for t in self.tensors)
 
     def to_json(self) -> str:
         """The text that travels."""
@@ -60,14 +60,14 @@ class Manifest:
             "format": FORMAT,
             "version": self.version,
             "payload_bytes": self.payload_bytes,
-            "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes, t.crc32] for t in self.tensors],
+            "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes, t.checksum] for t in self.tensors],
             "canary": None if self.canary is None else asdict(self.canary),
         }
 
 
 def weights_digest(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
     """The hex SHA-256 of tensors in any order, each as its name, dtype, shape and checksum."""
-    rows = sorted([name, dtype, list(shape), crc32] for name, dtype, shape, crc32 in tensors)
+    rows = sorted([name, dtype, list(shape), checksum] for name, dtype, shape, checksum in tensors)
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -83,8 +83,8 @@ def read_manifest(text: str) -> Manifest:
             version=int(data["version"]),
             payload_bytes=int(data["payload_bytes"]),
             tensors=tuple(
-                TensorEntry(str(name), str(dtype), tuple(int(d) for d in shape), int(offset), int(size), int(crc))
-                for name, dtype, shape, offset, size, crc in data["tensors"]
+                TensorEntry(str(name), str(dtype), tuple(int(d) for d in shape), int(offset), int(size), int(seen))
+                for name, dtype, shape, offset, size, seen in data["tensors"]
             ),
             canary=_read_canary(data["canary"]),
         )

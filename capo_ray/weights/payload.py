@@ -6,7 +6,6 @@ payload: | tensor 0 | pad | tensor 1 | pad | ...      every offset a multiple of
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from capo_ray.protocols import WeightsHandle
 from capo_ray.weights.canary import WeightsRefused
+from capo_ray.weights.checksum import checksum
 from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
 from capo_ray.weights.writer import DTYPES
 
@@ -49,7 +49,7 @@ def checksums(manifest: Manifest, payload: np.ndarray[Any, Any], num_threads: in
     """The checksum of every piece that the manifest names; raises `WeightsRefused` where one lies outside."""
     pieces = {(entry.offset, entry.num_bytes): _piece(entry, payload) for entry in manifest.tensors}
     with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads:
-        return dict(zip(pieces, threads.map(lambda piece: zlib.crc32(piece.data), pieces.values()), strict=True))
+        return dict(zip(pieces, threads.map(checksum, pieces.values()), strict=True))
 
 
 def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | None = None) -> Manifest:
@@ -73,7 +73,7 @@ def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | No
     known = found if found else checksums(manifest, array, num_threads)
     for entry in manifest.tensors:
         _piece(entry, array)
-        if known.get((entry.offset, entry.num_bytes)) != entry.crc32:
+        if known.get((entry.offset, entry.num_bytes)) != entry.checksum:
             raise WeightsRefused(
                 f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
             )

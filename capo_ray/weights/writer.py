@@ -8,8 +8,7 @@ that a copy that went wrong (or did not happen: the buffer holds the last versio
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +17,10 @@ import torch
 
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights.canary import Canary
+from capo_ray.weights.checksum import BLOCK_BYTES, checksum
 from capo_ray.weights.manifest import Manifest, TensorEntry, weights_digest
 
 ALIGNMENT = 64  # of Ray's object store, and more than any dtype needs
-CHUNK_BYTES = 1 << 20  # copied and checksummed while it is in the processor's cache
 
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -52,9 +51,9 @@ class Witness:
         flats = [
             tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in portion.values()
         ]
-        crcs = self._threads.map(lambda flat: zlib.crc32(flat.data) if flat.size else 0, flats)
-        for (name, tensor), crc in zip(portion.items(), crcs, strict=True):
-            self._seen.append((name, _dtype(name, tensor), tuple(tensor.shape), crc))
+        sums = self._threads.map(checksum, flats)
+        for (name, tensor), found in zip(portion.items(), sums, strict=True):
+            self._seen.append((name, _dtype(name, tensor), tuple(tensor.shape), found))
 
     def digest(self) -> str:
         """The `weights_digest` of all that was seen."""
@@ -97,9 +96,9 @@ class PayloadWriter:
             jobs.append((name, tensor, offset, size, target, flat))
         if any(tensor.is_cuda for tensor in portion.values()):
             torch.cuda.synchronize()
-        for job, crc in zip(jobs, self._threads.map(lambda job: _fill(job[4], job[5]), jobs), strict=True):
+        for job, found in zip(jobs, self._threads.map(lambda job: _fill(job[4], job[5]), jobs), strict=True):
             name, tensor, offset, size = job[:4]
-            self._entries.append(TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, crc))
+            self._entries.append(TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, found))
 
     def finish(self, canary: Canary | None) -> WeightsHandle:
         """The handle of the version."""
@@ -155,17 +154,13 @@ def require_finite(tensors: Mapping[str, torch.Tensor], version: int) -> None:
 def _fill(target: np.ndarray[Any, Any], source: torch.Tensor | None) -> int:
     """The checksum of one tensor, once `source` is copied to `target` (without a source: of what stands there)."""
     bytes_of = target if source is None else source.numpy()
-    crc = 0
-    for at in _starts(len(target)):
-        piece = bytes_of[at : at + CHUNK_BYTES]
+    found = 0
+    for at in range(0, len(target), BLOCK_BYTES):
+        piece = bytes_of[at : at + BLOCK_BYTES]
         if source is not None:
-            target[at : at + CHUNK_BYTES] = piece
-        crc = zlib.crc32(piece.data, crc)
-    return crc
-
-
-def _starts(size: int) -> Iterable[int]:
-    return range(0, size, CHUNK_BYTES)
+            target[at : at + BLOCK_BYTES] = piece
+        found = checksum(piece, found)  # while it is in the processor's cache
+    return found
 
 
 def _dtype(name: str, tensor: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What an engine does with a payload that has come, while it still serves: reads it once and loads it beside.
+"""What an engine does with a payload that has come, while it still serves: loads it beside and reads it in passing.
 
     expected(payload) ----> checksums, twin --+
     load_weights(sealed handle) --------------+--> compared with the manifest, then a swap
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from capo_ray.engines.swap import in_process
 from capo_ray.engines.twin import Twin, can_have_twin, worker_model
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Manifest, WeightsRefused, as_bytes, checksums, iterate_tensors, read_manifest
+from capo_ray.weights import Manifest, WeightsRefused, as_bytes, checksums, read_manifest, read_tensors
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -62,27 +62,29 @@ class Arrivals:
         return await self._receive(engine, handle)
 
     async def _receive(self, engine: LLMEngine, handle: WeightsHandle) -> Arrival:
-        """Reads and loads at the same time; a handle that cannot be read is left to whoever verifies it."""
+        """Reads and loads; a handle that cannot be read is left to whoever verifies it."""
         arrival = Arrival(handle.payload)
         try:
-            arrival.manifest = manifest = read_manifest(handle.manifest)
-            reading = asyncio.to_thread(checksums, manifest, as_bytes(handle.payload), self._num_threads)
-            loading = asyncio.to_thread(self._load, engine, arrival)
-            arrival.found, _ = await asyncio.gather(reading, loading)
+            arrival.manifest = read_manifest(handle.manifest)
+            await asyncio.to_thread(self._read, engine, arrival, arrival.manifest)
         except WeightsRefused:
             pass
         return arrival
 
-    def _load(self, engine: LLMEngine, arrival: Arrival) -> None:
-        """Fill the arrival's twin, where the model can have one."""
-        assert arrival.manifest is not None
+    def _read(self, engine: LLMEngine, arrival: Arrival, manifest: Manifest) -> None:
+        """Fill the arrival: its twin, where the model can have one, and the checksum of every tensor."""
+        payload = as_bytes(arrival.payload)
+        seen: dict[tuple[int, int], int] = {}
         try:
             if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
                 twin = Twin(model, tied=self._tied)
-                twin.load(iterate_tensors(arrival.manifest, arrival.payload))
+                twin.load(read_tensors(manifest, payload, seen))
                 arrival.twin = twin
+        except WeightsRefused:
+            raise
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the twin
             arrival.failure = error
+        arrival.found = checksums(manifest, payload, self._num_threads, seen)
 
 
 def _place(handle: WeightsHandle) -> tuple[int, int]:

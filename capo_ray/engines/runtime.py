@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.extra import check_extra
+from capo_ray.engines.heap import keep_freed_memory
 from capo_ray.engines.nameless import take_names_away
 from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
@@ -36,6 +37,8 @@ def prepare_environment(spec: EngineSpec) -> None:
     if Path(spec.model_path).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if spec.device == "cpu":
+        if spec.takes_weights:
+            keep_freed_memory()
         if spec.tensor_parallel > 1:
             # Binding wants a NUMA node per worker; num_threads is what counts here.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -102,10 +102,13 @@ class Twin:
         from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 
         for layer, twin in self._pairs:
-            LAYERWISE_INFO.pop(twin, None)
-            for name, param in twin._parameters.items():
-                if param is not None and param is not layer._parameters.get(name):
-                    param.__dict__.clear()
+            info = LAYERWISE_INFO.pop(twin, None)
+            described = info.restore_metadata if info is not None else ()
+            shared = {id(tensor) for tensor in (*layer._parameters.values(), *layer._buffers.values())}
+            for tensors in (twin._parameters, twin._buffers, *described):
+                for tensor in tensors.values():
+                    if tensor is not None and id(tensor) not in shared:
+                        tensor.__dict__.clear()
 
     def _copy(self, layer: torch.nn.Module, seen: dict[int, torch.nn.Module]) -> torch.nn.Module:
         """A layer of the same class and settings with a place of its own for every tensor, and its sublayers'."""

@@ -45,11 +45,27 @@ Found = Mapping[tuple[int, int], int]
 """The checksums of a payload's pieces, each by its offset and its bytes."""
 
 
-def checksums(manifest: Manifest, payload: np.ndarray[Any, Any], num_threads: int = 1) -> dict[tuple[int, int], int]:
-    """The checksum of every piece that the manifest names; raises `WeightsRefused` where one lies outside."""
+def checksums(
+    manifest: Manifest, payload: np.ndarray[Any, Any], num_threads: int = 1, known: Found | None = None
+) -> dict[tuple[int, int], int]:
+    """The checksum of every piece that the manifest names; raises `WeightsRefused` where one lies outside.
+
+    Those in `known` were made of this very payload before.
+    """
     pieces = {(entry.offset, entry.num_bytes): _piece(entry, payload) for entry in manifest.tensors}
+    unread = {place: piece for place, piece in pieces.items() if known is None or place not in known}
     with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads:
-        return dict(zip(pieces, threads.map(checksum, pieces.values()), strict=True))
+        return dict(known or {}) | dict(zip(unread, threads.map(checksum, unread.values()), strict=True))
+
+
+def read_tensors(
+    manifest: Manifest, payload: np.ndarray[Any, Any], found: dict[tuple[int, int], int]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `iterate_tensors`; each piece's checksum goes to `found` before it is copied, while it is in the cache."""
+    for entry in manifest.tensors:
+        piece = _piece(entry, payload)
+        found[entry.offset, entry.num_bytes] = checksum(piece)
+        yield entry.name, _view(piece, entry)
 
 
 def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | None = None) -> Manifest:

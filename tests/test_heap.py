@@ -1,0 +1,45 @@
+"""Freed memory is used again, not fetched anew."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FREE_AND_TAKE = """
+import resource, sys, threading
+import numpy as np
+from capo_ray.engines.heap import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def take():
+    blocks = [np.empty(size << 20, dtype=np.uint8) for size in (100, 3, 7, 3, 40)]
+    for block in blocks:
+        block[:: 4096] = 1
+
+def twice():
+    take()
+    before = faults()
+    take()
+    print(faults() - before)
+
+thread = threading.Thread(target=twice)  # as an engine loads: not on the main thread
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_was_freed_is_not_fetched_page_by_page_again() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FREE_AND_TAKE, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    kept, usual = faults("keep"), faults("give back")
+    assert kept < 50 < usual, "153 MiB are at least 76 pages, of 2 MiB each where the kernel gives such"

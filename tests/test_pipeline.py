@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_ray.checkpoint import read_state, write_state
 from capo_ray.config import TrainConfig
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
 from capo_ray.flow.budgets import batch_deadline_s
@@ -20,7 +21,7 @@ from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import RunState, read_checkpoint
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
-from capo_ray.runs.layout import REWARD_MODEL_DIR
+from capo_ray.runs.layout import REWARD_MODEL_DIR, STATE_FILE
 from capo_ray.types import (
     Batch,
     Completion,
@@ -115,6 +116,18 @@ def test_a_checkpoint_leaves_out_no_problem_that_is_drawn_while_it_is_written(tm
     trained = {key.problem for batch in parts.learner.batches[: state.version] for key in batch}  # type: ignore[attr-defined]
     assert state.version == 5
     assert drawn == trained | {problem.id for problem, _ in state.outstanding}
+
+
+def test_a_checkpoint_from_before_evaluations_had_intervals_is_read(tmp_path: Path) -> None:
+    parts = fake_parts(tmp_path, make_config())
+    run_until_killed(parts, 7)
+    latest = parts.checkpoints.latest()
+    assert latest is not None
+    payload = read_state(latest / STATE_FILE)
+    del payload["initial"]
+    write_state(latest / STATE_FILE, payload | {"initial_accuracy": 0.25})
+    state, _ = read_checkpoint(latest)
+    assert state.version == 5 and state.initial == {"accuracy": 0.25}
 
 
 @pytest.mark.parametrize("max_age", [0, 1, 3])

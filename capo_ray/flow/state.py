@@ -59,6 +59,8 @@ def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
     problems = payload.pop("problems")
     payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
     payload["entropy"] = EntropyState(**payload["entropy"])
+    if "initial_accuracy" in payload:  # of a run from before evaluations had intervals
+        payload["initial"] = {"accuracy": payload.pop("initial_accuracy")}
     return RunState(**payload), problems
 
 

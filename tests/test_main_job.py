@@ -21,6 +21,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.metrics.register import unregistered
 from capo_ray.problems import build_problems
 from capo_ray.runs.layout import CRITIQUES_FILE, LEDGER_FILE
+from tests.own_package import write_package
 from tests.test_critics_figures import OF_THE_TIER, PROMISED
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(420)]
@@ -227,9 +228,13 @@ def problems_of(run_dir: Path, state: str) -> set[str]:
         return {row[0] for row in db.execute("SELECT DISTINCT problem FROM trajectories WHERE state = ?", (state,))}
 
 
-def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> None:
-    run_dir = tmp_path / "killed"
-    process = start(run_dir, "run.num_updates=5", "run.checkpoint_every=2")
+def test_a_killed_driver_resumes_and_trains_nothing_twice_also_with_parts_of_another_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, package = tmp_path / "killed", write_package(tmp_path / "site")
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join([str(package), *sys.path]))
+    parts = ("credit=own", "steps=own_lines", "verifier.kind=own_end")
+    process = start(run_dir, *parts, "run.num_updates=5", "run.checkpoint_every=2")
     due = run_dir / "checkpoints" / "v000002"  # written while the third update goes on
     wait_for(lambda: updates_of(run_dir) >= 3 and due.is_dir(), process, run_dir, "the third update")
     process.kill()
@@ -239,6 +244,10 @@ def test_a_killed_driver_resumes_and_trains_nothing_twice(tmp_path: Path) -> Non
     ledger = ledger_of(run_dir)
     assert ledger["balanced"] is True and ledger["trained_twice"] == 0
     assert ledger["counts"]["trained"] == 5 * 4 * 4
+    groups = [json.loads(line) for line in (run_dir / "transcripts.jsonl").read_text().splitlines()]
+    told = [(group["answer"], response) for group in groups for response in group["responses"]]
+    assert {response["reason"] for _, response in told} <= {"right", "wrong"}, "the words of a custom verifier"
+    assert all(response["reward"] == response["text"].rstrip("}\n").endswith(answer) for answer, response in told)
     assert sorted(int(r["update"]) for r in rows_of(run_dir) if "loss/objective_mean" in r) == list(range(1, 6))
     sessions = json.loads((run_dir / "history.json").read_text())["sessions"]
     assert [s["from_version"] for s in sessions] in ([0, 2], [0, 4])

@@ -30,10 +30,7 @@ from capo_ray.types import Problem
 REACH_S = 5.0
 IMPORT_S = 60.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-IMPORT_CHECK = (
-    "import importlib, sys; module, name = sys.argv[1].split(':'); "
-    "sys.exit(not callable(getattr(importlib.import_module(module), name)))"
-)
+IMPORT_CHECK = "import pkgutil, sys; sys.exit(not callable(pkgutil.resolve_name(sys.argv[1])))"
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -161,23 +158,23 @@ def check_stop_tokens(config: TrainConfig) -> None:
 
 
 def check_verifier(config: TrainConfig) -> None:
-    """The custom verifier can be imported, the current directory included, and is a function."""
-    if config.verifier.kind != "custom":
+    """A verifier of one's own can be imported, the current directory included, and is a function."""
+    function = config.verifier.function
+    if not function:
         return
+    said = f"verifier.path={function}" if config.verifier.path else f"verifier.kind={config.verifier.kind} ({function})"
     path = os.pathsep.join([os.getcwd(), *(entry or os.getcwd() for entry in sys.path)])
-    line = [sys.executable, "-c", IMPORT_CHECK, config.verifier.path]
+    line = [sys.executable, "-c", IMPORT_CHECK, function]
     try:
         done = subprocess.run(
             line, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=IMPORT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise RunFailed(
-            f"verifier.path={config.verifier.path}: expected an import within {IMPORT_S:.0f} s; make the module lighter"
-        ) from error
+        raise RunFailed(f"{said}: expected an import within {IMPORT_S:.0f} s; make the module lighter") from error
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it is no function"
         raise RunFailed(
-            f"verifier.path={config.verifier.path} must name a function of a module that can be imported here (got: "
+            f"{said} must be a function of a module that can be imported here (got: "
             f"{reason}); start where the module lies, or put its directory on PYTHONPATH"
         )
 

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from capo_ray.cli.compose import GROUPS, compose_train, list_choices
+from capo_ray.config.sections import verifier_kinds
 
 HELP = """train a policy with reinforcement learning and step-level credit
 
@@ -26,7 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--full", "--dry-run=full", dest="full", action="store_true", help="a dry run with the whole configuration"
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as JSON")
-    choices = [f"  {group:<11}{', '.join(list_choices(group))}" for group in GROUPS if list_choices(group)]
+    named = {group: list_choices(group) for group in GROUPS} | {"verifier.kind": verifier_kinds()}
+    choices = [f"  {group:<15}{', '.join(names)}" for group, names in named.items() if names]
     examples = (
         "capo-ray train credit=grpo",
         "capo-ray train credit.vote=intersection critic.num_votes=8",

@@ -35,10 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "reward is 1 right, 0 wrong or no answer, null undecided (time-out, crash, refused).\n"
         "exit codes: 0 every line judged or undecided; 1 a line did not fit (named on standard error, null in place)"
     )
+    from capo_ray.config.sections import verifier_kinds
+
     parser.add_argument("--input", required=True, metavar="PAIRS.jsonl", help="file, or - for standard input")
-    parser.add_argument(
-        "--kind", default="math", choices=("math", "exact", "choice", "numeric", "custom"), help="default: math"
-    )
+    kinds = ", ".join(verifier_kinds())
+    parser.add_argument("--kind", default="math", metavar="KIND", help=f"default: math; one of {kinds}")
     parser.add_argument("--path", default="", metavar="MODULE:FUNCTION", help="the function of --kind custom")
     parser.add_argument("--tolerance", type=float, default=None, metavar="X", help="of --kind numeric, default 0.01")
     parser.add_argument("--timeout", type=float, default=None, metavar="S", help="processor seconds for one pair")

@@ -1,8 +1,8 @@
-"""The kinds of a section that a run may name: those of this package, and those of packages installed beside it.
+"""What a run may name: what this package has, and what packages installed beside it add.
 
 A package adds one by an entry point: the kind's name, and its config class, whose `rule` names its function
 (`capo_ray.credit_methods` of credit methods, `capo_ray.segmenters` of segmenters). One that cannot be loaded is refused
-by name, and harms nothing else.
+by name, and harms nothing else. A verifier is a function and has no section (`capo_ray.verifiers`).
 Invariant: packages are looked for at the first question, not at import, so that theirs may import ours.
 """
 
@@ -20,6 +20,15 @@ from pydantic_core import CoreSchema
 from capo_ray.config.base import RuledSection
 
 RuledT = TypeVar("RuledT", bound=RuledSection)
+
+
+VERIFIERS = "capo_ray.verifiers"
+
+
+def offered_functions(group: str) -> dict[str, str]:
+    """`package.module:function` by the name under which a package offers it; nothing is imported."""
+    found = sorted(entry_points(group=group), key=lambda entry: entry.name)
+    return {entry.name: f"{entry.module}:{entry.attr}" for entry in found}
 
 
 class Family(Mapping[str, type[RuledT]], Generic[RuledT]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from capo_ray.config.base import Idle, Scalar, Section
 from capo_ray.config.cluster import ClusterConfig as ClusterConfig
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.data import DataConfig as DataConfig
+from capo_ray.config.families import VERIFIERS, offered_functions
 from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig
 from capo_ray.config.job import Positive as Positive
 
@@ -117,12 +119,20 @@ class EngineConfig(Section):
         )
 
 
+VERIFIER_KINDS = ("math", "exact", "choice", "numeric", "custom")
+
+
+def verifier_kinds() -> list[str]:
+    """Our own kinds of verifiers, then those of other packages."""
+    return list(dict.fromkeys([*VERIFIER_KINDS, *offered_functions(VERIFIERS)]))
+
+
 class VerifierConfig(Section):
     """The rule that checks final answers."""
 
-    kind: Literal["math", "exact", "choice", "numeric", "custom"] = "math"
+    kind: str = "math"
     """math: math-verify; exact: same text; choice: same options; numeric: within `tolerance`; custom: the function at
-    `path`."""
+    `path`; or the name of a function that another package offers by an entry point of `capo_ray.verifiers`."""
     path: str = ""
     """kind=custom: `package.module:function`, called as function(answer, response) -> True, False or None (invalid)."""
     tolerance: float = Field(0.01, ge=0, lt=1)
@@ -131,7 +141,8 @@ class VerifierConfig(Section):
     num_processes: Positive = 1
     """Child processes per worker."""
     timeout_s: float = Field(1.0, gt=0)
-    """Processor seconds for one pair (kind=custom: seconds); then its process is killed and the verdict is invalid."""
+    """Processor seconds for one pair (of a function of one's own: seconds); then its process is killed and the verdict
+    is invalid."""
     memory_mib: Annotated[int, Field(ge=256)] = 512
     """Address space of one child process."""
     checks_per_process: Positive = 2000
@@ -141,8 +152,17 @@ class VerifierConfig(Section):
     deadline_s: float = Field(60.0, gt=0)
     """For all siblings of a group."""
 
+    @property
+    def function(self) -> str:
+        """`package.module:function` where it is not one of our own kinds, else nothing."""
+        return self.path if self.kind in VERIFIER_KINDS else offered_functions(VERIFIERS).get(self.kind, "")
+
     @model_validator(mode="after")
-    def _path_goes_with_custom(self) -> VerifierConfig:
+    def _refuse_combinations(self) -> VerifierConfig:
+        if self.kind not in (known := verifier_kinds()):
+            near = get_close_matches(self.kind, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"verifier.kind={self.kind} is no verifier{hint} Verifiers: {', '.join(known)}")
         if self.kind == "custom" and not re.fullmatch(r"[\w.]+:\w+", self.path):
             raise ValueError(f"verifier.kind=custom needs verifier.path=package.module:function (got {self.path!r})")
         if self.kind != "custom" and self.path:

@@ -12,9 +12,9 @@ checker reads the end of its input, or runs into its CPU limit if it hangs, and 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -150,10 +150,9 @@ def load_check(kind: str, path: str) -> Check:
 
         prepare(slow_equal)
         return slow_equal
-    module_name, function_name = path.split(":")
-    function = getattr(importlib.import_module(module_name), function_name)
+    function = pkgutil.resolve_name(path)
     if not callable(function):
-        raise TypeError(f"verifier.path={path} must name a function(answer, response)")
+        raise TypeError(f"expected a function(answer, response) at {path}, got {type(function).__name__}")
     return cast(Check, function)
 
 

@@ -40,7 +40,7 @@ class VerifierPool:
     """A `protocols.Verifier`; `start()` returns at once, `close()` kills the children."""
 
     def __init__(self, config: VerifierConfig) -> None:
-        self._config = config
+        self._config, self._function = config, config.function
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._suspects: SimpleQueue[Job | None] = SimpleQueue()
         self._settings: dict[str, Any] = {}
@@ -57,12 +57,12 @@ class VerifierPool:
         with self._lock:
             if self._closed:
                 raise PartLost("the verifier pool is closed; make a new one")
-            if self._lanes or self._config.kind not in ("math", "custom"):
+            if self._lanes or not (self._function or self._config.kind == "math"):
                 return
             count = self._config.num_processes
             settings: dict[str, Any] = {
                 "kind": self._config.kind,
-                "path": self._config.path,
+                "path": self._function,
                 "timeout_s": self._config.timeout_s,
                 "memory_mib": self._config.memory_mib,
                 "checks": self._config.checks_per_process,
@@ -113,7 +113,7 @@ class VerifierPool:
     async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
         """One verdict per response, in order; raises `PartLost` only when no child starts or the pool is closed."""
         self.start()
-        reference = answers.reference_answer(answer) if self._config.kind != "custom" else answer
+        reference = answer if self._function else answers.reference_answer(answer)
         settled: list[tuple[str | None, Outcome | Job]] = []
         for response in responses:
             settled.append(self._settle(reference, response))
@@ -159,7 +159,7 @@ class VerifierPool:
         self._counts["pairs"] += 1
         if self._config.kind == "math" and reference.casefold() in NO_ANSWERS:
             return None, NO_REFERENCE
-        if self._config.kind == "custom":
+        if self._function:
             digest = blake2b(response.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
             return None, self._lookup((reference, digest), reference, response)
         if self._config.kind == "choice":

@@ -1,14 +1,18 @@
-"""A credit method of another package: a distribution in a folder on sys.path, as pip would have installed it."""
+"""Methods, segmenters and verifiers of other packages: a distribution on sys.path, as pip would have installed it."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.own_package import write_package
 
 MODULE = '''
 from typing import ClassVar, Literal
@@ -79,3 +83,61 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other_method(pack
     assert "credit=half is of the package half-credit" in refused.stderr
     assert "a_package_that_is_not_here" in refused.stderr and "Traceback" not in refused.stderr
     assert python(package, "-m", "capo_ray", "credit", "grpo", "--input", "-", text=json.dumps(LINE)).returncode == 0
+
+
+def test_a_segmenter_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "site")
+    capo_ray = functools.partial(python, package, "-m", "capo_ray")
+    assert ", own_lines, " in capo_ray("train", "--help").stdout
+    planned = capo_ray("train", "credit=own", "steps=own_lines", "steps.num_lines=2", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.splitlines()[-3:] == ["credit=own", "steps=own_lines", "steps.num_lines=2"]
+    solution = json.dumps({"question": "q", "response": "1+1 = 2\n2+1 = 3\n3+1 = 4\nSo 4."})
+    words = ("--input", "-", "--json", "steps=own_lines", "steps.num_lines=2")
+    judged = capo_ray("critique", *words, "critic.backend=calculator", text=solution)
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads(judged.stdout)["summary"]["steps"] == 2
+    member = {"text": "a\nb\nc", "tokens": list("a\nb\nc"), "reward": 1, "flagged": [[]]}
+    credited = capo_ray("credit", "own", *words, text=json.dumps({"id": "l", "responses": [member] * 2}))
+    assert credited.returncode == 0, credited.stderr
+    assert [r["steps"] for r in json.loads(credited.stdout)["responses"]] == [[[0, 4], [4, 5]]] * 2
+    refused = capo_ray("train", "steps=own_lines", "steps.window=3", "--dry-run")
+    assert "steps.window is no key of steps=own_lines" in refused.stderr
+
+
+def test_a_verifier_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "site")
+    capo_ray = functools.partial(python, package, "-m", "capo_ray")
+    assert "custom, own_end" in capo_ray("train", "--help").stdout
+    assert "own_end" in capo_ray("verify", "--help").stdout
+    planned = capo_ray("train", "verifier.kind=own_end", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert re.search(r"verifier +1 .* own_end, 1 child", planned.stdout)
+    pairs = "".join(json.dumps({"answer": "7", "response": text}) + "\n" for text in ("so 7.", "so 17"))
+    judged = capo_ray("verify", "--kind", "own_end", "--input", "-", text=pairs)
+    assert [json.loads(line)["reward"] for line in judged.stdout.splitlines()] == [1, 0], judged.stderr
+    refused = capo_ray("verify", "--kind", "own_and", "--input", "-", text=pairs)
+    assert "verifier.kind=own_and is no verifier; did you mean own_end?" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "credit=own", "--dry-run"), "credit=own is of the package own-parts, which cannot give it"),
+        (
+            ("train", "steps=own_lines", "--dry-run"),
+            "steps=own_lines is of the package own-parts, which cannot give it",
+        ),
+        (
+            ("train", "verifier.kind=own_end", "--dry-run"),
+            "verifier.kind=own_end (own_parts:same_end) must be a function",
+        ),
+    ],
+)
+def test_a_broken_package_is_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    package = write_package(tmp_path / "site")
+    (package / "own_parts.py").write_text("import a_package_that_is_not_here\n")
+    refused = python(package, "-m", "capo_ray", *words)
+    assert refused.returncode == 1
+    assert said in refused.stderr and "a_package_that_is_not_here" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1

@@ -22,9 +22,10 @@ from capo_ray.cli.critique_table import Judgement, against_truth, by_source, fin
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
-from capo_ray.critics import build_judge, calculate, parse_critique
+from capo_ray.critics import calculate, parse_critique
 from capo_ray.critics.guarded import GuardedStore
 from capo_ray.critics.store import StoreHeld
+from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.protocols import Judge, JudgeRequest, RunFailed
 
 HELP = "judge the steps of a file of solutions: what a critic, rubric, k and vote are worth, and what they cost"
@@ -157,57 +158,22 @@ async def _open_store(path: str) -> GuardedStore | None:
 @asynccontextmanager
 async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncIterator[Judge]:
     """The judge of the configuration, in this process and without Ray; its engine ends with it."""
-    store = await _open_store(critic.store)
+    judge: Any = None
     engine: Any = None
+    store = await _open_store(critic.store)
     try:
-        if critic.backend == "vllm":
-            from capo_ray.engines import HfTokenizer
-
-            engine, path = await asyncio.to_thread(_start_engine, config, critic)
-            judge: Any = build_judge(
-                critic,
-                vote=vote,
-                quorum=1,
-                store=store,
-                engine=engine,
-                tokenizer=HfTokenizer(path),
-                model_revision=path,
-            )
-        else:
-            try:
-                judge = build_judge(critic, vote=vote, quorum=1, store=store)
-            except ValueError as error:
-                raise RunFailed(str(error)) from error
         try:
-            yield judge
-        finally:
-            if hasattr(judge, "close"):
-                await judge.close()
+            judge, engine = await open_judge(engine_spec(config), critic, vote, 1, store)
+        except ValueError as error:
+            raise RunFailed(str(error)) from error
+        yield judge
     finally:
+        if hasattr(judge, "close"):
+            await judge.close()
         if engine is not None:
             await asyncio.to_thread(engine.close)
         if store is not None:
             await store.close()
-
-
-def _start_engine(config: TrainConfig, critic: CriticConfig) -> tuple[Any, str]:
-    from capo_ray.engines import EngineSpec, VllmEngine
-    from capo_ray.problems import asset_path
-
-    path = str(asset_path(critic.model, "critic"))
-    spec = EngineSpec.of(
-        critic,
-        model_path=path,
-        dtype=critic.dtype,
-        max_model_len=critic.max_model_len,
-        seed=config.run.seed,
-        takes_weights=False,
-        deadline_s=critic.deadline_s,
-        start_deadline_s=config.engine.start_deadline_s,
-    )
-    engine = VllmEngine(spec)
-    engine.start()
-    return engine, path
 
 
 def _name(critic: CriticConfig) -> str:

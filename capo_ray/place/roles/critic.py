@@ -15,14 +15,13 @@ from ray.actor import ActorHandle
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.config.sections import CriticConfig
-from capo_ray.critics import build_judge
 from capo_ray.critics.panel import was_not_answered
 from capo_ray.critics.retries import RetryBudget
-from capo_ray.demand import critic_model
 from capo_ray.place.face import spawn
+from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.place.placement import shares_devices
 from capo_ray.place.pool import MANY_AT_ONCE, WorkerPool
-from capo_ray.place.role import Role, Site, Tier, path_of
+from capo_ray.place.role import Role, Site, Tier
 from capo_ray.place.store import RemoteStore, StoreKeeper, StoreTier
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout
 from capo_ray.runs.layout import CRITIQUES_FILE
@@ -53,20 +52,8 @@ class CriticWorker:
 
     async def start(self) -> int:
         """Load the model, if any; the process id."""
-        from capo_ray.engines import HfTokenizer, VllmEngine
-
-        self._engine = VllmEngine(self._spec) if self._spec is not None else None
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.start)
-        self._judge = build_judge(
-            self._config,
-            vote=self._vote,
-            quorum=self._quorum,
-            store=RemoteStore(self._keeper) if self._keeper is not None else None,
-            engine=self._engine,
-            tokenizer=HfTokenizer(self._spec.model_path) if self._spec is not None else None,
-            model_revision=self._spec.model_path if self._spec is not None else self._config.backend,
-        )
+        store = RemoteStore(self._keeper) if self._keeper is not None else None
+        self._judge, self._engine = await open_judge(self._spec, self._config, self._vote, self._quorum, store)
         return os.getpid()
 
     async def ping(self) -> dict[str, float]:
@@ -170,24 +157,6 @@ class CriticPool(Tier[CriticWorker]):
         if critiques and all(was_not_answered(critique) for critique in critiques):
             raise PartTimeout(f"no vote on any response ({critiques[0].reason})")
         return answer
-
-
-def engine_spec(config: TrainConfig) -> EngineSpec | None:
-    """The engine of a critic worker; only `critic.backend=vllm` has one."""
-    from capo_ray.engines import EngineSpec
-
-    if config.critic.backend != "vllm":
-        return None
-    return EngineSpec.of(
-        config.critic,
-        model_path=path_of(critic_model(config)),
-        dtype=config.critic.dtype,
-        max_model_len=config.critic.max_model_len,
-        seed=config.run.seed,
-        takes_weights=False,
-        deadline_s=config.critic.deadline_s,
-        start_deadline_s=config.engine.start_deadline_s,
-    )
 
 
 def build(site: Site) -> CriticPool:

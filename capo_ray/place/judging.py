@@ -1,0 +1,54 @@
+"""A judge and the engine that its critic runs on, free of Ray: for critic workers, and for commands of one process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from capo_ray.config import TrainConfig
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics import build_judge
+from capo_ray.critics.canary import JudgeWithStats
+from capo_ray.critics.guarded import StoreDoor
+from capo_ray.problems import asset_path
+
+if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without
+    from capo_ray.engines import EngineSpec, VllmEngine
+
+
+def engine_spec(config: TrainConfig) -> EngineSpec | None:
+    """The engine of a critic; only `critic.backend=vllm` has one."""
+    if config.critic.backend != "vllm":
+        return None
+    from capo_ray.engines import EngineSpec
+
+    return EngineSpec.of(
+        config.critic,
+        model_path=str(asset_path(config.critic.model, "critic")),
+        dtype=config.critic.dtype,
+        max_model_len=config.critic.max_model_len,
+        seed=config.run.seed,
+        takes_weights=False,
+        deadline_s=config.critic.deadline_s,
+        start_deadline_s=config.engine.start_deadline_s,
+    )
+
+
+async def open_judge(
+    spec: EngineSpec | None, critic: CriticConfig, vote: str, quorum: int, store: StoreDoor | None
+) -> tuple[JudgeWithStats, VllmEngine | None]:
+    """The judge, and its engine, started, where it has one: whoever asked for it closes both.
+
+    Raises `ValueError` on a configuration that cannot work.
+    """
+    if spec is None:
+        return build_judge(critic, vote=vote, quorum=quorum, store=store), None
+    from capo_ray.engines import HfTokenizer, VllmEngine
+
+    engine = VllmEngine(spec)
+    await asyncio.to_thread(engine.start)
+    tokenizer, path = HfTokenizer(spec.model_path), spec.model_path
+    judge = build_judge(
+        critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=tokenizer, model_revision=path
+    )
+    return judge, engine

@@ -136,6 +136,9 @@ class Run:
             self.figures.append({name: x for name, x in metrics.items() if name.startswith(KEPT)})
             self.quality.append(self.pipeline.critic.summary())
 
+    def write_group(self, *arguments: Any) -> None:
+        """Nothing: nobody reads transcripts of an arm."""
+
     def update(self, **figures: Any) -> None:
         """As `Progress.update`: shown to nobody."""
 

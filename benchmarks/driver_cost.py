@@ -97,12 +97,16 @@ def batch(groups: list[CreditedGroup]) -> Batch:
 
 def bytes_per_token(num_responses: int, num_tokens: int) -> dict[str, float]:
     """Bytes held per token by credited groups, and by them together with samples and batch."""
-    tracemalloc.start()
-    rng, kept = random.Random(1), []
-    for g in range(num_responses // GROUP_SIZE):
+    rng = random.Random(1)
+
+    def credited_group(g: int, num_tokens: int) -> CreditedGroup:
         members = tuple(judge(roll_out(g, i, num_tokens), rng) for i in range(GROUP_SIZE))
         group = Group(g, Problem(f"p{g}", "", ""), members)
-        kept.append(CreditedGroup(group, assign_credit(group, CapoConfig()), {}, 0.0))
+        return CreditedGroup(group, assign_credit(group, CapoConfig()), {}, 0.0)
+
+    batch([credited_group(0, 64)])  # what is imported at first use is no part of a response
+    tracemalloc.start()
+    kept = [credited_group(g, num_tokens) for g in range(num_responses // GROUP_SIZE)]
     count = len(kept) * GROUP_SIZE * num_tokens
     credited = tracemalloc.get_traced_memory()[0] / count
     made = batch(kept)

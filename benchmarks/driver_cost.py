@@ -104,7 +104,7 @@ def bytes_per_token(num_responses: int, num_tokens: int) -> dict[str, float]:
         group = Group(g, Problem(f"p{g}", "", ""), members)
         return CreditedGroup(group, assign_credit(group, CapoConfig()), {}, 0.0)
 
-    batch([credited_group(0, 64)])  # what is imported at first use is no part of a response
+    batch([credited_group(0, num_tokens)])  # what is imported at first use is no part of a response
     tracemalloc.start()
     kept = [credited_group(g, num_tokens) for g in range(num_responses // GROUP_SIZE)]
     count = len(kept) * GROUP_SIZE * num_tokens

@@ -107,11 +107,13 @@ def test_the_canary_is_answered_before_anything_is_computed_anew(
     monkeypatch.setattr(core.model_executor, "execute_model", noted)
     swap_amid(world, running, num_swaps=1, num_samples=2 * SEATS)
     canary = len(world.engine.tokenizer.encode(LONG))
-    beside = [1] * SEATS if running == "keep" else []
     mine = [tokens for version, tokens in steps if version == str(world.engine.version)]
-    assert mine[0] == [*beside, canary]
+    *beside, last = mine[0]
+    assert last == canary
+    # A sequence may end in the very step before the swap; its seat is then empty in this one.
+    assert beside in ([[1] * SEATS, [1] * (SEATS - 1)] if running == "keep" else [[]])
     if running == "keep":
-        assert mine[1] == [1] * SEATS or mine[2] == [1] * SEATS, "nobody who was running is computed anew"
+        assert [1] * SEATS in mine[1:4], "nobody who was running is computed anew"
 
 
 def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from capo_ray.cli.critique_table import to_text
 from capo_ray.cli.schema import ConfigError
 from capo_ray.runs.comparing import line_of
 from capo_ray.runs.reading import NoRun, Run
@@ -40,22 +41,18 @@ def run(args: argparse.Namespace) -> int:
 
 def to_table(lines: list[dict[str, Any]]) -> str:
     """A line per run for people."""
-    if not lines:
-        return "no runs"
-    head = ("run", "status", "method", "updates", "held-out accuracy", "seconds")
-    body = [
-        (
-            line["run"],
-            line["status"],
-            line["method"],
-            str(line["updates"]),
-            f"{show(line['first_accuracy'])} → {show(line['last_accuracy'])}",
-            show(line["seconds"], 0),
-        )
+    rows = [
+        {
+            "run": line["run"],
+            "status": line["status"],
+            "method": line["method"],
+            "updates": line["updates"],
+            "held-out accuracy": f"{show(line['first_accuracy'])} → {show(line['last_accuracy'])}",
+            "seconds": show(line["seconds"], 0),
+        }
         for line in lines
     ]
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *body))
+    return to_text(rows) if rows else "no runs"
 
 
 def show(value: float | None, digits: int = 3) -> str:

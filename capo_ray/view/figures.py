@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from capo_ray.ledger.lives import read_lives
+from capo_ray.runs.comparing import line_of
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.runs.reading import Head, Run
 
@@ -18,20 +19,9 @@ _INTERVALS = {"eval/accuracy_frac": ("eval/accuracy_low_frac", "eval/accuracy_hi
 
 def run_line(run: Run, number: int) -> dict[str, Any]:
     """What the list of runs shows of one."""
-    rows, settings = run.rows(), run.settings
-    accuracy = [row["eval/accuracy_frac"] for row in rows if row.get("eval/accuracy_frac") is not None]
-    return {
-        "id": number,
-        "name": run.name,
-        "status": run.status,
-        "method": _deep(settings, "credit", "method") or "",
-        "model": _deep(settings, "model", "path") or "",
-        "updates": rows[-1]["update"] if rows else 0,
-        "groups": len(run.heads()),
-        "first_accuracy": accuracy[0] if accuracy else None,
-        "last_accuracy": accuracy[-1] if accuracy else None,
-        "alarms": sorted(k for k, v in rows[-1].items() if k.endswith("_alarm") and v) if rows else [],
-    }
+    line, rows = line_of(run), run.rows()
+    alarms = sorted(k for k, v in rows[-1].items() if k.endswith("_alarm") and v) if rows else []
+    return {**line, "id": number, "name": line["run"], "groups": len(run.heads()), "alarms": alarms}
 
 
 def series(run: Run, names: Iterable[str]) -> dict[str, list[Point]]:

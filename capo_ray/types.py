@@ -4,7 +4,8 @@
 
 A stage returns a new noun and never fills a field of an old one later.
 
-Axis letters: P prompt tokens, T response tokens, L = P + T, K reasoning steps, G siblings of a group.
+Axis letters: P prompt tokens, T response tokens, A of them sampled by the policy (all, unless an environment's words
+stand between its turns: `response`), L = P + T, K reasoning steps, G siblings of a group.
 All spans are half-open `[start, end)`; all indices start at 0; all log-probabilities are in nats.
 
 What there is one of per token is a read-only array (or `Runs`, where neighbours are equal), made of whatever sequence
@@ -15,14 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from capo_ray.arrays import NO_RUNS, ByValue, FloatArray, IntArray, Runs, freeze_fields
-
-Finish = Literal["stop", "length", "aborted"]
-Span = tuple[int, int]
+from capo_ray.response import Completion as Completion
+from capo_ray.response import Finish as Finish
+from capo_ray.response import Span as Span
+from capo_ray.response import VersionRun as VersionRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +51,6 @@ class TrajectoryKey:
         return f"{self.problem}/{self.group}/{self.sample}/{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True)
-class VersionRun:
-    """A run of tokens sampled under one weight version: those from the previous run's end up to `end`."""
-
-    version: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Completion(ByValue):
-    """What an engine returns for one sampled continuation (T tokens, end-of-sequence included when sampled).
-
-    `logprobs[T]` are at the sampling temperature; `char_ends[T]` is the length of `text` once token t is decoded
-    (non-decreasing; a token that completes no character repeats the value before it; special tokens add none).
-    `entropies[T]` in nats, of the distribution each token was drawn from; empty unless asked for.
-    """
-
-    token_ids: IntArray
-    logprobs: FloatArray
-    char_ends: IntArray
-    text: str
-    versions: tuple[VersionRun, ...]
-    finish: Finish
-    entropies: FloatArray = ()  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        ints, floats = (np.int32,), (np.float32,)
-        freeze_fields(self, token_ids=ints, char_ends=ints, logprobs=floats, entropies=floats)
-
-    def owned(self) -> Completion:
-        """The same with arrays of its own: those that came over the wire may hold all that they came with."""
-        arrays = {name: getattr(self, name).copy() for name in ("token_ids", "logprobs", "char_ends", "entropies")}
-        return replace(self, **arrays)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory(ByValue):
     """A prompt (P tokens) and the policy's response to it."""
@@ -99,6 +66,12 @@ class Trajectory(ByValue):
     def token_ids(self) -> IntArray:
         """[L]: prompt and response."""
         return np.concatenate((self.prompt_ids, self.response.token_ids))
+
+    @property
+    def acted(self) -> tuple[Span, ...]:
+        """The sampled tokens as spans of [0, L), one a turn; () in one turn, where they are all of the response."""
+        start = len(self.prompt_ids)
+        return tuple((start + a, start + b) for a, b in self.response.acted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +123,10 @@ class Evidence(ByValue):
     critiques: tuple[Critique, ...] = ()
     answer_logprobs: tuple[float, ...] = ()  # [K+1]: mean logprob of the reference answer after 0..K steps
     step_values: tuple[float, ...] = ()  # [K+1]: Monte-Carlo value of each prefix
-    token_rewards: FloatArray = ()  # type: ignore[assignment]  # [T]: implicit or token-level rewards of a second model
-    entropies: FloatArray = ()  # type: ignore[assignment]  # [T]: sampler entropy of each response token
+    token_rewards: FloatArray = ()  # type: ignore[assignment]  # [A]: implicit or token-level rewards of a second model
+    entropies: FloatArray = ()  # type: ignore[assignment]  # [A]: sampler entropy of each token
     num_value_tokens: int = 0  # sampled for the step values, and not for a sibling before
-    hint_gains: FloatArray = ()  # type: ignore[assignment]  # [T]: logprob of each token under a hint, less without it
+    hint_gains: FloatArray = ()  # type: ignore[assignment]  # [A]: logprob of each token under a hint, less without it
     more: Mapping[str, Any] = field(default_factory=dict)  # by kind: what a method from outside this package asked for
 
     def __post_init__(self) -> None:
@@ -184,7 +157,8 @@ class Judged:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.trajectory.response.token_ids)
+        """A: what lengths are to the credit, the means and the metrics."""
+        return self.trajectory.response.num_sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,16 +172,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class GroupCredit:
-    """Per-token credit of a group, aligned with `Group.members`; invalid members have zeros and `included` False."""
+    """Credit of the sampled tokens of a group, aligned with `Group.members`.
 
-    advantages: tuple[Runs, ...]  # [G][T]
-    token_rewards: tuple[Runs, ...]  # [G][T]
+    Invalid members have zeros and `included` False.
+    """
+
+    advantages: tuple[Runs, ...]  # [G][A]
+    token_rewards: tuple[Runs, ...]  # [G][A]
     step_weights: tuple[tuple[float, ...], ...]  # [G][K]: how wrong each step is held to be, 0..1
     valid_critiques: tuple[int, ...]  # [G]
     included: tuple[bool, ...]  # [G]: False where the verdict was invalid
-    # [G][T]: share of the entropy bonus that loss.entropy_control gives to each token; (): 1 everywhere
+    # [G][A]: share of the entropy bonus that loss.entropy_control gives to each token; (): 1 everywhere
     entropy_weights: tuple[Runs, ...] = ()
-    imitation_weights: tuple[Runs, ...] = ()  # [G][T]: tokens to imitate beside the policy gradient
+    imitation_weights: tuple[Runs, ...] = ()  # [G][A]: tokens to imitate beside the policy gradient
 
     def __post_init__(self) -> None:
         for name in ("advantages", "token_rewards", "entropy_weights", "imitation_weights"):
@@ -221,9 +198,9 @@ class GroupCredit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample(ByValue):
-    """All the learner ever knows of a response: tokens [L], and for its last T tokens logprobs and advantages.
+    """All the learner ever knows of a response: tokens [L], and logprobs and advantages of A of them.
 
-    `entropy_weights` and `imitation_weights` are [T], or empty for none: factors of -H_t and of -log pi_t in the loss.
+    `entropy_weights` and `imitation_weights` are [A], or empty for none: factors of -H_t and of -log pi_t in the loss.
     """
 
     key: TrajectoryKey
@@ -233,6 +210,8 @@ class Sample(ByValue):
     versions: tuple[VersionRun, ...]
     entropy_weights: Runs = NO_RUNS
     imitation_weights: Runs = NO_RUNS
+    acted: tuple[Span, ...] = ()
+    """Which tokens, as spans of [0, L), those A are: the others are context; (): the last A."""
 
     def __post_init__(self) -> None:
         freeze_fields(self, token_ids=(np.int32,), sampler_logprobs=(np.float32,))
@@ -241,12 +220,18 @@ class Sample(ByValue):
 
     @property
     def num_response_tokens(self) -> int:
+        """A."""
         return len(self.advantages)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The A tokens, as spans of [0, L)."""
+        return self.acted or ((len(self.token_ids) - len(self.advantages), len(self.token_ids)),)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedSample:
-    """A sample and the weight [T] of each of its tokens in the batch loss: 0 for those that are not trained.
+    """A sample and the weight [A] of each of its tokens in the batch loss: 0 for those that are not trained.
 
     Over the whole batch they sum to 1, save with constant_length.
     """

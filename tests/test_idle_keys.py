@@ -33,6 +33,7 @@ TRAIN = [
     ("run.from_zero=true", NO_RESUME),
     ("run.changes_allowed=[model.path]", NO_RESUME),
     ("model.chat_template_args.x=1", NO_CHAT),
+    ("steps=turn steps.whole_blocks=true", "with steps=turn, which cuts no text; remove it"),
     (
         "data.path=x.jsonl",
         "with data.kind=chains, which makes its own problems; remove it or choose another data=…",

@@ -30,10 +30,9 @@ def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, 
         words = {None: "invalid", 1: "right", 0: "wrong"}
         head = f"  response {i}  {words[member.verdict.reward]}  {credit.valid_critiques[i]} valid critiques"
         console.print(Text(head, style="cyan"))
+        row = Runs.of(member.trajectory.response.over_tokens(credit.advantages[i].expand()))
         for k in range(len(member.steps)):
-            console.print(
-                _paint_step(member, k, credit.advantages[i], credit.step_weights[i][k], strongest), soft_wrap=True
-            )
+            console.print(_paint_step(member, k, row, credit.step_weights[i][k], strongest), soft_wrap=True)
     figures = "  ".join(f"{key.removeprefix('credit/')}={value:.3f}" for key, value in audit.items())
     console.print(Text(f"  audit  {figures}\n", style="dim"), soft_wrap=True)
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from capo_ray.config.base import RuledSection
+from capo_ray.config.base import Idle, RuledSection
 from capo_ray.config.families import Family
 
-Reads = Literal["text", "entropies"]
+Reads = Literal["text", "entropies", "turns"]
 
 
 class StepsBase(RuledSection):
@@ -68,9 +68,25 @@ class EntropySteps(StepsBase):
     """Most steps of a response; the cuts before the highest entropies stay (K_max)."""
 
 
+class TurnSteps(StepsBase):
+    """Steps are turns with an environment, each with the words that it brought; a response of one turn is one step."""
+
+    rule: ClassVar[str] = "capo_ray.steps.segmenters:turns"
+    reads: ClassVar[frozenset[Reads]] = frozenset({"turns"})
+    segmenter: Literal["turn"] = "turn"
+
+    def idle(self) -> tuple[Idle, ...]:
+        """What is cut by nobody."""
+        return (Idle(("whole_blocks",), True, "with steps=turn, which cuts no text; remove it"),)
+
+
 DEFAULT_STEPS = BlankLineSteps()
 SEGMENTERS = Family(
-    "steps", "segmenter", StepsBase, "capo_ray.segmenters", (BlankLineSteps, NewlineSteps, SentenceSteps, EntropySteps)
+    "steps",
+    "segmenter",
+    StepsBase,
+    "capo_ray.segmenters",
+    (BlankLineSteps, NewlineSteps, SentenceSteps, EntropySteps, TurnSteps),
 )
 StepsConfig: TypeAlias = Annotated[StepsBase, SEGMENTERS]
 """The section of any segmenter, told by `segmenter`."""

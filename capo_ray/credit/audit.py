@@ -10,6 +10,7 @@ import numpy as np
 from capo_ray.arrays import Runs, exact_sum
 from capo_ray.credit.rows import spread_over_tokens
 from capo_ray.credit.statistics import correlation
+from capo_ray.credit.turns import sampled_only
 from capo_ray.types import Group, GroupCredit, Judged
 
 AuditRow = tuple[Judged, Runs, tuple[float, ...]]  # advantages [T], step weights [K]
@@ -19,8 +20,9 @@ Token = tuple[float, float, float]  # advantage, step weight, +1 right / -1 wron
 def audit(group: Group, credit: GroupCredit) -> dict[str, float]:
     """Figures named `credit/...`; one that is not defined for this group (a correlation of constants) is absent.
 
-    `_frac` figures are shares of the tokens of valid responses unless they say otherwise.
+    `_frac` figures are shares of the sampled tokens of valid responses unless they say otherwise.
     """
+    group = sampled_only(group)
     rows = [
         (member, advantages, weights)
         for member, advantages, weights, ok in zip(

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from capo_ray.config.credit import CreditBase
+from capo_ray.credit.turns import sampled_only
 from capo_ray.steps import check_spans
 from capo_ray.types import Group, GroupCredit
 
@@ -24,8 +25,9 @@ def rule_of(kind: type[CreditBase]) -> Rule:
 def assign_credit(group: Group, config: CreditBase, progress: float = 0.0) -> GroupCredit:
     """The per-token credit of a judged group under `config.method`; `progress` is the share of the run done, 0..1.
 
-    Raises `SpanError` where the steps of a member do not tile its tokens.
+    A rule never meets a token that the policy did not sample. Raises `SpanError` where the steps of a member do not
+    tile its tokens.
     """
     for member in group.members:
-        check_spans(member.steps, member.num_tokens)
-    return rule_of(type(config))(group, config, progress)
+        check_spans(member.steps, len(member.trajectory.response.token_ids))
+    return rule_of(type(config))(sampled_only(group), config, progress)

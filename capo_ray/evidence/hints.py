@@ -13,13 +13,13 @@ import numpy as np
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit import HintedLogprobs
 from capo_ray.config.credit.hints import ANSWER_SLOT
-from capo_ray.evidence.lines import ResponseLine, read_numbers
+from capo_ray.evidence.lines import ResponseLine
 from capo_ray.evidence.source import Doors, EvidenceSource
 from capo_ray.types import Evidence, Judged, Problem
 
 
 class HintSource(EvidenceSource):
-    """What the hint adds to the logprob of each token [T] of each member."""
+    """What the hint adds to the logprob of each sampled token [A] of each member."""
 
     def __init__(self, asked: HintedLogprobs, doors: Doors) -> None:
         self._hint, self._engine, self._encode_prompt = asked.hint, doors.engine, doors.encode_prompt
@@ -42,8 +42,13 @@ class HintSource(EvidenceSource):
         starts = [len(path.prompt_ids) for path in spoken] + [len(hinted_prompt)] * len(spoken)
         # At temperature 1 on both sides: the sampler's own logprobs may be at another one, or of an older version.
         scores = await self._engine.score([*plain, *hinted], starts)
-        pairs = zip(scores[: len(spoken)], scores[len(spoken) :], strict=True)
-        gains = iter([np.array(under, np.float32) - np.array(without, np.float32) for without, under in pairs])
+        pairs = zip(spoken, scores[: len(spoken)], scores[len(spoken) :], strict=True)
+        gains = iter(
+            [
+                (np.array(under, np.float32) - np.array(without, np.float32))[path.response.sampled()]
+                for path, without, under in pairs
+            ]
+        )
         return [Evidence(hint_gains=next(gains) if m.num_tokens else np.empty(0, np.float32)) for m in members]
 
     @classmethod
@@ -52,7 +57,7 @@ class HintSource(EvidenceSource):
         if gains := line.per_token("hint_gains", None):
             return Evidence(hint_gains=np.array(gains))
         hinted = line.per_token("hinted_logprobs", asked, logprobs=True)
-        plain = read_numbers(line.item, "logprobs", len(hinted), line.where) if hinted else ()
+        plain = line.per_token("logprobs", None) if hinted else ()
         if hinted and not plain:
             line.refuse("logprobs", f"{len(hinted)} numbers beside hinted_logprobs, to be compared with them", None)
         return Evidence(hint_gains=np.array(hinted) - np.array(plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ class ResponseLine:
         return values
 
     def per_token(self, name: str, asked: Request | None, *, logprobs: bool = False) -> tuple[float, ...]:
-        """[T] numbers of a field."""
-        return self.series(name, asked, len(self.response.token_ids), logprobs=logprobs)
+        """[A]: those of the [T] numbers of a field that belong to sampled tokens."""
+        values = self.series(name, asked, len(self.response.token_ids), logprobs=logprobs)
+        return values if not self.response.acted else tuple(itertools.compress(values, self.response.sampled()))
 
     def per_prefix(self, name: str, asked: Request | None, *, logprobs: bool = False) -> tuple[float, ...]:
         """[K+1] numbers of a field: after 0 .. K steps."""

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from pydantic import ValidationError
 
+from capo_ray.arrays import Runs
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
 from capo_ray.credit import assign_credit, audit
@@ -82,14 +83,19 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
 
 def _read_steps(item: dict[str, Any], where: str, response: Completion) -> tuple[Span, ...]:
     """The spans [start, end) of tokens that the line itself gives, as transcripts do; () where it gives none."""
-    given, count = item.get("steps"), len(response.token_ids)
-    if given is None:
-        return ()
-    pairs = isinstance(given, list) and all(isinstance(p, list) and [type(x) for x in p] == [int, int] for p in given)
-    ends = [0, *(end for _, end in given)] if pairs else []
-    if not pairs or any(start != ends[k] or end <= start for k, (start, end) in enumerate(given)) or ends[-1] != count:
-        refuse(f"{where}.steps", f"pairs [start, end) that tile the {count} tokens in order", given)
-    return tuple((start, end) for start, end in given)
+    count = len(response.token_ids)
+    words = f"pairs [start, end) that tile the {count} tokens in order"
+    words += ", each with a sampled token" if response.acted else ""
+    steps = _read_spans(item, "steps", where, words, count)
+    ends = [0, *(end for _, end in steps)]
+    bare = any(start == end for start, end in response.sampled_only(steps)[1])
+    if (
+        "steps" in item
+        and item["steps"] is not None
+        and ([a for a, _ in steps] != ends[:-1] or ends[-1] != count or bare)
+    ):
+        refuse(f"{where}.steps", words, item["steps"])
+    return steps
 
 
 def _split(item: dict[str, Any], where: str, response: Completion, segmenter: StepsBase) -> tuple[Span, ...]:
@@ -121,9 +127,27 @@ def _read_tokens(item: dict[str, Any], where: str) -> Completion:
         total += len(token)
         ends.append(total)
     count = len(tokens)
-    logprobs = read_numbers(item, "logprobs", count, where) or (math.nan,) * count
-    runs = (VersionRun(0, count),)
-    return Completion(np.arange(count), np.array(logprobs), np.array(ends), text, runs, "stop")
+    logprobs = np.array(read_numbers(item, "logprobs", count, where) or (math.nan,) * count)
+    acted = _read_spans(item, "acted", where, f"pairs [start, end) of the {count} tokens in order", count)
+    kept = np.concatenate([logprobs[start:end] for start, end in acted]) if acted else logprobs
+    runs = (VersionRun(0, len(kept)),)
+    return Completion(np.arange(count), kept, np.array(ends), text, runs, "stop", acted=acted)
+
+
+def _read_spans(item: dict[str, Any], name: str, where: str, words: str, count: int) -> tuple[Span, ...]:
+    """Spans [start, end) of the tokens in order, none empty; () where the field is not there."""
+    given, last = item.get(name), 0
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(
+        isinstance(p, list) and [type(x) for x in p] == [int, int] for p in given
+    ):
+        refuse(f"{where}.{name}", words, given)
+    for start, end in given:
+        if not last <= start < end <= count:
+            refuse(f"{where}.{name}", words, given)
+        last = end
+    return tuple((start, end) for start, end in given)
 
 
 def _read_reward(item: dict[str, Any], where: str) -> int | None:
@@ -206,14 +230,20 @@ def to_json(name: str | int, group: Group, credit: GroupCredit, figures: Mapping
         {
             "steps": [list(span) for span in member.steps],
             "wrong": list(credit.step_weights[i]),
-            "token_rewards": list(credit.token_rewards[i]),
-            "advantages": list(credit.advantages[i]),
+            "token_rewards": over_tokens(member, credit.token_rewards[i]),
+            "advantages": over_tokens(member, credit.advantages[i]),
             "valid_critiques": credit.valid_critiques[i],
             "included": credit.included[i],
         }
         for i, member in enumerate(group.members)
     ]
     return {"id": name, "responses": responses, "audit": dict(figures)}
+
+
+def over_tokens(member: Judged, row: Runs) -> list[float]:
+    """[T]: the numbers of sampled tokens [A], and 0 for those that the policy read."""
+    response = member.trajectory.response
+    return response.over_tokens(row.expand()).tolist() if response.acted else list(row)
 
 
 def credit_of_line(line: str, config: CreditBase, *, rubric: str = "paper", progress: float = 0.0) -> dict[str, Any]:

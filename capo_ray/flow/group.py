@@ -87,6 +87,7 @@ def to_samples(group: CreditedGroup) -> list[Sample]:
             versions=member.trajectory.response.versions,
             entropy_weights=entropy_weights,
             imitation_weights=imitation_weights,
+            acted=member.trajectory.acted,
         )
         for member, advantages, entropy_weights, imitation_weights, included in rows
         if included

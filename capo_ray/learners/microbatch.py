@@ -1,6 +1,7 @@
 """A cell of samples as tensors: rows padded on the right, and flat indices of the positions that predict a response.
 
-B rows, W padded width, N response tokens of the cell, one sample after another.
+B rows, W padded width, N sampled tokens of the cell, one sample after another. What a policy read between its turns is
+context, as its prompt: nothing is predicted there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from capo_ray.arrays import IntArray, Runs
-from capo_ray.types import WeightedSample
+from capo_ray.types import Span, WeightedSample
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,26 @@ class Microbatch:
 
 def to_inputs(token_ids: Sequence[Sequence[int] | IntArray], starts: Sequence[int], device: torch.device) -> Inputs:
     """The inputs that predict tokens [start, end) of each sequence; every start must be at least 1."""
+    spans = [((start, len(ids)),) for ids, start in zip(token_ids, starts, strict=True)]
+    return span_inputs(token_ids, spans, device)
+
+
+def span_inputs(
+    token_ids: Sequence[Sequence[int] | IntArray], spans: Sequence[Sequence[Span]], device: torch.device
+) -> Inputs:
+    """The inputs that predict the tokens in the spans of each sequence; none may begin at 0 or be empty."""
     width = max(len(ids) for ids in token_ids)
     rows = np.zeros((len(token_ids), width), np.int64)
     predictors: list[np.ndarray] = []
-    for row, (ids, start) in enumerate(zip(token_ids, starts, strict=True)):
-        if not 1 <= start < len(ids):
-            raise ValueError(f"a scored span must start at 1 or later and end at {len(ids)} or before (got {start})")
+    for row, (ids, own) in enumerate(zip(token_ids, spans, strict=True)):
         rows[row, : len(ids)] = ids
-        predictors.append(np.arange(row * width + start - 1, row * width + len(ids) - 1))
+        for start, end in own:
+            if not 1 <= start < end <= len(ids):
+                raise ValueError(
+                    f"a scored span must start at 1 or later, hold a token and end at {len(ids)} or before (got "
+                    f"{start}, {end})"
+                )
+            predictors.append(np.arange(row * width + start - 1, row * width + end - 1))
     at = np.concatenate(predictors)
     return Inputs(
         input_ids=torch.from_numpy(rows).to(device),
@@ -65,9 +78,7 @@ def to_microbatch(cell: Sequence[WeightedSample], device: torch.device) -> Micro
         zero = torch.zeros(1, device=device)
         return Microbatch(to_inputs([[0, 0]], [1], device), zero, zero, zero, zero.long(), 0)
     samples = [w.sample for w in cell]
-    inputs = to_inputs(
-        [s.token_ids for s in samples], [len(s.token_ids) - s.num_response_tokens for s in samples], device
-    )
+    inputs = span_inputs([s.token_ids for s in samples], [s.spans for s in samples], device)
 
     def flat(rows: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(rows)).to(device)

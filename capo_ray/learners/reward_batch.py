@@ -51,8 +51,9 @@ def to_batch(trajectories: Sequence[Trajectory], *, num_ranks: int, microbatch_t
             key=trajectory.key,
             token_ids=trajectory.token_ids,
             sampler_logprobs=trajectory.response.logprobs,
-            advantages=Runs.constant(0.0, len(trajectory.response.token_ids)),
+            advantages=Runs.constant(0.0, trajectory.response.num_sampled),
             versions=trajectory.response.versions,
+            acted=trajectory.acted,
         )
         for trajectory in trajectories
     ]

@@ -2,8 +2,9 @@
 
     {"head": what a list of groups shows, "update", "id", "question", "answer", "responses": [...]}
 
-A line is one of `capo-ray credit`: its evidence can be credited again, by any method that reads it. It begins with
-`head`, so that a reader of many groups need not parse their texts.
+Rows of tokens have all T of them; in a response of several turns `acted` has the spans that the policy sampled, and the
+tokens between them have zeros. A line is one of `capo-ray credit`: its evidence can be credited again, by any method
+that reads it. It begins with `head`, so that a reader of many groups need not parse their texts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
 from capo_ray.types import Critique, Group, GroupCredit, Judged
 
@@ -74,12 +76,14 @@ def _says(votes: list[Critique]) -> bool | None:
 def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:
     member = group.members[index]
     key, response, verdict = member.trajectory.key, member.trajectory.response, member.verdict
+    turns = {"acted": [list(span) for span in response.acted]} if response.acted else {}
     return {
         "sample": key.sample,
         "attempt": key.attempt,
         "text": response.text,
         "tokens": _token_texts(member),
-        "logprobs": _numbers(response.logprobs),
+        **turns,
+        "logprobs": _numbers(response.over_tokens(response.logprobs)),
         "versions": [[run.version, run.end] for run in response.versions],
         "finish": response.finish,
         "steps": [list(span) for span in member.steps],
@@ -88,8 +92,8 @@ def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:
         "extracted": verdict.extracted,
         **_evidence(member),
         "credit": {
-            "advantages": _numbers(credit.advantages[index]),
-            "token_rewards": _numbers(credit.token_rewards[index]),
+            "advantages": _over_tokens(member, credit.advantages[index]),
+            "token_rewards": _over_tokens(member, credit.token_rewards[index]),
             "step_weights": _numbers(credit.step_weights[index]),
             "valid_critiques": credit.valid_critiques[index],
             "included": credit.included[index],
@@ -105,10 +109,19 @@ def _evidence(member: Judged) -> dict[str, Any]:
         found["flagged"] = [None if c.flagged is None else sorted(c.flagged) for c in votes]
         found["overall"] = [c.overall for c in votes]
         found["votes"] = [{"by": c.provenance.model, "text": c.text, "reason": c.reason} for c in votes]
-    for name in ("answer_logprobs", "step_values", "token_rewards", "entropies", "hint_gains"):
+    for name in ("answer_logprobs", "step_values"):
         if len(values := getattr(evidence, name)):
             found[name] = _numbers(values)
+    for name in ("token_rewards", "entropies", "hint_gains"):
+        if len(values := getattr(evidence, name)):
+            found[name] = _numbers(member.trajectory.response.over_tokens(values))
     return found
+
+
+def _over_tokens(member: Judged, row: Runs) -> list[float | int | None]:
+    """[T]: 0 where the policy read."""
+    response = member.trajectory.response
+    return _numbers(response.over_tokens(row.expand()) if response.acted else row)
 
 
 def _numbers(values: npt.ArrayLike) -> list[float | int | None]:

@@ -132,6 +132,8 @@ def _require_aligned(sample: Sample) -> None:
             f"sample {sample.key} needs a prompt token and one advantage and one sampler logprob per response token "
             f"(got {len(sample.token_ids)} tokens, {length} advantages, {len(sample.sampler_logprobs)} logprobs)"
         )
+    if (acted := sum(end - start for start, end in sample.spans)) != length:
+        raise ValueError(f"sample {sample.key} needs one advantage per sampled token (got {length} for {acted} tokens)")
 
 
 def _balanced_cells(longest_first: Sequence[WeightedSample], num_ranks: int, budget: int) -> list[Cell]:

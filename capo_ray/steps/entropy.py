@@ -20,7 +20,8 @@ from capo_ray.types import Completion
 def decisions(response: Completion, steps: EntropySteps) -> list[int]:
     """The rule of steps=entropy; without entropies the surprisals of the sampled tokens stand for them."""
     ends = sentences(response, steps)
-    known = response.entropies if len(response.entropies) else -response.logprobs
+    # What was read between turns is nobody's decision: 0.
+    known = response.over_tokens(response.entropies if len(response.entropies) else -response.logprobs)
     if len(known) != len(response.token_ids):
         raise SpanError(f"expected one entropy for each of the {len(response.token_ids)} tokens, got {len(known)}")
     # Python numbers: they are compared one by one.

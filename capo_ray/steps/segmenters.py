@@ -45,6 +45,12 @@ def sentences(response: Completion, steps: StepsBase) -> list[int]:
     return text_ends(response, cut_at_sentences(response.text), steps)
 
 
+def turns(response: Completion, steps: StepsBase) -> list[int]:
+    """The rule of steps=turn: a turn ends where the next begins, so what the policy read after it is part of it."""
+    spans = response.turns
+    return [*(start for start, _ in spans[1:]), len(response.token_ids)] if spans else []
+
+
 def text_ends(response: Completion, cuts: Sequence[int], steps: StepsBase) -> list[int]:
     """The token ends of the steps that end at these positions of the text, T last; `whole_blocks` as in `step_ends`."""
     ends = step_ends(response.text, cuts, whole_blocks=steps.whole_blocks)

@@ -35,12 +35,26 @@ def _rule_of(kind: type[StepsBase]) -> Cut:
 def split_steps(response: Completion, steps: StepsBase = DEFAULT_STEPS) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 
-    Raises `SpanError` where `char_ends` do not describe `text`, or the segmenter's ends do not tile.
+    Each lies in one turn and holds a sampled token; what the policy read belongs to the step before it. Raises
+    `SpanError` where `char_ends` do not describe `text`, or the segmenter's ends do not tile.
     """
     check_char_ends(response)
-    spans = tuple(pairwise([0, *_rule_of(type(steps))(response, steps)]))
+    ends = _rule_of(type(steps))(response, steps)
+    spans = tuple(pairwise([0, *(_within_turns(ends, response) if response.acted else ends)]))
     check_spans(spans, len(response.token_ids))
     return spans
+
+
+def _within_turns(ends: Sequence[int], response: Completion) -> list[int]:
+    """The ends, those of turns beside them, without any that would leave a step nothing that was sampled."""
+    before = np.concatenate(([0], np.cumsum(response.sampled()))).tolist()
+    kept: list[int] = []
+    for end in sorted({*ends, *(start for start, _ in response.acted[1:])}):
+        if before[end] > before[kept[-1] if kept else 0]:
+            kept.append(end)
+        elif kept:
+            kept[-1] = end
+    return kept
 
 
 def split_text(text: str, steps: StepsBase = DEFAULT_STEPS) -> tuple[str, ...]:

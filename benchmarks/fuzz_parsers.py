@@ -43,7 +43,8 @@ WORDS = (
     "<step_", "</step_", ">", "<", "/", ",", ", ", " ", "\n", "0", "1", "2", "7", "12", "-", ".", "and", "none", "step",
     "Step 3", "\u200b", "\x00", "é", "٣", "𝟙", "\ud800", "(", ")", "[", "]", "`", "<|im_end|>", "the solution is right",
 )  # fmt: skip
-UNREADABLE = ("x", "-1", "1.5", "99", "2-3", "all", "1 2 x", "½", "1e3")
+RANGE = (2, 3)
+UNREADABLE = ("x", "-1", "1.5", "99", "3-2", "all", "1 2 x", "½", "1e3")
 
 
 def make_critique(rng: random.Random) -> tuple[str, int]:
@@ -86,13 +87,16 @@ def check_parse(text: str, num_steps: int, parser: Parser = parse_critique) -> s
 
 
 def check_known(rng: random.Random, parser: Parser = parse_critique) -> None:
-    """A well-formed critique is read as it was meant, and the same with an unreadable item abstains."""
+    """A well-formed critique is read as it was meant, with a range too; the same with an unreadable item abstains."""
     num_steps = rng.randint(1, 12)
     text, flagged = make_true_critique(rng, num_steps)
     assert parser(text, num_steps)[0] == flagged, f"expected {sorted(flagged)} from {text!r}"
     head, close, tail = text.rpartition("</incorrect_steps>")
     spoilt = f"{head}, {rng.choice(UNREADABLE)}{close}{tail}"
     assert parser(spoilt, num_steps)[0] is None, f"must abstain: {spoilt!r}"
+    ranged = f"{head}, {RANGE[0]}-{RANGE[1]}{close}{tail}"
+    expected = flagged | {*RANGE} if num_steps > RANGE[1] else None  # abstains where such steps are not there
+    assert parser(ranged, num_steps)[0] == expected, f"expected {expected} from {ranged!r}"
 
 
 def make_response(rng: random.Random) -> Completion:

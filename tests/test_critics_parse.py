@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz_parsers import check_parse, make_critique
+from benchmarks.fuzz_parsers import check_known, check_parse, make_critique
 from capo_ray.critics import parse_critique
 
 
@@ -32,6 +32,7 @@ from capo_ray.critics import parse_critique
         ),
         ("template opened the thinking </think>\nJudgement: Yes", set(), True),
         ("It said 'Judgement: Yes'. Judgement: No\n<incorrect_steps>0</incorrect_steps>", {0}, False),
+        ("Judgement: No\n<incorrect_steps><step_1>; <step_7>, 2-3</incorrect_steps> Bye.", {1, 2, 3, 7}, False),
         ("Put them in <incorrect_steps>: <incorrect_steps>2</incorrect_steps>", {2}, None),
     ],
 )
@@ -54,6 +55,8 @@ def test_what_critics_really_write_is_read(text: str, flagged: set[int], overall
         "<incorrect_steps>1.5</incorrect_steps>",
         "<incorrect_steps>4-2</incorrect_steps>",
         "<incorrect_steps>6-8</incorrect_steps>",
+        "<incorrect_steps><step_1>; <step_11>, 2-3</incorrect_steps>",
+        "<incorrect_steps><step_1>; <step_x>, 2-3</incorrect_steps>",
         "Judgement: No <incorrect_steps>-1</incorrect_steps>",
         "<incorrect_steps>None of the steps are correct</incorrect_steps>",
         "<incorrect_steps>1. 2\n2. 3</incorrect_steps>",
@@ -94,6 +97,12 @@ def test_a_truncated_answer_is_believed_only_as_far_as_its_list_is_closed() -> N
 @given(st.text(max_size=300), st.integers(0, 12))
 def test_any_text_is_read_or_abstains_within_range(text: str, num_steps: int) -> None:
     check_parse(text, num_steps)
+
+
+def test_two_thousand_known_critiques_are_read_as_meant_and_spoilt_ones_abstain() -> None:
+    rng = random.Random(7)
+    for _ in range(2_000):
+        check_known(rng)
 
 
 def test_two_thousand_mangled_critiques_are_read_or_abstain() -> None:

@@ -159,7 +159,8 @@ class VerifierConfig(Section):
 
     @model_validator(mode="after")
     def _refuse_combinations(self) -> VerifierConfig:
-        if self.kind not in (known := verifier_kinds()):
+        # Packages beside this one are looked for only where the name is none of ours.
+        if self.kind not in VERIFIER_KINDS and self.kind not in (known := verifier_kinds()):
             near = get_close_matches(self.kind, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"verifier.kind={self.kind} is no verifier{hint} Verifiers: {', '.join(known)}")

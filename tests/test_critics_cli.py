@@ -11,8 +11,9 @@ import pytest
 
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train
-from capo_ray.cli.critique_input import read_input, read_solutions
+from capo_ray.cli.critique import read_input
 from capo_ray.config.steps import DEFAULT_STEPS, SEGMENTERS
+from capo_ray.critics.solutions import read_solutions
 from capo_ray.steps import split_text
 
 LINES = [
@@ -41,7 +42,10 @@ def figures(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 def test_quality_is_measured_against_the_given_wrong_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = figures(capsys, "--input", write(tmp_path / "s.jsonl", LINES), "--gold")
     (row,) = out["quality"]
-    assert (row["precision"], row["recall"], row["responses"]) == (1.0, 0.5, 3)
+    assert (row["precision"], row["recall"], row["responses"], row["unread"]) == (1.0, 0.5, 3, 1)
+    # Two responses with a wrong step: one is found, of the other nothing could be read, which matches neither way.
+    assert (row["first_error_bad"], row["first_error_good"]) == (0.5, 1.0)
+    assert row["first_error_f1"] == pytest.approx(2 / 3) and row["f1_low"] < 2 / 3 < row["f1_high"]
     assert out["summary"]["responses_without_valid"] == 1
     assert out["reasons"] == {"no verdict": 1}
 
@@ -183,11 +187,38 @@ def test_published_layouts_of_step_labels_are_read_and_told(
 ) -> None:
     row, wrong, labelled = LAYOUTS[name]
     path = write(tmp_path / "s.jsonl", [row])
-    (solution,) = read_solutions(read_input(path), DEFAULT_STEPS, 0)
+    said: list[str] = []
+    (solution,) = read_solutions(read_input(path), DEFAULT_STEPS, 0, said.append)
+    assert said == [f"line 1 is read as {name}'s layout"]
     assert (sorted(solution.wrong or ()), solution.num_labelled or len(solution.steps)) == (wrong, labelled)
     assert solution.problem.prompt == "2+2?"
-    assert f"line 1 is read as {name}'s layout" in capsys.readouterr().err
-    assert figures(capsys, "--input", path, "--gold")["quality"][0]["responses"] == 1
+    assert main(["critique", "--input", path, "--gold", "--json", "critic.backend=calculator"]) in (0, 1)
+    told = capsys.readouterr()
+    assert f"line 1 is read as {name}'s layout" in told.err
+    assert json.loads(told.out)["quality"][0]["responses"] == 1
+
+
+def test_several_settings_judge_the_same_solutions_and_stand_in_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "2+2?", "steps": ["2+2 = 5", "So 4 = 4."], "wrong_steps": [0]}] * 2
+    rows += [{"question": "5+7?", "steps": ["5+7 = 2"], "wrong_steps": []}]
+    path, output = write(tmp_path / "s.jsonl", rows), tmp_path / "out.jsonl"
+    words = ["--input", path, "--gold", "--output", str(output), "--also", "critic.calculator_modulus=10"]
+    told = figures(capsys, *words)
+    ordinary, modular = told["quality"][0], told["also"][0]["quality"][0]
+    assert told["also"][0]["setting"] == "critic.calculator_modulus=10"
+    assert (ordinary["first_error_bad"], ordinary["first_error_good"], ordinary["first_error_f1"]) == (1, 0, 0)
+    assert (modular["first_error_bad"], modular["first_error_good"], modular["first_error_f1"]) == (1, 1, 1)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row.get("setting", ""), row["wrong"]) for row in written if row["line"] == 3] == [
+        ("", [0]),
+        ("critic.calculator_modulus=10", []),
+    ]
+    assert main(["critique", *words, "critic.backend=calculator"]) == 0
+    assert "all settings" in capsys.readouterr().out
+    assert main(["critique", *words, "--also", "steps=sentence", "critic.backend=calculator"]) == 1
+    assert "--also must leave steps" in capsys.readouterr().err
 
 
 def test_steps_behind_the_first_error_that_nobody_labelled_count_neither_way(

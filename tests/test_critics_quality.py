@@ -9,7 +9,7 @@ from benchmarks.scripted import ScriptedJudge, ScriptedSource
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import CanaryWatch, judge_canaries, load_cases
 from capo_ray.critics.canary import chain_cases
-from capo_ray.critics.quality import first_error_accuracy, fleiss_kappa, step_quality, vote_agreement
+from capo_ray.critics.quality import FirstErrors, first_errors, fleiss_kappa, step_quality, vote_agreement
 from capo_ray.protocols import JudgeRequest
 
 
@@ -31,9 +31,27 @@ def test_what_is_undefined_is_nan_and_not_zero() -> None:
     assert math.isnan(fleiss_kappa([(sets("", ""), 3)]))
 
 
-def test_first_error_accuracy_is_processbenchs() -> None:
-    on_bad, on_good, f1 = first_error_accuracy(sets("12", "2", "", "0"), sets("13", "1", "", ""))
-    assert (on_bad, on_good, f1) == (0.5, 0.5, 0.5)
+def test_first_errors_are_processbenchs() -> None:
+    first = first_errors(sets("12", "2", "", "0"), sets("13", "1", "", ""))
+    assert (first.on_bad, first.on_good, first.f1) == (0.5, 0.5, 0.5)
+    # As in its evaluate.py, a prediction that could not be read is no match: neither an error found nor a pass.
+    first = first_errors([*sets("1", "", ""), None, None], sets("1", "2", "", "0", ""))
+    assert first == FirstErrors(found=1, num_bad=3, passed=1, num_good=2)
+    assert first.f1 == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+
+
+def test_the_interval_of_processbenchs_f1_narrows_with_the_responses_and_has_a_width_at_the_ends() -> None:
+    def width(first: FirstErrors) -> float:
+        low, high = first.f1_ci95
+        assert 0 <= low <= first.f1 <= high <= 1 or first.f1 in (0.0, 1.0)
+        return high - low
+
+    assert width(FirstErrors(200, 400, 200, 400)) < width(FirstErrors(20, 40, 20, 40)) < 0.35
+    # Of ten right out of ten, Jeffreys' interval begins at .783 (R: qbeta(.025, 10.5, .5)), so F1's above that.
+    low, _ = FirstErrors(10, 10, 10, 10).f1_ci95
+    assert 0.78 < low < 0.95
+    assert math.isnan(FirstErrors(0, 0, 1, 1).f1) and math.isnan(FirstErrors(0, 0, 1, 1).f1_ci95[0])
+    assert FirstErrors(0, 3, 0, 3).f1 == 0.0
 
 
 def test_fleiss_kappa_by_hand() -> None:

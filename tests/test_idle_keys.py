@@ -105,6 +105,10 @@ TRAIN = [
         "with critic.canary_every=0, which judges no canaries; raise it, or remove this",
     ),
     (
+        "critic.trust_file=labelled.jsonl",
+        "with critic.min_f1=0, which measures no critic; raise it, or remove this",
+    ),
+    (
         "critic=endpoint critic.endpoint.parameters=reasoning critic.top_p=0.5",
         "with critic.endpoint.parameters=reasoning, which sends neither; remove it",
     ),

@@ -106,6 +106,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "learner.num_cpus=0.5",
         "learner.lr=1e-3",
         "weights.canary_tolerance=1e-4",
+        "critic.min_f1=0.5",
     )
     assert finish(process, run_dir) == 0, log_of(run_dir)
     yield run_dir
@@ -133,6 +134,21 @@ def test_the_ledger_of_a_run_balances(clean: Path) -> None:
     assert ledger["balanced"] is True
     assert ledger["counts"]["trained"] == 4 * 4 * 4 - num_stale(clean)
     assert ledger["trained_twice"] == 0
+
+
+def test_the_critic_was_measured_before_the_first_group(clean: Path) -> None:
+    assert "critic: F1 of first errors" in log_of(clean)
+
+
+def test_a_critic_below_the_trust_gate_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    run_dir, labelled = tmp_path / "refused", tmp_path / "labelled.jsonl"
+    rows = [{"problem": "2+2?", "steps": ["2+2 = 5"], "label": -1}, {"problem": "2?", "steps": ["2 = 2"], "label": 0}]
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gate = ("critic=calculator", "critic.min_f1=0.1", f"critic.trust_file={labelled}")
+    assert finish(start(run_dir, *gate), run_dir) == 1
+    assert "critic.min_f1: expected a critic whose F1 of first errors on" in log_of(run_dir)
+    assert "is at least 0.1, got 0.000" in log_of(run_dir)
+    assert updates_of(run_dir) == 0
 
 
 def test_engine_and_learner_agree_after_every_publish(clean: Path) -> None:

@@ -22,6 +22,7 @@ from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
+from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
 from capo_ray.written import require_written
@@ -51,6 +52,7 @@ def check_train(config: TrainConfig) -> None:
     check_run_dir(config)
     check_plan(config)
     check_data(config)
+    trust_solutions(config)
     check_gpus(config)
     if not config.cluster.joined:
         check_memory(config)

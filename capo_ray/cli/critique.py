@@ -8,30 +8,29 @@ import json
 import math
 import re
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from capo_ray.cli.compose import compose_train
-from capo_ray.cli.critique_input import read_input, read_solutions
-from capo_ray.cli.critique_layouts import Solution
-from capo_ray.cli.critique_table import Judgement, against_truth, by_source, finite, summary, to_text
-from capo_ray.config import TrainConfig
+from capo_ray.cli.critique_judging import Setting, judge_settings
+from capo_ray.cli.critique_table import against_truth, by_source, finite, summary, to_text
 from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import calculate, parse_critique
-from capo_ray.critics.guarded import GuardedStore
-from capo_ray.critics.store import StoreHeld
-from capo_ray.place.judging import engine_spec, open_judge
-from capo_ray.protocols import Judge, JudgeRequest, RunFailed
+from capo_ray.critics.judgement import Judgement
+from capo_ray.critics.layouts import Solution
+from capo_ray.critics.solutions import read_solutions
+from capo_ray.problems.files import Place, format_of, line_rows, rows_of
+from capo_ray.protocols import RunFailed
 
 HELP = "judge the steps of a file of solutions: what a critic, rubric, k and vote are worth, and what they cost"
 EXAMPLE = """examples:
   capo-ray critique --input solutions.jsonl critic.backend=calculator
   capo-ray critique --input solutions.jsonl --gold critic=/models/judge critic.rubric=paper critic.num_votes=8
+  capo-ray critique --input processbench.json --gold critic=/models/judge critic.rubric=every_step \\
+      --also critic.constrain=true --also critic.rubric=paper
   capo-ray critique --input - --json critic.backend=endpoint critic.endpoint.base_url=https://host/v1 \\
       critic.endpoint.model=judge critic.endpoint.key_file=/run/secrets/key
 
@@ -40,8 +39,6 @@ or a line of ProcessBench, PRM800K, Math-Shepherd, TRL (prompt, completions, lab
 example_model_solutions.jsonl; also as Parquet, a JSON array, or packed.
 exit codes: 0 done; 1 refused, or no critique could be read"""
 _PLACE = re.compile(r" at ['\"].*", re.DOTALL)
-MAX_OPEN = 64
-"""Solutions under way at once."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--truth", choices=("wrong_steps", "calculator"), default="wrong_steps",
         help="what --gold compares with; calculator: the arithmetic of each line (default: wrong_steps)",
     )  # fmt: skip
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="'KEY=VALUE …'",
+        help="judge the same solutions once more with these changed, on the same engine where it can be; repeatable",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="judge the first N solutions only")
     parser.add_argument("--output", metavar="FILE", help="write every critique there, one JSON object per solution")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
@@ -66,12 +67,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when at least one critique could be read."""
-    config = compose_train(args.overrides, judges=True)
-    # Where the method reads no critiques, they are put together as by the one that a run has by default.
-    asked = config.credit.asked(Critiques) or CapoConfig().asked(Critiques)
-    assert asked is not None, "CAPO reads critiques"
-    vote = asked.vote
-    solutions = list(read_solutions(read_input(args.input), config.steps, args.limit))
+    settings = [_setting(args.overrides, ""), *(_setting([*args.overrides, *one.split()], one) for one in args.also)]
+    config = settings[0].config
+    if any(setting.config.steps != config.steps for setting in settings):
+        raise RunFailed("--also must leave steps.… as they are, since all judge the same solutions; set them once")
+    solutions = list(read_solutions(read_input(args.input), config.steps, args.limit, _say))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
     truth = None
@@ -79,26 +79,66 @@ def run(args: argparse.Namespace) -> int:
         if args.truth == "calculator":  # which labels every step
             solutions = [replace(solution, num_labelled=None) for solution in solutions]
         truth = _truth(solutions, args.truth, config.critic)
+    told: list[dict[str, Any]] = []
+    readable = False
+    for setting, (judgements, wall_s) in zip(settings, asyncio.run(judge_settings(settings, solutions)), strict=True):
+        if args.output:
+            _write(args.output, judgements, setting, append=bool(told))
+        told.append(_figures(setting, judgements, wall_s, truth))
+        readable |= any(c.valid for j in judgements for c in j.critiques)
+    if args.json:
+        print(json.dumps(told[0] | ({"also": told[1:]} if told[1:] else {}), indent=2))
+    else:
+        print("\n\n".join(map(_to_text, told)))
+        if truth is not None and len(told) > 1:
+            print("\nall settings\n" + _joint_table(told))
+    return 0 if readable else 1
+
+
+def read_input(path: str) -> Iterator[Place]:
+    """(place, row or why it is none) of each line of a file; `-` is standard input."""
+    if path == "-":
+        return line_rows("-", sys.stdin.buffer)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RunFailed(f"--input must be a file of solutions, one JSON object per line, or - (got {path})")
+    return rows_of(file, format_of(file))
+
+
+def _say(note: str) -> None:
+    print(f"capo-ray critique: {note}", file=sys.stderr)
+
+
+def _setting(overrides: Sequence[str], name: str) -> Setting:
+    config = compose_train(overrides, judges=True)
+    # Where the method reads no critiques, they are put together as by the one that a run has by default.
+    asked = config.credit.asked(Critiques) or CapoConfig().asked(Critiques)
+    assert asked is not None, "CAPO reads critiques"
     # All k votes are wanted here, so that the vote can be taken again for every smaller k.
     critic = config.critic.model_copy(update={"early_stop": False, "canary_every": 0})
-    started = time.monotonic()
-    judgements = asyncio.run(_judge_all(config, critic, vote, solutions))
-    wall_s = time.monotonic() - started
-    if args.output:
-        _write(args.output, judgements, vote)
-    max_k = max(len(j.critiques) for j in judgements)
+    return Setting(name, config, critic, asked.vote)
+
+
+def _figures(
+    setting: Setting,
+    judgements: Sequence[Judgement],
+    wall_s: float,
+    truth: Sequence[frozenset[int] | None] | None,
+) -> dict[str, Any]:
+    critic, max_k = setting.critic, max(len(j.critiques) for j in judgements)
     figures: dict[str, Any] = {
         "critic": _name(critic),
         "rubric": critic.rubric,
-        "vote": vote,
+        "vote": setting.vote,
+        "constrain": critic.constrain,
+        "setting": setting.name,
         "summary": finite(summary(judgements, wall_s)),
-        "sources": [finite(row) for row in by_source(judgements, vote)],
+        "sources": [finite(row) for row in by_source(judgements, setting.vote)],
         "reasons": _reasons(judgements),
     }
     if truth is not None:
         figures["quality"] = [finite(row) for row in against_truth(judgements, truth, max_k)]
-    print(json.dumps(figures, indent=2) if args.json else _to_text(figures))
-    return 0 if any(c.valid for j in judgements for c in j.critiques) else 1
+    return figures
 
 
 def _truth(solutions: Sequence[Solution], kind: str, critic: CriticConfig) -> list[frozenset[int] | None]:
@@ -113,69 +153,6 @@ def _truth(solutions: Sequence[Solution], kind: str, critic: CriticConfig) -> li
     return truth
 
 
-async def _judge_all(
-    config: TrainConfig, critic: CriticConfig, vote: str, solutions: Sequence[Solution]
-) -> list[Judgement]:
-    """The critiques of all solutions; those of one question are asked for together, so that they share its prefix."""
-    groups: dict[tuple[str, str | None], list[int]] = {}
-    for place, solution in enumerate(solutions):
-        groups.setdefault((solution.problem.prompt, solution.problem.solution), []).append(place)
-    results: dict[int, Judgement] = {}
-    slots, done = asyncio.Semaphore(MAX_OPEN), 0
-    async with _judge(config, critic, vote) as judge:
-
-        async def critique(places: list[int]) -> None:
-            nonlocal done
-            async with slots:
-                requests = [JudgeRequest(solutions[place].steps) for place in places]
-                answers = await judge.critique(solutions[places[0]].problem, requests, critic.num_votes)
-            for place, answer in zip(places, answers, strict=True):
-                results[place] = Judgement(solutions[place], answer)
-            done += len(places)
-            if sys.stderr.isatty():
-                print(f"\r{done}/{len(solutions)} solutions judged", end="", file=sys.stderr, flush=True)
-
-        async with asyncio.TaskGroup() as tasks:
-            for places in groups.values():
-                tasks.create_task(critique(places))
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    return [results[place] for place in range(len(solutions))]
-
-
-async def _open_store(path: str) -> GuardedStore | None:
-    """The store at a path, none where there is none; `RunFailed` where a run holds it."""
-    if not path:
-        return None
-    store = GuardedStore(Path(path).expanduser(), held_s=5.0)
-    try:
-        await store.open()
-    except StoreHeld as error:
-        raise RunFailed(str(error)) from error
-    return store
-
-
-@asynccontextmanager
-async def _judge(config: TrainConfig, critic: CriticConfig, vote: str) -> AsyncIterator[Judge]:
-    """The judge of the configuration, in this process and without Ray; its engine ends with it."""
-    judge: Any = None
-    engine: Any = None
-    store = await _open_store(critic.store)
-    try:
-        try:
-            judge, engine = await open_judge(engine_spec(config), critic, vote, 1, store)
-        except ValueError as error:
-            raise RunFailed(str(error)) from error
-        yield judge
-    finally:
-        if hasattr(judge, "close"):
-            await judge.close()
-        if engine is not None:
-            await asyncio.to_thread(engine.close)
-        if store is not None:
-            await store.close()
-
-
 def _name(critic: CriticConfig) -> str:
     return {"vllm": critic.model, "endpoint": critic.endpoint.model}.get(critic.backend, critic.backend)
 
@@ -188,11 +165,12 @@ def _reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:8])
 
 
-def _write(path: str, judgements: Sequence[Judgement], vote: str) -> None:
-    with Path(path).open("w", encoding="utf-8") as file:
+def _write(path: str, judgements: Sequence[Judgement], setting: Setting, *, append: bool) -> None:
+    with Path(path).open("a" if append else "w", encoding="utf-8") as file:
         for j in judgements:
-            voted = j.voted(len(j.critiques), vote)
+            voted = j.voted(len(j.critiques), setting.vote)
             row = {
+                **({"setting": setting.name} if append else {}),
                 "line": j.solution.line,
                 "source": j.solution.source,
                 "steps": list(j.solution.steps),
@@ -213,7 +191,8 @@ def _write(path: str, judgements: Sequence[Judgement], vote: str) -> None:
 def _to_text(figures: dict[str, Any]) -> str:
     shown = {k: math.nan if v is None else v for k, v in figures["summary"].items()}
     parts = [
-        f"critic {figures['critic']}   rubric {figures['rubric']}   vote {figures['vote']}",
+        f"critic {figures['critic']}   rubric {figures['rubric']}   vote {figures['vote']}"
+        + (f"   also {figures['setting']}" if figures["setting"] else ""),
         "\n".join(f"  {line}" for line in to_text([{"": k, " ": v} for k, v in shown.items()]).splitlines()[1:]),
         to_text([_nans(row) for row in figures["sources"]]),
     ]
@@ -222,6 +201,17 @@ def _to_text(figures: dict[str, Any]) -> str:
     if "quality" in figures:
         parts.append(to_text([_nans(row) for row in figures["quality"]]))
     return "\n\n".join(parts)
+
+
+def _joint_table(told: Sequence[dict[str, Any]]) -> str:
+    """The quality of every setting at its full k."""
+    rows = [
+        {"also": figures["setting"] or "-"} | _nans(row)
+        for figures in told
+        for row in figures["quality"]
+        if row["k"] == figures["quality"][-1]["k"]
+    ]
+    return to_text(rows)
 
 
 def _nans(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from capo_ray.cli.critique_layouts import Solution
-from capo_ray.critics.quality import first_error_accuracy, fleiss_kappa, step_quality, vote_agreement
-from capo_ray.types import Critique
-from capo_ray.votes import VOTES, step_weights
+from capo_ray.critics.judgement import Judgement, vote_quality
+from capo_ray.critics.quality import fleiss_kappa, vote_agreement
+from capo_ray.votes import VOTES
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """One solution and the critiques of it."""
-
-    solution: Solution
-    critiques: tuple[Critique, ...]
-
-    @property
-    def num_labelled(self) -> int:
-        """Steps of which it is known whether they are wrong."""
-        labelled = self.solution.num_labelled
-        return len(self.solution.steps) if labelled is None else labelled
-
-    def voted(self, k: int, vote: str) -> frozenset[int] | None:
-        """The steps held to be wrong by a vote over the first k critiques (weight >= 1/2); None: no valid one."""
-        valid = [c.flagged for c in self.critiques[:k] if c.flagged is not None]
-        if not valid:
-            return None
-        weights = step_weights(valid, len(self.solution.steps), vote)
-        return frozenset(step for step, weight in enumerate(weights) if weight >= 0.5)
 
 
 def summary(judgements: Sequence[Judgement], wall_s: float) -> Row:
@@ -80,33 +56,31 @@ def by_source(judgements: Sequence[Judgement], vote: str) -> list[Row]:
 
 
 def against_truth(judgements: Sequence[Judgement], truth: Sequence[frozenset[int] | None], max_k: int) -> list[Row]:
-    """Quality of the vote for k = 1, 2, 4 … and each rule, on the responses whose wrong steps are known.
-
-    A response without a valid critique counts as one in which nothing is flagged: that is what training makes of it.
-    Steps that nobody labelled count neither way.
-    """
+    """Quality of the vote for k = 1, 2, 4 … and each rule, on the responses whose wrong steps are known."""
     known = [(j, t) for j, t in zip(judgements, truth, strict=True) if t is not None]
-    wrong = [t for _, t in known]
-    counts = [j.num_labelled for j, _ in known]
+    judged, wrong = [j for j, _ in known], [t for _, t in known]
     ks = sorted({k for k in (1, 2, 4, 8, 16, max_k) if k <= max_k})
     rows = []
     for k in ks:
+        tokens = sum(c.provenance.output_tokens for j in judged for c in j.critiques[:k])
         for vote in [v for v in VOTES if v != "greedy"] if k > 1 else ["one critique"]:
-            voted = [(j, j.voted(k, "union" if k == 1 else vote) or frozenset[int]()) for j, _ in known]
-            flagged = [frozenset(step for step in steps if step < j.num_labelled) for j, steps in voted]
-            quality = step_quality(flagged, wrong, counts)
-            on_bad, on_good, f1 = first_error_accuracy(flagged, wrong)
+            quality = vote_quality(judged, wrong, k, "union" if k == 1 else vote)
+            low, high = quality.first.f1_ci95
             rows.append(
                 {
                     "k": k,
                     "vote": vote,
                     "responses": len(known),
-                    "precision": quality.precision,
-                    "recall": quality.recall,
-                    "f1": quality.f1,
-                    "first_error_bad": on_bad,
-                    "first_error_good": on_good,
-                    "first_error_f1": f1,
+                    "unread": quality.num_unread,
+                    "precision": quality.steps.precision,
+                    "recall": quality.steps.recall,
+                    "f1": quality.steps.f1,
+                    "first_error_bad": quality.first.on_bad,
+                    "first_error_good": quality.first.on_good,
+                    "first_error_f1": quality.first.f1,
+                    "f1_low": low,
+                    "f1_high": high,
+                    "output_tokens": tokens,
                 }
             )
     return rows

@@ -21,6 +21,7 @@ from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.demand import models
+from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import build_problems, reads_hub
 from capo_ray.problems.rows import RowReport
 from capo_ray.prompts import RUBRICS, load_rubric
@@ -47,6 +48,7 @@ def check_settings(config: TrainConfig) -> None:
     if not config.cluster.joined:  # elsewhere these lie on the cluster's nodes
         check_verifier(config)
         check_first_rows(config)
+        trust_solutions(config)
 
 
 def check_reachable(config: TrainConfig) -> None:

@@ -110,6 +110,11 @@ class CriticConfig(Section):
     """Recall or precision on the canaries below which `critic/canary_alarm` is 1."""
     max_verifier_gap: float = Field(0.5, ge=0, le=1)
     """Share of responses on which critics and verifier may differ; above it `critic/verifier_gap_alarm` is 1."""
+    min_f1: float = Field(0.0, ge=0, le=1)
+    """ProcessBench's F1 (first errors found, right solutions passed) that the critic must reach on solutions whose
+    wrong steps are known before a run begins with it; 0: not measured. One that flags nothing, or everything, has 0."""
+    trust_file: str = ""
+    """Those solutions, in any layout that `capo-ray critique` reads; empty: the ones shipped for the rubric."""
     num_workers: Positive = 1
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -208,6 +213,11 @@ class CriticConfig(Section):
                 ("canary_path", "canary_min_recall"),
                 self.canary_every == 0,
                 "with critic.canary_every=0, which judges no canaries; raise it, or remove this",
+            ),
+            Idle(
+                ("trust_file",),
+                self.min_f1 == 0,
+                "with critic.min_f1=0, which measures no critic; raise it, or remove this",
             ),
             Idle(
                 ("critique_deadline_s",),

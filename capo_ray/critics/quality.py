@@ -11,6 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+DRAWS = 10_000
 Flags = frozenset[int]
 
 
@@ -48,17 +51,56 @@ def step_quality(flagged: Sequence[Flags], wrong: Sequence[Flags], num_steps: Se
     return StepQuality(hits, false_alarms, misses, sum(num_steps) - hits - false_alarms - misses)
 
 
-def first_error_accuracy(flagged: Sequence[Flags], wrong: Sequence[Flags]) -> tuple[float, float, float]:
-    """ProcessBench's measure (2412.06559): accuracy on responses with an error, on those without, and their F1.
+@dataclass(frozen=True, slots=True)
+class FirstErrors:
+    """ProcessBench's measure (2412.06559, section 3.3), as counts of responses.
 
-    With an error: the first flagged step is the first wrong one. Without: nothing is flagged. F1 is the harmonic mean.
+    `found` of `num_bad` responses with a wrong step: the first flagged step is the first wrong one. `passed` of
+    `num_good` without: nothing is flagged. A response that no critique could be read of matches neither way.
     """
-    bad = [min(f, default=-1) == min(w) for f, w in zip(flagged, wrong, strict=True) if w]
-    good = [not f for f, w in zip(flagged, wrong, strict=True) if not w]
-    on_bad, on_good = _ratio(sum(bad), len(bad)), _ratio(sum(good), len(good))
-    if on_bad + on_good == 0:
-        return on_bad, on_good, 0.0
-    return on_bad, on_good, 2 * on_bad * on_good / (on_bad + on_good)
+
+    found: int
+    num_bad: int
+    passed: int
+    num_good: int
+
+    @property
+    def on_bad(self) -> float:
+        return _ratio(self.found, self.num_bad)
+
+    @property
+    def on_good(self) -> float:
+        return _ratio(self.passed, self.num_good)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of both accuracies; 0 where both are, nan where either has no response."""
+        return float(_harmonic(np.array(self.on_bad), np.array(self.on_good)))
+
+    @property
+    def f1_ci95(self) -> tuple[float, float]:
+        """Between which F1 lies with 95%, each accuracy drawn from its Jeffreys posterior."""
+        if not self.num_bad or not self.num_good:
+            return math.nan, math.nan
+        rng = np.random.default_rng(0)
+        drawn = [
+            rng.beta(hits + 0.5, of - hits + 0.5, DRAWS)
+            for hits, of in ((self.found, self.num_bad), (self.passed, self.num_good))
+        ]
+        low, high = np.quantile(_harmonic(*drawn), (0.025, 0.975))
+        return float(low), float(high)
+
+
+def first_errors(flagged: Sequence[Flags | None], wrong: Sequence[Flags]) -> FirstErrors:
+    """The counts; None is a response on which every critique abstained."""
+    bad = [f is not None and min(f, default=-1) == min(w) for f, w in zip(flagged, wrong, strict=True) if w]
+    good = [f is not None and not f for f, w in zip(flagged, wrong, strict=True) if not w]
+    return FirstErrors(sum(bad), len(bad), sum(good), len(good))
+
+
+def _harmonic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    total = a + b
+    return np.where(total == 0, 0.0, 2 * a * b / np.where(total == 0, 1.0, total))
 
 
 def vote_agreement(flagged: Sequence[Flags], num_steps: int) -> float:

@@ -41,14 +41,28 @@ async def open_judge(
 
     Raises `ValueError` on a configuration that cannot work.
     """
+    engine = await open_engine(spec)
+    return judge_on(engine, critic, vote, quorum, store), engine
+
+
+async def open_engine(spec: EngineSpec | None) -> VllmEngine | None:
+    """The engine, started; None where the critic has none."""
     if spec is None:
-        return build_judge(critic, vote=vote, quorum=quorum, store=store), None
-    from capo_ray.engines import HfTokenizer, VllmEngine
+        return None
+    from capo_ray.engines import VllmEngine
 
     engine = VllmEngine(spec)
     await asyncio.to_thread(engine.start)
-    tokenizer, path = HfTokenizer(spec.model_path), spec.model_path
-    judge = build_judge(
-        critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=tokenizer, model_revision=path
-    )
-    return judge, engine
+    return engine
+
+
+def judge_on(
+    engine: VllmEngine | None, critic: CriticConfig, vote: str, quorum: int, store: StoreDoor | None
+) -> JudgeWithStats:
+    """The judge on a started engine, or on none; several may share one. Raises `ValueError` as `open_judge`."""
+    if engine is None:
+        return build_judge(critic, vote=vote, quorum=quorum, store=store)
+    return build_judge(
+        critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=engine.tokenizer,
+        model_revision=engine.spec.model_path,
+    )  # fmt: skip

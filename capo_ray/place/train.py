@@ -39,6 +39,7 @@ from capo_ray.place.roles.reward_model import REWARD_MODEL, require_policys_toke
 from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER
 from capo_ray.place.session import Session, find_latest, in_session
+from capo_ray.place.trust import require_trust
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
 from capo_ray.problems.chains import true_wrong_steps
@@ -103,8 +104,9 @@ async def _run(config: TrainConfig, session: Session) -> int:
 
 
 async def _start(config: TrainConfig, actors: Actors, canary: tuple[int, ...]) -> None:
-    """Returns once all parts are ready, and engines and learner score alike under the weights they started with."""
+    """Returns once all parts are ready, engines and learner score alike, and the critic is as good as is asked for."""
     await actors.start()
+    await require_trust(config, actors.find(CRITIC))
     learner = actors.part(LEARNER)
     learner.allowed = await agree_at_start(config, canary, actors.part(ROLLOUT), learner)
 

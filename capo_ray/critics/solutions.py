@@ -1,15 +1,12 @@
-"""Reads solutions for `capo-ray critique`: lines of our own layout, or a file of step-labelled solutions."""
+"""Reads solutions to be judged: rows of our own layout, or of one that step-labelled solutions are published in."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from capo_ray.cli.critique_layouts import READERS, Solution, layout_of
 from capo_ray.config.steps import NewlineSteps, StepsBase
-from capo_ray.problems.files import Place, format_of, line_rows, rows_of
+from capo_ray.critics.layouts import READERS, Solution, layout_of
 from capo_ray.protocols import RunFailed
 from capo_ray.steps import TextAlone, split_text
 from capo_ray.types import Problem
@@ -18,20 +15,12 @@ NESTED_STEPS = NewlineSteps()
 """GSM8K's model solutions have one step per line."""
 
 
-def read_input(path: str) -> Iterator[Place]:
-    """(place, row or why it is none) of each line of a file; `-` is standard input."""
-    if path == "-":
-        return line_rows("-", sys.stdin.buffer)
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise RunFailed(f"--input must be a file of solutions, one JSON object per line, or - (got {path})")
-    return rows_of(file, format_of(file))
-
-
-def read_solutions(rows: Iterable[Place], steps: StepsBase, limit: int) -> Iterator[Solution]:
+def read_solutions(
+    rows: Iterable[tuple[str, dict[str, Any] | str]], steps: StepsBase, limit: int, say: Callable[[str], None]
+) -> Iterator[Solution]:
     """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault.
 
-    A layout that is not ours is named on standard error.
+    A row comes as (`file:line`, the row or why it is none). `say` is told of each layout that is not ours.
     """
     count, said = 0, set[str]()
     for place, row in rows:
@@ -40,7 +29,7 @@ def read_solutions(rows: Iterable[Place], steps: StepsBase, limit: int) -> Itera
             raise RunFailed(f'line {number}: {row}, with "question" and "steps"; mend or remove the line')
         if (name := layout_of(row)) and name not in said:
             said.add(name)
-            print(f"capo-ray critique: line {number} is read as {name}'s layout", file=sys.stderr)
+            say(f"line {number} is read as {name}'s layout")
         try:
             solutions = [READERS[name](row, number)] if name else _ours(row, number, steps)
         except TextAlone as error:

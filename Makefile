@@ -19,7 +19,7 @@ help:
 	@echo "make install            the environment in .venv, pinned by constraints.txt"
 	@echo "make train ARGS=…       the main job (ARGS: overrides, as credit=grpo)"
 	@echo "make test               every test"
-	@echo "make check              make lint, then the fast tests"
+	@echo "make check              make lint and the fast tests"
 	@echo "make lint               format, lint, types, import contracts"
 	@echo "make bench NAME=…       a benchmark of benchmarks/"
 	@echo "make docs               docs/configuration.md and docs/metrics.md from the code"
@@ -52,8 +52,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint
-	$(BIN)/python -m pytest -m "not real" -n 2 $(ARGS)
+# mypy has one thread, so it goes beside the tests; what it says follows theirs. Either one's failure is that of `check`.
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@echo "== fast tests; beside them mypy and lint-imports, whose words follow"
+	@said=$$(mktemp); { $(BIN)/mypy && $(BIN)/lint-imports; } >"$$said" 2>&1 & types=$$!; \
+	trap 'kill $$types 2>/dev/null; rm -f "$$said"' EXIT; \
+	tests=0; $(BIN)/python -m pytest -m "not real" -n 2 --dist worksteal $(ARGS) || tests=$$?; \
+	lint=0; wait $$types || lint=$$?; \
+	cat "$$said"; exit $$((tests ? tests : lint))
 
 bench: install
 	@test -n "$(NAME)" || { echo "expected NAME=…, one of: $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')" >&2; exit 2; }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import capo_ray
+
+HEAP = Path(capo_ray.__file__).parent / "engines" / "heap.py"
 FREE_AND_TAKE = """
-import resource, sys, threading
+import resource, runpy, sys, threading
 import numpy as np
-from capo_ray.engines.heap import keep_freed_memory
 
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert runpy.run_path(sys.argv[2])["keep_freed_memory"]()  # the file alone: its room would import torch
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -38,7 +41,8 @@ thread.join()
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_that_was_freed_is_not_fetched_page_by_page_again() -> None:
     def faults(how: str) -> int:
-        done = subprocess.run([sys.executable, "-c", FREE_AND_TAKE, how], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", FREE_AND_TAKE, how, str(HEAP)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
     kept, usual = faults("keep"), faults("give back")

@@ -110,15 +110,16 @@ def test_a_config_has_the_parameters_of_the_module_built_from_it(name: str) -> N
     assert counted == 2 * published == term(load, "weights")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "layers"), [(False, 4), (True, 8)])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, checkpointing: bool) -> None:
-    config = MODELS[name][0]
+def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, checkpointing: bool, layers: int) -> None:
+    """Few layers, held the closer for it: the formula is a layer's bytes by their number, and the head's."""
+    config = MODELS[name][0] | {"num_hidden_layers": layers}
     counted = count_pass(build_policy(config, torch.bfloat16, checkpointing=checkpointing), 8192, 8192)
     load = load_of(config, 8192, checkpointing=checkpointing)
     kept = term(load, "activations") + 8192 * 2 * (config["vocab_size"] + config["hidden_size"])
-    assert kept == pytest.approx(counted.kept, rel=0.02)
-    assert term(load, "activations") + term(load, "logits") == pytest.approx(counted.peak, rel=0.05)
+    assert kept == pytest.approx(counted.kept, rel=0.003)
+    assert term(load, "activations") + term(load, "logits") == pytest.approx(counted.peak, rel=0.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

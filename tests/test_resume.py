@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from capo_ray.checkpoint import CheckpointCorrupt, sight
+from capo_ray.checkpoint import CheckpointCorrupt
 from capo_ray.config import TrainConfig
 from capo_ray.place import rundir
 from capo_ray.protocols import RunFailed
@@ -182,18 +182,3 @@ def test_a_finished_run_is_refused_at_once_and_one_without_its_summary_is_finish
     ):
         changes_of(run_dir)
     assert changes_of(run_dir, run={"num_updates": 9})["run.num_updates"] == (8, 9)
-
-
-def test_a_directory_that_some_nodes_do_not_see_is_refused_with_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with sight.meeting_place(tmp_path) as place:
-        hosts = [sight.leave_word(place, "rank-0")]
-        monkeypatch.setattr("socket.gethostname", lambda: "node-b")
-        hosts.append(sight.leave_word(tmp_path / "of another node" / place.name, "rank-1"))
-        assert not (tmp_path / "of another node").exists(), "the directory is never made there"
-        with pytest.raises(RunFailed, match="seen by every learner rank, but what node-b wrote"):
-            sight.require_seen(place, hosts, deadline_s=0.1)
-        sight.leave_word(place, "rank-1")
-        sight.require_seen(place, hosts, deadline_s=0.1)
-    assert not list(tmp_path.glob(".sight*"))

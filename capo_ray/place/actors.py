@@ -49,7 +49,7 @@ class Actors:
     async def start(self) -> None:
         """Start all side by side, the slowest decides; engines that share a GPU start in turn.
 
-        From then on `workers.json` names their processes, and ranks have shown that they see the run directory.
+        From then on `workers.json` names their processes.
         """
         await self._places.reserve()
         engines = [one.role for one in demand(self._config) if one.engine is not None]
@@ -58,8 +58,6 @@ class Actors:
         for name in in_turn:
             # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
             await self._parts[name].start(self._note)
-        for group in self.groups().values():
-            await group.require_sight(self._run_dir)
 
     def stats(self) -> dict[str, float]:
         """The figures of all parts, names as in metrics."""

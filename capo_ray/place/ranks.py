@@ -11,7 +11,6 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from capo_ray.checkpoint import sight
 from capo_ray.config import Job
 from capo_ray.place.calls import await_ref, end_actor, one_line
 from capo_ray.place.cluster import is_own
@@ -49,10 +48,6 @@ class GroupRank:
         from capo_ray.learners.store import reserve_meeting
 
         return reserve_meeting("127.0.0.1" if alone else ray.util.get_node_ip_address())
-
-    def show(self, place: str, name: str) -> str:
-        """This node's host name, also left in `place` under `name` where the driver looks for it."""
-        return sight.leave_word(Path(place), name)
 
     def snapshot(self) -> int:
         """Copy what a checkpoint holds; the version."""
@@ -107,14 +102,6 @@ class RankActors(Generic[RankT]):
         meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
         self._pids = await self._all(method, lambda rank: arguments(rank, meeting))
         self._watch = asyncio.ensure_future(self._ping_all())
-
-    async def require_sight(self, directory: Path) -> None:
-        """Raises `RunFailed` unless every rank writes where the driver reads: a checkpoint is filled by both."""
-        with sight.meeting_place(directory) as place:
-            hosts = await self._all(
-                GroupRank.show, lambda rank: (str(place), f"{self._role} rank {rank}".replace(" ", "-"))
-            )
-            await asyncio.to_thread(sight.require_seen, place, hosts)
 
     async def snapshot(self) -> int:
         """The version of which every rank now holds a copy in host memory; updates may go on from here."""

@@ -119,7 +119,6 @@ async def _on_ranks(
         await places.reserve()
         await actors.start()
         write_state(session.run_dir / WORKERS_FILE, {"driver": os.getpid(), "learner": actors.pids()})
-        await actors.require_sight(session.run_dir)
 
     with (
         contextlib.closing(places),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from capo_ray.config.sft import SftConfig
 from capo_ray.learners.recipe import load_model
-from capo_ray.learners.sampling import sample_completions
 from capo_ray.problems import asset_path
 from capo_ray.problems.chains import ChainProblem, make_problem, shown_answer, split_steps, true_wrong_steps
 from capo_ray.problems.chains_lessons import critic_prompt
@@ -40,18 +41,20 @@ def complete(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[str]:
-    """One completion text per prompt."""
-    ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    completions = sample_completions(
-        model,
-        ids,
-        eos_id=tokenizer.eos_token_id,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    return [str(tokenizer.decode(completion)) for completion in completions]
+    """One completion text per prompt; temperature 0 is greedy."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    asked = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(seed)
+        ids = model.generate(
+            asked.input_ids,
+            attention_mask=asked.attention_mask,
+            max_new_tokens=max_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **drawn,
+        )
+    texts: list[str] = tokenizer.batch_decode(ids[:, asked.input_ids.shape[1] :], skip_special_tokens=True)
+    return texts
 
 
 def evaluate(config: SftConfig, model_path: Path) -> dict[str, float]:

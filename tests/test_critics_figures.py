@@ -12,8 +12,9 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.credit import assign_credit
 from capo_ray.flow.group import CreditedGroup
-from capo_ray.flow.judging import exposed_s, judge_figures, majority_word
+from capo_ray.flow.judging import exposed_s, judge_figures
 from capo_ray.types import Critique, Evidence, Judged, Provenance
+from capo_ray.votes import majority_word
 from tests.credit_groups import Member, group
 from tests.fakes import fake_parts
 from tests.test_pipeline import make_config, run

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from capo_ray.config.credit import asks_once
 from capo_ray.critics.judgement import Judgement, vote_quality
 from capo_ray.critics.quality import fleiss_kappa, vote_agreement
 from capo_ray.votes import VOTES
@@ -63,7 +64,7 @@ def against_truth(judgements: Sequence[Judgement], truth: Sequence[frozenset[int
     rows = []
     for k in ks:
         tokens = sum(c.provenance.output_tokens for j in judged for c in j.critiques[:k])
-        for vote in [v for v in VOTES if v != "greedy"] if k > 1 else ["one critique"]:
+        for vote in [v for v in VOTES if not asks_once(v)] if k > 1 else ["one critique"]:
             quality = vote_quality(judged, wrong, k, "union" if k == 1 else vote)
             low, high = quality.first.f1_ci95
             rows.append(

@@ -19,7 +19,7 @@ from typing import Protocol
 from capo_ray.critics.quality import step_quality
 from capo_ray.protocols import Judge, JudgeRequest, PartLost
 from capo_ray.types import Critique, Problem
-from capo_ray.votes import step_weights
+from capo_ray.votes import voted_steps
 
 SHIPPED = Path(__file__).parent / "canaries.json"
 NUM_CHAINS = 12
@@ -91,7 +91,10 @@ async def judge_canaries(judge: Judge, cases: Sequence[CanaryCase], num_votes: i
         *(judge.critique(case.problem, [JudgeRequest(case.steps)], num_votes) for case in cases)
     )
     votes: list[tuple[Critique, ...]] = [answer[0] for answer in answers]
-    flagged = [_voted(critiques, len(case.steps), vote) for critiques, case in zip(votes, cases, strict=True)]
+    flagged = [
+        voted_steps([c.flagged for c in critiques if c.flagged is not None], len(case.steps), vote)
+        for critiques, case in zip(votes, cases, strict=True)
+    ]
     quality = step_quality(flagged, [case.wrong for case in cases], [len(case.steps) for case in cases])
     told = [c for critiques in votes for c in critiques]
     invalid = sum(not c.valid for c in told) / len(told) if told else math.nan
@@ -147,11 +150,6 @@ class CanaryWatch:
             out["critic/canary_invalid_frac"] = self._report.invalid_frac
             out["critic/canary_alarm"] = float(self._report.alarms(self._least))
         return out
-
-
-def _voted(critiques: Sequence[Critique], num_steps: int, vote: str) -> frozenset[int]:
-    weights = step_weights([c.flagged for c in critiques if c.flagged is not None], num_steps, vote)
-    return frozenset(step for step, weight in enumerate(weights) if weight >= 0.5)
 
 
 def _to_case(row: object, line: int) -> CanaryCase:

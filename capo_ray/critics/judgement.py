@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from capo_ray.critics.layouts import Solution
 from capo_ray.critics.quality import FirstErrors, Flags, StepQuality, first_errors, step_quality
 from capo_ray.types import Critique
-from capo_ray.votes import step_weights
+from capo_ray.votes import voted_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,7 @@ class Judgement:
     def voted(self, k: int, vote: str) -> Flags | None:
         """The steps held to be wrong by a vote over the first k critiques (weight >= 1/2); None: no valid one."""
         valid = [c.flagged for c in self.critiques[:k] if c.flagged is not None]
-        if not valid:
-            return None
-        weights = step_weights(valid, len(self.solution.steps), vote)
-        return frozenset(step for step, weight in enumerate(weights) if weight >= 0.5)
+        return voted_steps(valid, len(self.solution.steps), vote) if valid else None
 
 
 @dataclass(frozen=True, slots=True)

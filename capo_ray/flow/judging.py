@@ -14,7 +14,8 @@ from capo_ray.config import TrainConfig
 from capo_ray.evidence.critiques import votes_wanted
 from capo_ray.flow.figures import agreement, mean
 from capo_ray.flow.group import CreditedGroup
-from capo_ray.types import Critique, Judged
+from capo_ray.types import Judged
+from capo_ray.votes import majority_word
 
 
 def judge_figures(
@@ -86,9 +87,3 @@ def _gap_figures(judged: Sequence[Judged], max_gap: float) -> dict[str, float]:
         "critic/strict_gap_frac": strict,
         "critic/verifier_gap_alarm": float(lenient + strict > max_gap),
     }
-
-
-def majority_word(critiques: Sequence[Critique]) -> bool | None:
-    """Whether most overall verdicts of valid critiques hold the answer to be right; None in a tie or without any."""
-    balance = sum(1 if c.overall else -1 for c in critiques if c.valid and c.overall is not None)
-    return balance > 0 if balance else None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
 from capo_ray.types import Critique, Group, GroupCredit, Judged
+from capo_ray.votes import majority_word
 
 
 class TranscriptWriter:
@@ -57,7 +58,9 @@ def _head(update: int, group: Group) -> dict[str, Any]:
         "tokens": [m.num_tokens for m in group.members],
         "flagged_steps": sum(len(frozenset().union(*(c.flagged or () for c in row))) for row in votes),
         "split_steps": sum(map(_split, votes)),
-        "against_verifier": sum(_says(row) not in (None, bool(r)) for row, r in zip(votes, rewards, strict=True)),
+        "against_verifier": sum(
+            majority_word(row) not in (None, bool(r)) for row, r in zip(votes, rewards, strict=True)
+        ),
     }
 
 
@@ -65,12 +68,6 @@ def _split(votes: list[Critique]) -> int:
     """The steps on which valid votes differ."""
     flags = [c.flagged or frozenset() for c in votes]
     return len(frozenset().union(*flags) - frozenset.intersection(*flags)) if flags else 0
-
-
-def _says(votes: list[Critique]) -> bool | None:
-    """Whether most of the votes that say anything of the answer hold it to be right; None in a tie."""
-    balance = sum(1 if c.overall else -1 for c in votes if c.overall is not None)
-    return balance > 0 if balance else None
 
 
 def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:

@@ -8,6 +8,6 @@ With no valid critique every weight is 0: the response keeps its outcome alone (
 """
 
 from capo_ray.votes.stopping import first_wave, is_decided
-from capo_ray.votes.weights import VOTES, count_flags, step_weights
+from capo_ray.votes.weights import VOTES, count_flags, majority_word, step_weights, voted_steps
 
-__all__ = ["VOTES", "count_flags", "first_wave", "is_decided", "step_weights"]
+__all__ = ["VOTES", "count_flags", "first_wave", "is_decided", "majority_word", "step_weights", "voted_steps"]

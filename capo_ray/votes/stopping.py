@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from capo_ray.config.credit import asks_once
 from capo_ray.votes.weights import VOTES, count_flags
 
 
@@ -26,8 +27,9 @@ def is_decided(
         return True
     if n == 0:
         return False
-    counts = count_flags(flagged, num_steps)
-    return all(not _can_change(c, n, num_remaining, vote) for c in counts)
+    if asks_once(vote):
+        return True
+    return not any(_can_change(c, n, num_remaining, vote) for c in set(count_flags(flagged, num_steps)))
 
 
 def first_wave(
@@ -45,14 +47,6 @@ def first_wave(
 
 
 def _can_change(c: int, n: int, m: int, vote: str) -> bool:
-    """Whether a step flagged by c of n valid critiques (n >= 1) can change its weight with m >= 1 votes to come."""
-    if vote == "greedy":
-        return False
-    if vote == "union":
-        return c == 0
-    if vote == "intersection":
-        return c == n
-    if vote == "majority":
-        # At half or above now: lost if all m are valid and pass it by. Below: won if all m flag it.
-        return 2 * c < n + m if 2 * c >= n else 2 * (c + m) >= n + m
-    return True  # average: one vote more moves every count or its denominator, 0 < c < n or not
+    """Whether a step flagged by c of n valid critiques (n >= 1) can change its weight with m votes to come."""
+    weigh = VOTES[vote]
+    return len({weigh(c + flags, n + valid) for valid in range(m + 1) for flags in range(valid + 1)}) > 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from capo_ray.config.credit import asks_once
+from capo_ray.types import Critique
+
 # count of critiques that flag the step (c), number of valid critiques (n >= 1) -> how wrong the step is held to be
 VOTES: dict[str, Callable[[int, int], float]] = {
     "intersection": lambda c, n: float(c == n),
@@ -21,12 +24,23 @@ def step_weights(flagged: Sequence[frozenset[int]], num_steps: int, vote: str) -
     """
     if vote not in VOTES:
         raise ValueError(f"unknown vote {vote!r}; known: {', '.join(sorted(VOTES))}")
-    counted = flagged[:1] if vote == "greedy" else flagged
+    counted = flagged[:1] if asks_once(vote) else flagged
     counts = count_flags(counted, num_steps)
     if not counted:
         return (0.0,) * num_steps
     weights = [VOTES[vote](c, len(counted)) for c in range(len(counted) + 1)]
     return tuple(weights[c] for c in counts)
+
+
+def voted_steps(flagged: Sequence[frozenset[int]], num_steps: int, vote: str) -> frozenset[int]:
+    """The steps that a vote holds to be wrong: those of a weight of 1/2 and more."""
+    return frozenset(step for step, weight in enumerate(step_weights(flagged, num_steps, vote)) if weight >= 0.5)
+
+
+def majority_word(critiques: Sequence[Critique]) -> bool | None:
+    """Whether most overall verdicts of valid critiques hold the answer to be right; None in a tie or without any."""
+    balance = sum(1 if c.overall else -1 for c in critiques if c.valid and c.overall is not None)
+    return balance > 0 if balance else None
 
 
 def count_flags(flagged: Sequence[frozenset[int]], num_steps: int) -> list[int]:

@@ -69,8 +69,11 @@ def build_trackers(
             continue
         try:
             optional[name] = make()
-        except RunFailed:
-            raise
+        except ImportError as error:
+            raise RunFailed(
+                f"tracking.{name}=true needs the package {name}, which cannot be imported ({error}); pip install "
+                f"'capo-ray[{name}]', or set tracking.{name}=false"
+            ) from error
         except Exception as error:
             raise RunFailed(
                 f"tracking.{name}=true, but it cannot be started ({type(error).__name__}: {error}); "

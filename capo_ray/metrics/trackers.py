@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.base import flat_keys
-from capo_ray.protocols import RunFailed
 
 
 class TensorBoardTracker:
@@ -20,10 +18,11 @@ class TensorBoardTracker:
     """
 
     def __init__(self, directory: Path, resume_from: int | None = None) -> None:
-        writer = _import("tensorboard.summary.writer.event_file_writer", "tensorboard", "tensorboard")
-        self._event = _import("tensorboard.compat.proto.event_pb2", "tensorboard", "tensorboard")
-        self._summary = _import("tensorboard.compat.proto.summary_pb2", "tensorboard", "tensorboard").Summary
-        self._writer = writer.EventFileWriter(str(directory))
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2, summary_pb2.Summary
+        self._writer = EventFileWriter(str(directory))
         if resume_from is not None:
             start = self._event.SessionLog(status=self._event.SessionLog.START)
             self._writer.add_event(self._event.Event(wall_time=time.time(), step=resume_from + 1, session_log=start))
@@ -44,7 +43,8 @@ class WandbTracker:
     """One Weights & Biases run, named like the run directory and taken up again on resume."""
 
     def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
-        wandb = _import("wandb", "wandb", "wandb")
+        import wandb
+
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
@@ -67,7 +67,9 @@ class MlflowTracker:
     """One MLflow run in the experiment `project`; the tracking URI comes from MLFLOW_TRACKING_URI."""
 
     def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any]) -> None:
-        self._mlflow = _import("mlflow", "mlflow", "mlflow")
+        import mlflow
+
+        self._mlflow: Any = mlflow
         self._mlflow.set_experiment(project)
         self._mlflow.start_run(run_name=run_dir.name)
         self._mlflow.log_params({name: str(value)[:250] for name, value in flat_keys(run_config).items()})
@@ -79,17 +81,6 @@ class MlflowTracker:
     def close(self) -> None:
         """End the run."""
         self._mlflow.end_run()
-
-
-def _import(module: str, package: str, key: str) -> Any:
-    """The module, or `RunFailed` with what to install or to switch off."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RunFailed(
-            f"tracking.{key}=true needs the package {package}, which cannot be imported ({error}); "
-            f"pip install {package}, or set tracking.{key}=false"
-        ) from error
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -13,10 +13,10 @@ from typing import Literal
 
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.credit import Critiques, TokenRewards
+from capo_ray.config.engine import EngineBase
 from capo_ray.config.evaluation import ServeConfig
 from capo_ray.config.job import RanksConfig
 from capo_ray.config.reward_model import RewardModelConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Demand:
     note: str
     """What each actor is, in words."""
     model: ModelUse | None = None
-    engine: EngineConfig | CriticConfig | None = None
+    engine: EngineBase | None = None
     """Of a vLLM engine, which takes a share of its GPUs' memory."""
     is_group: bool = False
     """Whether the actors are the ranks of one process group: placed together, and lost together."""
@@ -173,7 +173,7 @@ def _reward_model(config: TrainConfig) -> Demand | None:
 
 
 def _share(
-    role: str, section: str, count: int, part: EngineConfig | CriticConfig | RanksConfig | RewardModelConfig
+    role: str, section: str, count: int, part: EngineBase | RanksConfig | RewardModelConfig
 ) -> tuple[str, str, int, float, float, str]:
     return role, section, count, part.num_cpus, part.num_gpus, part.node_resource
 

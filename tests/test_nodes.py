@@ -17,6 +17,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place.nodes import (
     PACKAGES,
     Facts,
+    Question,
     ask_all,
     check_nodes,
     faults,
@@ -75,6 +76,7 @@ def test_a_node_looks_for_the_token_the_models_and_the_secrets(tmp_path: Path, m
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     with token_in(tmp_path) as token:
         assert look(question_of(config, token))["sees_run_dir"] is True
+    assert look(Question("/proc/self/status"))["sees_run_dir"] is False, "nothing can be put beside it"
     seen = look(question_of(config, token))
     assert seen["sees_run_dir"] is False and seen["lacks"] == ("critic.endpoint.key_env",)
     monkeypatch.setenv("JUDGE_KEY", "key")

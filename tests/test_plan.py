@@ -19,6 +19,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.demand import demand
 from capo_ray.place.capacity import bundles_of
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing.gpus import read_gpus, sizes_of
 from tests.model_files import write_model
 
 
@@ -386,11 +387,11 @@ def test_a_pipe_among_a_models_files_is_refused_before_anyone_opens_it(model: Pa
 
 
 def test_the_gpus_here_must_have_bf16_and_the_memory_that_the_plan_counts_on() -> None:
-    table = "81559, 9.0\n15360, 7.5\n"
-    assert [round(gib) for gib, _ in memory.read_gpus(table)] == [80, 15]
+    found = sizes_of(read_gpus("NVIDIA H100, 81559, 580.65, 9.0\nTesla T4, 15360, 580.65, 7.5\n"))
+    assert [round(gib) for gib, _ in found] == [80, 15]
     config = compose_train(["engine=gpu", "learner=gpu", "model=qwen2_5_1_5b", "credit=grpo", *PLANNED])
     with pytest.raises(RunFailed, match=r"model.dtype=bfloat16 needs GPUs .* got 7\.5; set model.dtype=float32"):
-        checks.check_devices(config, memory.read_gpus(table))
+        checks.check_devices(config, found)
     with pytest.raises(RunFailed, match=r"at most 15\.0 GiB of memory"):
         checks.check_devices(config, [(15.0, 8.0)])
     checks.check_devices(config, [(79.6, 9.0)])

@@ -11,12 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.cli.fit import refuse_misfit
-from capo_ray.cli.memory import (
-    available_bytes,
-    estimate_memory,
-    found_gpus,
-    host_gib,
-)
+from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, size_of
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
@@ -25,10 +20,10 @@ from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing.gpus import BF16_CAPABILITY, found_gpus, sizes_of
 from capo_ray.written import require_written
 
 GIB = 1 << 30
-BF16_CAPABILITY = 8.0
 LOOK_BYTES = 256 << 20
 """Of weights that a look before the run compares with their recipe; larger ones are compared where they are loaded."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -209,7 +204,7 @@ def check_gpus(config: Job) -> None:
         )
         raise RunFailed(f"expected {wanted:g} GPU(s), found {here or 'none'} here; {cure}, or name a cluster.address")
     if isinstance(config, TrainConfig):
-        check_devices(config, found_gpus())
+        check_devices(config, sizes_of(found_gpus()))
 
 
 def check_devices(config: TrainConfig, found: Sequence[tuple[float, float]]) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 
 from capo_ray.cli.runs import show, to_table
 from capo_ray.cli.view import check_runs
-from capo_ray.runs.comparing import compare
+from capo_ray.view.comparing import compare
 
 HELP = "set runs side by side: the settings that differ, held-out accuracy at equal updates, tokens and seconds"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  capo-ray compare runs/a runs/b\n  capo-ray compare runs/a runs/b --json"
+    """Add the arguments."""
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="two or more run directories")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -53,8 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="credit.… of the method, steps=…, steps.…, as in training"
     )
     text = EXAMPLES.format(methods=", ".join(CREDIT_METHODS))
-    parser.epilog = f"{parser.epilog}\n{text}" if parser.epilog else text
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{parser.epilog}\n{text}"
 
 
 def run(args: argparse.Namespace) -> int:

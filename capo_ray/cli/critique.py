@@ -43,7 +43,6 @@ _PLACE = re.compile(r" at ['\"].*", re.DOTALL)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and the examples."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="as of capo-ray train: critic.…, credit.vote=…, steps=…"

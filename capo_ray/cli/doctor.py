@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 import capo_ray
-from capo_ray.cli.checks import available_bytes
+from capo_ray.cli.memory import available_bytes
+from capo_ray.sizing.gpus import found_gpus
 
 HELP = """look at this machine: Python, packages, compiler, memory, cores, accelerators, Ray's token
 
@@ -161,16 +162,10 @@ def _machine() -> Iterator[Finding]:
 
 
 def _accelerators() -> Finding:
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if shutil.which("nvidia-smi") is None:
         return Finding("accelerator", "note", "none seen; engine=cpu learner=cpu")
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding("accelerator", "bad", "nvidia-smi does not answer; look at the driver")
-    names = "; ".join(done.stdout.strip().splitlines()) or done.stderr.strip()[:200]
-    return Finding("accelerator", "ok" if done.returncode == 0 else "note", names)
+    names = "; ".join(f"{gpu['name']}, {gpu['memory.total']} MiB" for gpu in found_gpus())
+    return Finding("accelerator", "ok" if names else "bad", names or "nvidia-smi tells of none; look at the driver")
 
 
 def _cluster() -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 from capo_ray.cli import memory
 from capo_ray.cli.memory import Model
 from capo_ray.config import TrainConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.config.engine import EngineBase
 from capo_ray.demand import Demand, ModelUse, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import kv_bytes_per_token, pack
@@ -123,9 +123,7 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     return "no number of tokens or ranks makes it fit: choose a smaller model or larger GPUs"
 
 
-def _refuse_engine(
-    name: str, section: EngineConfig | CriticConfig, part: ModelUse, config: TrainConfig, device: float
-) -> None:
+def _refuse_engine(name: str, section: EngineBase, part: ModelUse, config: TrainConfig, device: float) -> None:
     """Raise where an engine's share of a GPU does not hold its weights and one sequence of full length."""
     model = memory.sized(part)
     if section.num_gpus == 0 or model.shape is None:
@@ -137,7 +135,7 @@ def _refuse_engine(
             f"{section.gpu_memory_frac:g} > {section.num_gpus:g}); lower {name}.gpu_memory_frac to {section.num_gpus:g}"
         )
 
-    def room(changed: EngineConfig | CriticConfig) -> float:
+    def room(changed: EngineBase) -> float:
         row = memory.engine_memory(name, changed, model, part.dtype, device)
         return row.terms[-1].num_bytes / kv_bytes_per_token(shape, unit, changed.tensor_parallel)
 

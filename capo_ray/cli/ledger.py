@@ -15,9 +15,8 @@ HELP = "account for every trajectory of a run: counts per state, reasons of drop
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "example:\n  capo-ray ledger runs/latest --json\n\n"
+        f"{parser.epilog}\n\n"
         "exit codes: 0 balanced; 1 not balanced (a run that is going on has open trajectories) or damaged; "
         "2 no ledger there"
     )

@@ -6,7 +6,6 @@ its terms end in the cache that is left; a learner rank takes what its terms add
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import psutil
 
 from capo_ray.cli.models import size_of
 from capo_ray.config import TrainConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig, LearnerConfig
+from capo_ray.config.engine import EngineBase
+from capo_ray.config.sections import LearnerConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
 from capo_ray.sizing import (
     EngineLoad,
@@ -28,6 +28,7 @@ from capo_ray.sizing import (
     store_bytes,
     total,
 )
+from capo_ray.sizing.gpus import found_gpus, sizes_of
 
 GIB = 1 << 30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -35,7 +36,6 @@ ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; thes
 LEARNER_BASE_GIB = 0.5  # torch, transformers and DeepSpeed
 CHILD_BASE_GIB = 0.2  # a verifier actor, and each of its child processes
 RAY_BASE_GIB = 0.8  # driver, GCS and raylet
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +72,7 @@ def device_gib(config: TrainConfig) -> float | None:
 
 def found_gib() -> float | None:
     """The memory of this machine's smallest NVIDIA GPU, or None."""
-    return min((gib for gib, _ in found_gpus()), default=None)
-
-
-def found_gpus() -> list[tuple[float, float]]:
-    """Memory in GiB and compute capability (8.0 is Ampere) of each NVIDIA GPU of this machine."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")):
-        return []
-    try:
-        done = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
-        return read_gpus(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return []
-
-
-def read_gpus(table: str) -> list[tuple[float, float]]:
-    """The same from the lines of nvidia-smi: MiB and capability, as `81559, 9.0`."""
-    rows = [line.split(",") for line in table.splitlines() if line.strip()]
-    return [(float(mib) / 1024, float(capability)) for mib, capability in rows]
+    return min((gib for gib, _ in sizes_of(found_gpus())), default=None)
 
 
 def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -148,9 +131,7 @@ def host_gib(config: TrainConfig) -> float:
     return sum(row.count * row.gib_each for row in estimate_memory(config) if not row.on_gpu)
 
 
-def engine_memory(
-    role: str, section: EngineConfig | CriticConfig, model: Model, dtype: str, device: float | None
-) -> Memory:
+def engine_memory(role: str, section: EngineBase, model: Model, dtype: str, device: float | None) -> Memory:
     """The memory of one engine on the CPU, or of one of its GPUs."""
     unit, tp = DTYPE_BYTES[dtype], section.tensor_parallel
     if section.num_gpus == 0:

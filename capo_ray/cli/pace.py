@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from capo_ray.cli import memory
 from capo_ray.config import TrainConfig
-from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.config.engine import EngineBase
 from capo_ray.demand import critic_model, find
 from capo_ray.sizing import kv_bytes_per_token
 from capo_ray.sizing.rates import Decode, Train, decode_s, train_s
@@ -71,7 +71,7 @@ def estimate_pace(config: TrainConfig) -> list[Tier]:
 
 def _decode(
     config: TrainConfig,
-    part: EngineConfig | CriticConfig,
+    part: EngineBase,
     model: memory.Model,
     dtype: str,
     device: float,

@@ -14,7 +14,6 @@ HELP = "write the pages of a run, or of several, as one HTML file that needs no 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "example:\n  capo-ray report runs/latest -o report.html\n  capo-ray report runs/a --compare runs/b -o ab.html"
     )

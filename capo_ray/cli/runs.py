@@ -9,16 +9,14 @@ from typing import Any
 
 from capo_ray.cli.critique_table import to_text
 from capo_ray.cli.schema import ConfigError
-from capo_ray.runs.comparing import line_of
 from capo_ray.runs.reading import NoRun, Run
+from capo_ray.view.comparing import line_of
 
 HELP = "list the runs of a directory with their outcome, the newest first"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  capo-ray runs\n  capo-ray runs /data/runs --json"
+    """Add the arguments."""
     parser.add_argument("dir", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="default: runs")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NUM_FIRST_LOSSES = 12
 HELP = "supervised fine-tuning on questions with solutions, or on the laptop world's lessons"
 
-_EPILOG = """examples:
+EXAMPLES = """examples:
   capo-ray sft model.path=/models/Qwen2.5-1.5B data.kind=files data.path=numina.jsonl out=sft-1.5b learner.lr=1e-5
   capo-ray sft data.role=policy out=my-policy run.num_updates=200
   capo-ray sft --recipe capo_ray/assets/chains-policy/recipe.json out=my-policy run.num_updates=2000
@@ -31,9 +31,7 @@ _EPILOG = """examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.description = HELP
-    parser.epilog = _EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, as in `learner.lr=1e-4`")
     parser.add_argument("--recipe", metavar="FILE", help="start from the config in a recipe.json; overrides go on top")
     parser.add_argument("--start", action="store_true", help="the recipe of the model that --recipe's was started from")

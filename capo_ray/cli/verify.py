@@ -26,7 +26,6 @@ Done = asyncio.Task[tuple["Verdict", ...]] | Row
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "example:\n"
         """  echo '{"answer": "1/2", "response": "The answer is 0.5."}' | capo-ray verify --input -\n"""

@@ -20,7 +20,6 @@ is printed; from elsewhere: ssh -L PORT:127.0.0.1:PORT HOST."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments and the example."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "example:\n  capo-ray view runs/latest\n  capo-ray view runs/a runs/b --port 8700\n\n"
         "CAPO_RAY_VIEW_TOKEN: a token of your own in place of a new one each time"

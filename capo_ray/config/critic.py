@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.base import Idle, Scalar, Section
+from capo_ray.config.base import Idle, Section
+from capo_ray.config.engine import EngineBase
+from capo_ray.config.job import Positive
 
-Positive = Annotated[int, Field(ge=1)]
 START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
 """An endpoint's time to begin an answer, and the slowest rate of one answer that is not taken for a hang."""
 SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend"
@@ -56,8 +57,10 @@ class EndpointConfig(Section):
         return self.request_deadline_s or START_S + max_tokens / FLOOR_TOKENS_PER_S
 
 
-class CriticConfig(Section):
+class CriticConfig(EngineBase):
     """The LLM that judges steps."""
+
+    section: ClassVar[str] = "critic"
 
     backend: Literal["vllm", "calculator", "endpoint"] = "vllm"
     """`vllm`: in-cluster workers; `calculator`: checks arithmetic, no model; `endpoint`: an API."""
@@ -115,30 +118,15 @@ class CriticConfig(Section):
     wrong steps are known before a run begins with it; 0: not measured. One that flags nothing, or everything, has 0."""
     trust_file: str = ""
     """Those solutions, in any layout that `capo-ray critique` reads; empty: the ones shipped for the rubric."""
-    num_workers: Positive = 1
-    num_cpus: float = Field(0.5, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
-    node_resource: str = ""
-    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
     placement: Literal["anywhere", "same_node", "colocated"] = "anywhere"
     """Each worker on any node, on the node of a rollout worker, or on that worker's own GPU (shares of one)."""
-    tensor_parallel: Positive = 1
-    max_num_seqs: Positive = 128
-    max_batched_tokens: int = Field(0, ge=0)
-    """As `engine.max_batched_tokens`."""
-    kv_cache_gib: float = Field(0.5, gt=0)
-    gpu_memory_frac: float = Field(0.85, gt=0, le=1)
-    extra: dict[str, Scalar] = Field(default_factory=dict)
-    """As `engine.extra`, for the critics' engines."""
-    step_deadline_s: float = Field(120.0, gt=0)
-    """As `engine.step_deadline_s`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
     """Share of recent groups that may fall back to outcome-only credit before the run ends."""
 
     def idle(self) -> tuple[Idle, ...]:
         """What the backend leaves unread, and what other keys leave no work."""
-        return (*self._idle_by_backend(), *self._idle_by_others())
+        return (*super().idle(), *self._idle_by_backend(), *self._idle_by_others())
 
     def idle_for(self, averages: bool, asks_once: bool) -> tuple[Idle, ...]:
         """The rules, with keys in full, where the credit method averages all votes, or asks for a greedy one."""
@@ -162,12 +150,6 @@ class CriticConfig(Section):
                 self.backend != "endpoint",
                 "unless critic.backend=endpoint; remove it or choose that backend",
             ),
-            Idle(
-                ("gpu_memory_frac",),
-                self.num_gpus == 0,
-                "with critic.num_gpus=0; set critic.kv_cache_gib, or give the critic a GPU",
-            ),
-            Idle(("kv_cache_gib",), self.num_gpus > 0, "with critic.num_gpus>0; set critic.gpu_memory_frac"),
             Idle(("num_votes", "early_stop"), self.backend == "calculator", SAME_VOTES),
             Idle(
                 ("with_calculator",),

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Idle, Scalar, Section
+from capo_ray.config.base import Idle, Section
 from capo_ray.config.cluster import ClusterConfig as ClusterConfig
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.data import DataConfig as DataConfig
+from capo_ray.config.engine import EngineConfig as EngineConfig
 from capo_ray.config.families import VERIFIERS, offered_functions
 from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig
 from capo_ray.config.job import Positive as Positive
@@ -77,46 +78,6 @@ class RolloutConfig(Section):
     max_response_tokens: Positive = 96
     deadline_s: float = Field(300.0, gt=0)
     """For all siblings of a group."""
-
-
-class EngineConfig(Section):
-    """The vLLM engines of the rollout workers."""
-
-    num_workers: Positive = 1
-    num_cpus: float = Field(0.5, ge=0)
-    """Ray CPUs of each worker."""
-    num_gpus: float = Field(0.0, ge=0)
-    node_resource: str = ""
-    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
-    tensor_parallel: Positive = 1
-    max_num_seqs: Positive = 128
-    max_batched_tokens: int = Field(0, ge=0)
-    """Most tokens of one step, prompts and samples together; 0: 8192 to 16384 by model length on GPUs, 4096 or the
-    model length on CPUs, where a prompt is computed whole."""
-    kv_cache_gib: float = Field(0.5, gt=0)
-    """KV cache on the CPU."""
-    gpu_memory_frac: float = Field(0.85, gt=0, le=1)
-    seeded: bool = True
-    """Draw each response under a seed of its own, made from run.seed: with stream.max_age=0 on a quiet machine a run
-    then repeats its losses to the last digit. On GPUs vLLM draws seeded rows one by one, so `engine=gpu` says false;
-    evaluations are seeded either way."""
-    extra: dict[str, Scalar] = Field(default_factory=dict)
-    """Further engine arguments of vLLM, by vLLM's names, as `engine.extra.enable_expert_parallel=true`."""
-    start_deadline_s: float = Field(180.0, gt=0)
-    step_deadline_s: float = Field(120.0, gt=0)
-    """A step that has not ended after this long means that the worker hangs, and it is replaced. Until its first
-    request has ended `start_deadline_s` counts, if longer: first steps compile."""
-
-    def idle(self) -> tuple[Idle, ...]:
-        """The cache's size as the other device counts it."""
-        return (
-            Idle(
-                ("gpu_memory_frac",),
-                self.num_gpus == 0,
-                "with engine.num_gpus=0; set engine.kv_cache_gib, or give the engine a GPU",
-            ),
-            Idle(("kv_cache_gib",), self.num_gpus > 0, "with engine.num_gpus>0; set engine.gpu_memory_frac"),
-        )
 
 
 VERIFIER_KINDS = ("math", "exact", "choice", "numeric", "custom")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from capo_ray.config.sections import CriticConfig, EngineConfig
+from capo_ray.config.engine import EngineBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class EngineSpec:
     """For new weights, from the first byte loaded to the canary's answer; then they are refused."""
 
     @classmethod
-    def of(cls, part: EngineConfig | CriticConfig, **more: Any) -> EngineSpec:
+    def of(cls, part: EngineBase, **more: Any) -> EngineSpec:
         """The engine of a config section; `more`: what the section does not say."""
         return cls(
             device="gpu" if part.num_gpus > 0 else "cpu",

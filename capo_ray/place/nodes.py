@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,15 +29,13 @@ from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, models
 from capo_ray.place.calls import one_line
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing.gpus import BF16_CAPABILITY, found_gpus
 
 ASK_S = 60.0
 SEEN_S = 5.0
 """How long a network file system may take to show a new file on another node."""
 GIB = 1 << 30
-BF16_CAPABILITY = 8.0
-"""Of NVIDIA's devices from Ampere on."""
 PACKAGES = ("capo-ray", "ray", "torch", "vllm", "transformers", "deepspeed")
-GPU_QUERY = "name,memory.total,driver_version,compute_cap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ def look(question: Question) -> dict[str, Any]:
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "versions": {name: _version(name) for name in PACKAGES},
-        "gpus": _gpus(),
+        "gpus": found_gpus(),
         "nccl": next((v for n in ("nvidia-nccl-cu13", "nvidia-nccl-cu12") if (v := _version(n)) != "none"), ""),
         "shm_gib": shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else 0.0,
         "can_listen": _can_listen(),
@@ -215,19 +212,6 @@ def _version(name: str) -> str:
     return "none"
 
 
-def _gpus() -> tuple[dict[str, str], ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = [program, f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.strip().splitlines()]
-    return tuple(dict(zip(GPU_QUERY.split(","), row, strict=False)) for row in rows)
-
-
 def _can_listen() -> bool:
     try:
         with socket.socket() as probe:
@@ -239,12 +223,17 @@ def _can_listen() -> bool:
 
 
 def _sees(path: Path) -> bool:
+    """Whether a file of the driver's is here, and another one can be put beside it: ranks write checkpoints there."""
     ends = time.monotonic() + SEEN_S
     while not path.exists():
         if time.monotonic() > ends:
             return False
         time.sleep(0.2)
-    return True
+    try:
+        with token_in(path.parent):
+            return True
+    except OSError:
+        return False
 
 
 def _has_hub_token() -> bool:

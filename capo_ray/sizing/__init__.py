@@ -1,6 +1,6 @@
 """What a run takes, by arithmetic: bytes of learner ranks and engines, GPUs of a cluster, seconds of an update.
 
-Numbers in, numbers out: no model library, no device and no cluster is touched.
+Numbers in, numbers out: no model library, no device and no cluster is touched (`gpus` asks nvidia-smi).
 """
 
 from capo_ray.sizing.bytes import Term, total

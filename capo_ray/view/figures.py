@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 from capo_ray.ledger.lives import read_lives
-from capo_ray.runs.comparing import line_of
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.runs.reading import Head, Run
+from capo_ray.view.comparing import line_of
 
 Point = list[float | int | None]
 """Update, value, and where there are the ends of its 95% interval."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from capo_ray.config.base import flat_keys
 from capo_ray.runs.reading import Run
 
 ACCURACY = "eval/accuracy_frac"
@@ -34,7 +35,7 @@ def line_of(run: Run) -> dict[str, Any]:
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """`keys`: those that differ, a value per run; `curve`: held-out accuracy by update; `runs`: a line each."""
-    flats = [flatten(run.settings) for run in runs]
+    flats = [flat_keys(run.settings) for run in runs]
     names = sorted({name for flat in flats for name in flat} - set(_ASIDE))
     differ = {n: [flat.get(n) for flat in flats] for n in names if any(f.get(n) != flats[0].get(n) for f in flats)}
     return {"runs": [line_of(run) for run in runs], "keys": differ, "curve": _curve(runs)}
@@ -55,15 +56,6 @@ def _point(row: Mapping[str, Any], began: float | None) -> dict[str, Any]:
     at = row.get("unix_s")
     seconds = round(at - began, 1) if at is not None and began is not None else None
     return {"accuracy": row[ACCURACY], "seconds": seconds, "tokens": row.get("rollout/generated_tokens_total")}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.key`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:

@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Before torch is imported. Two threads for a model of a million weights wait for each other longer than they work: on a
+# busy machine a second of work took four minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A property may take long on a machine that is busy with something else: only what it says counts.
 settings.register_profile("any_machine", deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -54,6 +53,26 @@ def python(package: Path, *words: str, text: str = "") -> subprocess.CompletedPr
     return subprocess.run(command, input=text, capture_output=True, text=True, env=where, timeout=60, check=False)
 
 
+SEVERAL = """
+import contextlib, io, json, sys
+from capo_ray.cli import main
+said = []
+for words, text in json.load(sys.stdin):
+    sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(words)
+    said.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(said))
+"""
+
+
+def command_lines(package: Path, *given: tuple[str, str]) -> list[tuple[int, str, str]]:
+    """The code, output and errors of several command lines, each (words, standard input), of one new process."""
+    done = python(package, "-c", SEVERAL, text=json.dumps([(words.split(), text) for words, text in given]))
+    assert done.returncode == 0, done.stderr
+    return [(code, out, err) for code, out, err in json.loads(done.stdout)]
+
+
 def test_a_method_of_another_package_is_used_like_one_of_ours(package: Path) -> None:
     words = ("-m", "capo_ray", "credit", "half", "--input", "-", "--json", "credit.share=0.25")
     done = python(package, *words, text=json.dumps(LINE))
@@ -78,66 +97,64 @@ def test_a_method_of_another_package_is_used_like_one_of_ours(package: Path) -> 
 
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other_method(package: Path) -> None:
     (package / "half_credit.py").write_text("import a_package_that_is_not_here\n")
-    refused = python(package, "-m", "capo_ray", "credit", "half", "--input", "-", text=json.dumps(LINE))
-    assert refused.returncode != 0
-    assert "credit=half is of the package half-credit" in refused.stderr
-    assert "a_package_that_is_not_here" in refused.stderr and "Traceback" not in refused.stderr
-    assert python(package, "-m", "capo_ray", "credit", "grpo", "--input", "-", text=json.dumps(LINE)).returncode == 0
+    line = json.dumps(LINE)
+    refused, ours = command_lines(package, ("credit half --input -", line), ("credit grpo --input -", line))
+    assert refused[0] != 0
+    assert "credit=half is of the package half-credit" in refused[2]
+    assert "a_package_that_is_not_here" in refused[2] and "Traceback" not in refused[2]
+    assert ours[0] == 0
 
 
 def test_a_segmenter_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "site")
-    capo_ray = functools.partial(python, package, "-m", "capo_ray")
-    assert ", own_lines, " in capo_ray("train", "--help").stdout
-    planned = capo_ray("train", "credit=own", "steps=own_lines", "steps.num_lines=2", "--dry-run")
-    assert planned.returncode == 0, planned.stderr
-    assert planned.stdout.splitlines()[-3:] == ["credit=own", "steps=own_lines", "steps.num_lines=2"]
+    own = "--input - --json steps=own_lines steps.num_lines=2"
     solution = json.dumps({"question": "q", "response": "1+1 = 2\n2+1 = 3\n3+1 = 4\nSo 4."})
-    words = ("--input", "-", "--json", "steps=own_lines", "steps.num_lines=2")
-    judged = capo_ray("critique", *words, "critic.backend=calculator", text=solution)
-    assert judged.returncode == 0, judged.stderr
-    assert json.loads(judged.stdout)["summary"]["steps"] == 2
     member = {"text": "a\nb\nc", "tokens": list("a\nb\nc"), "reward": 1, "flagged": [[]]}
-    credited = capo_ray("credit", "own", *words, text=json.dumps({"id": "l", "responses": [member] * 2}))
-    assert credited.returncode == 0, credited.stderr
-    assert [r["steps"] for r in json.loads(credited.stdout)["responses"]] == [[[0, 4], [4, 5]]] * 2
-    refused = capo_ray("train", "steps=own_lines", "steps.window=3", "--dry-run")
-    assert "steps.window is no key of steps=own_lines" in refused.stderr
+    shown, planned, judged, credited, refused = command_lines(
+        write_package(tmp_path / "site"),
+        ("train --help", ""),
+        ("train credit=own steps=own_lines steps.num_lines=2 --dry-run", ""),
+        (f"critique {own} critic.backend=calculator", solution),
+        (f"credit own {own}", json.dumps({"id": "l", "responses": [member] * 2})),
+        ("train steps=own_lines steps.window=3 --dry-run", ""),
+    )
+    assert ", own_lines, " in shown[1]
+    assert planned[0] == 0, planned[2]
+    assert planned[1].splitlines()[-3:] == ["credit=own", "steps=own_lines", "steps.num_lines=2"]
+    assert judged[0] == 0, judged[2]
+    assert json.loads(judged[1])["summary"]["steps"] == 2
+    assert credited[0] == 0, credited[2]
+    assert [r["steps"] for r in json.loads(credited[1])["responses"]] == [[[0, 4], [4, 5]]] * 2
+    assert "steps.window is no key of steps=own_lines" in refused[2]
 
 
 def test_a_verifier_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "site")
-    capo_ray = functools.partial(python, package, "-m", "capo_ray")
-    assert "custom, own_end" in capo_ray("train", "--help").stdout
-    assert "own_end" in capo_ray("verify", "--help").stdout
-    planned = capo_ray("train", "verifier.kind=own_end", "--dry-run")
-    assert planned.returncode == 0, planned.stderr
-    assert re.search(r"verifier +1 .* own_end, 1 child", planned.stdout)
     pairs = "".join(json.dumps({"answer": "7", "response": text}) + "\n" for text in ("so 7.", "so 17"))
-    judged = capo_ray("verify", "--kind", "own_end", "--input", "-", text=pairs)
-    assert [json.loads(line)["reward"] for line in judged.stdout.splitlines()] == [1, 0], judged.stderr
-    refused = capo_ray("verify", "--kind", "own_and", "--input", "-", text=pairs)
-    assert "verifier.kind=own_and is no verifier; did you mean own_end?" in refused.stderr
+    shown, verify, planned, judged, refused = command_lines(
+        write_package(tmp_path / "site"),
+        ("train --help", ""),
+        ("verify --help", ""),
+        ("train verifier.kind=own_end --dry-run", ""),
+        ("verify --kind own_end --input -", pairs),
+        ("verify --kind own_and --input -", pairs),
+    )
+    assert "custom, own_end" in shown[1]
+    assert "own_end" in verify[1]
+    assert planned[0] == 0, planned[2]
+    assert re.search(r"verifier +1 .* own_end, 1 child", planned[1])
+    assert [json.loads(line)["reward"] for line in judged[1].splitlines()] == [1, 0], judged[2]
+    assert "verifier.kind=own_and is no verifier; did you mean own_end?" in refused[2]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("train", "credit=own", "--dry-run"), "credit=own is of the package own-parts, which cannot give it"),
-        (
-            ("train", "steps=own_lines", "--dry-run"),
-            "steps=own_lines is of the package own-parts, which cannot give it",
-        ),
-        (
-            ("train", "verifier.kind=own_end", "--dry-run"),
-            "verifier.kind=own_end (own_parts:same_end) must be a function",
-        ),
-    ],
-)
-def test_a_broken_package_is_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_broken_package_is_one_sentence(tmp_path: Path) -> None:
     package = write_package(tmp_path / "site")
     (package / "own_parts.py").write_text("import a_package_that_is_not_here\n")
-    refused = python(package, "-m", "capo_ray", *words)
-    assert refused.returncode == 1
-    assert said in refused.stderr and "a_package_that_is_not_here" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    said = {
+        "credit=own": "credit=own is of the package own-parts, which cannot give it",
+        "steps=own_lines": "steps=own_lines is of the package own-parts, which cannot give it",
+        "verifier.kind=own_end": "verifier.kind=own_end (own_parts:same_end) must be a function",
+    }
+    refused = command_lines(package, *((f"train {override} --dry-run", "") for override in said))
+    for (code, _, error), sentence in zip(refused, said.values(), strict=True):
+        assert code == 1
+        assert sentence in error and "a_package_that_is_not_here" in error
+        assert len(error.strip().splitlines()) == 1

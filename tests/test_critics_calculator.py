@@ -140,6 +140,33 @@ def test_the_laptop_worlds_arithmetic_is_modulo_ten() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        r"Total: 54 + 36 + 48 = 138 lines \boxed{138}",
+        r"\[ 1344 \div 175 = 7 \quad \text{(quotient)} \]",
+        r"\[ g\left(\frac{11}{15}\right) = \frac{-2}{\frac{11}{15} + 1} = \frac{-2}{\frac{26}{15}} \]",
+        r"\[!5 = 120 \left(\frac{1}{2} - \frac{1}{6} + \frac{1}{24} - \frac{1}{120}\right)\]",
+        "So 5508^3 ≈ 5500^3 and we go on.",
+        "145 / 488 ≈ 0.2969",
+        r"Gain = (Expected coins after Round 1) × \( \frac{1}{100} = \frac{101}{100} \times \frac{1}{100} \)",
+        "\\[ 2 + 1 = 1 \\]\n(False)",
+        "Check: 60 = 5^2 + 6^2 = 25 + 36 = 61\n- This does not work.",
+        "We get 1 = 1/2 + 1/3 + 1/8, and 23/24 doesn't equal 1. Let's try another combination.",
+    ],
+)
+def test_what_real_solutions_write_is_not_taken_for_a_slip(text: str) -> None:
+    # Steps of ProcessBench (2412.06559) that people passed, each of which was flagged once.
+    assert False not in held(text)
+
+
+def test_slips_that_people_overlooked_are_still_found() -> None:
+    assert held("6084 * 6084 = 36,997,536") == [False]
+    assert held(r"\(1999 \div 31 \approx 64.1613\), which is not an integer") == [False]
+    assert held(r"so there are 3 + 4 = \boxed{8}") == [False]
+    assert held(r"2 \left(3 + 4\right) = 15") == [False]
+
+
+@pytest.mark.parametrize(
     "unit", ["1+", "(", "9", "\\frac{", "=1", "3 = 4 ", "<<", "a ", "2^", "1 x ", "**", " ", "-", "1,000", ".", "1/2 "]
 )
 def test_hostile_text_costs_bounded_time(unit: str) -> None:

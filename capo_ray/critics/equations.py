@@ -19,11 +19,19 @@ from capo_ray.critics.expressions import NotArithmetic, Token, evaluate
 from capo_ray.critics.lexer import MEASURES, pieces_of, to_plain
 
 MAX_CHARS = 20_000
+ABOUT = Fraction(1, 1000)
+"""How far apart, as a share, two values may be of which a text says that they are about equal."""
 
 # A line with one of these asks, denies or counts in another way.
 _OTHER_SENSE = re.compile(
     r"\b(?:wrong|incorrect|mistakes?|errors?|false|not true|isn't|not equal|contradict\w*|instead of|should (?:be|have)"
-    r"|mod|remainder|modulo|pmod|bmod|base)\b|\\equiv|≡",
+    r"|mod|remainder|quotient|modulo|pmod|bmod|base)\b|\\equiv|≡",
+    re.IGNORECASE,
+)
+# A text with one of these tries a value that turns out not to fit: its equations are questions.
+_TRIED = re.compile(
+    r"\(false\)|\bnot satisfied\b"
+    r"|\b(?:does|do|did)(?:n['’]t| not| still not)(?: \w+){0,2} (?:work|hold|equal|equate|satisfy|match|add up)\b",
     re.IGNORECASE,
 )
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
@@ -59,6 +67,11 @@ class _Side:
     def is_number(self) -> bool:
         return len([t for t in self.tokens if t not in ("(", ")", "%", "+", "-")]) == 1
 
+    @property
+    def dangling(self) -> bool:
+        """Whether it ends in an operator."""
+        return bool(self.tokens) and self.tokens[-1] in ("+", "-", "*", "/", "^")
+
     def __bool__(self) -> bool:
         return any(isinstance(t, Fraction) for t in self.tokens)
 
@@ -66,6 +79,8 @@ class _Side:
 def check_claims(text: str, modulus: int = 0) -> tuple[Claim, ...]:
     """The claims found, in order; with a `modulus`, equality is of integers modulo it."""
     text = text[:MAX_CHARS]
+    if not modulus and _TRIED.search(text):
+        return ()
     found = [claim for match in _ANNOTATION.finditer(text) for claim in _claims_of_line(match.group(1), modulus)]
     plain = _LINE_HEAD.sub("", _ANNOTATION.sub("", text))
     for line in plain.split("\n"):
@@ -105,6 +120,8 @@ def _holds(left: _Side, sign: str, right: _Side, modulus: int, follows: bool) ->
     # "3+4 = 7*2 = 14": a running total, written loosely; each part of it is checked by itself.
     if follows and isinstance(right.tokens[0], Fraction) and _runs_on(left, sign, right, modulus):
         return True
+    if sign == "≈" and not right.is_number:
+        return None  # a coarser form to go on with: 5508^3 ≈ 5500^3
     if left.loose or right.loose or _is_ambiguous(left) or (left.is_number and left.units):
         return None
     units = left.units | right.units
@@ -133,6 +150,8 @@ def _same(a: Fraction, b: Fraction, sign: str, literal: _Side | None, modulus: i
         return True
     if a.denominator != 1 and abs(a - b) < abs(a) / 10**9:
         return True  # what a floating-point machine made of it
+    if sign == "≈" and abs(a - b) < abs(a) * ABOUT:
+        return True
     if literal is None:
         return False
     if literal.decimals == 0 and sign != "≈":
@@ -159,7 +178,8 @@ def _chains(line: str) -> Iterator[list[tuple[_Side, str, _Side]]]:
                 chain.append((before, sign, _trimmed(side, keep_right=False)))
             if chain:
                 yield chain
-            side, before, sign, chain = _Side(), None, "", []
+            # Behind an operator a formula goes on whose beginning was words: (coins so far) × (1/2 = …
+            side, before, sign, chain = _Side(unknown=side.dangling), None, "", []
         if kind not in ("break", "restart"):
             _put(side, kind, text)
     if before is not None:

@@ -18,7 +18,10 @@ MAX_WORDS_BETWEEN = 4
 
 _LATEX = (
     (re.compile(r"(?<=[0-9])(?:,\\!|\{,\}|\\,)\s?(?=[0-9]{3}(?![0-9]))"), ","),
-    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|boxed|displaystyle|left|right)(?![a-z])"), " "),
+    (re.compile(r"\\(?:left|right)(?![a-z])"), ""),  # "g\left(" is a function's value as "g(" is
+    (re.compile(r"([=≈(+*/-] ?)\\boxed(?![a-z])"), r"\1 "),
+    (re.compile(r"\\boxed(?![a-z])"), ";"),  # an answer beside what stands before it, not a factor
+    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox|operatorname|displaystyle)(?![a-z])"), " "),
     (re.compile(r"\\(?:times|cdot|ast)(?![a-z])|[×·∙⋅∗]"), "*"),
     (re.compile(r"\\div(?![a-z])|÷"), "/"),
     (re.compile(r"\\(?:approx|simeq|sim)(?![a-z])|≃|≅|~"), "≈"),
@@ -116,8 +119,10 @@ def pieces_of(line: str) -> Iterator[tuple[str, str]]:
         elif kind == "stop":
             if text == "!" and after_value and not gap:
                 yield "unknown", text  # a factorial
-            if text == ":" and after_value and not gap and following == "number":
-                yield "unknown", text  # a time or a ratio
+            if (text == "!" and following == "number" and lexed[place + 1][0] != "space") or (
+                text == ":" and after_value and not gap and following == "number"
+            ):
+                yield "unknown", text  # derangements (!5), a time or a ratio
             else:
                 yield ("asked" if text == "?" else "break"), text
                 after_value, words = False, []

@@ -117,14 +117,9 @@ def pieces_of(line: str) -> Iterator[tuple[str, str]]:
             yield from _operator(lexed, place, after_value, bool(words), gap)
             after_value, words = text in ")%}", []
         elif kind == "stop":
-            if text == "!" and after_value and not gap:
-                yield "unknown", text  # a factorial
-            if (text == "!" and following == "number" and lexed[place + 1][0] != "space") or (
-                text == ":" and after_value and not gap and following == "number"
-            ):
-                yield "unknown", text  # derangements (!5), a time or a ratio
-            else:
-                yield ("asked" if text == "?" else "break"), text
+            ended = _stop(lexed, place, after_value and not gap)
+            yield from ended
+            if ended[-1][0] != "unknown":
                 after_value, words = False, []
         else:
             yield "unknown", text
@@ -153,6 +148,16 @@ def _operator(
     if text == "(" and after_value and (worded or (gap and _is_aside(lexed, place))):
         yield ("restart", "") if gap else ("unknown", text)  # "13 eggs (16 - 3 = 13)", "4 (15 minutes)"
     yield "op", {"{": "(", "}": ")"}.get(text, text)
+
+
+def _stop(lexed: Sequence[tuple[str, str]], place: int, behind_value: bool) -> list[tuple[str, str]]:
+    text, (after, _) = lexed[place][1], (*lexed[place + 1 : place + 2], ("end", ""))[0]
+    if behind_value and text == ":" and _next_kind(lexed, place) == "number":
+        return [("unknown", text)]  # a time or a ratio
+    if text == "!" and after == "number":
+        return [("unknown", text)]  # derangements: !5
+    factorial = [("unknown", text)] if text == "!" and behind_value else []
+    return [*factorial, ("asked" if text == "?" else "break", text)]
 
 
 def _word(lexed: Sequence[tuple[str, str]], place: int, after_value: bool, worded: bool, gap: bool) -> tuple[str, str]:

@@ -4,6 +4,7 @@ Every method is awaited and every implementation has a deadline of its own: it r
 waited for, or `PartLost` when whoever stood behind it is gone, and never waits for ever.
 
     TextEngine     sample, score, hold weights             engines.VllmEngine, place.RolloutPool
+    Environment    whole responses, turn by turn           environments.SingleTurn, environments.Playing
     Judge          k votes on each response of a group     critics.Judge, place.CriticPool
     Verifier       verdicts on final answers               verifiers.VerifierPool, place.VerifierTier
     Trainer        batches in, checkpoints out             learners.LearnerAlone, and every LearnerGroup
@@ -29,6 +30,7 @@ from capo_ray.types import (
     Span,
     Trajectory,
     TrajectoryKey,
+    Turn,
     UpdateReport,
     Verdict,
     WrittenFile,
@@ -116,8 +118,14 @@ class Tokenizer(Protocol):
     def stop_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
         """The ids of tokens given by their texts; raises `ValueError` on a text that is not one token."""
 
+    def reply_frame(self, **names: object) -> tuple[str, str] | None:
+        """The text from the end of a model's turn to the user's, and that after it; None without a chat template."""
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
+
+    def decode_pieces(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """The text of the ids and, per token, the length of the text once it is decoded."""
 
 
 class TextEngine(Protocol):
@@ -141,6 +149,29 @@ class StreamingEngine(Protocol):
 
     def stream(self, prompt_ids: Sequence[int], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """The completions as each ends, in any order; closing the generator aborts the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One response as it was played, and to which prompt; `turns` and `told` as in `Trajectory`."""
+
+    prompt_ids: tuple[int, ...]
+    response: Completion
+    turns: tuple[Turn, ...] = ()
+    told: Verdict | None = None
+
+
+class Environment(Protocol):
+    """Who is on the other side of the policy's turns."""
+
+    async def play(self, problem: Problem, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Played, ...]:
+        """`sampling.n` responses of any number of turns, in sample order; `max_tokens` counts what was read too.
+
+        A hang or crash of the environment is read by the policy, or is an invalid `told`.
+        """
+
+    def figures(self) -> dict[str, float]:
+        """What a run watches, names as in metrics."""
 
 
 @dataclass(frozen=True, slots=True)

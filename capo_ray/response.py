@@ -31,6 +31,15 @@ class VersionRun:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an environment says of one turn: the key of the state it was taken in, its own reward, if it was a move."""
+
+    state: str
+    reward: float = 0.0
+    legal: bool = True
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion(ByValue):
     """What an engine returns for one sampled continuation (T tokens, end-of-sequence included when sampled).

@@ -24,6 +24,7 @@ from capo_ray.arrays import NO_RUNS, ByValue, FloatArray, IntArray, Runs, freeze
 from capo_ray.response import Completion as Completion
 from capo_ray.response import Finish as Finish
 from capo_ray.response import Span as Span
+from capo_ray.response import Turn as Turn
 from capo_ray.response import VersionRun as VersionRun
 
 
@@ -51,13 +52,28 @@ class TrajectoryKey:
         return f"{self.problem}/{self.group}/{self.sample}/{self.attempt}"
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verifier's word on a final answer: reward 1 or 0, or None when it could not be decided (invalid)."""
+
+    reward: int | None
+    reason: str
+    extracted: str | None = None
+
+    @property
+    def valid(self) -> bool:
+        return self.reward is not None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory(ByValue):
-    """A prompt (P tokens) and the policy's response to it."""
+    """A prompt (P tokens) and the policy's response to it; an environment that played says `turns` and `told`."""
 
     key: TrajectoryKey
     prompt_ids: IntArray
     response: Completion
+    turns: tuple[Turn, ...] = ()  # one for each of response.turns
+    told: Verdict | None = None  # its word on how it ended; None: the verifier has it
 
     def __post_init__(self) -> None:
         freeze_fields(self, prompt_ids=(np.int32,))
@@ -72,19 +88,6 @@ class Trajectory(ByValue):
         """The sampled tokens as spans of [0, L), one a turn; () in one turn, where they are all of the response."""
         start = len(self.prompt_ids)
         return tuple((start + a, start + b) for a, b in self.response.acted)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The verifier's word on a final answer: reward 1 or 0, or None when it could not be decided (invalid)."""
-
-    reward: int | None
-    reason: str
-    extracted: str | None = None
-
-    @property
-    def valid(self) -> bool:
-        return self.reward is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,15 @@ class FakeTokenizer:
     def stop_ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
         return tuple(map(ord, tokens))
 
+    def reply_frame(self) -> None:
+        return None
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in token_ids if i)
+
+    def decode_pieces(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        text = self.decode(token_ids)
+        return text, tuple(range(1, len(text) + 1))
 
 
 def completion(text: str, version: int = 0) -> Completion:

@@ -127,6 +127,23 @@ def test_a_segmenter_of_another_package_is_used_like_one_of_ours(tmp_path: Path)
     assert "steps.window is no key of steps=own_lines" in refused[2]
 
 
+def test_an_environment_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "site")
+    script = (
+        "import asyncio\n"
+        "from capo_ray.cli.compose import compose_train\n"
+        "from capo_ray.environments import Children\n"
+        "from capo_ray.types import Problem\n"
+        "async def ask(said):\n"
+        "    with Children(compose_train(['environment=own_echo', 'environment.ends=bye']).environment) as children:\n"
+        "        return [await children.ask(Problem('p', 'q', 'a'), one) for one in said]\n"
+        "first, last = asyncio.run(ask([('hi',), ('hi', 'bye')]))\n"
+        "assert (first.text, first.done, last.done) == ('HI', False, True)\n"
+    )
+    done = python(package, "-c", script)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_verifier_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
     pairs = "".join(json.dumps({"answer": "7", "response": text}) + "\n" for text in ("so 7.", "so 17"))
     shown, verify, planned, judged, refused = command_lines(
@@ -151,6 +168,7 @@ def test_a_broken_package_is_one_sentence(tmp_path: Path) -> None:
     said = {
         "credit=own": "credit=own is of the package own-parts, which cannot give it",
         "steps=own_lines": "steps=own_lines is of the package own-parts, which cannot give it",
+        "environment=own_echo": "environment=own_echo is of the package own-parts, which cannot give it",
         "verifier.kind=own_end": "verifier.kind=own_end (own_parts:same_end) must be a function",
     }
     refused = command_lines(package, *((f"train {override} --dry-run", "") for override in said))

@@ -121,7 +121,7 @@ def _check_hub_name(name: str, key: str) -> None:
 def check_data(config: Job) -> None:
     """Named files exist and are not empty."""
     data = config.data
-    if data.kind == "chains":
+    if data.makes_problems:
         return
     if not data.path:
         raise RunFailed(

@@ -44,7 +44,19 @@ from capo_ray.runs.layout import CONFIG_FILE
 PATH_KEYS = {"model": "model.path", "critic": "critic.model"}
 ROLES = {"model": "policy", "critic": "critic"}
 ModelT = TypeVar("ModelT", bound=Section)
-GROUPS = ("credit", "steps", "model", "data", "critic", "engine", "learner", "cluster", "tracking", "experiment")
+GROUPS = (
+    "credit",
+    "steps",
+    "environment",
+    "model",
+    "data",
+    "critic",
+    "engine",
+    "learner",
+    "cluster",
+    "tracking",
+    "experiment",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +143,8 @@ def _sort(overrides: Sequence[str], groups: Sequence[str] = GROUPS) -> tuple[dic
         key, value = setting.key, setting.text
         if key not in groups:
             settings.append(setting)
-        elif key == "steps" and value in FAMILIES[key]:  # it is one key, and has no preset
-            settings.append(_Setting(f"steps.{FAMILIES[key].tag}", value))
+        elif key in ("steps", "environment") and value in FAMILIES[key]:  # it is one key, and has no preset
+            settings.append(_Setting(f"{key}.{FAMILIES[key].tag}", value))
         elif value in list_choices(key):
             choices[key] = value
         elif key in PATH_KEYS and (value in SHIPPED[ROLES[key]] or "/" in value or Path(value).is_dir()):

@@ -125,7 +125,7 @@ def _changed(config: TrainConfig) -> list[str]:
     )
     ours, theirs = flat_keys(config.model_dump(mode="json")), flat_keys(default.model_dump(mode="json"))
     differ = [f"{key}={json.dumps(value)}" for key, value in ours.items() if value != theirs.get(key)]
-    return [*(f"{name}={kind}" for name, kind in kinds.items()), *differ]
+    return [*(f"{name}={kind}" for name, kind in kinds.items() if kind != "none"), *differ]
 
 
 def _slots(config: TrainConfig) -> str:

@@ -26,7 +26,7 @@ def first_problems(config: TrainConfig, report: RowReport, notes: list[str]) -> 
 def data_words(config: TrainConfig) -> list[str]:
     """Lines on the data, where they are files that lie here; what is wrong with them the checks say."""
     data, notes, report = config.data, list[str](), RowReport(FIRST_ROWS)
-    if data.kind == "chains" or not data.path or reads_hub(data) or config.cluster.joined:
+    if data.makes_problems or not data.path or reads_hub(data) or config.cluster.joined:
         return []
     try:
         problems = first_problems(config, report, notes)

@@ -186,8 +186,11 @@ def check_first_rows(config: TrainConfig) -> None:
     data = config.data
     if reads_hub(data):
         return
+    made = data.makes_problems
     problems = (
-        build_problems(data, config.run.seed).held_out(FIRST_ROWS) if data.kind == "chains" else _first_problems(config)
+        build_problems(data, config.run.seed, config.environment).held_out(FIRST_ROWS)
+        if made
+        else _first_problems(config)
     )
     folder = find_model(config.model.path, "policy")
     if folder is not None and (folder / "tokenizer.json").is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from capo_ray.config.base import Idle
@@ -12,6 +14,8 @@ from capo_ray.config.job import Positive, RowsConfig
 class DataConfig(RowsConfig):
     """The problems."""
 
+    kind: Literal["chains", "environment", "files", "jsonl", "csv", "parquet", "hub"] = "chains"  # type: ignore[assignment]
+    """As for supervised training, and environment: the problems that `environment.kind` makes."""
     eval_path: str = ""
     """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
     eval_frac: float = Field(0.1, ge=0, lt=1)
@@ -44,8 +48,8 @@ class DataConfig(RowsConfig):
                     "eval_split",
                     "eval_frac",
                 ),
-                self.kind == "chains",
-                "with data.kind=chains, which makes its own problems; remove it or choose another data=…",
+                self.makes_problems,
+                f"with data.kind={self.kind}, which makes its own problems; remove it or choose another data=…",
             ),
             Idle(("chain_steps",), self.kind != "chains", "unless data.kind=chains; remove it or choose data=chains"),
             Idle(

@@ -90,6 +90,11 @@ class RowsConfig(Section):
         why = "where data.path names files, which are all read; remove it, or name a folder of several splits"
         return (Idle(("split",), self._names_files(self.path), why),)
 
+    @property
+    def makes_problems(self) -> bool:
+        """Whether problems are made on the spot, and no file is read."""
+        return self.kind in ("chains", "environment")
+
     def _names_files(self, path: str) -> bool:
         """Whether a path stands for files, not for a data set or folder of which a split is to be chosen."""
         return self.kind != "hub" and not Path(path).expanduser().is_dir()

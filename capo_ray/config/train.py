@@ -15,6 +15,7 @@ from capo_ray.config.credit import (
     asks_once,
     refuse_other_loss,
 )
+from capo_ray.config.environment import EnvironmentConfig, NoEnvironment
 from capo_ray.config.job import idle_without_gpus, idle_without_resume
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.reward_model import RewardModelConfig
@@ -31,6 +32,7 @@ class TrainConfig(Section):
     steps: StepsConfig = Field(default=DEFAULT_STEPS)
     model: s.ModelConfig = s.ModelConfig()
     data: s.DataConfig = s.DataConfig()
+    environment: EnvironmentConfig = Field(default=NoEnvironment())
     rollout: s.RolloutConfig = s.RolloutConfig()
     engine: s.EngineConfig = s.EngineConfig()
     critic: s.CriticConfig = s.CriticConfig()
@@ -71,6 +73,7 @@ class TrainConfig(Section):
                 f"credit={self.credit.method} goes on from the one prompt of all siblings, so steps.thinking must be "
                 "train (got leave_out)"
             )
+        self._refuse_turns()
         votes, most = self.credit.asked(Critiques), self.critic.num_votes
         if votes is not None and votes.quorum > most:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {votes.quorum} > {most})")
@@ -116,6 +119,22 @@ class TrainConfig(Section):
                 "learner.num_epochs",
             ),
         )
+
+    def _refuse_turns(self) -> None:
+        """Raise where somebody cannot go on from the middle of an episode, or needs one."""
+        environment, credit = self.environment, self.credit
+        if environment.plays and any(r.continues_prompt for r in credit.evidence()):
+            raise ValueError(
+                f"credit={credit.method} goes on from a response without its environment, so environment.kind must be "
+                f"none (got {environment.kind})"
+            )
+        if environment.plays and self.steps.thinking == "leave_out":
+            raise ValueError(f"steps.thinking must be train with environment.kind={environment.kind} (got leave_out)")
+        if self.data.kind == "environment" and not environment.problems:
+            raise ValueError(
+                f"data.kind=environment takes an environment's own problems, and environment.kind={environment.kind} "
+                f"has none; choose environment=calculator, or other data"
+            )
 
     def _refuse_slots(self) -> None:
         """Raise where a batch never fills, or finished groups grow too old in line."""

@@ -151,6 +151,22 @@ class HfTokenizer:
             )
         return parts[0], parts[1]
 
+    def reply_frame(self, **names: object) -> tuple[str, str] | None:
+        """As `protocols.Tokenizer.reply_frame`."""
+        if not getattr(self.hf, "chat_template", None):
+            return None
+        turns = [("user", "a"), ("assistant", _SENTINEL), ("user", _SENTINEL)]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        parts = str(self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **names)).split(
+            _SENTINEL
+        )
+        if len(parts) != 3:
+            raise TokenizerRefused(
+                f"the chat template of {self.path} must show a model's turn and the user's that follows as they are; "
+                "set model.chat_template=false and environment.reply_template"
+            )
+        return parts[1], parts[2]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids, special tokens left out."""
         return str(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.seeds import draw_seed
+from capo_ray.environments import SingleTurn
 from capo_ray.evaluation import Judgement, figures
 from capo_ray.flow.evaluate import Answered, ask
 from capo_ray.metrics.rows import read_rows
@@ -137,7 +138,7 @@ class Answering:
     async def _one(self, problem: Problem, prompt_ids: Sequence[int], verifier: Verifier) -> None:
         there, room = self.file.of(problem.source, problem.id), self.asked.max_len - len(prompt_ids)
         for names, sampling in self.asked.requests(problem, there, room):
-            answered = await ask(self.engine, verifier, prompt_ids, problem.answer, sampling)
+            answered = await ask(SingleTurn(self.engine), verifier, prompt_ids, problem, sampling)
             now = time.monotonic()
             # The seconds since the responses before: over a file they are those of the work, whatever interrupted it.
             spent, self._last = now - self._last, now

@@ -99,4 +99,9 @@ class Budgets:
 
 def batch_deadline_s(config: TrainConfig) -> float:
     """The seconds within which the groups under way are finished where every part keeps its own deadline."""
-    return config.rollout.deadline_s + config.critic.deadline_s + config.verifier.deadline_s + deadline_s(config)
+    return (
+        config.environment.seconds(config.rollout.deadline_s)
+        + config.critic.deadline_s
+        + config.verifier.deadline_s
+        + deadline_s(config)
+    )

@@ -16,9 +16,9 @@ from typing import Any
 
 from capo_ray.config.seeds import draw_seed
 from capo_ray.evaluation import Estimate, Judgement, estimate, mean_reward, shares
-from capo_ray.flow.group import GroupWay
+from capo_ray.flow.group import GroupWay, judge
 from capo_ray.flow.parts import Parts
-from capo_ray.protocols import PartLost, PartTimeout, Sampling, TextEngine, Verifier
+from capo_ray.protocols import Environment, PartLost, PartTimeout, Sampling, Verifier
 from capo_ray.types import Completion, Problem, Verdict
 
 MAX_IN_FLIGHT = 256
@@ -27,18 +27,18 @@ _log = logging.getLogger(__name__)
 
 
 async def ask(
-    engine: TextEngine, verifier: Verifier, prompt_ids: Sequence[int], answer: str, sampling: Sampling
+    environment: Environment, verifier: Verifier, prompt_ids: Sequence[int], problem: Problem, sampling: Sampling
 ) -> tuple[Answered, ...]:
     """Responses to one problem, each with its verdict."""
-    completions = await engine.generate(prompt_ids, sampling)
-    verdicts = await verifier.verify(answer, [completion.text for completion in completions])
-    return tuple(zip(completions, verdicts, strict=True))
+    played = await environment.play(problem, prompt_ids, sampling)
+    verdicts = await judge(verifier, problem.answer, played)
+    return tuple((one.response, verdict) for one, verdict in zip(played, verdicts, strict=True))
 
 
 def judgement(answered: Answered) -> Judgement:
     """What an evaluation counts of a response."""
     completion, verdict = answered
-    return Judgement(verdict.reward, verdict.extracted, completion.finish == "length", len(completion.token_ids))
+    return Judgement(verdict.reward, verdict.extracted, completion.finish == "length", completion.num_sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class HeldOut:
                 try:
                     drawn = replace(sampling, seed=draw_seed(run.seed, "evaluation", problem.id))
                     prompt_ids = self._way.encode_prompt(problem)
-                    answered = await ask(parts.engine, parts.verifier, prompt_ids, problem.answer, drawn)
+                    answered = await ask(self._way.environment, parts.verifier, prompt_ids, problem, drawn)
                 except (PartTimeout, PartLost) as error:
                     _log.warning("an evaluation request failed: %s", error)
                     return ()

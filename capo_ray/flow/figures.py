@@ -114,6 +114,9 @@ def update_figures(groups: Sequence[CreditedGroup], loss: dict[str, float]) -> d
         "rollout/truncated_frac": mean([m.trajectory.response.finish == "length" for m in members]),
         "verifier/invalid_frac": mean([not m.verdict.valid for m in members]),
     }
+    if turns := [turn for m in members for turn in m.trajectory.turns]:
+        figures["rollout/turns_mean"] = len(turns) / len(members)
+        figures["rollout/illegal_turns_frac"] = mean([not turn.legal for turn in turns])
     if value_tokens := sum(m.evidence.num_value_tokens for m in members):
         figures["rollout/value_tokens_mean"] = value_tokens / len(members)
     for stage in sorted({stage for g in groups for stage in g.stage_s}):

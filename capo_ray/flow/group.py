@@ -17,14 +17,26 @@ import numpy as np
 from capo_ray.arrays import NO_RUNS, frozen
 from capo_ray.config.seeds import response_seed
 from capo_ray.credit import assign_credit
+from capo_ray.environments import SingleTurn
 from capo_ray.evidence import Doors, build_sources, gather
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
 from capo_ray.prompts import frame_question
-from capo_ray.protocols import PartLost, PartTimeout, Sampling
+from capo_ray.protocols import Environment, PartLost, PartTimeout, Played, Sampling, Verifier
 from capo_ray.steps import SpanError, split_steps, without_thinking
-from capo_ray.types import Group, GroupCredit, Judged, Problem, Sample, Span, Trajectory, TrajectoryKey
+from capo_ray.types import (
+    Completion,
+    Group,
+    GroupCredit,
+    Judged,
+    Problem,
+    Sample,
+    Span,
+    Trajectory,
+    TrajectoryKey,
+    Verdict,
+)
 
 GROUP_FAILURES = (PartTimeout, PartLost, SpanError, Quarantined)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
@@ -94,11 +106,25 @@ def to_samples(group: CreditedGroup) -> list[Sample]:
     ]
 
 
+def last_turn(response: Completion) -> str:
+    """The text of the policy's last turn: of one turn the whole."""
+    start = response.acted[-1][0] if response.acted else 0
+    return response.text[int(response.char_ends[start - 1]) :] if start else response.text
+
+
+async def judge(verifier: Verifier, answer: str, played: Sequence[Played | Trajectory]) -> tuple[Verdict, ...]:
+    """The verdict on each response: the environment's own word, else the verifier's on the last turn."""
+    texts = [last_turn(one.response) for one in played if one.told is None]
+    found = iter(await verifier.verify(answer, texts) if texts else ())
+    return tuple(one.told or next(found) for one in played)
+
+
 class GroupWay:
     """Walks groups from a problem to credited samples."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.environment: Environment = parts.environment or SingleTurn(parts.engine)
         self._gate = Gate(parts.quarantine, parts.ledger, parts.config.run.max_nonfinite_groups)
         doors = Doors(
             config=parts.config,
@@ -115,7 +141,7 @@ class GroupWay:
 
     def figures(self) -> dict[str, float]:
         """How many responses were quarantined, and what the sources of evidence tell of themselves."""
-        figures = self._parts.quarantine.figures()
+        figures = self._parts.quarantine.figures() | self.environment.figures()
         for source in self.sources:
             figures |= source.figures()
         return figures
@@ -167,7 +193,7 @@ class GroupWay:
 
     async def _verify(self, problem: Problem, trajectories: Sequence[Trajectory]) -> list[Judged]:
         """The trajectories with their verdicts and steps."""
-        verdicts = await self._parts.verifier.verify(problem.answer, [t.response.text for t in trajectories])
+        verdicts = await judge(self._parts.verifier, problem.answer, trajectories)
         if self._parts.config.steps.thinking == "leave_out":
             trajectories = [without_thinking(t) for t in trajectories]
         num_tokens = sum(len(t.response.token_ids) for t in trajectories)
@@ -189,15 +215,13 @@ class GroupWay:
             entropies=self._parts.config.reads_entropies,
             **self._parts.stops,
         )
-        completions = await self._parts.engine.generate(prompt_ids, sampling)
-        for completion in completions:
-            if sampling.entropies and len(completion.entropies) != len(completion.token_ids):
+        played = await self.environment.play(problem, prompt_ids, sampling)
+        for response in (one.response for one in played):
+            if sampling.entropies and len(response.entropies) != response.num_sampled:
                 raise RuntimeError(
-                    f"the engine was asked for the entropies of {len(completion.token_ids)} tokens, got "
-                    f"{len(completion.entropies)}"
+                    f"the engine was asked for the entropies of {response.num_sampled} tokens, got "
+                    f"{len(response.entropies)}"
                 )
-        shared = frozen(prompt_ids, np.int32)
-        return [
-            Trajectory(TrajectoryKey(problem.id, group_id, sample, attempt), shared, completion)
-            for sample, completion in enumerate(completions)
-        ]
+        shared = frozen(played[0].prompt_ids, np.int32)
+        keys = [TrajectoryKey(problem.id, group_id, sample, attempt) for sample in range(len(played))]
+        return [Trajectory(k, shared, one.response, one.turns, one.told) for k, one in zip(keys, played, strict=True)]

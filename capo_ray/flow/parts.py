@@ -11,6 +11,7 @@ from capo_ray.config import SftConfig, TrainConfig
 from capo_ray.flow.quarantine import Quarantine
 from capo_ray.problems import ProblemSet, ProblemSource
 from capo_ray.protocols import (
+    Environment,
     Judge,
     LearnerGroup,
     Ledger,
@@ -56,6 +57,8 @@ class Parts:
     tracker: Tracker
     transcripts: Transcripts
     progress: Progress
+    environment: Environment | None = None
+    """Who replies to the policy's turns; None: a response is one turn."""
     reward_model: RewardModel | None = None
     """The model that rewards tokens; None where the credit rule reads no such rewards."""
     step_truth: StepTruth | None = None

@@ -61,6 +61,7 @@ class Metric:
 
 ROOMS = {
     "rollout": "Responses of an update, and the engines that sample them (as of their last ping, within seconds)",
+    "environment": "Replies between the turns of responses, over the run (`environment.kind`)",
     "verifier": "Verdicts of an update, and the workers that check answers since their start",
     "critic": "Critiques of an update, of the run, and of the critic tier",
     "critic_1": "The calculator that votes beside the critic (`critic.with_calculator`)",
@@ -129,6 +130,11 @@ METRICS = (
     Metric("rollout/busy_s_total", "Seconds that engines computed.", "sum"),
     Metric("rollout/engine_steps_total", "Steps that engines made.", "sum"),
     Metric("rollout/serving_frac", "Engines that serve.", "mean"),
+    Metric("rollout/turns_mean", "Turns of a response, where an environment replies."),
+    Metric("rollout/illegal_turns_frac", "Of these, those that were no move, or that the environment failed on."),
+    Metric("environment/replies_total", "Replies asked for."),
+    Metric("environment/failures_total", "Of these, those that ended in a hang, a crash or a refusal."),
+    Metric("environment/process_starts_total", "Processes started in which it runs."),
     Metric("verifier/invalid_frac", "Responses of the update without a valid verdict."),
     *_pool("verifier"),
     Metric("verifier/pairs_total", "Answers compared with a reference.", "sum"),

@@ -16,6 +16,7 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.demand import policy_model
 from capo_ray.engines import HfTokenizer
+from capo_ray.environments import open_environment
 from capo_ray.flow import Parts, Pipeline, RunOutcome
 from capo_ray.flow.quarantine import Quarantine
 from capo_ray.flow.state import RunState, read_checkpoint
@@ -64,7 +65,7 @@ async def _run(config: TrainConfig, session: Session) -> int:
     started = time.monotonic()
     tokenizer = HfTokenizer(path_of(policy_model(config)))
     require_policys_tokens(config, tokenizer)
-    problems = build_problems(config.data, config.run.seed)
+    problems = build_problems(config.data, config.run.seed, config.environment)
     report_rows(problems)
     checkpoints = rundir.checkpoints_of(run_dir, config)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray  credit={config.credit.method}  {run_dir}")
@@ -129,12 +130,14 @@ async def _train(
     # In threads: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
     transcripts = await asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from)
     tracker = await asyncio.to_thread(build_trackers, config.tracking, run_dir, settings, resume_from=resume_from)
-    with contextlib.closing(tracker):
+    engine = actors.part(ROLLOUT)
+    with contextlib.closing(tracker), open_environment(config, engine, tokenizer) as environment:
         parts = Parts(
             config=config,
             tokenizer=tokenizer,
             problems=problems,
-            engine=actors.part(ROLLOUT),
+            engine=engine,
+            environment=environment,
             verifier=actors.part(VERIFIER),
             judge=actors.find(CRITIC),
             learner=actors.part(LEARNER),

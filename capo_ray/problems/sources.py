@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from capo_ray.config.environment import EnvironmentBase
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems.chains import make_problem
 from capo_ray.problems.columns import (
@@ -23,7 +24,7 @@ from capo_ray.problems.columns import (
 )
 from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.rows import Row, RowReport, read_rows
-from capo_ray.problems.streams import ChainSource, ProblemSource, RowSource
+from capo_ray.problems.streams import ChainSource, EnvironmentSource, ProblemSource, RowSource
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
@@ -36,7 +37,7 @@ class ProblemSet:
     """Training problems, held-out problems, the bad rows that were left out (`place: reason`), and what to tell."""
 
     train: ProblemSource
-    _held_out: Sequence[Problem] | None  # None: chains, drawn on demand
+    _held_out: Sequence[Problem] | Callable[[int], Sequence[Problem]]  # a function: drawn on demand
     bad_rows: tuple[str, ...] = ()
     chain_steps: int = 0
     notes: tuple[str, ...] = ()
@@ -44,16 +45,22 @@ class ProblemSet:
 
     def held_out(self, n: int) -> list[Problem]:
         """The first n held-out problems, fewer where there are fewer; the same for every run seed."""
-        if self._held_out is None:
-            return [make_problem(HELD_OUT_SEED, i, self.chain_steps, "held_out") for i in range(n)]
-        return list(islice(self._held_out, n))
+        return list(self._held_out(n) if callable(self._held_out) else islice(self._held_out, n))
 
 
-def build_problems(config: DataConfig, seed: int) -> ProblemSet:
+def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase | None = None) -> ProblemSet:
     """The problems of a run; RunFailed with a sentence on a missing file, empty data or too many bad rows."""
     if config.kind == "chains":
-        chains = ChainSource(config.chain_steps, seed)
-        return ProblemSet(_with_curriculum(chains, config, seed), None, chain_steps=config.chain_steps)
+        chains, steps = ChainSource(config.chain_steps, seed), config.chain_steps
+
+        def drawn(n: int) -> list[Problem]:
+            return [make_problem(HELD_OUT_SEED, i, steps, "held_out") for i in range(n)]
+
+        return ProblemSet(_with_curriculum(chains, config, seed), drawn, chain_steps=steps)
+    if config.kind == "environment":
+        assert environment is not None, "data.kind=environment is refused without one"
+        own = EnvironmentSource(environment, seed)
+        return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = read_problems(config, config.path, config.split, report, notes)
     if config.eval_path:
@@ -87,7 +94,7 @@ def read_problems(
 
     `notes` gets a line on columns that were found, and on turns of chats that were left out.
     """
-    assert config.kind != "chains"
+    assert config.kind != "chains" and config.kind != "environment"
     given = [name for name in (config.question_column, config.answer_column) if name]
 
     def find(row: Mapping[str, Any]) -> Layout:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from capo_ray.config.environment import EnvironmentBase
 from capo_ray.problems.chains import make_problem
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
@@ -50,6 +52,30 @@ class ChainSource(PlainSource):
         problem = make_problem(self._seed, self._index, self._num_operations)
         self._index += 1
         return problem
+
+    def state(self) -> dict[str, int]:
+        return {"seed": self._seed, "epoch": 0, "index": self._index}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self._seed, self._index = int(state["seed"]), int(state["index"])
+
+
+class EnvironmentSource(PlainSource):
+    """Problems that an environment makes of (seed, index, split), without end."""
+
+    def __init__(self, environment: EnvironmentBase, seed: int) -> None:
+        self._make: Callable[..., Problem] = pkgutil.resolve_name(environment.problems)
+        self._settings = environment.model_dump(mode="json")
+        self._seed, self._index = seed, 0
+
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        problem = self._make(self._seed, self._index, "train", self._settings)
+        self._index += 1
+        return problem
+
+    def held_out(self, seed: int, count: int) -> list[Problem]:
+        """The first `count` of the other split."""
+        return [self._make(seed, i, "held_out", self._settings) for i in range(count)]
 
     def state(self) -> dict[str, int]:
         return {"seed": self._seed, "epoch": 0, "index": self._index}

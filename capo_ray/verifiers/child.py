@@ -5,8 +5,9 @@
            crashed, worn out), and again: the time of a fork is not waited for
 
 A checker has its own memory and CPU limits and an audit hook that tells what a comparison has no business doing
-(files, sockets, processes, execution of code) and, for math, forbids what leaves the process. When the parent dies, the
-checker reads the end of its input, or runs into its CPU limit if it hangs, and the child follows.
+(files, sockets, processes, execution of code) and, for math and a confined environment, forbids what leaves the
+process. When the parent dies, the checker reads the end of its input, or runs into its CPU limit if it hangs, and the
+child follows.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ def main() -> int:
     os.dup2(null, 0)
     os.dup2(null, 1)  # what a library prints must not end up between the messages
     check = load_check(settings["kind"], settings["path"])
+    if settings.get("preload"):
+        pkgutil.resolve_name(settings["preload"])
     gc.collect()
     gc.freeze()
 
@@ -158,9 +161,10 @@ def load_check(kind: str, path: str) -> Check:
 
 def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -> int:
     """Answer batches of pairs until the input ends or the checker is worn out; the exit code."""
-    math = settings["kind"] == "math"
-    _limit(settings["memory_mib"], files=not math)
-    audit = Audit(math, replies)
+    confined = settings.get("confined", settings["kind"] == "math")
+    read = _to_value if settings["kind"] == "environment" else _to_reward
+    _limit(settings["memory_mib"], files=not confined)
+    audit = Audit(confined, replies)
     write_blocking(replies, {"ready": os.getpid(), "cpu": _cpu_s()})
     done = 0
     while True:
@@ -173,7 +177,7 @@ def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -
         for index, (answer, response) in enumerate(pairs):
             _limit_cpu(settings["timeout_s"])
             audit.budget = MAX_EVENTS_TOLD
-            reply = judge(check, answer, response)
+            reply = judge(check, answer, response, read)
             audit.budget = 0
             reply["cpu"], reply["mib"] = _cpu_s(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             if index == len(pairs) - 1:
@@ -184,16 +188,27 @@ def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -
             return WORN_OUT
 
 
-def judge(check: Check, answer: str, response: str) -> dict[str, Any]:
+def judge(
+    check: Check, answer: str, response: str, read: Callable[[object], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """`{"reward", "reason"}` of one pair; whatever the comparison raises makes it invalid."""
     try:
-        result = check(answer, response)
+        return (read or _to_reward)(check(answer, response))
     except MemoryError:
         return {"reward": None, "reason": "crash: out of memory"}
     except RecursionError:
         return {"reward": None, "reason": "crash: nested too deep"}
     except Exception as error:  # noqa: BLE001  counted by the parent as an invalid verdict
         return {"reward": None, "reason": f"crash: {type(error).__name__}: {str(error)[:200]}"}
+
+
+def _to_value(result: object) -> dict[str, Any]:
+    """What an environment replied, as it is."""
+    return {"reward": 1, "reason": "replied", "value": result}
+
+
+def _to_reward(result: object) -> dict[str, Any]:
+    """What a comparison found."""
     if result is None:
         return {"reward": None, "reason": "undecided: the verifier returned None"}
     if isinstance(result, (bool, int, float)) and result in (0, 1):

@@ -5,15 +5,20 @@ from __future__ import annotations
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one pair: reward 1, 0 or None (invalid); `lasting` where a second check would say the same."""
+    """What became of one pair: reward 1, 0 or None (invalid); `lasting` where a second check would say the same.
+
+    `value` is what an environment replied (`kind=environment`), whose reward is then 1.
+    """
 
     reward: int | None
     reason: str
     lasting: bool = True
+    value: Any = None
 
 
 @dataclass(slots=True)

@@ -173,9 +173,8 @@ class Lane(threading.Thread):
         self._end(job, Outcome(None, reason, lasting=ran), "timeouts")
 
     def _outcome(self, reply: dict[str, Any]) -> Outcome:
-        return Outcome(
-            reply["reward"], reply["reason"], reply["reward"] is not None or self._settings["kind"] == "math"
-        )
+        lasting = reply["reward"] is not None or self._settings["kind"] == "math"
+        return Outcome(reply["reward"], reply["reason"], lasting, reply.get("value"))
 
     def _receive(self, pipe: Pipe, timeout_s: float) -> dict[str, Any]:
         """The next reply to the batch sent last, or word of a new checker; the audit hook's events are counted."""
@@ -274,9 +273,11 @@ class Lane(threading.Thread):
     def _why_lost(self) -> str:
         if self._stopping.is_set():
             return "the verifier pool was closed while it held this answer"
+        of_environment = self._settings["kind"] == "environment"
+        whose, package = ("environment", "its package") if of_environment else ("verifier", "math-verify")
         return (
-            f"the verifier's child process did not start in {MAX_FAILED_STARTS} attempts of {START_DEADLINE_S:g} s "
-            f"({self._last_error()}); check that math-verify is installed and verifier.memory_mib suffices"
+            f"the {whose}'s child process did not start in {MAX_FAILED_STARTS} attempts of {START_DEADLINE_S:g} s "
+            f"({self._last_error()}); check that {package} is installed and {whose}.memory_mib suffices"
         )
 
     def _last_error(self) -> str:

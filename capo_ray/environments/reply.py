@@ -1,0 +1,56 @@
+"""What an environment is asked and what it says, and how both travel to the process in which it runs."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem as its environment sees it, and the settings of the environment's own section."""
+
+    id: str
+    question: str
+    answer: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What follows a turn.
+
+    `state` is a key of the state that the policy is in now: equal keys, equal states; empty: unknown. `outcome`, 1 or
+    0, where the episode is over and the environment tells. `reward` is that of the turn alone. `legal`: whether the
+    turn was a move; one that was not has changed nothing.
+    """
+
+    text: str = ""
+    state: str = ""
+    done: bool = False
+    outcome: int | None = None
+    reward: float = 0.0
+    legal: bool = True
+
+
+Rule = Callable[[Task, Sequence[str]], Reply]
+
+
+@cache
+def rule_of(path: str) -> Rule:
+    """The function of `package.module:function`."""
+    rule: Rule = pkgutil.resolve_name(path)
+    return rule
+
+
+def serve(request: str, said: str) -> dict[str, Any]:
+    """The reply to a request as JSON has it: what runs in the child."""
+    asked = json.loads(request)
+    reply = rule_of(asked["rule"])(Task(**asked["task"]), tuple(json.loads(said)))
+    if not isinstance(reply, Reply):
+        raise TypeError(f"expected a Reply from {asked['rule']}, got {type(reply).__name__}")
+    return asdict(reply)

@@ -1,0 +1,255 @@
+"""Environments: exact replies, turns whose tokens stay as they were, and failures that are read or invalid, never 0."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_ray.cli.compose import compose_train
+from capo_ray.cli.schema import ConfigError
+from capo_ray.config.environment import CalculatorEnvironment, GridEnvironment, GymnasiumEnvironment, PlayedBase
+from capo_ray.critics.expressions import NotArithmetic
+from capo_ray.environments import Children, Playing, Reply, Task, calculator, grid, gymnasium
+from capo_ray.environments.build import build_environment
+from capo_ray.environments.playing import Source
+from capo_ray.flow import Pipeline
+from capo_ray.flow.state import RunState
+from capo_ray.ledger import read_balance
+from capo_ray.problems import build_problems
+from capo_ray.protocols import Played, Sampling
+from capo_ray.types import Completion, Problem, Verdict, VersionRun
+from tests.fakes import FakeEngine, FakeTokenizer, Recorder, fake_parts
+from tests.own_environment import Moody
+
+NUMBERS = st.integers(0, 10**6)
+QUESTION = Problem("p", "(47+86)*31", "4123")
+GUESS = "\\boxed{1}"
+CALLS = ("calc 47+86\n", "calc 133*31\n", "\\boxed{4123}")
+
+
+class Scripted(FakeEngine):
+    """Says the given turns, in order for each episode; remembers the prompts that it was given."""
+
+    def __init__(self, *turns: str) -> None:
+        super().__init__()
+        self.turns, self.prompts = turns, list[tuple[int, ...]]()
+        self.samplings = list[Sampling]()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        self.prompts.append(tuple(prompt_ids))
+        self.samplings.append(sampling)
+        text = "".join(map(chr, prompt_ids))
+        turn = self.turns[min(sum(text.count(said) for said in set(self.turns)), len(self.turns) - 1)]
+        ids = tuple(map(ord, turn))[: sampling.max_tokens]
+        n = len(ids)
+        one = Completion(ids, (-0.5,) * n, range(1, n + 1), turn[:n], (VersionRun(self.version, n),), "stop")
+        return (one,) * sampling.n
+
+
+class Inside:
+    """An environment's function in this process."""
+
+    def __init__(self, rule: object, config: PlayedBase) -> None:
+        self.rule, self.settings = rule, config.model_dump()
+
+    async def ask(self, problem: Problem, said: Sequence[str]) -> Reply | str:
+        return self.rule(Task(problem.id, problem.prompt, problem.answer, self.settings), said)  # type: ignore[operator]
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def playing(config: PlayedBase, engine: FakeEngine, source: Source, max_len: int = 512) -> Playing:
+    return Playing(config, source, engine, FakeTokenizer(), lambda p: list(map(ord, p.prompt)), None, max_len)
+
+
+def play(
+    config: PlayedBase, engine: FakeEngine, source: Source, n: int = 1, max_tokens: int = 200
+) -> tuple[Played, ...]:
+    prompt = [*map(ord, QUESTION.prompt), 10]
+    return asyncio.run(
+        playing(config, engine, source).play(QUESTION, prompt, Sampling(n=n, max_tokens=max_tokens, seed=1))
+    )
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, st.sampled_from("+-*"), st.sampled_from("+-*"))
+def test_a_call_is_answered_with_its_exact_value(a: int, b: int, c: int, first: str, second: str) -> None:
+    text = f"({a}{first}{b}) {second} {c}"
+    assert calculator.calculate(text) == str(eval(text))
+    if c:
+        assert calculator.calculate(f"{a}/{c}") == str(Fraction(a, c))
+
+
+@pytest.mark.parametrize(
+    "text", ["9^64^2", "2^99", "1/0", "__import__('os')", "1" * 300, "(" * 60 + "1" + ")" * 60, "", "1 2"]
+)
+def test_what_is_no_arithmetic_or_too_large_is_refused(text: str) -> None:
+    with pytest.raises(NotArithmetic):
+        calculator.calculate(text)
+    told = Task("p", "q", "1", {"max_operations": 1})
+    reply = calculator.reply(told, (f"calc {text}\n",))
+    assert not reply.done and not reply.legal and reply.text.startswith("error: ")
+
+
+def test_a_calculators_problem_is_solved_by_its_solution_and_stands_on_one_side() -> None:
+    settings = CalculatorEnvironment(num_operations=3).model_dump()
+    for split in ("train", "held_out"):
+        problem = calculator.make_problem(1, 5, split, settings)
+        *calls, answer = (problem.solution or "").split("\n")
+        said = tuple(f"{call}\n" for call in calls)
+        values = [calculator.reply(Task("p", "", "", settings), said[: k + 1]).text for k in range(3)]
+        assert values[-1] == problem.answer and answer == f"\\boxed{{{problem.answer}}}"
+        assert eval(problem.prompt) == int(problem.answer)
+    made = build_problems(
+        compose_train(["data=environment", "environment=calculator"]).data, 0, CalculatorEnvironment()
+    )
+    train = {made.train.next_problem().prompt for _ in range(50)}
+    assert len(train) == 50 and not train & {p.prompt for p in made.held_out(50)}
+
+
+def test_a_box_is_pushed_onto_its_goal_and_an_illegal_move_changes_nothing() -> None:
+    task = Task("p", "@$.o\n....\n....\n....", "")
+    opening = grid.reply(task, ())
+    assert opening.state == task.question and opening.legal and not opening.done
+    blocked = grid.reply(task, ("u\n",))
+    assert not blocked.legal and blocked.state == task.question and not blocked.done
+    assert grid.reply(task, ("u\n", "r\n")).text.split("\n")[0] == ".@$o"
+    won = grid.reply(task, ("r\n", "r\n"))
+    assert won.done and won.outcome == 1 and won.text.split("\n")[0] == "..@*"
+    assert not grid.reply(task, ("jump\n",)).legal
+    assert grid.parse(grid.parse("+$.\n...\n...").text).goal == (0, 0)
+
+
+def test_a_puzzle_is_solvable_within_its_moves_and_the_same_again() -> None:
+    settings = GridEnvironment(min_moves=3, most_moves=4).model_dump()
+    problem = grid.make_problem(0, 7, "train", settings)
+    moves = (problem.solution or "").split("\n")
+    assert 3 <= len(moves) <= 4 and grid.make_problem(0, 7, "train", settings) == problem
+    assert grid.reply(Task("p", problem.prompt, ""), moves).outcome == 1
+    assert grid.reply(Task("p", problem.prompt, ""), moves[:-1]).outcome is None
+
+
+def test_an_environment_with_gymnasiums_face_is_played_and_played_again() -> None:
+    settings = GymnasiumEnvironment(id="tests.own_environment:Line").model_dump()
+    task = Task("p", "", "10", settings)
+    assert gymnasium.reply(task, ()).text == "10"
+    assert gymnasium.reply(task, ("0",)).text == "11"
+    lost = gymnasium.reply(task, ("0", "fly"))  # no action: told, and nothing changes
+    assert not lost.legal and lost.state == gymnasium.reply(task, ("0",)).state
+    gymnasium._KEPT.clear()  # as after the process was killed
+    ended = gymnasium.reply(task, ("0", "fly", "go 2\n"))
+    assert (ended.text, ended.done, ended.outcome, ended.reward) == ("14", True, 1, 1.0)
+
+
+def test_turns_are_token_in_token_out_and_what_is_read_stands_between_them() -> None:
+    engine = Scripted(*CALLS)
+    first, second = play(CalculatorEnvironment(), engine, Inside(calculator.reply, CalculatorEnvironment()), n=2)
+    response = first.response
+    assert response.text == "calc 47+86\n133\ncalc 133*31\n4123\n\\boxed{4123}" and response == second.response
+    assert [response.text[a:b] for a, b in response.acted] == list(CALLS) and first.told is None
+    assert engine.prompts[1] == (*first.prompt_ids, *response.token_ids[: response.acted[1][0]].tolist())
+    assert [s.n for s in engine.samplings] == [2, 1, 1, 1, 1] and len({s.seed for s in engine.samplings}) == 5
+    assert [turn.state for turn in first.turns] == ["", "calc 47+86", "calc 47+86\ncalc 133*31"]
+
+
+def test_an_episode_ends_at_its_bounds_and_is_then_cut_short() -> None:
+    config = GridEnvironment(max_turns=3, turn_tokens=2)
+    board = Problem("p", "@$.o\n....\n....\n....", "")
+
+    def played(config: PlayedBase, max_tokens: int) -> Played:
+        room = playing(config, Scripted("d\n"), Inside(grid.reply, config))
+        (one,) = asyncio.run(room.play(board, (*map(ord, board.prompt), 10), Sampling(max_tokens=max_tokens)))
+        return one
+
+    one = played(config, 200)
+    assert len(one.turns) == 3 and one.response.finish == "length" and one.told and one.told.reward == 0
+    assert [turn.legal for turn in one.turns] == [True, True, True] and len(one.response.acted) == 3
+    short = played(config, 24)  # a turn and a board are 22 tokens
+    assert len(short.response.token_ids) == 24 and len(short.turns) == 2 and short.told and not short.told.reward
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"), [("hang", "timeout"), ("die", "crash"), ("call", "crash"), ("fail", "crash")]
+)
+def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_comes(word: str, cause: str) -> None:
+    turns = (f"{word}\n", "more\n", "end\n")
+    with Children(Moody()) as children:
+        (told,) = play(Moody(), Scripted(*turns), children)
+        assert told.response.text == f"{word}\nerror: {cause}\nmore\n1 more\nend\n" and told.told is None
+        assert [turn.legal for turn in told.turns] == [False, True, True]
+        config = Moody(on_failure="invalid")
+        (invalid,) = play(config, Scripted(*turns), children)
+        assert invalid.told and invalid.told.reward is None and cause in invalid.told.reason
+        assert children.stats()["environment/failures_total"] == 2
+
+
+def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp_path: Path) -> None:
+    words = ["credit=grpo", "environment=calculator", "steps=turn", "data=environment", "run.num_updates=2"]
+    words += ["rollout.group_size=4", "learner.groups_per_batch=2", "run.eval_every=0", "run.eval_problems=4"]
+    config = compose_train([*words, "rollout.max_response_tokens=200", "verifier.kind=exact"])
+
+    class Half(Scripted):
+        """Every other episode guesses."""
+
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            said = await super().generate(prompt_ids, sampling)
+            ids = list(map(ord, GUESS))
+            guess = Completion(ids, (-0.5,) * 9, range(1, 10), GUESS, (VersionRun(0, 9),), "stop")
+            return tuple(guess if i % 2 else one for i, one in enumerate(said))
+
+    class Solver(Half):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            question = "".join(map(chr, prompt_ids)).partition("\n")[0]
+            first = question[1 : question.index(")")]
+            self.turns = (
+                f"calc {first}\n",
+                f"calc {eval(first)}{question[len(first) + 2 :]}\n",
+                f"\\boxed{{{eval(question)}}}",
+            )
+            return await super().generate(prompt_ids, sampling)
+
+    engine, problems = Solver("x"), build_problems(config.data, 0, config.environment)
+    with Children(config.environment) as children:  # type: ignore[arg-type]
+        environment = build_environment(config, engine, FakeTokenizer(), children)
+        verifier = ExactVerifier()
+        parts = fake_parts(
+            tmp_path, config, engine=engine, problems=problems, environment=environment, verifier=verifier
+        )
+        asyncio.run(asyncio.wait_for(Pipeline(parts, RunState()).run(), 60))
+    samples = parts.learner.samples  # type: ignore[attr-defined]
+    assert len(samples) == 16 and {len(s.acted) for s in samples} == {0, 3}
+    for sample in samples:
+        text = "".join(chr(sample.token_ids[t]) for start, end in sample.spans for t in range(start, end))
+        assert text.startswith("calc") == bool(sample.acted) and (sample.advantages[0] > 0) == bool(sample.acted)
+    balance = read_balance(tmp_path / "ledger.sqlite")
+    assert balance.counts["trained"] == 16
+    tracker: Recorder = parts.tracker  # type: ignore[assignment]
+    rows = [row for _, row in tracker.rows if "rollout/turns_mean" in row]
+    assert len(rows) == 2 and all(row["rollout/turns_mean"] == 2.0 for row in rows)  # three turns, or one
+    assert rows[-1]["environment/replies_total"] > 20 and rows[-1]["environment/failures_total"] == 0
+
+
+class ExactVerifier:
+    async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(int(text == f"\\boxed{{{answer}}}"), "compared") for text in responses)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("credit=vineppo environment=grid", "credit=vineppo goes on from a response without its environment"),
+        ("data=environment", "environment.kind=none has none; choose environment=calculator"),
+        ("environment=grid steps.thinking=leave_out", "steps.thinking must be train with environment.kind=grid"),
+        ("environment=grid environment.reply_template=x", r"must hold {reply} exactly once"),
+        ("environment=maze", "environment=maze is no choice"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(words: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why.replace("{", r"\{").replace("}", r"\}")):
+        compose_train(words.split())

@@ -14,7 +14,7 @@ from typing import Literal
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.config.engine import EngineBase
-from capo_ray.config.evaluation import ServeConfig
+from capo_ray.config.evaluation import JudgedServeConfig, ServeConfig
 from capo_ray.config.job import RanksConfig
 from capo_ray.config.reward_model import RewardModelConfig
 
@@ -65,7 +65,8 @@ def demand(config: Job) -> tuple[Demand, ...]:
     if isinstance(config, SftConfig):
         return (_learner(config),)
     if isinstance(config, ServeConfig):
-        return _rollout(config), _verifier(config)
+        critic = _critic(config) if isinstance(config, JudgedServeConfig) else None
+        return (_rollout(config), _verifier(config), *([critic] if critic is not None else []))
     found = (_rollout(config), _verifier(config), _critic(config), _learner(config), _reward_model(config))
     return tuple(one for one in found if one is not None)
 

@@ -11,10 +11,12 @@ from capo_ray.cli.compose import compose_train
 from capo_ray.cli.eval_settings import compose_eval
 from capo_ray.cli.schema import ConfigError, keys_of, train_keys
 from capo_ray.cli.sft import read_config
+from capo_ray.cli.solve_settings import compose_solve
 from capo_ray.cli.useless import idle_rules
 from capo_ray.config import CREDIT_METHODS, SftConfig, TrainConfig
 from capo_ray.config.base import Section
 from capo_ray.config.evaluation import EvalConfig
+from capo_ray.config.solve import SolveConfig
 
 SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend"
 NO_CRITIQUES = "which reads no critiques; remove it or choose credit=capo"
@@ -281,12 +283,29 @@ EVAL = [
     ("engine.num_gpus=1 cluster.num_nodes=2", NO_NODES),
     ("cluster.gpus_per_node=8", NO_GPU),
 ]
+SOLVE = [  # what it shares with a run and an evaluation is met there
+    ("engine.seeded=false", "in a search, which is always seeded; remove it"),
+    ("critic.show_solution=false", "in a search, whose critic never sees the solution; remove it"),
+    ("search=sample critic.num_votes=2", "with search=sample, which asks no critic; remove it or choose another"),
+    (
+        "search=majority steps.segmenter=newline",
+        "with search=majority, which asks no critic; remove it or choose another",
+    ),
+    ("steps.whole_blocks=false", "with search=navigator, which cuts at each delimiter as it is written; remove it"),
+    ("eval.question=x eval.limit=3", "beside eval.question, the one question that is asked; remove one of the two"),
+    (
+        "search=sample search.temperature=0 search.top_p=0.9",
+        "with search.temperature=0, which takes the likeliest token; remove it or raise search.temperature",
+    ),
+    ("cluster.gpus_per_node=8", NO_GPU),
+]
 COMPOSE: dict[type[Section], Callable[[list[str]], Section]] = {
     TrainConfig: compose_train,
     SftConfig: read_config,
     EvalConfig: compose_eval,
+    SolveConfig: compose_solve,
 }
-TABLE = [(job, *line) for job, lines in zip(COMPOSE, (TRAIN, SFT, EVAL), strict=True) for line in lines]
+TABLE = [(job, *line) for job, lines in zip(COMPOSE, (TRAIN, SFT, EVAL, SOLVE), strict=True) for line in lines]
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,10 @@ from capo_ray.runs.layout import CHECKPOINTS, ERROR_FILE
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("capo_ray.cli.train", "capo-ray train credit=capo run.num_updates=40"),
     "eval": ("capo_ray.cli.eval", "capo-ray eval model=/any/directory suite=gsm8k eval.path=test.jsonl"),
+    "solve": (
+        "capo_ray.cli.solve",
+        "capo-ray solve --input questions.jsonl model=runs/latest search=navigator",
+    ),
     "sft": ("capo_ray.cli.sft", "capo-ray sft --help"),
     "credit": ("capo_ray.cli.credit", "capo-ray credit capo --input groups.jsonl"),
     "critique": ("capo_ray.cli.critique", "capo-ray critique --input solutions.jsonl critic=laptop"),

@@ -85,20 +85,29 @@ def compose_train(overrides: Sequence[str], *, judges: bool = False) -> TrainCon
     return config
 
 
-def compose_keys(model: type[ModelT], overrides: Sequence[str], base: dict[str, Any]) -> ModelT:
-    """`model` of key=value overrides over `base`, for a command without groups; `ConfigError` as in `compose_train`."""
+def compose_keys(
+    model: type[ModelT],
+    overrides: Sequence[str],
+    base: dict[str, Any],
+    keys: Mapping[str, FieldInfo] | None = None,
+    choices: Sequence[str] = (),
+) -> ModelT:
+    """`model` of key=value overrides over `base`; `ConfigError` as in `compose_train`.
+
+    `keys` are its keys, where it has sections of several kinds; `choices`: the groups that were chosen for the base.
+    """
     settings = [_split(text) for text in overrides]
     if run := next((s.text for s in settings if s.key == "resume"), ""):
         if base:
             raise ConfigError(f"resume={run} goes on with that run's own settings; remove --recipe")
         base = _read_run(run, {}, "sft")
-    tree, keys = deepcopy(base), keys_of(model)
-    _settle(tree, settings, keys, lambda s: refuse_key(s.key, keys, model))
+    tree, known = deepcopy(base), keys or keys_of(model)
+    _settle(tree, settings, known, lambda s: refuse_key(s.key, known, model))
     try:
         config = model.model_validate(tree)
     except ValidationError as error:
-        raise as_sentence(error, lambda key: refuse_key(key, keys, model)) from None
-    refuse_useless(config, [s.key for s in settings])
+        raise as_sentence(error, lambda key: refuse_key(key, known, model)) from None
+    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices])
     return config
 
 

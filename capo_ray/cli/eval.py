@@ -15,7 +15,7 @@ from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import RESPONSES_FILE, SUMMARY_FILE, TABLE_FILE
 
 if TYPE_CHECKING:
-    from capo_ray.config.evaluation import EvalConfig, Suite
+    from capo_ray.config.evaluation import BenchConfig, EvalConfig, Suite
     from capo_ray.flow.answering import Asked, ResponseFile
     from capo_ray.types import Problem
 
@@ -79,7 +79,7 @@ def _evaluate(config: EvalConfig) -> _Evaluation:
     from capo_ray.ledger import RunLock
     from capo_ray.protocols import Sampling
 
-    suites = {name: (suite, _problems(name, suite, config)) for name, suite in read_suites(config).items()}
+    suites = {name: (suite, read_problems_of(name, suite, config)) for name, suite in read_suites(config).items()}
     asked = Asked(
         Sampling(config.eval.temperature, config.eval.top_p, config.rollout.max_response_tokens),
         config.eval.num_samples,
@@ -100,7 +100,7 @@ def _evaluate(config: EvalConfig) -> _Evaluation:
     return _Evaluation(directory, config, file, figures)
 
 
-def _problems(name: str, suite: Suite, config: EvalConfig) -> list[Problem]:
+def read_problems_of(name: str, suite: Suite, config: BenchConfig) -> list[Problem]:
     """A suite's problems; how its rows were read and which were passed over goes to standard error."""
     from capo_ray.problems.rows import RowReport
     from capo_ray.problems.suites import suite_problems

@@ -1,4 +1,5 @@
-"""The command line of `capo-ray eval` becomes one `EvalConfig`, its suites, and the directory of its responses.
+"""The command line of `capo-ray eval` (and, with `solve_settings`, of `solve`) becomes one configuration, its suites,
+and the directory of its responses.
 
 model=CHOICE | DIR | hub name    as for train; a chat template is used where the model has one
 model=RUN                        the run's newest whole checkpoint, asked as the run asked its policy
@@ -24,7 +25,7 @@ from capo_ray.cli.schema import ConfigError, as_sentence, keys_of
 from capo_ray.cli.useless import refuse_keys
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import Idle, flat_keys
-from capo_ray.config.evaluation import EvalConfig, Suite
+from capo_ray.config.evaluation import BenchConfig, EvalConfig, Suite
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CONFIG_FILE, POLICY_DIR, RESPONSES_FILE
@@ -52,17 +53,22 @@ def compose_eval(overrides: Sequence[str]) -> EvalConfig:
     choices, settings = _sort(overrides, GROUPS)
     for setting in settings:
         _refuse_of_training(setting.key)
-    base, settings = _base(choices, settings)
-    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings if s.key != "suite"], base)
-    _refuse_of_suites(config, [s.key for s in settings])
-    if config.resume:
-        _refuse_changes(Path(config.resume), config)
+    base, settings = base_of(choices, settings)
+    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings], base)
+    refuse_settings(config, [s.key for s in settings])
     return config
 
 
-def _refuse_of_suites(config: EvalConfig, given: Sequence[str]) -> None:
+def refuse_settings(config: BenchConfig, given: Sequence[str]) -> None:
+    """Raise for a key that no suite reads, or that would change what was asked already."""
+    _refuse_of_suites(config, given)
+    if config.resume:
+        _refuse_changes(Path(config.resume), config)
+
+
+def _refuse_of_suites(config: BenchConfig, given: Sequence[str]) -> None:
     """Raise for a key that no suite reads."""
-    if not any(key.startswith(("data.answer_marker", "verifier.")) for key in given):
+    if not config.suite or not any(key.startswith(("data.answer_marker", "verifier.")) for key in given):
         return
     suites = read_suites(config).values()
     options, compared = all(suite.options for suite in suites), all(suite.kind for suite in suites)
@@ -82,7 +88,9 @@ def _refuse_of_training(key: str) -> None:
         raise ConfigError(f"{key} has no effect in an evaluation, which trains nothing; {cure}")
 
 
-def _base(choices: dict[str, str], settings: list[_Setting]) -> tuple[dict[str, Any], list[_Setting]]:
+def base_of(
+    choices: dict[str, str], settings: list[_Setting], command: str = "eval"
+) -> tuple[dict[str, Any], list[_Setting]]:
     """The tree under the settings, and those that are left to put into it."""
     model = next((s.text for s in reversed(settings) if s.key == "model.path"), "")
     resume = next((s.text for s in reversed(settings) if s.key == "resume"), "")
@@ -92,17 +100,19 @@ def _base(choices: dict[str, str], settings: list[_Setting]) -> tuple[dict[str, 
         if not is_evaluation(Path(resume)):
             raise ConfigError(f"resume: expected the directory of an evaluation, got {resume}")
         tree = read_settings(Path(resume) / CONFIG_FILE)
+        if (own := "solve" if "search" in tree else "eval") != command:
+            raise ConfigError(f"resume: {resume} was made by capo-ray {own}; go on with capo-ray {own} resume={resume}")
         settings = [s for s in settings if s.key != "resume"]
-        tree |= {"resume": resume} | {k: v for k, v in _compose_choices(choices, "eval").items() if k in choices}
+        tree |= {"resume": resume} | {k: v for k, v in _compose_choices(choices, command).items() if k in choices}
     else:
-        tree = _compose_choices(choices, "eval")
+        tree = _compose_choices(choices, command)
         if model and (run := Path(model).expanduser() / CONFIG_FILE).is_file():
             tree, settings = _of_run(tree, run.parent), [s for s in settings if s.key != "model.path"]
         elif "model" not in choices and model not in ("", *SHIPPED["policy"]):
             tree["model"]["max_model_len"] = min(_positions(model), MAX_LEN)
     if suite := next((s.text for s in reversed(settings) if s.key == "suite"), ""):
         tree["suite"] = [name.strip() for name in suite.strip("[]").split(",") if name.strip()]
-    return tree, settings
+    return tree, [s for s in settings if s.key != "suite"]
 
 
 def _of_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -129,9 +139,9 @@ def is_evaluation(path: Path) -> bool:
     return (path / RESPONSES_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
-def differences(evaluation: Path, config: EvalConfig) -> dict[str, Any]:
+def differences(evaluation: Path, config: BenchConfig) -> dict[str, Any]:
     """The keys that change what a response is asked, where an evaluation had them otherwise, with its values."""
-    before = flat_keys(EvalConfig.model_validate(read_settings(evaluation / CONFIG_FILE)).model_dump())
+    before = flat_keys(type(config).model_validate(read_settings(evaluation / CONFIG_FILE)).model_dump())
     return {
         key: before.get(key)
         for key, value in flat_keys(config.model_dump()).items()
@@ -139,10 +149,10 @@ def differences(evaluation: Path, config: EvalConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_changes(path: Path, config: EvalConfig) -> None:
+def _refuse_changes(path: Path, config: BenchConfig) -> None:
     """Raise where what is asked is not what the responses of an evaluation were asked."""
     now = flat_keys(config.model_dump())
-    before = EvalConfig.model_validate(read_settings(path / CONFIG_FILE))
+    before = type(config).model_validate(read_settings(path / CONFIG_FILE))
     changed = differences(path, config)
     changed |= {
         key: value for key, value in flat_keys({"model": before.model.model_dump()}).items() if now[key] != value
@@ -153,7 +163,7 @@ def _refuse_changes(path: Path, config: EvalConfig) -> None:
         )
 
 
-def read_suites(config: EvalConfig) -> dict[str, Suite]:
+def read_suites(config: BenchConfig) -> dict[str, Suite]:
     """The declared suites by name; raises where none is asked for or one is unknown."""
     known = list_choices("suite")
     if not config.suite:
@@ -182,7 +192,7 @@ def _read_suite(path: Path) -> Suite:
         raise ConfigError(f"suite={path}: {why}") from None
 
 
-def find_directory(config: EvalConfig) -> Path:
+def find_directory(config: BenchConfig) -> Path:
     """The directory of the evaluation, which exists or can be made; raises where something else is in it."""
     if config.resume:
         return Path(config.resume).expanduser().resolve()
@@ -201,7 +211,7 @@ def find_directory(config: EvalConfig) -> Path:
     return path
 
 
-def write_config(path: Path, config: EvalConfig) -> None:
+def write_config(path: Path, config: BenchConfig) -> None:
     """Make a directory that of an evaluation: what is asked now stands in it."""
     write_settings(path / CONFIG_FILE, config.model_copy(update={"resume": ""}).model_dump(mode="json"))
     (path / RESPONSES_FILE).touch()

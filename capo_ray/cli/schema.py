@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from capo_ray.config import FAMILIES, TrainConfig
+from capo_ray.config.search import SEARCHES
 from capo_ray.config.steps import MOVED
 from capo_ray.protocols import RunFailed
 
@@ -150,7 +151,7 @@ def as_sentence(error: ValidationError, refuse: Callable[[str], ConfigError]) ->
 def _key(loc: tuple[int | str, ...]) -> str:
     """A dotted key; pydantic names the union's tag after a section of several kinds, which is no part of the key."""
     parts = [str(part) for part in loc]
-    if len(parts) > 2 and parts[1] in FAMILIES.get(parts[0], ()):
+    if len(parts) > 2 and parts[1] in (SEARCHES if parts[0] == "search" else FAMILIES.get(parts[0], ())):
         del parts[1]
     return ".".join(parts)
 

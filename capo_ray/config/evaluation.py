@@ -1,8 +1,8 @@
-"""What `capo-ray eval` reads: the suites, and of a run's sections those that an evaluation has."""
+"""What `capo-ray eval` and `solve` read: the suites, and of a run's sections those that neither trains."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -49,7 +49,19 @@ class EvalRunConfig(Section):
     """Of samples, and of the order of options."""
 
 
-class SamplingConfig(Section):
+class QuestionsConfig(Section):
+    """Which questions are asked, and how they are put."""
+
+    limit: int = Field(0, ge=0)
+    """Only the first so many problems of each suite; 0: all."""
+    path: str = ""
+    """The suite's file, folder or pattern; of several suites a folder in which each has a file or folder NAME*. Empty:
+    its data set on the hub, or in the hub's cache."""
+    instruction: str | None = None
+    """In place of each suite's own; empty: none."""
+
+
+class SamplingConfig(QuestionsConfig):
     """What is asked of the policy."""
 
     num_samples: s.Positive = 4
@@ -59,13 +71,6 @@ class SamplingConfig(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     greedy: bool = True
     """A greedy response to each problem beside the sampled ones."""
-    limit: int = Field(0, ge=0)
-    """Only the first so many problems of each suite; 0: all."""
-    path: str = ""
-    """The suite's file, folder or pattern; of several suites a folder in which each has a file or folder NAME*. Empty:
-    its data set on the hub, or in the hub's cache."""
-    instruction: str | None = None
-    """In place of each suite's own; empty: none."""
 
 
 class EvalDataConfig(Section):
@@ -91,14 +96,18 @@ class ServeConfig(TrainConfig):
     """A run without a learner, and whatever else it would need one for: engines and verifiers alone."""
 
 
-class EvalConfig(Section):
-    """Everything that `capo-ray eval` needs; a resolved copy stands beside the responses."""
+class JudgedServeConfig(ServeConfig):
+    """The same with critics, whose votes are put together as `credit` says."""
+
+
+class BenchConfig(Section):
+    """What `capo-ray eval` and `capo-ray solve` share."""
 
     run: EvalRunConfig = EvalRunConfig()
     suite: tuple[str, ...] = ()
     """Names of `conf/suite` or files like those, as `gsm8k,math500`."""
     model: s.ModelConfig = s.ModelConfig()
-    eval: SamplingConfig = SamplingConfig()
+    eval: QuestionsConfig = QuestionsConfig()
     data: EvalDataConfig = EvalDataConfig()
     rollout: EvalRolloutConfig = EvalRolloutConfig()
     engine: s.EngineConfig = s.EngineConfig()
@@ -109,15 +118,24 @@ class EvalConfig(Section):
 
     def serving(self, verifier: str = "") -> ServeConfig:
         """The same as a run without a learner; `verifier`: the kind of another verifier."""
+        return ServeConfig(**self._parts(verifier))
+
+    def _parts(self, verifier: str) -> dict[str, Any]:
         judge = self.verifier.model_copy(update={"kind": verifier}) if verifier else self.verifier
-        return ServeConfig(
-            run=s.RunConfig(seed=self.run.seed),
-            model=self.model,
-            rollout=s.RolloutConfig(**self.rollout.model_dump()),
-            engine=self.engine,
-            verifier=judge,
-            cluster=self.cluster,
-        )
+        return {
+            "run": s.RunConfig(seed=self.run.seed),
+            "model": self.model,
+            "rollout": s.RolloutConfig(**self.rollout.model_dump()),
+            "engine": self.engine,
+            "verifier": judge,
+            "cluster": self.cluster,
+        }
+
+
+class EvalConfig(BenchConfig):
+    """Everything that `capo-ray eval` needs; a resolved copy stands beside the responses."""
+
+    eval: SamplingConfig = SamplingConfig()
 
     def idle(self) -> tuple[Idle, ...]:
         """Seeds that are always drawn, samples that are all greedy, and GPUs that nobody asks for."""

@@ -15,6 +15,7 @@ from capo_ray.evaluation.statistics import (
     pass_at,
     shares,
     sign_test,
+    spelt,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "pass_at",
     "shares",
     "sign_test",
+    "spelt",
 ]

@@ -90,15 +90,18 @@ def majority(responses: Sequence[Judgement]) -> float:
 
     Right answers are one answer however they are written; wrong ones are one where they spell the same value.
     """
-    counts = Counter("right" if r.reward else _spelling(r.answer) for r in responses if r.reward or r.answer)
+    counts = Counter(
+        "right" if r.reward else f"wrong {spelt(r.answer or '')}" for r in responses if r.reward or r.answer
+    )
     most = max(counts.values(), default=0)
     return float(counts["right"] == most) / sum(count == most for count in counts.values()) if most else 0.0
 
 
-def _spelling(answer: str | None) -> str:
-    text = normalise(answer or "")
+def spelt(answer: str) -> str:
+    """An answer in the one spelling that equal values have, as far as numbers go."""
+    text = normalise(answer)
     value = number_of(text)
-    return f"wrong {text if value is None else value}"
+    return text if value is None else str(value)
 
 
 def figures(problems: Mapping[str, Sequence[Judgement]], greedy: Mapping[str, Judgement]) -> dict[str, object]:

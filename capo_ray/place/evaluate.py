@@ -1,37 +1,20 @@
-"""The evaluation job: rollout workers and verifiers on a cluster, fed with what is missing of each suite, and no more.
-
-join or start Ray -> engines, one verifier tier for each way of judging -> suite after suite -> all ended
-"""
+"""The evaluation job, and the solving job: what is missing of each suite, suite after suite, on `place.serving`."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from capo_ray.config.evaluation import EvalConfig
-from capo_ray.demand import policy_model
-from capo_ray.engines import HfTokenizer
-from capo_ray.flow.answering import Answering, Asked, ResponseFile, missing
-from capo_ray.flow.outcome import first_cause
-from capo_ray.place import cluster, nodes
-from capo_ray.place.ending import Ending, ends_soon_after_failure
-from capo_ray.place.placement import Places
-from capo_ray.place.role import Part, Site, path_of
-from capo_ray.place.roles.rollout import ROLLOUT, RolloutPool
-from capo_ray.place.roles.verifier import VERIFIER, VerifierTier
-from capo_ray.place.watch import ClusterWatch
+from capo_ray.config.solve import DELIMITERS, SolveConfig
+from capo_ray.evidence.critiques import votes_wanted
+from capo_ray.flow.answering import Answering, Asked, ResponseFile, Row, missing
+from capo_ray.flow.solving import Solve, Solving, unsolved
+from capo_ray.place.serving import Crew, serve
 from capo_ray.prompts import frame_question
-from capo_ray.protocols import RunStopped
 from capo_ray.types import Problem
 
-AHEAD = 2
-"""Responses under way for each place in an engine, so that none is empty while a verdict is waited for."""
 Judged = Mapping[str, tuple[str, Sequence[Problem]]]
 """By suite: the kind of its verifier, and its problems."""
 
@@ -43,75 +26,57 @@ def answer_suites(
 
     Raises `RunFailed` or `RunStopped`; what was answered before is in the file.
     """
-    ending, timers = Ending(0.0), list[threading.Timer]()
-    try:
-        with cluster.left_behind():
-            asyncio.run(_answer(config, suites, asked, file, tell, ending, timers))
-    except (asyncio.CancelledError, KeyboardInterrupt) as error:
-        kept = f"go on with capo-ray eval resume={file.path.parent}"
-        raise RunStopped(kept, ending.signum or signal.SIGINT) from error
-    except ExceptionGroup as failures:
-        raise first_cause(failures) from None
-    finally:
-        for timer in timers:
-            timer.cancel()
-
-
-async def _answer(
-    config: EvalConfig,
-    suites: Judged,
-    asked: Asked,
-    file: ResponseFile,
-    tell: Callable[[str], None],
-    ending: Ending,
-    timers: list[threading.Timer],
-) -> None:
-    serving, model = config.serving(), config.model
-    tokenizer = HfTokenizer(path_of(policy_model(serving)))
-    stops = tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
-    sampling = replace(asked.sampling, stop_token_ids=stops, stop_strings=model.stop_strings)
-
-    address = await cluster.join(serving, tell)
-    ending.watch()
-    await asyncio.to_thread(nodes.check_nodes, serving)
-    tell(f"starting engines on {address}")
     wanted = {name: missing(problems, asked, file) for name, (_, problems) in suites.items()}
-    with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
-        async with _started(config, {kind for kind, _ in suites.values()}, watch) as (engine, verifiers):
-            for name, problems in wanted.items():
-                tell(name)
-                answering = Answering(
-                    replace(asked, sampling=sampling),
-                    engine,
-                    lambda problem: frame_question(tokenizer, problem.prompt, model),
-                    file,
-                    in_flight=AHEAD * config.engine.num_workers * config.engine.max_num_seqs,
-                    gpus=config.engine.num_workers * config.engine.num_gpus,
-                    tell=partial(tell, name),
-                )
-                await watch.guard(answering.answer(problems, verifiers[suites[name][0]]))
+
+    async def work(crew: Crew) -> None:
+        sampling = replace(asked.sampling, stop_token_ids=crew.stop_token_ids, stop_strings=config.model.stop_strings)
+        for name, problems in wanted.items():
+            tell(name)
+            answering = Answering(
+                replace(asked, sampling=sampling),
+                crew.engine,
+                lambda problem: frame_question(crew.tokenizer, problem.prompt, config.model),
+                file,
+                in_flight=crew.in_flight,
+                gpus=config.engine.num_workers * config.engine.num_gpus,
+                tell=partial(tell, name),
+            )
+            await answering.answer(problems, crew.verifiers[suites[name][0]])
+
+    serve(config, {kind for kind, _ in suites.values()}, file.path.parent, work, tell, "eval")
 
 
-@asynccontextmanager
-async def _started(
-    config: EvalConfig, kinds: set[str], watch: ClusterWatch
-) -> AsyncIterator[tuple[RolloutPool, dict[str, VerifierTier]]]:
-    """The engines, and a verifier for each kind; all ended afterwards."""
-    places = Places(config.serving())
-    engine = ROLLOUT.build(Site(config.serving(), Path(), places))
-    verifiers: dict[str, VerifierTier] = {
-        kind: VERIFIER.build(Site(config.serving(kind), Path(), places)) for kind in kinds
-    }
-    parts: list[Part] = [engine, *verifiers.values()]
+def solve_suites(
+    config: SolveConfig, suites: Judged, file: ResponseFile, tell: Callable[[str], None], show: Callable[[Row], None]
+) -> None:
+    """Returns once the file holds a solution of every problem; `show` gets each as it is found, `tell` as above."""
+    wanted = {name: unsolved(problems, file) for name, (_, problems) in suites.items()}
 
-    async def start() -> None:
-        await asyncio.gather(*(part.start() for part in parts))
+    async def work(crew: Crew) -> None:
+        how = Solve(
+            config.search,
+            config.steps,
+            DELIMITERS[config.steps.segmenter] if config.search.draws_steps else "",
+            votes_wanted(config.serving()),
+            config.rollout.max_response_tokens,
+            config.model.max_model_len,
+            config.run.seed,
+            crew.stop_token_ids,
+            config.model.stop_strings,
+        )
+        for name, problems in wanted.items():
+            tell(name)
+            solving = Solving(
+                how,
+                crew.engine,
+                crew.tokenizer,
+                crew.judge,
+                lambda problem: frame_question(crew.tokenizer, problem.prompt, config.model),
+                file,
+                crew.in_flight,
+                tell=partial(tell, name),
+                show=show,
+            )
+            await solving.solve(problems, crew.verifiers[suites[name][0]], suites[name][0])
 
-    try:
-        await watch.guard(places.reserve())
-        await watch.guard(start())
-        yield engine, verifiers
-    finally:
-        for part in parts:
-            part.close()
-        places.close()
+    serve(config, {kind for kind, _ in suites.values()}, file.path.parent, work, tell, "solve")

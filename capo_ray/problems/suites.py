@@ -16,7 +16,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from capo_ray.config.evaluation import EvalConfig, Suite
+from capo_ray.config.evaluation import BenchConfig, Suite
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems.columns import BadRow, text_of, value_at
 from capo_ray.problems.rows import Kind, RowReport, read_rows
@@ -25,7 +25,7 @@ from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
 
-def suite_problems(name: str, suite: Suite, config: EvalConfig, report: RowReport, notes: list[str]) -> list[Problem]:
+def suite_problems(name: str, suite: Suite, config: BenchConfig, report: RowReport, notes: list[str]) -> list[Problem]:
     """The problems in the data's order, cut at `eval.limit`; `RunFailed` says where the data is to be had."""
     path = _path_of(name, config)
     if not path and not suite.dataset:
@@ -50,7 +50,7 @@ def suite_problems(name: str, suite: Suite, config: EvalConfig, report: RowRepor
     return [replace(p, id=key, prompt=text, source=name) for p, (key, text) in zip(found, _named(asked), strict=True)]
 
 
-def _path_of(name: str, config: EvalConfig) -> str:
+def _path_of(name: str, config: BenchConfig) -> str:
     """The suite's own file where one is given; empty: the hub."""
     path = config.eval.path
     if not path or len(config.suite) == 1:
@@ -61,7 +61,7 @@ def _path_of(name: str, config: EvalConfig) -> str:
     return str(found[0])
 
 
-def _read(suite: Suite, config: EvalConfig, path: str, report: RowReport, notes: list[str]) -> Iterator[Problem]:
+def _read(suite: Suite, config: BenchConfig, path: str, report: RowReport, notes: list[str]) -> Iterator[Problem]:
     """Problems without an instruction, under the names of their rows."""
     given, limit = config.data, config.eval.limit or None
     kind: Kind = "files" if path else "hub"
@@ -81,7 +81,7 @@ def _read(suite: Suite, config: EvalConfig, path: str, report: RowReport, notes:
 
 
 def _choices(
-    suite: Suite, config: EvalConfig, kind: Kind, where: str, split: str, report: RowReport
+    suite: Suite, config: BenchConfig, kind: Kind, where: str, split: str, report: RowReport
 ) -> Iterator[Problem]:
     for place, row in read_rows(kind, where, split, report):
         try:

@@ -13,8 +13,11 @@ from capo_ray.cli.compose import GROUPS, list_choices
 from capo_ray.cli.schema import keys_of
 from capo_ray.config import CREDIT_METHODS, FAMILIES, SEGMENTERS, TrainConfig
 from capo_ray.config.evaluation import EvalConfig
+from capo_ray.config.search import SEARCHES
 from capo_ray.config.sft import SftConfig
+from capo_ray.config.solve import SolveConfig
 
+OF_SOLVE = ("run", "suite", "eval", "resume")
 OF_EVAL = ("run", "suite", "eval", "data", "rollout", "resume")
 HEAD = """# Configuration
 
@@ -50,6 +53,12 @@ def build_reference() -> str:
     own = {key: field for key, field in keys_of(EvalConfig).items() if key.partition(".")[0] in OF_EVAL}
     words = "Beside these it reads `model.*`, `engine.*`, `verifier.*` and `cluster.*` as above."
     lines += ["", "## capo-ray eval", "", words, "", *_table(own)]
+    own = {key: field for key, field in keys_of(SolveConfig).items() if key.partition(".")[0] in OF_SOLVE}
+    words = "Beside these it reads `critic.*` and `steps.*` as a run and the rest as `capo-ray eval`."
+    lines += ["", "## capo-ray solve", "", words, "", *_table(own)]
+    for name, section in SEARCHES.items():
+        doc = " ".join((section.__doc__ or "").split())
+        lines += ["", f"## search={name}", "", doc, "", *_table(keys_of(section, "search."))]
     lines += ["", "## capo-ray sft", "", "The keys of this command alone.", "", *_table(keys_of(SftConfig))]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,276 @@
+"""What a search is worth at equal tokens: `python -m benchmarks.solve [--problems 200] [--only chains]`.
+
+The laptop's chains for the policy of experiment=discovery, which is right on a quarter of them when it decodes
+greedily and does not know a quarter of the facts; its searches judged by the shipped critic, by an oracle and by
+oracles that are wrong now and then. In this process, one engine each for policy and critic; no Ray.
+
+`--gsm8k FILE --model DIR` does the same for a text model with the calculator as the judge.
+Results: benchmarks/results/solve.json, one entry a world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capo_ray.answers import extract_answer, fast_equal
+from capo_ray.config.search import (
+    BestOfNSearch,
+    MajoritySearch,
+    NavigatorSearch,
+    SampleSearch,
+    SearchBase,
+)
+from capo_ray.config.sections import CriticConfig, EngineConfig, ModelConfig
+from capo_ray.config.solve import SolveConfig
+from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
+from capo_ray.critics.calculator import CalculatorJudge
+from capo_ray.engines import HfTokenizer, VllmEngine
+from capo_ray.evaluation import compare, estimate, spelt
+from capo_ray.flow.answering import ResponseFile
+from capo_ray.flow.solving import Solve, Solving, solve_figures
+from capo_ray.place.judging import engine_spec, open_judge
+from capo_ray.place.role import path_of
+from capo_ray.place.roles import rollout
+from capo_ray.problems.chains import make_problem, true_wrong_steps
+from capo_ray.prompts import frame_question
+from capo_ray.protocols import Judge, JudgeRequest, Sampling
+from capo_ray.types import Critique, Problem, Provenance, Verdict
+
+RESULTS = Path(__file__).parent / "results" / "solve.json"
+POOL = 64
+"""Responses to each problem from which majority@n is taken for every n up to it."""
+
+
+class Compared:
+    """A verifier in this process: answers compared as far as plain numbers go."""
+
+    async def verify(self, answer: str, responses: Sequence[str]) -> tuple[Verdict, ...]:
+        found = [extract_answer(text) for text in responses]
+        return tuple(Verdict(int(bool(one and fast_equal(answer, one))), "compared", one) for one in found)
+
+
+class Oracle:
+    """A judge that knows which steps of a chain are wrong, and errs on a share of its verdicts on single steps.
+
+    Whether it errs depends on the text alone: asked again it says the same. It writes and reads nothing.
+    """
+
+    def __init__(self, noise: float) -> None:
+        self._noise = noise
+
+    async def critique(
+        self, problem: Problem, responses: Sequence[JudgeRequest], num_votes: int
+    ) -> tuple[tuple[Critique, ...], ...]:
+        return tuple((self._vote(problem, r.steps),) for r in responses)
+
+    def _vote(self, problem: Problem, steps: tuple[str, ...]) -> Critique:
+        wrong = true_wrong_steps(problem, steps)
+        erring = {i for i in range(len(steps)) if self._errs(problem.prompt, steps[: i + 1])}
+        return Critique(wrong ^ erring, None, "", "", Provenance("oracle", "", 0))
+
+    def _errs(self, question: str, steps: tuple[str, ...]) -> bool:
+        told = hashlib.sha256("\x00".join((question, *steps)).encode()).digest()
+        return int.from_bytes(told[:4], "big") < self._noise * 2**32
+
+
+class World:
+    """One policy on one set of problems, and the arms that were run on it."""
+
+    def __init__(self, name: str, config: SolveConfig, problems: list[Problem], steps: StepsBase) -> None:
+        self.name, self.config, self.problems, self.steps = name, config, problems, steps
+        self.arms: dict[str, dict[str, Any]] = {}
+        self.rewards: dict[str, dict[str, float]] = {}
+        self.engine = VllmEngine(rollout.engine_spec(config.serving()))
+        self.engine.start()
+        self.tokenizer = HfTokenizer(path_of(_policy(config)))
+
+    async def arm(self, name: str, search: SearchBase, judge: Judge | None = None, num_votes: int = 1) -> None:
+        """Run one search on all problems and keep its figures."""
+        began = time.monotonic()
+        how = Solve(
+            search, self.steps, "\n\n" if search.draws_steps else "", num_votes,
+            self.config.rollout.max_response_tokens, self.config.model.max_model_len, 0,
+            stop_strings=self.config.model.stop_strings,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            file = ResponseFile(Path(folder) / "rows.jsonl")
+            solving = Solving(how, self.engine, self.tokenizer, judge, self._encode, file, in_flight=128)
+            await solving.solve(self.problems, Compared(), "math")
+        told = solve_figures(self.problems, self.name, file)
+        rows = {p.id: file.of(self.name, p.id)[0] for p in self.problems}
+        self.rewards[name] = {p: float(row["reward"]) for p, row in rows.items()}
+        told["with_read_tokens"] = told["total_tokens"] + told["critic_prompt_tokens"]
+        self.arms[name] = told | {"wall_s": round(time.monotonic() - began, 1)}
+        print(f"{self.name}  {name:<34} {_line(told)}", flush=True)
+
+    async def pool(self, temperature: float, top_p: float) -> None:
+        """Draw the pool, and make of it majority@n for every power of two."""
+
+        async def one(problem: Problem) -> list[tuple[str | None, bool, int]]:
+            sampling = Sampling(temperature, top_p, self.config.rollout.max_response_tokens, n=POOL, seed=1)
+            done = await self.engine.generate(self._encode(problem), sampling)
+            answers = [extract_answer(c.text) for c in done]
+            return [
+                (None if a is None else spelt(a), bool(a and fast_equal(problem.answer, a)), len(c.token_ids))
+                for a, c in zip(answers, done, strict=True)
+            ]
+
+        self._pool = dict(
+            zip([p.id for p in self.problems], await asyncio.gather(*map(one, self.problems)), strict=True)
+        )
+
+    def majority(self, n: int) -> dict[str, float]:
+        """Whether the commonest of the first n answers is right, for each problem."""
+        from capo_ray.search.whole import commonest
+
+        return {p: float(drawn[commonest([a for a, _, _ in drawn[:n]])][1]) for p, drawn in self._pool.items()}
+
+    def pool_tokens(self, n: int) -> float:
+        """Tokens of n responses, the mean over problems."""
+        return sum(sum(t for _, _, t in drawn[:n]) for drawn in self._pool.values()) / len(self._pool)
+
+    def at_equal_tokens(self, cost: str) -> dict[str, dict[str, Any]]:
+        """Each judged arm against majority@n with the least n that costs no less; none where the pool is too small."""
+        told = {}
+        for name, figures in self.arms.items():
+            n = next((n for n in range(1, POOL + 1) if self.pool_tokens(n) >= figures[cost]), 0)
+            if n and figures["judgements"]:
+                one = compare(self.majority(n), self.rewards[name])
+                told[name] = {
+                    "majority_n": n,
+                    "majority_accuracy": sum(self.majority(n).values()) / len(self.problems),
+                    "difference": one.difference.value,
+                    "ci95": one.difference.ci95,
+                    "p_value": one.p_value,
+                }
+        return told
+
+    def result(self) -> dict[str, Any]:
+        """All that was measured."""
+        majority = {}
+        for n in (2**i for i in range(POOL.bit_length())):
+            right = estimate(list(self.majority(n).values()))
+            majority[n] = {"accuracy": right.value, "ci95": right.ci95, "total_tokens": self.pool_tokens(n)}
+        return {
+            "problems": len(self.problems),
+            "arms": self.arms,
+            "majority": majority,
+            "at_equal_written_tokens": self.at_equal_tokens("total_tokens"),
+            "at_equal_tokens_with_what_the_critic_reads": self.at_equal_tokens("with_read_tokens"),
+        }
+
+    def _encode(self, problem: Problem) -> Sequence[int]:
+        return frame_question(self.tokenizer, problem.prompt, self.config.model)
+
+
+def _policy(config: SolveConfig) -> Any:
+    from capo_ray.demand import policy_model
+
+    return policy_model(config.serving())
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    low, high = told["ci95"]
+    return (
+        f"{told['accuracy']:.3f} [{low:.3f}, {high:.3f}]  written {told['total_tokens']:.0f}  "
+        f"with reads {told['with_read_tokens']:.0f}  judged {told['judged_steps']:.1f}"
+    )
+
+
+async def chains(num_problems: int) -> dict[str, Any]:
+    """The laptop's world."""
+    config = SolveConfig(
+        model=ModelConfig(path="discovery"),
+        engine=EngineConfig(max_num_seqs=128, kv_cache_gib=0.5),
+        rollout={"max_response_tokens": 96},
+        critic=CriticConfig(max_num_seqs=128),
+    )
+    problems = [_named(make_problem(0, i, 8, "held_out"), "chains") for i in range(num_problems)]
+    world = World("chains", config, problems, DEFAULT_STEPS)
+    every = {"temperature": 1.0, "top_p": 1.0}
+    await world.arm("greedy", SampleSearch(temperature=0))
+    await world.arm("sample", SampleSearch(**every))
+    await world.pool(1.0, 1.0)
+    judges: dict[str, tuple[Judge, int]] = {
+        "oracle": (Oracle(0), 1), "oracle wrong 5%": (Oracle(0.05), 1), "oracle wrong 10%": (Oracle(0.1), 1),
+        "oracle wrong 20%": (Oracle(0.2), 1),
+    }  # fmt: skip
+    serving = config.serving()
+    greedy, held = await open_judge(engine_spec(serving), config.critic, "greedy", 1, None)
+    judges |= {"critic, greedy vote": (greedy, 1)}
+    try:
+        for told, (judge, votes) in judges.items():
+            await world.arm(f"best_of_4, {told}", BestOfNSearch(num_samples=4, **every), judge, votes)
+            await world.arm(f"best_of_16, {told}", BestOfNSearch(num_samples=16, **every), judge, votes)
+            for breadth in (4, 16):
+                search = NavigatorSearch(breadth=breadth, budget=72, **every)
+                await world.arm(f"navigator b={breadth}, {told}", search, judge, votes)
+    finally:
+        if held is not None:
+            await asyncio.to_thread(held.close)
+    await asyncio.to_thread(world.engine.close)
+    return world.result()
+
+
+async def gsm8k(path: str, model: str, num_problems: int) -> dict[str, Any]:
+    """GSM8K with a text model and the calculator as the judge: it reads and writes no token."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()[:num_problems]]
+    ask = "Reason step by step, with a blank line between steps, and put the final answer in \\boxed{}."
+    problems = [
+        Problem(f"g{i}", f"{row['question']}\n\n{ask}", row["answer"].rpartition("#### ")[2].strip(), None, "gsm8k")
+        for i, row in enumerate(rows)
+    ]
+    config = SolveConfig(
+        model=ModelConfig(path=model, chat_template=True, max_model_len=768),
+        engine=EngineConfig(max_num_seqs=64, kv_cache_gib=2),
+        rollout={"max_response_tokens": 320},
+        critic=CriticConfig(backend="calculator"),
+    )
+    world = World("gsm8k", config, problems, DEFAULT_STEPS)
+    every = {"temperature": 0.6, "top_p": 0.95}
+    await world.arm("greedy", SampleSearch(temperature=0))
+    await world.arm("sample", SampleSearch(**every))
+    judge = CalculatorJudge(config.critic)
+    await world.arm("best_of_4, calculator", BestOfNSearch(num_samples=4, **every), judge)
+    await world.arm("majority_4", MajoritySearch(num_samples=4, **every))
+    await world.arm("navigator b=4, calculator", NavigatorSearch(budget=48, **every), judge)
+    await asyncio.to_thread(world.engine.close)
+    differences = {
+        name: {"difference": one.difference.value, "ci95": one.difference.ci95, "p_value": one.p_value}
+        for name, rewards in world.rewards.items()
+        if name != "majority_4"
+        for one in [compare(world.rewards["majority_4"], rewards)]
+    }
+    return {"problems": len(problems), "model": Path(model).name, "arms": world.arms, "against_majority_4": differences}
+
+
+def _named(problem: Problem, source: str) -> Problem:
+    return Problem(problem.id, problem.prompt, problem.answer, None, source)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--gsm8k", default="", help="test.jsonl of GSM8K; then --model too")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--output", default=str(RESULTS))
+    args = parser.parse_args()
+    path = Path(args.output)
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    if args.gsm8k:
+        told["gsm8k"] = asyncio.run(gsm8k(args.gsm8k, args.model, args.problems))
+    else:
+        told["chains"] = asyncio.run(chains(args.problems))
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,11 @@
-"""What a search is worth at equal tokens: `python -m benchmarks.solve [--problems 200] [--only chains]`.
+"""What a search is worth at equal tokens: `python benchmarks/solve.py [--problems 200]`.
 
 The laptop's chains for the policy of experiment=discovery, which is right on a quarter of them when it decodes
 greedily and does not know a quarter of the facts; its searches judged by the shipped critic, by an oracle and by
-oracles that are wrong now and then. In this process, one engine each for policy and critic; no Ray.
+oracles that are wrong now and then. On the plain engine (`plain_torch`), so that an arm costs a minute of one core; the
+searches, the critic and the account of tokens are those of `capo-ray solve`.
 
-`--gsm8k FILE --model DIR` does the same for a text model with the calculator as the judge.
+`--gsm8k FILE --model DIR` does the same for a text model on vLLM with the calculator as the judge.
 Results: benchmarks/results/solve.json, one entry a world.
 """
 
@@ -17,8 +18,13 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from plain_torch.engine import PlainEngine
 
 from capo_ray.answers import extract_answer, fast_equal
 from capo_ray.config.search import (
@@ -30,21 +36,25 @@ from capo_ray.config.search import (
 )
 from capo_ray.config.sections import CriticConfig, EngineConfig, ModelConfig
 from capo_ray.config.solve import SolveConfig
-from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
+from capo_ray.config.steps import DEFAULT_STEPS
+from capo_ray.critics import build_judge
 from capo_ray.critics.calculator import CalculatorJudge
+from capo_ray.demand import policy_model
 from capo_ray.engines import HfTokenizer, VllmEngine
 from capo_ray.evaluation import compare, estimate, spelt
 from capo_ray.flow.answering import ResponseFile
 from capo_ray.flow.solving import Solve, Solving, solve_figures
-from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.place.role import path_of
 from capo_ray.place.roles import rollout
+from capo_ray.problems import asset_path
 from capo_ray.problems.chains import make_problem, true_wrong_steps
 from capo_ray.prompts import frame_question
-from capo_ray.protocols import Judge, JudgeRequest, Sampling
-from capo_ray.types import Critique, Problem, Provenance, Verdict
+from capo_ray.protocols import Judge, JudgeRequest, Sampling, TextEngine
+from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict, VersionRun
 
 RESULTS = Path(__file__).parent / "results" / "solve.json"
+STEP_TOKENS = 24
+"""A step of a chain has 8 or, the box, 10."""
 POOL = 64
 """Responses to each problem from which majority@n is taken for every n up to it."""
 
@@ -84,19 +94,18 @@ class Oracle:
 class World:
     """One policy on one set of problems, and the arms that were run on it."""
 
-    def __init__(self, name: str, config: SolveConfig, problems: list[Problem], steps: StepsBase) -> None:
-        self.name, self.config, self.problems, self.steps = name, config, problems, steps
+    def __init__(self, name: str, config: SolveConfig, problems: list[Problem], engine: TextEngine) -> None:
+        self.name, self.config, self.problems = name, config, problems
         self.arms: dict[str, dict[str, Any]] = {}
         self.rewards: dict[str, dict[str, float]] = {}
-        self.engine = VllmEngine(rollout.engine_spec(config.serving()))
-        self.engine.start()
-        self.tokenizer = HfTokenizer(path_of(_policy(config)))
+        self.engine = engine
+        self.tokenizer = HfTokenizer(path_of(policy_model(config.serving())))
 
     async def arm(self, name: str, search: SearchBase, judge: Judge | None = None, num_votes: int = 1) -> None:
         """Run one search on all problems and keep its figures."""
         began = time.monotonic()
         how = Solve(
-            search, self.steps, "\n\n" if search.draws_steps else "", num_votes,
+            search, DEFAULT_STEPS, "\n\n" if search.draws_steps else "", num_votes,
             self.config.rollout.max_response_tokens, self.config.model.max_model_len, 0,
             stop_strings=self.config.model.stop_strings,
         )  # fmt: skip
@@ -171,10 +180,28 @@ class World:
         return frame_question(self.tokenizer, problem.prompt, self.config.model)
 
 
-def _policy(config: SolveConfig) -> Any:
-    from capo_ray.demand import policy_model
+class Stopping:
+    """A plain engine that stops at strings: it writes on for a few tokens, which are cut off and not counted."""
 
-    return policy_model(config.serving())
+    def __init__(self, engine: PlainEngine) -> None:
+        self._engine = engine
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        stops = sampling.stop_strings
+        limit = min(sampling.max_tokens, STEP_TOKENS) if stops else sampling.max_tokens
+        done = await self._engine.generate(prompt_ids, replace(sampling, stop_strings=(), max_tokens=limit))
+        return tuple(_cut(one, stops) for one in done)
+
+
+def _cut(one: Completion, stops: Sequence[str]) -> Completion:
+    places = [one.text.find(stop) + len(stop) for stop in stops if stop in one.text]
+    if not places:
+        return one
+    n = int(np.searchsorted(one.char_ends, min(places))) + 1
+    return replace(
+        one, token_ids=one.token_ids[:n], logprobs=one.logprobs[:n], char_ends=one.char_ends[:n],
+        text=one.text[: one.char_ends[n - 1]], versions=(VersionRun(0, n),), finish="stop", entropies=(),
+    )  # fmt: skip
 
 
 def _line(told: Mapping[str, Any]) -> str:
@@ -194,29 +221,31 @@ async def chains(num_problems: int) -> dict[str, Any]:
         critic=CriticConfig(max_num_seqs=128),
     )
     problems = [_named(make_problem(0, i, 8, "held_out"), "chains") for i in range(num_problems)]
-    world = World("chains", config, problems, DEFAULT_STEPS)
+    world = World("chains", config, problems, Stopping(PlainEngine(asset_path("discovery", "policy"))))  # type: ignore[arg-type]
     every = {"temperature": 1.0, "top_p": 1.0}
     await world.arm("greedy", SampleSearch(temperature=0))
     await world.arm("sample", SampleSearch(**every))
     await world.pool(1.0, 1.0)
     judges: dict[str, tuple[Judge, int]] = {
-        "oracle": (Oracle(0), 1), "oracle wrong 5%": (Oracle(0.05), 1), "oracle wrong 10%": (Oracle(0.1), 1),
-        "oracle wrong 20%": (Oracle(0.2), 1),
+        "oracle": (Oracle(0), 1), "oracle wrong 10%": (Oracle(0.1), 1), "oracle wrong 20%": (Oracle(0.2), 1),
     }  # fmt: skip
-    serving = config.serving()
-    greedy, held = await open_judge(engine_spec(serving), config.critic, "greedy", 1, None)
-    judges |= {"critic, greedy vote": (greedy, 1)}
-    try:
-        for told, (judge, votes) in judges.items():
-            await world.arm(f"best_of_4, {told}", BestOfNSearch(num_samples=4, **every), judge, votes)
-            await world.arm(f"best_of_16, {told}", BestOfNSearch(num_samples=16, **every), judge, votes)
-            for breadth in (4, 16):
-                search = NavigatorSearch(breadth=breadth, budget=72, **every)
-                await world.arm(f"navigator b={breadth}, {told}", search, judge, votes)
-    finally:
-        if held is not None:
-            await asyncio.to_thread(held.close)
-    await asyncio.to_thread(world.engine.close)
+    path = str(asset_path("laptop", "critic"))
+    plain = PlainEngine(path)
+    critic = {
+        vote: build_judge(
+            config.critic, vote=vote, quorum=1, engine=plain, tokenizer=plain.tokenizer, model_revision=path
+        )
+        for vote in ("greedy", "average")
+    }
+    judges |= {"critic, greedy vote": (critic["greedy"], 1), "critic, 4 votes": (critic["average"], 4)}
+    for told, (judge, votes) in judges.items():
+        for n in (4, 16):
+            await world.arm(f"best_of_{n}, {told}", BestOfNSearch(num_samples=n, **every), judge, votes)
+        for breadth in (4, 16):
+            search = NavigatorSearch(
+                breadth=breadth, budget=72, shows="whole" if "critic" in told else "steps", **every
+            )
+            await world.arm(f"navigator b={breadth}, {told}", search, judge, votes)
     return world.result()
 
 
@@ -234,7 +263,9 @@ async def gsm8k(path: str, model: str, num_problems: int) -> dict[str, Any]:
         rollout={"max_response_tokens": 320},
         critic=CriticConfig(backend="calculator"),
     )
-    world = World("gsm8k", config, problems, DEFAULT_STEPS)
+    engine = VllmEngine(rollout.engine_spec(config.serving()))
+    engine.start()
+    world = World("gsm8k", config, problems, engine)
     every = {"temperature": 0.6, "top_p": 0.95}
     await world.arm("greedy", SampleSearch(temperature=0))
     await world.arm("sample", SampleSearch(**every))
@@ -242,7 +273,7 @@ async def gsm8k(path: str, model: str, num_problems: int) -> dict[str, Any]:
     await world.arm("best_of_4, calculator", BestOfNSearch(num_samples=4, **every), judge)
     await world.arm("majority_4", MajoritySearch(num_samples=4, **every))
     await world.arm("navigator b=4, calculator", NavigatorSearch(budget=48, **every), judge)
-    await asyncio.to_thread(world.engine.close)
+    await asyncio.to_thread(engine.close)
     differences = {
         name: {"difference": one.difference.value, "ci95": one.difference.ci95, "p_value": one.p_value}
         for name, rewards in world.rewards.items()
@@ -263,6 +294,7 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--output", default=str(RESULTS))
     args = parser.parse_args()
+    torch.set_num_threads(1)
     path = Path(args.output)
     told = json.loads(path.read_text()) if path.is_file() else {}
     if args.gsm8k:

@@ -43,10 +43,10 @@ class Tree:
         self.said.append(f"{''.join(p.text for p in path)}!")
         return piece(self._greedy)
 
-    async def weigh(self, steps: Sequence[str]) -> float | None:
-        *before, last = steps
+    async def weigh(self, steps: Sequence[Piece]) -> float | None:
+        *before, last = (step.text for step in steps)
         self.said.append(f"{''.join(before)}:{last}")
-        return self._weights["".join(steps)]
+        return self._weights["".join((*before, last))]
 
 
 def walk(tree: Tree, breadth: int = 4, budget: int = 64) -> tuple[str, bool, Walk]:
@@ -207,6 +207,17 @@ def test_the_navigator_stops_the_policy_after_each_step_and_goes_on_from_its_tok
     assert spent.policy_tokens == 8 + 5 + 5 + 4 and spent.num_draws == 4, "with what was not accepted"
     assert (spent.judged_steps, spent.critic_tokens, spent.critic_prompt_tokens) == (4, 80, 400)
     assert found.num_tokens == 5 + 5 + 4 and not found.cut
+
+
+def test_a_critic_of_whole_solutions_is_shown_the_rest_and_asked_about_the_step() -> None:
+    script = {"": ["one\n\n"], "one\n\n": ["xx a\n\nxx b", "end"], "one\n\nxx a\n\n": ["b"]}
+    engine, judge = Scripted(script), Flagging()
+    asked = asking(engine, judge, delimiter="\n\n")
+    found = asyncio.run(look_for(asked, NavigatorSearch(shows="whole")))
+    # draw 0: one; 1: its greedy rest, `end`; it is flagged nowhere. draw 2: xx a, negative behind its own rest; 3: end
+    assert judge.seen[0][1] == ("one\n\n", "end"), "flags in the rest would count for nothing"
+    assert engine.asked[1][1].temperature == 0 and found.text == "one\n\nend"
+    assert asked.spent.judged_steps == len(judge.seen)
 
 
 def test_white_space_alone_is_no_step() -> None:

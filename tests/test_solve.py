@@ -37,6 +37,8 @@ def test_a_search_is_chosen_with_its_own_keys_and_brings_critics_where_it_asks_t
     plain = compose_solve(["suite=gsm8k", "search=majority"]).serving()
     assert [one.role for one in demand(plain)] == ["rollout", "verifier"]
     assert compose_solve(["suite=gsm8k"]).search == NavigatorSearch()
+    shown = [compose_solve(["suite=gsm8k", *w]).settled_search for w in (["critic=calculator"], ["critic=laptop"])]
+    assert shown == [NavigatorSearch(shows="steps"), NavigatorSearch(shows="whole")]
 
 
 @pytest.mark.parametrize(

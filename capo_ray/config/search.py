@@ -87,6 +87,10 @@ class NavigatorSearch(_Several):
     budget: int = Field(64, ge=1)
     """Most steps of a problem that are judged; then the response is finished greedily. About 8 times the steps that a
     response has is a good value (our choice)."""
+    shows: Literal["auto", "steps", "whole"] = "auto"
+    """What the critic is shown of a response under way: the steps so far, or these and the rest as the policy would
+    write it greedily, for critics that were taught on whole solutions. auto: whole with `critic.rubric=compact`, the
+    form of the shipped critic; steps with any other."""
     vote: Votes = "average"
     """As of search=best_of_n. A step that no vote flags is positive, one that less than half do is neutral, others are
     negative; with `greedy` there are no neutral ones but those whose verdict cannot be read."""

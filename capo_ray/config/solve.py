@@ -9,7 +9,7 @@ from capo_ray.config.base import Idle, Section
 from capo_ray.config.credit import CapoConfig
 from capo_ray.config.evaluation import BenchConfig, JudgedServeConfig, QuestionsConfig, ServeConfig
 from capo_ray.config.job import idle_without_gpus
-from capo_ray.config.search import NavigatorSearch, SearchConfig
+from capo_ray.config.search import NavigatorSearch, SearchBase, SearchConfig
 from capo_ray.config.steps import DEFAULT_STEPS, StepsConfig
 
 DELIMITERS = {"blank_line": "\n\n", "newline": "\n"}
@@ -74,6 +74,15 @@ class SolveConfig(BenchConfig):
             return super().serving(verifier)
         votes = CapoConfig(vote=self.vote, quorum=1)
         return JudgedServeConfig(**self._parts(verifier), critic=self.critic, credit=votes, steps=self.steps)
+
+    @property
+    def settled_search(self) -> SearchBase:
+        """The search with nothing left to `auto`."""
+        search, critic = self.search, self.critic
+        if not isinstance(search, NavigatorSearch) or search.shows != "auto":
+            return search
+        compact = critic.backend != "calculator" and critic.rubric == "compact"
+        return search.model_copy(update={"shows": "whole" if compact else "steps"})
 
     @property
     def vote(self) -> str:

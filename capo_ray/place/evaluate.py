@@ -54,7 +54,7 @@ def solve_suites(
 
     async def work(crew: Crew) -> None:
         how = Solve(
-            config.search,
+            config.settled_search,
             config.steps,
             DELIMITERS[config.steps.segmenter] if config.search.draws_steps else "",
             votes_wanted(config.serving()),

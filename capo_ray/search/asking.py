@@ -147,11 +147,11 @@ class Critic:
             for sets, steps in zip(flagged, responses, strict=True)
         ]
 
-    async def last(self, steps: Sequence[str]) -> float | None:
-        """The share of votes that flag the last of the steps; None where no vote can be read."""
+    async def weight(self, steps: Sequence[str], place: int) -> float | None:
+        """The share of votes that flag the step at this place; None where no vote can be read."""
         self._spent.judged_steps += 1
         (weights,) = await self.weights([tuple(steps)])
-        return None if weights is None else weights[-1]
+        return None if weights is None else weights[place]
 
     def _count(self, judged: dict[tuple[str, ...], Sequence[Critique]]) -> None:
         """Put into the account what distinct responses cost: equal ones share their votes."""

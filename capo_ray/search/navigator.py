@@ -8,8 +8,9 @@
     `budget` steps judged -> the rest of the response greedily
 
 Ours: votes as classes; a verdict that cannot be read is neutral, since it says nothing; a text that was judged at a
-place is not judged there again; ties go to the step drawn first; where the root itself has negative steps alone it is
-drawn from again, and the search ends when that brings nothing new.
+place is not judged there again; a critic that was taught on whole solutions is shown the rest as well, as the policy
+would write it greedily (`shows`), and still only its word on s is read; ties go to the step drawn first; where the root
+itself has negative steps alone it is drawn from again, and the search ends when that brings nothing new.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 from capo_ray.config.search import NavigatorSearch
-from capo_ray.search.asking import Asking, Found, Piece
+from capo_ray.search.asking import Asking, Critic, Found, Piece
 
-Weigh = Callable[[Sequence[str]], Awaitable[float | None]]
+Weigh = Callable[[Sequence[Piece]], Awaitable[float | None]]
+"""The share of votes that flag the last of these steps; None where none can be read."""
 
 
 class Verdict(Enum):
@@ -99,7 +102,7 @@ class Walk:
         if not piece.text.strip():  # an end without a step: as good as the steps before it, which were accepted
             return Verdict.POSITIVE if self.path else Verdict.NEGATIVE
         if piece.text not in known:
-            known[piece.text] = verdict_of(await self.weigh([*(step.text for step in self.path), piece.text]))
+            known[piece.text] = verdict_of(await self.weigh([*self.path, piece]))
             self.judged += 1
         return known[piece.text]
 
@@ -110,8 +113,18 @@ class Walk:
 async def navigate(asking: Asking, search: NavigatorSearch) -> Found:
     """The response at the end of the walk."""
     assert asking.critic is not None, "the section says that it asks the critic"
-    walk = Walk(asking.writer, asking.critic.last, search.breadth, search.budget)
+    weigh = partial(_weigh, asking, asking.critic, search.shows == "whole")
+    walk = Walk(asking.writer, weigh, search.breadth, search.budget)
     ended = await walk.run()
     rest = () if ended else (await asking.writer.finish(walk.path),)
     figures = {"backtracks": float(walk.backtracks), "exhausted": float(not ended)}
     return Found((*walk.path, *rest), figures)
+
+
+async def _weigh(asking: Asking, critic: Critic, whole: bool, steps: Sequence[Piece]) -> float | None:
+    """The weight of the last step, behind which a critic of whole solutions is shown the policy's own rest."""
+    texts, place = [step.text for step in steps], len(steps) - 1
+    if whole and not steps[-1].ends:
+        rest = await asking.writer.finish(steps)
+        texts += asking.cut_steps(rest.text)
+    return await critic.weight(texts, place)

@@ -200,7 +200,7 @@ def _cut(one: Completion, stops: Sequence[str]) -> Completion:
     n = int(np.searchsorted(one.char_ends, min(places))) + 1
     return replace(
         one, token_ids=one.token_ids[:n], logprobs=one.logprobs[:n], char_ends=one.char_ends[:n],
-        text=one.text[: one.char_ends[n - 1]], versions=(VersionRun(0, n),), finish="stop", entropies=(),
+        text=one.text[: one.char_ends[n - 1]], versions=(VersionRun(0, n),), finish="stop",
     )  # fmt: skip
 
 

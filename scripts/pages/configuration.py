@@ -56,9 +56,9 @@ def build_reference() -> str:
     own = {key: field for key, field in keys_of(SolveConfig).items() if key.partition(".")[0] in OF_SOLVE}
     words = "Beside these it reads `critic.*` and `steps.*` as a run and the rest as `capo-ray eval`."
     lines += ["", "## capo-ray solve", "", words, "", *_table(own)]
-    for name, section in SEARCHES.items():
-        doc = " ".join((section.__doc__ or "").split())
-        lines += ["", f"## search={name}", "", doc, "", *_table(keys_of(section, "search."))]
+    for name, search in SEARCHES.items():
+        doc = " ".join((search.__doc__ or "").split())
+        lines += ["", f"## search={name}", "", doc, "", *_table(keys_of(search, "search."))]
     lines += ["", "## capo-ray sft", "", "The keys of this command alone.", "", *_table(keys_of(SftConfig))]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What a search is worth at equal tokens: `python benchmarks/solve.py [--problems 200]`.
+"""What a search is worth at equal tokens: `python benchmarks/solve.py [--problems 200] [--policy laptop]`.
 
 The laptop's chains for the policy of experiment=discovery, which is right on a quarter of them when it decodes
 greedily and does not know a quarter of the facts; its searches judged by the shipped critic, by an oracle and by
@@ -212,16 +212,16 @@ def _line(told: Mapping[str, Any]) -> str:
     )
 
 
-async def chains(num_problems: int) -> dict[str, Any]:
+async def chains(num_problems: int, policy: str) -> dict[str, Any]:
     """The laptop's world."""
     config = SolveConfig(
-        model=ModelConfig(path="discovery"),
+        model=ModelConfig(path=policy),
         engine=EngineConfig(max_num_seqs=128, kv_cache_gib=0.5),
         rollout={"max_response_tokens": 96},
         critic=CriticConfig(max_num_seqs=128),
     )
     problems = [_named(make_problem(0, i, 8, "held_out"), "chains") for i in range(num_problems)]
-    world = World("chains", config, problems, Stopping(PlainEngine(asset_path("discovery", "policy"))))  # type: ignore[arg-type]
+    world = World("chains", config, problems, Stopping(PlainEngine(asset_path(policy, "policy"))))  # type: ignore[arg-type]
     every = {"temperature": 1.0, "top_p": 1.0}
     await world.arm("greedy", SampleSearch(temperature=0))
     await world.arm("sample", SampleSearch(**every))
@@ -290,6 +290,7 @@ def _named(problem: Problem, source: str) -> Problem:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--policy", default="discovery", choices=("discovery", "laptop"))
     parser.add_argument("--gsm8k", default="", help="test.jsonl of GSM8K; then --model too")
     parser.add_argument("--model", default="")
     parser.add_argument("--output", default=str(RESULTS))
@@ -300,7 +301,7 @@ def main() -> None:
     if args.gsm8k:
         told["gsm8k"] = asyncio.run(gsm8k(args.gsm8k, args.model, args.problems))
     else:
-        told["chains"] = asyncio.run(chains(args.problems))
+        told[f"chains, {args.policy}"] = asyncio.run(chains(args.problems, args.policy))
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 

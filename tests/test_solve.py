@@ -153,14 +153,14 @@ def test_the_shipped_policy_and_critic_solve_a_file_with_more_right_than_a_sampl
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "chains.jsonl"
-    chains = [make_problem(0, i, 4, "held_out") for i in range(8)]
+    chains = [make_problem(0, i, 6, "held_out") for i in range(8)]
     data.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in chains))
-    words = ["solve", "--input", str(data), "model=discovery", "search.temperature=1", "search.top_p=1"]
-    words += ["search.vote=greedy", "rollout.max_response_tokens=64", f"run.dir={tmp_path}", "run.name=s"]
+    words = ["solve", "--input", str(data), "model=laptop", "search.temperature=1", "search.top_p=1"]
+    words += ["search.vote=greedy", "rollout.max_response_tokens=80", f"run.dir={tmp_path}", "run.name=s"]
     assert main([*words, "--lines"]) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert {row["answer"] for row in rows} == {p.answer for p in chains} and len(rows) == 8
     assert all(row["judged_steps"] > 0 and row["critic_tokens"] > 0 for row in rows)
     assert main([*words, "--json"]) == 0, "all is there: nothing is started"
     told = json.loads(capfd.readouterr().out)["suites"]["own"]
-    assert told["num_problems"] == 8 and told["accuracy"] > 0.5
+    assert told["num_problems"] == 8 and told["accuracy"] >= 0.75

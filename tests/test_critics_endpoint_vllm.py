@@ -37,7 +37,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = held.getsockname()[1]
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     words += ["--model", str(asset_path("laptop", "critic")), "--served-model-name", "judge", "--dtype", "float32"]
-    words += ["--max-model-len", str(MAX_LEN), "--max-num-seqs", "32", "--enforce-eager", "--chat-template", str(template)]
+    words += [
+        "--max-model-len",
+        str(MAX_LEN),
+        "--max-num-seqs",
+        "32",
+        "--enforce-eager",
+        "--chat-template",
+        str(template),
+    ]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         server = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)

@@ -37,15 +37,17 @@ Weights = dict[str, torch.Tensor]
 
 
 def make_samples(seed: int, n: int = 12) -> list[Sample]:
+    """Siblings in groups of four, with one prompt a group."""
     rng = random.Random(seed)
-    samples = []
+    samples: list[Sample] = []
     for i in range(n):
         response = rng.randint(3, 30)
-        prompt = rng.randint(2, 10)
+        if i % 4 == 0:
+            prompt = tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(2, 10)))
         samples.append(
             Sample(
                 key=TrajectoryKey("p", i // 4, i % 4),
-                token_ids=tuple(rng.randrange(3, VOCAB) for _ in range(prompt + response)),
+                token_ids=prompt + tuple(rng.randrange(3, VOCAB) for _ in range(response)),
                 sampler_logprobs=tuple(-4.2 + 0.1 * rng.gauss(0, 1) for _ in range(response)),
                 advantages=tuple(rng.gauss(0, 1) for _ in range(response)),
                 versions=(VersionRun(0, response),),
@@ -56,8 +58,9 @@ def make_samples(seed: int, n: int = 12) -> list[Sample]:
     return samples
 
 
-def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096) -> Batch:
-    return build_batch(make_samples(seed), num_ranks=num_ranks, microbatch_tokens=budget, aggregation="sequence_mean")
+def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096, packing: str = "shared") -> Batch:
+    options = {"num_ranks": num_ranks, "microbatch_tokens": budget, "packing": packing}
+    return build_batch(make_samples(seed), aggregation="sequence_mean", **options)  # type: ignore[arg-type]
 
 
 def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
@@ -90,8 +93,10 @@ def covariance_spec(model: str | Path, kind: str, **changes: object) -> LearnerS
 
 def train(learner: Learner, num_ranks: int, rank: int, budget: int = 4096) -> dict[str, float]:
     """The metrics of the second of two updates."""
-    learner.update(make_batch(1, num_ranks=num_ranks, budget=budget).column(rank))
-    return learner.update(make_batch(2, num_ranks=num_ranks, budget=budget).column(rank)).metrics
+    packing = learner.spec.learner.packing
+    first, second = (make_batch(s, num_ranks=num_ranks, budget=budget, packing=packing).column(rank) for s in (1, 2))
+    learner.update(first)
+    return learner.update(second).metrics
 
 
 def save(learner: Learner | RewardLearner, path: Path) -> tuple[WrittenFile, ...]:

@@ -105,7 +105,7 @@ def count_pass(policy: Policy, num_tokens: int, num_responses: int, temperature:
         parameter.register_post_accumulate_grad_hook(_forget)
     # Whether rows are packed is read off position ids, which the meta device does not hold: they are not.
     with patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None), _count(policy) as live:
-        logprobs, entropies = policy(Inputs(ids, at, at), temperature)
+        logprobs, entropies = policy(Inputs(ids, at, at, at), temperature)
         loss = logprobs.sum() + entropies.sum()
         kept = live.now
         loss.backward()

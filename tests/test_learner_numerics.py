@@ -91,6 +91,17 @@ def test_plain_torch_keeps_the_promises_of_a_backend(model: Path, tmp_path: Path
         assert direction > 0.9 and length == pytest.approx(1.0, abs=0.1)
 
 
+def test_shared_prompts_make_the_move_of_padded_rows(model: Path) -> None:
+    padded, before = trained(alone(model, packing="padded"), 200)
+    for budget in (4096, 60):
+        shared, metrics = trained(alone(model), budget)
+        direction, length = cosine(shared, padded, start_of(model))
+        assert direction > 1 - 1e-6 and length == pytest.approx(1.0, abs=1e-3)
+        for name in ("learner/grad_norm", "loss/objective_mean", "loss/entropy_nats", "loss/kl_nats"):
+            assert metrics[name] == pytest.approx(before[name], rel=1e-5), name
+        assert metrics["learner/padded_tokens"] < before["learner/padded_tokens"]
+
+
 def spoilt(sample: Sample) -> Sample:
     """The sample with other numbers for the tokens of version 0."""
     old = sample.versions[0].end if sample.versions[0].version == 0 else 0

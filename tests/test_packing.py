@@ -10,23 +10,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_ray.packing import build_batch, padded_tokens, token_weights
+from capo_ray.packing import build_batch, computed_tokens, padded_tokens, token_weights
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
 
+COSTS = {"shared": computed_tokens, "padded": padded_tokens}
 
-def make_sample(index: int, prompt: int, response: int) -> Sample:
+
+def make_sample(index: int, prompt: int, response: int, group: int = 0) -> Sample:
+    """Samples of one group whose prompts are as long are siblings."""
     return Sample(
-        key=TrajectoryKey("p", 0, index),
-        token_ids=tuple(range(prompt + response)),
+        key=TrajectoryKey("p", group, index),
+        token_ids=(group,) * prompt + tuple(range(100, 100 + response)),
         sampler_logprobs=(-1.0,) * response,
         advantages=(0.5,) * response,
         versions=(VersionRun(0, response),),
     )
 
 
-def pack(samples: list[Sample], num_ranks: int = 1, budget: int = 64, aggregation: str = "sequence_mean") -> Batch:
+def pack(
+    samples: list[Sample],
+    num_ranks: int = 1,
+    budget: int = 64,
+    aggregation: str = "sequence_mean",
+    packing: str = "shared",
+) -> Batch:
     return build_batch(
-        samples, num_ranks=num_ranks, microbatch_tokens=budget, aggregation=aggregation, max_response_tokens=40
+        samples,
+        num_ranks=num_ranks,
+        microbatch_tokens=budget,
+        aggregation=aggregation,
+        max_response_tokens=40,
+        packing=packing,
     )
 
 
@@ -34,6 +48,7 @@ sample_lists = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_s
     lambda sizes: [make_sample(i, p, t) for i, (p, t) in enumerate(sizes)]
 )
 layouts = st.tuples(st.integers(1, 4), st.integers(1, 200))
+packings = st.sampled_from(["shared", "padded"])
 
 
 @pytest.mark.parametrize("kind", ["entropy_weights", "imitation_weights"])
@@ -46,21 +61,21 @@ def test_weights_beside_the_advantages_are_all_or_none(kind: str) -> None:
 
 
 @settings(max_examples=60)
-@given(sample_lists, layouts)
-def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tuple[int, int]) -> None:
-    batch = pack(samples, *layout)
+@given(sample_lists, layouts, packings)
+def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tuple[int, int], packing: str) -> None:
+    batch = pack(samples, *layout, packing=packing)
     packed = [w.sample.key.sample for row in batch.grid for cell in row for w in cell]
     assert sorted(packed) == list(range(len(samples)))
 
 
 @settings(max_examples=60)
-@given(sample_lists, layouts)
+@given(sample_lists, layouts, packings)
 def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
-    samples: list[Sample], layout: tuple[int, int]
+    samples: list[Sample], layout: tuple[int, int], packing: str
 ) -> None:
-    for row in pack(samples, *layout).grid:
+    for row in pack(samples, *layout, packing=packing).grid:
         for cell in row:
-            assert padded_tokens(cell) <= layout[1] or len(cell) == 1
+            assert COSTS[packing](cell) <= layout[1] or len(cell) == 1
 
 
 @settings(max_examples=60)
@@ -74,9 +89,11 @@ def test_weights_sum_to_one_whatever_the_layout(
 
 
 @settings(max_examples=40)
-@given(sample_lists, layouts)
-def test_every_rank_gets_the_same_number_of_microbatches(samples: list[Sample], layout: tuple[int, int]) -> None:
-    batch = pack(samples, *layout)
+@given(sample_lists, layouts, packings)
+def test_every_rank_gets_the_same_number_of_microbatches(
+    samples: list[Sample], layout: tuple[int, int], packing: str
+) -> None:
+    batch = pack(samples, *layout, packing=packing)
     assert {len(row) for row in batch.grid} == {layout[0]}
     assert {len(batch.column(rank)) for rank in range(layout[0])} == {len(batch.grid)}
 
@@ -131,10 +148,46 @@ def test_two_ranks_share_the_tokens_of_a_batch_that_would_fit_one_cell() -> None
     assert [len(cell) for cell in batch.grid[0]] == [4, 4]
 
 
-def test_ranks_are_balanced_within_one_longest_sample() -> None:
+def test_a_cell_computes_a_prompt_once_by_hand() -> None:
+    # Two siblings of 5 + 4 and 5 + 2, one of another prompt with 3 + 2: 11 and 5 tokens, in place of 27 padded ones.
+    ((cell,),) = pack([make_sample(0, 5, 4), make_sample(1, 5, 2), make_sample(2, 3, 2)]).grid
+    assert computed_tokens(cell) == 5 + 4 + 2 + 3 + 2 and padded_tokens(cell) == 27
+
+
+def test_groups_stay_whole_while_ranks_are_busy_and_are_cut_where_one_would_wait() -> None:
+    many = [make_sample(i, 20, 4 + i % 3, group) for group in range(8) for i in range(4)]
+    for batch in (pack(many, num_ranks=2, budget=100), pack(many, num_ranks=1, budget=100)):
+        homes: dict[int, set[tuple[int, int]]] = {}
+        for y, row in enumerate(batch.grid):
+            for x, cell in enumerate(row):
+                for weighted in cell:
+                    homes.setdefault(weighted.sample.key.group, set()).add((y, x))
+        assert len(homes) == 8 and all(len(home) == 1 for home in homes.values())
+    # One prompt of 4 tokens and 8 responses of 30: a second rank computes the prompt again and halves the time.
+    left, right = pack([make_sample(i, 4, 30) for i in range(8)], num_ranks=2, budget=1000).grid[0]
+    assert len(left) == len(right) == 4
+    # A prompt of 1,000 tokens and 2 responses of 5: nothing is won by computing it on two ranks.
+    long = [make_sample(i, 1000, 5) for i in range(2)]
+    assert sorted(len(cell) for cell in pack(long, num_ranks=2, budget=2000).grid[0]) == [0, 2]
+
+
+def test_a_group_beyond_the_budget_is_cut_into_even_parts() -> None:
+    batch = pack([make_sample(i, 10, 30) for i in range(8)], budget=150)
+    assert sorted(len(row[0]) for row in batch.grid) == [4, 4]
+
+
+def test_ranks_compute_the_same_within_a_tenth() -> None:
+    rng = random.Random(1)
+    samples = [make_sample(i, rng.randint(5, 40), rng.randint(1, 40), i // 8) for i in range(200)]
+    batch = pack(samples, num_ranks=4, budget=512)
+    loads = [sum(computed_tokens(cell) for cell in batch.column(rank)) for rank in range(4)]
+    assert max(loads) - min(loads) <= 0.1 * max(loads)
+
+
+def test_padded_ranks_are_balanced_within_one_longest_sample() -> None:
     rng = random.Random(1)
     samples = [make_sample(i, 10, rng.randint(1, 40)) for i in range(200)]
-    batch = pack(samples, num_ranks=4, budget=256)
+    batch = pack(samples, num_ranks=4, budget=256, packing="padded")
     loads = [sum(padded_tokens(cell) for cell in batch.column(rank)) for rank in range(4)]
     assert max(loads) - min(loads) <= 0.1 * max(loads)
     padding = sum(loads) / sum(len(s.token_ids) for s in samples)

@@ -29,7 +29,7 @@ from capo_ray.types import Completion, Group, Judged, Sample, TrajectoryKey, Ver
 from tests.credit_groups import Member, group, judged
 from tests.learner_group import VOCAB
 from tests.test_credit_outcome import members
-from tests.test_learner_numerics import alone
+from tests.test_learner_numerics import alone, cosine, start_of
 
 
 def said(text: str, version: int = 0) -> Completion:
@@ -167,4 +167,5 @@ def test_turns_of_one_sample_move_the_weights_as_samples_of_their_own(model: Pat
     for name in ("loss/objective_mean", "loss/entropy_nats", "loss/kl_nats", "loss/mismatch_kl_nats"):
         assert metrics[name] == pytest.approx(others[name], rel=1e-4, abs=1e-6)
     assert metrics["learner/grad_norm"] == pytest.approx(others["learner/grad_norm"], rel=1e-4)
-    assert all(torch.allclose(weights[k], same[k], rtol=1e-4, atol=1e-6) for k in weights)
+    direction, length = cosine(weights, same, start_of(model))  # Adam magnifies rounding where a gradient is near 0
+    assert direction > 1 - 1e-6 and length == pytest.approx(1.0, abs=1e-4)

@@ -115,7 +115,10 @@ class RanksConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
     microbatch_tokens: Positive = 2048
-    """Padded tokens per microbatch and rank."""
+    """Tokens computed per microbatch and rank; a response that is longer with its prompt stands alone."""
+    packing: Literal["shared", "padded"] = "shared"
+    """`shared`: no padding, and a prompt is computed once for all its responses in a microbatch; padded: a row a
+    response, for models whose layers are not plain causal attention."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_cpus: float = Field(1.0, ge=0)

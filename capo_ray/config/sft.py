@@ -108,7 +108,7 @@ class SftLearnerConfig(RanksConfig):
     warmup_updates: int = Field(20, ge=0)
     min_lr_frac: float = Field(0.05, ge=0, le=1)
     microbatch_tokens: Positive = 16384
-    """Padded tokens per forward pass and rank."""
+    """Tokens computed per forward pass and rank."""
     num_gpus: float = Field(0.0, ge=0)
     """GPUs of each rank; 0: it trains on CPU cores."""
     deadline_s: float = Field(600.0, gt=0)

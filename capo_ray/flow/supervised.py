@@ -179,5 +179,6 @@ def imitation_batch(examples: Sequence[Example], config: SftConfig, update: int)
         samples,
         num_ranks=config.learner.num_ranks,
         microbatch_tokens=config.learner.microbatch_tokens,
+        packing=config.learner.packing,
         aggregation="token_mean",
     )

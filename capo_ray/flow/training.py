@@ -66,6 +66,7 @@ class Training:
             [sample for group in groups for sample in to_samples(group)],
             num_ranks=config.learner.num_ranks,
             microbatch_tokens=config.learner.microbatch_tokens,
+            packing=config.learner.packing,
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,
             oldest_version=self._state.version - config.stream.max_age,

@@ -101,7 +101,7 @@ class Learner:
     def _prepare(self, column: Sequence[Sequence[WeightedSample]], kl_coef: float) -> list[_Cell]:
         """The cells of a column, each with what the loss needs to know beforehand."""
         spec = self.spec
-        microbatches = [to_microbatch(cell, self._backend.device) for cell in column]
+        microbatches = [to_microbatch(cell, self._backend.device, shared=spec.shared) for cell in column]
         picked_by_cell = picked_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
         cells = []
         for samples, tokens, picked in zip(column, microbatches, picked_by_cell, strict=True):

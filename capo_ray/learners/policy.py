@@ -1,8 +1,4 @@
-"""The policy as a module whose forward pass yields logprobs, not logits: the head sees response positions alone.
-
-Padding stands on the right and attention is causal, so no real token sees it: no mask is needed, which lets attention
-take its fastest kernel, and positions count from 0 in every row.
-"""
+"""The policy as a module whose forward pass yields logprobs, not logits: the head sees response positions alone."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from torch import nn
 
 from capo_ray.learners.microbatch import Inputs, to_inputs
 from capo_ray.learners.pretrained import load_pretrained
+from capo_ray.learners.trunk import hidden_states, share_prompts
 from capo_ray.loss import token_logprobs
 from capo_ray.protocols import RunFailed
 
@@ -26,20 +23,26 @@ class Policy(nn.Module):
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(logprobs [N], entropies [N]) in nats at `temperature`, fp32."""
-        hidden = self.model.base_model(input_ids=inputs.input_ids, use_cache=False).last_hidden_state
-        needed = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.predictors)
+        needed = hidden_states(self.model.base_model, inputs).index_select(0, inputs.predictors)
         logits = self.model.get_output_embeddings()(needed)
         return token_logprobs(logits, inputs.targets, temperature)
 
 
-def load_policy(path: str, dtype: str, *, gradient_checkpointing: bool = False, cast: bool = True) -> Policy:
-    """The policy at `path` (a directory or hub name) as `load_pretrained` gives it; RunFailed if it cannot be used."""
+def load_policy(
+    path: str, dtype: str, *, gradient_checkpointing: bool = False, cast: bool = True, shared: bool = False
+) -> Policy:
+    """The policy at `path` (a directory or hub name) as `load_pretrained` gives it; RunFailed if it cannot be used.
+
+    `shared`: it also takes inputs in segments.
+    """
     from transformers import AutoModelForCausalLM
 
     what = "model.path must be a causal language model"
     options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
     model = load_pretrained(AutoModelForCausalLM, what, path, dtype, **options)
     _require_plain_head(model, path)
+    if shared:
+        share_prompts(model, path)
     return Policy(model)
 
 

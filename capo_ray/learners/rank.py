@@ -67,7 +67,7 @@ def memory_told(spec: RankSpec, doing: str) -> Iterator[None]:
 
 def load_options(spec: RankSpec) -> dict[str, bool]:
     """How the model that is trained is loaded: the backend casts each weight where it comes to lie."""
-    return {"gradient_checkpointing": spec.learner.gradient_checkpointing, "cast": False}
+    return {"gradient_checkpointing": spec.learner.gradient_checkpointing, "cast": False, "shared": spec.shared}
 
 
 def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:

@@ -78,17 +78,20 @@ class Reference:
     def _first(self) -> Policy | ShardedModule:
         spec, device = self._spec, self._device
         if spec.world_size == 1 and not spec.learner.offload_reference:
-            policy = load_policy(self._path, spec.dtype, cast=False).requires_grad_(False).eval()
+            policy = self._load().requires_grad_(False).eval()
             place(policy, device, DTYPES[spec.dtype])
             return policy
         return ShardedModule(
-            load_policy(self._path, spec.dtype, cast=False).eval(),
+            self._load().eval(),
             rank=spec.rank,
             num_ranks=spec.world_size,
             device=device,
             dtype=DTYPES[spec.dtype],
             on_host=spec.learner.offload_reference,
         )
+
+    def _load(self) -> Policy:
+        return load_policy(self._path, self._spec.dtype, cast=False, shared=self._spec.shared)
 
     @torch.no_grad()
     def _write(self, name: str, weight: torch.Tensor) -> None:

@@ -123,7 +123,7 @@ class RewardLearner:
         return UpdateReport(self.version, metrics, time.perf_counter() - started, moved=moved, skipped=skipped)
 
     def _to_cell(self, samples: Sequence[WeightedSample], places: dict[str, int], with_reference: bool) -> _Cell:
-        tokens = to_microbatch(samples, self._backend.device)
+        tokens = to_microbatch(samples, self._backend.device, shared=self.spec.shared)
         reference = None
         if with_reference and self._reference is not None:
             reference = self._reference.logprobs(tokens, self.spec.temperature)

@@ -44,7 +44,9 @@ def has_pairs(labels: Iterable[Label]) -> bool:
     return any((group, 1 - outcome) in seen for group, outcome in seen)
 
 
-def to_batch(trajectories: Sequence[Trajectory], *, num_ranks: int, microbatch_tokens: int) -> Batch:
+def to_batch(
+    trajectories: Sequence[Trajectory], *, num_ranks: int, microbatch_tokens: int, packing: str = "shared"
+) -> Batch:
     """The responses in cells for all ranks; its loss weights are not read."""
     samples = [
         Sample(
@@ -57,4 +59,10 @@ def to_batch(trajectories: Sequence[Trajectory], *, num_ranks: int, microbatch_t
         )
         for trajectory in trajectories
     ]
-    return build_batch(samples, num_ranks=num_ranks, microbatch_tokens=microbatch_tokens, aggregation="token_mean")
+    return build_batch(
+        samples,
+        num_ranks=num_ranks,
+        microbatch_tokens=microbatch_tokens,
+        aggregation="token_mean",
+        packing=packing,
+    )

@@ -13,6 +13,7 @@ from torch import nn
 from capo_ray.learners.microbatch import Inputs
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import load_pretrained
+from capo_ray.learners.trunk import hidden_states, share_prompts
 from capo_ray.protocols import RunFailed
 
 HEAD_STD = 1e-3
@@ -24,24 +25,31 @@ class ScalarModel(nn.Module):
 
     def __init__(self, trunk: Any, head: nn.Linear, at_token: bool) -> None:
         super().__init__()
-        self.trunk, self.head, self._shift = trunk, head, 1 if at_token else 0
+        self.trunk, self.head, self._at_token = trunk, head, at_token
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, ...]:
         """(values [N],) in fp32; the temperature has no part in them."""
-        hidden = self.trunk(input_ids=inputs.input_ids, use_cache=False).last_hidden_state
-        needed = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.predictors + self._shift)
+        at = inputs.places if self._at_token else inputs.predictors
+        needed = hidden_states(self.trunk, inputs).index_select(0, at)
         return (self.head(needed).squeeze(-1).float(),)
 
 
 def load_scalar_model(
-    path: str, dtype: str, *, at_token: bool, seed: int, gradient_checkpointing: bool = False, cast: bool = True
+    path: str,
+    dtype: str,
+    *,
+    at_token: bool,
+    seed: int,
+    gradient_checkpointing: bool = False,
+    cast: bool = True,
+    shared: bool = False,
 ) -> ScalarModel:
     """The token classifier at `path`, or the language model's trunk there under a new head, as `load_pretrained`'s."""
     from transformers import AutoModelForTokenClassification
 
     options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
     if not _is_token_classifier(path):
-        trunk = load_policy(path, dtype, **options).model.base_model
+        trunk = load_policy(path, dtype, shared=shared, **options).model.base_model
         return ScalarModel(trunk, _new_head(trunk, at_token, seed), at_token)
     what = "reward_model.path must be a token classifier with one label, in a linear layer called score,"
     kind: Any = AutoModelForTokenClassification
@@ -51,6 +59,8 @@ def load_scalar_model(
         raise RunFailed(f"{what} or a language model (got {head} in {path!r})")
     if at_token and head.bias is not None:
         head.bias.requires_grad_(False)
+    if shared:
+        share_prompts(model, path)
     return ScalarModel(model.base_model, head, at_token)
 
 

@@ -27,6 +27,11 @@ class RankSpec:
     seed: int = 0
     device: str = "auto"
 
+    @property
+    def shared(self) -> bool:
+        """Whether microbatches are rows of segments in which siblings share their prompt."""
+        return self.learner.packing == "shared"
+
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"a learner's rank must lie in [0, {self.world_size}) (got {self.rank})")

@@ -232,7 +232,7 @@ METRICS = (
     Metric("learner/grad_norm", "Gradient before clipping; the mean over passes."),
     Metric("learner/learning_rate", "In the last pass."),
     Metric("learner/loss_tokens", "Tokens that the loss counts."),
-    Metric("learner/padded_tokens", "Tokens computed, padding included."),
+    Metric("learner/padded_tokens", "Tokens computed: each shared prompt once, padding included."),
     Metric("learner/update_microbatches", "Forward passes of a rank for a pass over the batch."),
     Metric("reward_model/loss_mean", "Its loss."),
     Metric("reward_model/grad_norm", "Its gradient before clipping."),

@@ -1,6 +1,6 @@
 """Samples to one update's batch: the weight of every token in the loss, and who computes what.
 
-    samples --weigh, mask--> weighted samples --longest first, cut--> cells --dealt--> grid[microbatch][rank]
+    samples --weigh, mask--> weighted samples --longest first, into cells--> grid[microbatch][rank]
 
 The batch loss is sum_t w_t * loss_t over all tokens of the batch, and the weights are fixed here, before anything is
 divided: neither the cut into microbatches nor the number of ranks can change the gradient.
@@ -9,8 +9,7 @@ Tokens that are too old have weight 0, and what they had goes to all others of t
 trained tokens stand to each other as without masking, and together they weigh what the whole batch would have. (Were
 it shared out inside each response instead, the last tokens of a long one would count for all that it lost.)
 
-A cell is padded to its longest sample, so it costs rows x longest tokens; no cell costs more than the budget, save one
-that holds a single sample which alone is longer.
+Cells are filled without padding and with each prompt once (`shared`), or padded to their longest sample (`padded`).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import operator
 from collections.abc import Sequence
 
 from capo_ray.arrays import Runs, exact_sum
+from capo_ray.packing.padded import padded_grid, padded_tokens
+from capo_ray.packing.shared import computed_tokens, families, shared_grid
 from capo_ray.types import Batch, Sample, VersionRun, WeightedSample
 
-__all__ = ["build_batch", "padded_tokens", "token_weights", "young_tokens"]
-
-Cell = tuple[WeightedSample, ...]
+__all__ = ["build_batch", "computed_tokens", "families", "padded_tokens", "token_weights", "young_tokens"]
 
 
 def build_batch(
@@ -34,10 +33,11 @@ def build_batch(
     aggregation: str,
     max_response_tokens: int = 0,
     oldest_version: int = 0,
+    packing: str = "shared",
 ) -> Batch:
     """The batch of all samples, each exactly once; every rank has the same number of microbatches (cells may be empty).
 
-    `microbatch_tokens` bounds the padded tokens of a cell; `max_response_tokens` is read by constant_length alone.
+    `microbatch_tokens` bounds the tokens that a cell computes; `max_response_tokens` is read by constant_length alone.
     Tokens of versions before `oldest_version` are masked, and a sample of which none is left is not in the batch.
     """
     if num_ranks < 1 or microbatch_tokens < 1:
@@ -55,8 +55,8 @@ def build_batch(
     weighted = _mask(weighted, oldest_version)
     # The key breaks ties, so that the grid does not depend on the order in which groups happened to end.
     weighted.sort(key=lambda w: (-len(w.sample.token_ids), str(w.sample.key)))
-    cells = _balanced_cells(weighted, num_ranks, microbatch_tokens)
-    return Batch(grid=_deal(cells, num_ranks))
+    into_cells = shared_grid if packing == "shared" else padded_grid
+    return Batch(grid=into_cells(weighted, num_ranks, microbatch_tokens))
 
 
 def young_tokens(versions: Sequence[VersionRun], oldest_version: int) -> Runs:
@@ -113,11 +113,6 @@ def _mask(weighted: list[WeightedSample], oldest_version: int) -> list[WeightedS
     return [WeightedSample(w.sample, w.loss_weights.map(lambda x: x * before / after)) for w in left]
 
 
-def padded_tokens(cell: Sequence[WeightedSample]) -> int:
-    """Tokens that a cell costs once every sample is padded to the longest."""
-    return len(cell) * max((len(w.sample.token_ids) for w in cell), default=0)
-
-
 def _require_aligned(sample: Sample) -> None:
     """Raises ValueError unless the sample has a prompt, a response, and one number of each kind per response token."""
     length = sample.num_response_tokens
@@ -134,38 +129,3 @@ def _require_aligned(sample: Sample) -> None:
         )
     if (acted := sum(end - start for start, end in sample.spans)) != length:
         raise ValueError(f"sample {sample.key} needs one advantage per sampled token (got {length} for {acted} tokens)")
-
-
-def _balanced_cells(longest_first: Sequence[WeightedSample], num_ranks: int, budget: int) -> list[Cell]:
-    """The fewest rows of cells under the budget, cut as evenly as that number of cells allows."""
-    num_rows = -(-len(_cut(longest_first, budget)) // num_ranks)
-    low, high = 1, budget
-    while low < high:  # the smallest cap that still needs no further row: every rank gets its share of the tokens
-        cap = (low + high) // 2
-        if len(_cut(longest_first, cap)) <= num_rows * num_ranks:
-            high = cap
-        else:
-            low = cap + 1
-    return _cut(longest_first, low)
-
-
-def _cut(longest_first: Sequence[WeightedSample], cap: int) -> list[Cell]:
-    """Consecutive runs of at most `cap` padded tokens; the first of a run is its longest."""
-    cells: list[Cell] = []
-    start = 0
-    while start < len(longest_first):
-        rows = max(1, cap // len(longest_first[start].sample.token_ids))
-        cells.append(tuple(longest_first[start : start + rows]))
-        start += rows
-    return cells
-
-
-def _deal(cells: Sequence[Cell], num_ranks: int) -> tuple[tuple[Cell, ...], ...]:
-    """grid[microbatch][rank]: the cells of a row cost about the same, and the order within rows alternates."""
-    ordered = sorted(cells, key=padded_tokens, reverse=True)
-    grid = []
-    for index, start in enumerate(range(0, len(ordered), num_ranks)):
-        row = ordered[start : start + num_ranks]
-        row += [()] * (num_ranks - len(row))
-        grid.append(tuple(row if index % 2 == 0 else reversed(row)))
-    return tuple(grid)

@@ -104,6 +104,7 @@ class RewardModelActors(RankActors[RewardModelRank]):
             trajectories,
             num_ranks=config.reward_model.num_ranks,
             microbatch_tokens=config.learner.microbatch_tokens,
+            packing=config.learner.packing,
         )
 
 

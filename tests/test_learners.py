@@ -189,7 +189,7 @@ def test_two_ranks_make_the_update_of_one(
     ):
         assert metrics[name] == pytest.approx(baseline[1][name], rel=1e-5, abs=1e-8), name
     assert metrics["learner/loss_tokens"] == baseline[1]["learner/loss_tokens"]
-    assert metrics["loss/kl_nats"] > 0.01 and metrics["kl_after_refresh"] == pytest.approx(0.0, abs=1e-7)
+    assert metrics["loss/kl_nats"] > 0.005 and metrics["kl_after_refresh"] == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.real

@@ -15,10 +15,12 @@ from capo_ray.loss import (
     covariance_band,
     covariance_penalties,
     covariances,
+    head_logprobs,
     mismatch_figures,
     policy_loss,
     token_logprobs,
 )
+from capo_ray.loss.head import keeps_logits, tile_of
 from capo_ray.loss.logprobs import rows_at_once
 
 LN = math.log
@@ -312,6 +314,83 @@ def test_covariance_controls_by_hand() -> None:
     penalties.sum().backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == [2.0, 0.0, -2.0]
+
+
+@settings(max_examples=30)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(2, 14), st.integers(1, 6)),
+    st.tuples(st.integers(1, 10), st.integers(1, 15)),
+    st.floats(0.3, 2.0),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_a_head_in_tiles_gives_the_numbers_and_gradients_of_its_logits(
+    sizes: tuple[int, int, int], tile: tuple[int, int], temp: float, biased: bool, seed: int
+) -> None:
+    """Tiles of any size, in fp64's autograd of the naive way, the largest word in any tile, both outputs weighed."""
+    (n, vocab, width), generator = sizes, torch.Generator().manual_seed(seed)
+    draws = [torch.randn(*shape, generator=generator) for shape in ((n, width), (vocab, width), (vocab,))]
+    targets, mix = torch.randint(vocab, (n,), generator=generator), torch.randn(2, n, generator=generator)
+
+    def naive(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        table = torch.log_softmax((hidden @ weight.T + (bias if biased else 0)) / temp, dim=-1)
+        return table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(-1)
+
+    def ours(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return head_logprobs(hidden, weight, bias if biased else None, targets, temp, tile=tile)
+
+    results = []
+    for score, dtype in ((ours, torch.float32), (naive, torch.float64)):
+        leaves = [draw.to(dtype).requires_grad_() for draw in draws]
+        told = score(*leaves)
+        loss = (mix[0] * told[0] + mix[1] * told[1]).sum()
+        gradients = torch.autograd.grad(loss, leaves[: 2 + biased])
+        results.append([x.double() for x in (*told, *gradients)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_in_tiles_needs_no_entropy_gradient_and_spares_what_is_frozen() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(5, 4).requires_grad_(), torch.randn(9, 4), torch.arange(5)
+    logprobs, entropies = head_logprobs(hidden, weight, None, targets, 0.5, tile=(2, 4))
+    (found,) = torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)
+    (expected,) = torch.autograd.grad(token_logprobs(hidden @ weight.T, targets, 0.5)[0].sum(), hidden)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (found,) = torch.autograd.grad(entropies.sum(), hidden)
+    (expected,) = torch.autograd.grad(token_logprobs(hidden @ weight.T, targets, 0.5)[1].sum(), hidden)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_in_bfloat16_gives_fp32_logprobs_and_gradients_near_those_of_fp32() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(40, 32), 0.3 * torch.randn(300, 32), torch.randint(300, (40,))
+
+    def gradients(dtype: torch.dtype, tile: tuple[int, int] | None) -> list[torch.Tensor]:
+        leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        logprobs, entropies = head_logprobs(*leaves, None, targets, tile=tile)
+        assert logprobs.dtype == entropies.dtype == torch.float32
+        return list(torch.autograd.grad((logprobs + entropies).sum(), leaves))
+
+    for found, expected in zip(gradients(torch.bfloat16, (16, 64)), gradients(torch.float32, None), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert float((found.float() - expected).norm() / expected.norm()) < 0.01
+
+
+@pytest.mark.parametrize(("offset", "temperature"), [(1000.0, 1.0), (100.0, 0.1)])
+def test_a_head_in_tiles_keeps_its_digits_where_logits_are_large(offset: float, temperature: float) -> None:
+    logits = offset + torch.tensor([[0.0, -0.5, -1.0], [-4.0, 0.0, -4.0]])  # exact in fp32
+    targets = torch.tensor([1, 0])
+    found = head_logprobs(logits, torch.eye(3), None, targets, temperature, tile=(1, 1))
+    for ours, theirs in zip(found, token_logprobs(logits, targets, temperature), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_a_tile_is_a_number_of_bytes_and_few_logits_are_kept() -> None:
+    """By hand: 4 MiB are 256 rows of 4,096 fp32 numbers, 256 MiB are 4,096 of 16,384."""
+    assert tile_of(8192, 151_936, "cpu") == (256, 4096) and tile_of(8192, 151_936, "cuda") == (4096, 16384)
+    assert tile_of(3, 10**8, "cpu") == (3, (4 << 20) // 12) and tile_of(8, 100, "cpu") == (8, 100)
+    assert keeps_logits(2048, 103, "cpu") and not keeps_logits(64, 151_936, "cpu")
 
 
 def test_a_block_of_logits_is_a_number_of_bytes() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from capo_ray.learners.microbatch import Inputs, to_inputs
 from capo_ray.learners.pretrained import load_pretrained
 from capo_ray.learners.trunk import hidden_states, share_prompts
-from capo_ray.loss import token_logprobs
+from capo_ray.loss import head_logprobs
 from capo_ray.protocols import RunFailed
 
 
@@ -20,12 +22,26 @@ class Policy(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        head = model.get_output_embeddings()
+        # As a method of the head, so that whoever makes its weights whole for a pass of the module does so here too.
+        head.forward = functools.partial(_score, head)
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(logprobs [N], entropies [N]) in nats at `temperature`, fp32."""
         needed = hidden_states(self.model.base_model, inputs).index_select(0, inputs.predictors)
-        logits = self.model.get_output_embeddings()(needed)
-        return token_logprobs(logits, inputs.targets, temperature)
+        scored: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(
+            needed, inputs.targets, temperature
+        )
+        return scored
+
+
+def _score(
+    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor | None = None, temperature: float = 1.0
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The logprobs and entropies of `targets`, or the logits where there are none, as transformers' own calls want."""
+    if targets is None:
+        return linear(hidden, head.weight, head.bias)
+    return head_logprobs(hidden, head.weight, head.bias, targets, temperature)
 
 
 def load_policy(

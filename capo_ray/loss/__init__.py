@@ -3,11 +3,13 @@
 Tensors are flat: the response tokens of all sequences of a microbatch, one after another.
 N tokens, S sequences, V vocabulary.
 
-    logits [N, V] --token_logprobs--> policy_logprobs [N] --policy_loss--> sum_t w_t * loss_t
+    hidden [N, h] --head_logprobs--> policy_logprobs [N] --policy_loss--> sum_t w_t * loss_t
+    logits [N, V] --token_logprobs-->
 """
 
 from capo_ray.loss.covariance import covariance_band, covariance_penalties, covariances
 from capo_ray.loss.entropy import adaptive_entropy_weights
+from capo_ray.loss.head import head_logprobs
 from capo_ray.loss.logprobs import token_logprobs
 from capo_ray.loss.mismatch import correction_weights, mismatch_figures
 from capo_ray.loss.policy import Figures, policy_loss
@@ -29,6 +31,7 @@ __all__ = [
     "covariance_band",
     "covariance_penalties",
     "covariances",
+    "head_logprobs",
     "mismatch_figures",
     "outcome_loss",
     "pair_loss",

@@ -28,11 +28,16 @@ def token_logprobs(
 
     Both carry gradients to the logits. `rows`: those of a block, in place of `rows_at_once`.
     """
-    if temperature <= 0:
-        raise ValueError(f"logprobs need a temperature > 0 (got {temperature}); greedy tokens have no policy gradient")
+    require_temperature(temperature)
     rows = rows or rows_at_once(logits.shape[1], logits.device.type)
     logprobs, entropies = _TokenLogprobs.apply(logits, targets, temperature, rows)
     return logprobs, entropies
+
+
+def require_temperature(temperature: float) -> None:
+    """Raises ValueError for a temperature at which tokens have no probabilities between 0 and 1."""
+    if temperature <= 0:
+        raise ValueError(f"logprobs need a temperature > 0 (got {temperature}); greedy tokens have no policy gradient")
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
     held all along   weights, masters, moments, gradients, reference, buffers
     a pass           what autograd keeps of every layer, then the fuller of two moments of the backward pass:
-                     the head (logits, their gradient, fp32 blocks), or one layer (recomputed, with its gradients)
+                     the head (gradients and a tile of logits), or one layer (recomputed, with its gradients)
     a move           Adam's temporaries; counted by what they exceed a pass
 
 T tokens of a microbatch (all counted as response tokens), N parameters, u bytes of a number, h, i, V as in `shapes`.
@@ -19,8 +19,9 @@ from capo_ray.sizing.shapes import Shape
 BUCKET_NUMEL = 200_000_000  # elements of a communication bucket (learners/zero.py; a test holds the two together)
 REDUCE_NUMEL = 500_000_000  # stage 1 in bf16: elements of fp32 gradients that DeepSpeed reduces at a time, in a copy
 LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) and prefetched, in buckets
-CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of rows of logits in fp32 (loss/logprobs.py)
-HEAD_BLOCKS = 5  # such blocks at once in the backward pass
+CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of logits in fp32: more are not kept (loss/head.py)
+HEAD_BLOCKS = 5  # such blocks at once in the backward pass where logits are kept
+CPU_TILE, GPU_TILE = (256, 4 << 20), (4096, 256 << 20)  # most rows, and bytes in fp32, of a tile of logits
 GPU_BASE_BYTES = 2 << 30  # CUDA context, NCCL, library workspaces and fragments: an allowance, not a count
 ADAM_COPIES = 2  # temporaries of a move, in fp32 copies of what a rank updates
 
@@ -105,17 +106,49 @@ def _activations(load: LearnerLoad) -> Term:
 def _head(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
     block = GPU_BLOCK_BYTES if load.on_gpu else CPU_BLOCK_BYTES
+    if not _keeps_logits(load):
+        return _tiled_head(load)
     rows = min(max(1, block // (4 * shape.vocab)), load.tokens)
     size = load.tokens * (2 * unit * shape.vocab + unit * shape.hidden) + HEAD_BLOCKS * rows * 4 * shape.vocab
     formula = f"{load.tokens:,} tokens x (2 x {unit} B x V + {unit} B x h) + {HEAD_BLOCKS} blocks of {rows} x 4 B x V"
-    return Term("logits", size, formula)
+    return Term("head", size, formula)
+
+
+def _keeps_logits(load: LearnerLoad) -> bool:
+    return load.tokens * load.shape.vocab * 4 <= (GPU_BLOCK_BYTES if load.on_gpu else CPU_BLOCK_BYTES)
+
+
+def _tiled_head(load: LearnerLoad) -> Term:
+    """Hidden states and their gradient, the head's gradient while it is made, a tile of logits and p, its products."""
+    shape, unit = load.shape, load.unit
+    most, tile_bytes = GPU_TILE if load.on_gpu else CPU_TILE
+    rows = min(load.tokens, most)
+    columns = min(shape.vocab, tile_bytes // (4 * rows))
+    cast = unit if unit < 4 else 0
+    per_token = (unit + 4) * shape.hidden
+    # Logits and p, or the gradient in both dtypes beside its product with the hidden states; and the sum of these.
+    tile = columns * (4 * shape.hidden + max(8 * rows, (4 + cast) * rows + 4 * shape.hidden))
+    size = load.tokens * per_token + tile + _head_gradient(load)
+    formula = f"{load.tokens:,} tokens x {per_token:,} B + a tile of {rows:,} x {columns:,} logits + its gradient"
+    return Term("head", size, formula)
+
+
+def _head_gradient(load: LearnerLoad) -> float:
+    """The bytes of the head's own gradient while a pass makes it, where no buffer holds it."""
+    buffered = load.zero_stage >= 2 or (load.zero_stage == 1 and load.unit < 4)
+    return 0 if buffered else load.unit * load.shape.vocab * load.shape.hidden
 
 
 def _layer_at_work(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
     again = layer_bytes(shape, unit) if load.checkpointing else 0
     size = again + unit * (2 * shape.inner + shape.hidden)
-    return Term("one layer", load.tokens * size, f"{load.tokens:,} tokens x {size:,} B (its backward pass)")
+    # A tied head's gradient waits for the embedding's, until the last layer is done.
+    held = _head_gradient(load) if shape.tied and not _keeps_logits(load) else 0
+    formula = f"{load.tokens:,} tokens x {size:,} B (its backward pass)" + (
+        " + the tied head's gradient" if held else ""
+    )
+    return Term("one layer", load.tokens * size + held, formula)
 
 
 def _buffers(load: LearnerLoad) -> Term:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny import EOS, PAD, SPECIALS, write_tokenizer
-from capo_ray.config.steps import SEGMENTERS
+from capo_ray.config.steps import DEFAULT_STEPS, SEGMENTERS
+from capo_ray.critics.solutions import read_solutions
 from capo_ray.engines import HfTokenizer, TokenizerRefused
+from capo_ray.problems.files import format_of, rows_of
 from capo_ray.prompts import build_critic_prompt, build_policy_prompt
 from capo_ray.protocols import step_texts
 from capo_ray.steps import check_spans, split_steps
@@ -259,6 +262,8 @@ def test_turns_that_a_template_refuses_are_a_sentence(
 
 
 REAL = os.environ.get("CAPO_RAY_REAL_MODELS", "")
+RESPONSES = os.environ.get("CAPO_RAY_REAL_RESPONSES", "")
+"""A file of solutions in any layout that `capo-ray critique` reads."""
 PROSE = st.lists(
     st.sampled_from(
         ["Let $x=5.$", " Then\n\n", "\\[\na=b\n\\]\n\n", "```python\nx = 1\n\nprint(x)\n```\n", "| a |\n", "1. Add.\n",
@@ -289,6 +294,25 @@ def test_steps_tile_and_prompts_are_the_templates_on_real_tokenizers(path: Path)
     holds()
     for question in ("What is 2+2?", "Let $x$ be <b> é 漢字.\n\nFind it."):
         assert prompt(tokenizer, question, "Be brief.") == tokenizer.encode(rendered(tokenizer, question, "Be brief."))
+
+
+@pytest.mark.skipif(not (REAL and RESPONSES), reason="CAPO_RAY_REAL_MODELS or CAPO_RAY_REAL_RESPONSES is not set")
+@pytest.mark.parametrize("path", sorted(Path(REAL).glob("*/")) if REAL else [])
+def test_real_responses_come_back_letter_by_letter_and_their_steps_tile(path: Path) -> None:
+    tokenizer, rng = HfTokenizer(path), random.Random(0)
+    sections = [kind() for kind in SEGMENTERS.values() if kind.reads == {"text"}]
+    for solution in read_solutions(rows_of(Path(RESPONSES), format_of(Path(RESPONSES))), DEFAULT_STEPS, 0, print):
+        whole = "\n\n".join(solution.steps)
+        ids = tokenizer.encode(whole)
+        assert tokenizer.decode(ids) == whole
+        ids = ids if rng.random() < 0.7 else ids[: rng.randint(1, len(ids))]  # cut off, in mid-character perhaps
+        text, ends = tokenizer.decode_pieces(ids)
+        count = len(ids)
+        response = Completion(ids, (0.0,) * count, ends, text, (VersionRun(0, count),), "stop")
+        for section in sections:
+            spans = split_steps(response, section)
+            check_spans(spans, count)
+            assert "".join(step_texts(text, ends, spans)) == text
 
 
 def test_a_template_that_hides_the_question_is_refused(bpe: HfTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz_parsers import check_known, check_parse, make_critique
 from capo_ray.critics import parse_critique
+from capo_ray.prompts import build_critic_text
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_what_critics_really_write_is_read(text: str, flagged: set[int], overall
         "Judgement (Yes/No): No",
         "Judgement: The solution is correct except for step 2",
         "<incorrect_steps>all</incorrect_steps>",
+        "List the wrong steps inside <incorrect_steps> and </incorrect_steps>.",
         "<incorrect_steps>5th</incorrect_steps>",
         "<incorrect_steps>1, then some words</incorrect_steps>",
         "<incorrect_steps>99999999999999999999</incorrect_steps>",
@@ -80,6 +82,17 @@ def test_what_cannot_be_read_abstains_and_says_why(text: str) -> None:
     flagged, _, reason = parse_critique(text, 8)
     assert flagged is None
     assert reason
+
+
+@pytest.mark.parametrize("rubric", ["paper", "every_step"])
+def test_a_critic_that_repeats_its_prompt_abstains(rubric: str) -> None:
+    # SmolLM2-135M does: "… End with the list, for example <incorrect_steps>1,4</incorrect_steps>".
+    asked = build_critic_text(rubric=rubric, question="2+2?", solution=None, steps=["2+2 = 5"] * 8)
+    last = asked.splitlines()[-1]
+    for text in (asked, last, f"Judgement: No\n{last}", last.partition(", or <")[0]):
+        assert parse_critique(text, 8, rubric)[0] is None, text
+    own = f"{asked}\nJudgement: No\n<incorrect_steps>0</incorrect_steps>"
+    assert parse_critique(own, 8, rubric) == (frozenset({0}), False, "")
 
 
 def test_only_the_paper_rubric_takes_a_right_judgement_for_an_empty_list() -> None:

@@ -3,7 +3,8 @@
     [<think> … </think>] anything  Judgement: Yes|No  anything  <incorrect_steps> 2, 5 </incorrect_steps>  anything
 
 Invariant: what cannot be read, or names a step that is not there, is *invalid* (None) and abstains; it is never "no
-error". The last verdict counts, so a quoted one cannot pass for the critic's own. Linear time, bounded input.
+error". The last verdict counts, so a quoted one cannot pass for the critic's own; the example of a repeated prompt is
+none. Linear time, bounded input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ Parsed = tuple[frozenset[int] | None, bool | None, str]
 
 _THINK = re.compile(r"<(/?)(?:think|thinking|thought)>", re.IGNORECASE)
 _TAG = re.compile(r"<\s{0,3}(/?)\s{0,3}incorrect\\?[ _-]?steps?\s{0,3}>", re.IGNORECASE)
+# The rubrics' own example of a list and what stands beside it, which a weak critic repeats.
+_EXAMPLE = re.compile(
+    r"\b(?:for example|e\.g\.),?\s{0,3}<incorrect_steps>[^<]{0,60}</incorrect_steps>"
+    r"(?:,?\s{0,3}or\s{0,3}<incorrect_steps>\s{0,3}</incorrect_steps>)?",
+    re.IGNORECASE,
+)
 # Markdown, quotes, brackets and line ends may stand between the word and its answer, and the question that asks for it
 # (2508.02298 writes "Judgment: Is the solution correct (Yes/No)?"), but no other words.
 _MARKS = r"[\s*_:=`\"'\[\](){}<>.?\\-]"
@@ -58,6 +65,7 @@ def parse_critique(text: str, num_steps: int, rubric: str = "paper", *, truncate
     body = _without_thinking(text)
     if body is None:
         return None, None, "thinking not closed"
+    body = _EXAMPLE.sub(" ", body)
     overall = _overall(body)
     tags = list(_TAG.finditer(body))
     if not tags and truncated:
@@ -122,6 +130,8 @@ def _read_list(content: str, num_steps: int, overall: bool | None) -> tuple[froz
             return None, f"step {first if end is None else f'{first} to {last}'} not in 0..{num_steps - 1}"
         flagged.update(range(first, last + 1))
         at = item.end()
+    if not flagged and not reason:  # separators alone: "inside <incorrect_steps> and </incorrect_steps>"
+        reason = f"list of wrong steps not readable at {bare[:20]!r}"
     return (None, reason) if reason else (frozenset(flagged), "")
 
 

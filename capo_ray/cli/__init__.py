@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "capo_ray.cli.solve",
         "capo-ray solve --input questions.jsonl model=runs/latest search=navigator",
     ),
+    "synthesize": (
+        "capo_ray.cli.synthesize",
+        "capo-ray synthesize --templates train.jsonl --against test.jsonl -o made",
+    ),
     "sft": ("capo_ray.cli.sft", "capo-ray sft --help"),
     "credit": ("capo_ray.cli.credit", "capo-ray credit capo --input groups.jsonl"),
     "critique": ("capo_ray.cli.critique", "capo-ray critique --input solutions.jsonl critic=laptop"),

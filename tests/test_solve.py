@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from capo_ray.cli import main
+from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.solve import _suites
 from capo_ray.cli.solve_settings import compose_solve
@@ -58,6 +59,12 @@ def test_what_cannot_be_searched_is_one_sentence(given: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_solve(["suite=own", *given.split()])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["search=navigator", "rollout.search=navigator", "search.breadth=2"])
+def test_a_run_refuses_a_search_since_its_text_is_off_policy(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"its text is not the policy's own .* search with capo-ray solve"):
+        compose_train([given])
 
 
 def test_a_response_that_ends_at_its_first_step_has_none_to_search() -> None:

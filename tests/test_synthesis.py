@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from capo_ray.cli import main
+from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems import build_problems
+from capo_ray.protocols import RunFailed
 from capo_ray.synthesis import (
     FILTERS,
     Candidate,
@@ -252,6 +254,31 @@ def test_a_generator_is_asked_the_same_and_its_answers_pass_by_agreement_and_ban
     path.write_text("".join(json.dumps(topic) + "\n" for topic in topics))
     assert main(["synthesize", "--topics", str(path), "-n", "3", "-o", str(tmp_path / "prompts.jsonl")]) == 0
     assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_draws_problems_without_an_end_and_goes_on_from_its_cursor() -> None:
+    config = DataConfig(kind="synthetic", path=str(SAMPLE / "train.jsonl"), eval_path=str(SAMPLE / "test.jsonl"))
+    first, again = build_problems(config, 3), build_problems(config, 3)
+    drawn = [first.train.next_problem() for _ in range(30)]
+    assert len({p.prompt for p in drawn}) > 25 and all(p.source == "synthetic" and p.solution for p in drawn)
+    assert {p.prompt for p in drawn}.isdisjoint(question for question, _ in rows("train.jsonl"))
+    for _ in range(10):
+        again.train.next_problem()
+    other = build_problems(config, 4)
+    other.train.restore(again.train.state())
+    assert [other.train.next_problem() for _ in range(20)] == drawn[10:]
+    assert len(first.held_out(99)) == 30 and first.held_out(1)[0].prompt == rows("test.jsonl")[0][0].strip()
+    banded = build_problems(config.model_copy(update={"curriculum": CurriculumConfig(kind="pass_rate")}), 3)
+    problem = banded.train.next_problem()
+    banded.train.observe(problem, [1, 0])
+    assert banded.train.figures()["curriculum/known_problems"] == 1
+
+
+def test_a_file_without_marked_calculations_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(f'{{"question": "How many {i}?", "answer": "Some. #### 3"}}\n' for i in range(20)))
+    with pytest.raises(RunFailed, match=r"data.kind=synthetic: expected worked problems with calculations marked"):
+        build_problems(DataConfig(kind="synthetic", path=str(path)), 0)
 
 
 def test_marks_are_taken_out_and_the_answer_is_boxed() -> None:

@@ -99,6 +99,11 @@ def refuse_unknown(key: str, kinds: Mapping[str, str]) -> ConfigError:
     """The error for a key that no run with these kinds of sections has: where it went, or what is near."""
     if moved := new_name(key):
         return ConfigError(f"{key} is {moved} now; write {moved}=…")
+    if key == "rollout.search" or key.partition(".")[0] == "search":
+        return ConfigError(
+            f"{key}: a search chooses among the policy's draws, so its text is not the policy's own and its logprobs "
+            "are not those of what is trained; a run draws plainly: remove it, and search with capo-ray solve"
+        )
     section = key.rpartition(".")[0]
     where = f" of {section}={kinds[section]}" if section in kinds else ""
     return refuse_key(key, train_keys(kinds), TrainConfig, where)

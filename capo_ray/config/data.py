@@ -14,8 +14,9 @@ from capo_ray.config.job import Positive, RowsConfig
 class DataConfig(RowsConfig):
     """The problems."""
 
-    kind: Literal["chains", "environment", "files", "jsonl", "csv", "parquet", "hub"] = "chains"  # type: ignore[assignment]
-    """As for supervised training, and environment: the problems that `environment.kind` makes."""
+    kind: Literal["chains", "environment", "synthetic", "files", "jsonl", "csv", "parquet", "hub"] = "chains"  # type: ignore[assignment]
+    """As for supervised training, and environment: the problems that `environment.kind` makes; synthetic: the worked
+    problems at `path` with other numbers, made as they are asked for."""
     eval_path: str = ""
     """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
     eval_frac: float = Field(0.1, ge=0, lt=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,11 +24,13 @@ from capo_ray.problems.columns import (
     text_of,
 )
 from capo_ray.problems.curriculum import Curriculum
-from capo_ray.problems.rows import Row, RowReport, read_rows
+from capo_ray.problems.rows import Kind, Row, RowReport, read_rows
 from capo_ray.problems.streams import ChainSource, EnvironmentSource, ProblemSource, RowSource
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
+SYNTHETIC = "capo_ray.synthesis.live:program_source"
+"""The source of data.kind=synthetic, found when it is first needed: its room stands above this one."""
 HELD_OUT_SEED = 0  # the same held-out chains for every run seed, so that runs compare
 _CALCULATOR_MARKS = re.compile(r"<<[^<>]*>>")
 
@@ -75,8 +78,19 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
             f"expected training problems in {config.path}, got none after {len(report.bad)} bad and "
             f"{len(held_out)} held-out rows{_first_of(report)}: check data.path, data.eval_frac and the column names"
         )
-    source = _with_curriculum(RowSource(train, seed), config, seed)
+    stream: ProblemSource = RowSource(train, seed)
+    if config.kind == "synthetic":
+        stream = pkgutil.resolve_name(SYNTHETIC)(config.path, _worked(config, known), known, seed)
+    source = _with_curriculum(stream, config, seed)
     return ProblemSet(source, held_out, tuple(report.bad), notes=tuple(notes))
+
+
+def _worked(config: DataConfig, known: Collection[str]) -> list[tuple[str, str]]:
+    """Question and worked answer of each row as they stand there, those held out left out."""
+    question, answer = config.question_column or "question", config.answer_column or "answer"
+    rows = read_rows("files", config.path, config.split, RowReport(config.max_bad_rows))
+    texts = ((str(row.get(question) or "").strip(), str(row.get(answer) or "")) for _, row in rows)
+    return [(asked, worked) for asked, worked in texts if asked not in known]
 
 
 def _first_of(report: RowReport) -> str:
@@ -95,12 +109,13 @@ def read_problems(
     `notes` gets a line on columns that were found, and on turns of chats that were left out.
     """
     assert config.kind != "chains" and config.kind != "environment"
+    kind: Kind = "files" if config.kind == "synthetic" else config.kind
     given = [name for name in (config.question_column, config.answer_column) if name]
 
     def find(row: Mapping[str, Any]) -> Layout:
         return find_layout(row, config.question_column, config.answer_column, config.answer_marker)
 
-    rows = read_rows(config.kind, path, split, report, given if len(given) == 2 else ())
+    rows = read_rows(kind, path, split, report, given if len(given) == 2 else ())
     words = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
     return collect(islice(rows, limit), path, find, to_problem, words, report, notes)
 

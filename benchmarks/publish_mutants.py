@@ -5,7 +5,8 @@
 A chain of versions is made by random steps of an update's size (every weight by learning rate x moves, up or down). A
 mutant goes wrong in one of three places:
     transit   after the sender sealed the manifest and told the driver its fingerprint
-    sender    before: names or tensors are mixed up, or older than the model's; checksums fit, the canary is its own
+    sender    before: names or tensors are mixed up in all that the sender sees, so that checksums fit; or what it
+              gathered is older than what the model holds, and scores a canary with
     engine    whole weights arrive, the engine does not load them all
 What a sender's mutant does to the logprobs is measured in fp32 by transformers (`effect_nats`, the mean over the
 canary); `at_start`: the learner's own check of its names against the model's files ends the run before an update.
@@ -25,16 +26,16 @@ from typing import Any
 
 import torch
 
-from capo_ray.engines import EngineSpec, VllmEngine, transfer
+from capo_ray.engines import EngineSpec, VllmEngine
 from capo_ray.learners.file_names import Files, require_files_weights
 from capo_ray.learners.microbatch import to_inputs
 from capo_ray.learners.policy import load_policy
+from capo_ray.place.agreement import CANARY_TOKENS, START_TOKENS
 from capo_ray.protocols import PartLost, RunFailed, WeightsHandle
 from capo_ray.weights import (
     Apart,
     Canary,
     WeightsRefused,
-    Witness,
     allowance,
     apart,
     build_handle,
@@ -44,7 +45,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from publish_mutants_parts import State, engine_mutants, sender_mutants, transit_mutants
 
 RESULTS = Path(__file__).parent / "results" / "publish_mutants.json"
-NUM_TOKENS = 48
 STEP = 4e-4  # learning rate 1e-4 x four moves
 
 
@@ -60,12 +60,13 @@ class World:
         self.exact = load_policy(path, "float32")
         generator = torch.Generator().manual_seed(7)
         digits = self.engine.tokenizer.encode("0123456789+-=\n")
-        picks = torch.randint(len(digits), (NUM_TOKENS,), generator=generator)
-        self.ids = tuple(digits[i] for i in picks)
+        picks = torch.randint(len(digits), (START_TOKENS,), generator=generator)
+        ids = tuple(digits[i] for i in picks)
+        self.ids = ids[:CANARY_TOKENS]
         self.files = Files(path)
         first = {n.removeprefix("model."): p.detach().clone() for n, p in self.policy.named_parameters()}
-        (scores,) = asyncio.run(self.engine.score([self.ids], [1]))
-        self.noise = apart(scores, self.logprobs(first))
+        (scores,) = asyncio.run(self.engine.score([ids], [1]))
+        self.noise = apart(scores, self.logprobs(first, ids=ids))
         self.allowed = allowance(dtype, self.noise)
         self.versions = {0: first}
         masters = {n: t.float() for n, t in first.items()}
@@ -73,20 +74,20 @@ class World:
             masters = {n: t + STEP * torch.randn(t.shape, generator=generator).sign() for n, t in masters.items()}
             self.versions[version] = {n: t.to(first[n].dtype) for n, t in masters.items()}
 
-    def logprobs(self, state: Mapping[str, torch.Tensor], exact: bool = False) -> tuple[float, ...]:
-        """The canary's logprobs by transformers, in the world's dtype or in fp32."""
+    def logprobs(
+        self, state: Mapping[str, torch.Tensor], exact: bool = False, ids: tuple[int, ...] = ()
+    ) -> tuple[float, ...]:
+        """The logprobs of `ids`, or of the canary, by transformers, in the world's dtype or in fp32."""
         policy = self.exact if exact else self.policy
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
                 parameter.copy_(state[name.removeprefix("model.")])
-            inputs = to_inputs([self.ids], [1], torch.device("cpu"))
+            inputs = to_inputs([ids or self.ids], [1], torch.device("cpu"))
             return tuple(policy(inputs, 1.0)[0].tolist())
 
-    def canary(self, state: State, seen: State | None = None) -> Canary:
-        """What a learner of weights `state` sends; its witness sees `seen` instead, where its view is mistaken."""
-        witness = Witness()
-        witness.add(state if seen is None else seen)
-        return Canary(self.ids, self.logprobs(state), self.allowed, witness.digest())
+    def canary(self, state: State) -> Canary:
+        """What a learner of weights `state` sends."""
+        return Canary(self.ids, self.logprobs(state), self.allowed)
 
     def verdict(self, handle: WeightsHandle) -> str:
         """Why the engine refuses the handle, or nothing."""
@@ -140,30 +141,28 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
     for name, handle in transit_mutants(good, old):
         note("transit", name, [world.verdict(handle) for _ in range(repeats)], None)
     older = {back: world.versions[9 - back] for back in (1, 8)}
+    right = world.versions[9]
     mixed_at_start = {name: state for name, state, _ in sender_mutants(world.versions[0], {})}
-    for name, state, mistaken in sender_mutants(world.versions[9], older):
-        sealed = build_handle(state, 9, world.canary(world.versions[9], state if mistaken else None))
-        whole = state.keys() == world.versions[9].keys()
+    for name, state, mistaken in sender_mutants(right, older):
+        sealed = build_handle(state, 9, world.canary(right), held=state if mistaken else right)
+        whole = state.keys() == right.keys()
         effect = world.effect(state) if whole else None
         at_start = refused_by_files(world, mixed_at_start[name]) if name in mixed_at_start and whole else ""
         note("sender", name, [world.verdict(sealed) for _ in range(repeats)], effect, at_start)
-    load = transfer.load_tensors
-    for name, instead in engine_mutants():
+    for name, going in engine_mutants():
         verdicts = []
         for _ in range(repeats):
             before = world.versions[8]
             world.engine._stepper.held = None
             assert not world.verdict(build_handle(before, 8, world.canary(before)))
-            transfer.load_tensors = instead  # type: ignore[assignment]
             try:
-                verdicts.append(world.verdict(good))
+                with going(world.engine):
+                    verdicts.append(world.verdict(good))
             except PartLost as error:  # half-loaded weights cannot be mended: the pool would start another engine
                 verdicts.append(str(error))
                 world.engine.close()
                 world.engine = VllmEngine(world.engine.spec)
                 world.engine.start()
-            finally:
-                transfer.load_tensors = load
         note("engine", name, verdicts, None)
     alarms, distances = clean_publishes(world, clean)
     world.engine.close()
@@ -205,10 +204,10 @@ def reason_of(verdict: str) -> str:
         "cannot be read": "manifest",
         "its manifest": "version",
         "differ from": "canary",
-        "scored its canary with": "digest",
         "exactly as under": "stale scores",
         "does not hold": "names",
         "was sent no weights": "layers",
+        "not sent all": "layers",
     }
     return next((name for word, name in words.items() if word in verdict), verdict[:60] or "not refused")
 

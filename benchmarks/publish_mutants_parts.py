@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from capo_ray.engines import transfer
+from capo_ray.engines.twin import Twin
 from capo_ray.protocols import WeightsHandle
 from capo_ray.weights import Manifest, as_bytes, read_manifest
 
@@ -97,8 +100,8 @@ def transit_mutants(good: WeightsHandle, old: WeightsHandle) -> Iterator[tuple[s
 def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[str, State, bool]]:
     """States that a mistaken sender would seal in place of `right`; True where its view of the model is mistaken.
 
-    Then the digest that goes with the canary is that of the mistaken view as well: only what it does to scores, or the
-    comparison with the files at the start, can tell. Otherwise what was gathered is not what lies in the model.
+    Then checksums are of the mistaken view as well: only what it does to scores, or the comparison with the files at
+    the start, can tell. Otherwise what was gathered is not what lies in the model.
     """
     layers = sorted({int(n.split(".")[2]) for n in right if n.startswith("model.layers.")})
 
@@ -140,12 +143,38 @@ def sender_mutants(right: State, older: Mapping[int, State]) -> Iterator[tuple[s
 # --- in the engine -------------------------------------------------------------------------------------------------
 
 
-def engine_mutants() -> Iterator[tuple[str, Callable[[Any, Any], None]]]:
-    """Ways not to load what has come: functions in place of `transfer.load_tensors`."""
+def engine_mutants() -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Ways not to load what has come: contexts of an engine, in which it goes that way.
+
+    Each by the way that vLLM finds for a first version, and by the one that is followed from then on (`Route`).
+    """
+
+    def some(tensors: Any) -> Any:
+        return iter([pair for pair in tensors if "layers.0" not in pair[0]])
+
+    for name, keep in (("nothing loaded", lambda tensors: iter(())), ("a layer not loaded", some)):
+        yield name, partial(_found, keep=keep)
+        yield f"{name}, on a known way", partial(_followed, keep=keep)
+
+
+@contextmanager
+def _found(engine: Any, keep: Callable[[Any], Any]) -> Iterator[None]:
     load = transfer.load_tensors
+    engine._arrivals._route = None
+    transfer.load_tensors = lambda model, tensors: load(model, keep(tensors))
+    try:
+        yield
+    finally:
+        transfer.load_tensors = load
 
-    def half(model: Any, tensors: Any) -> None:
-        load(model, iter([pair for pair in tensors if "layers.0" not in pair[0]]))
 
-    yield "nothing loaded", lambda model, tensors: None
-    yield "a layer not loaded", half
+@contextmanager
+def _followed(engine: Any, keep: Callable[[Any], Any]) -> Iterator[None]:
+    assert engine._arrivals._route is not None
+    usual: Any = Twin
+    follow = usual._follow
+    usual._follow = lambda twin, route, tensors: follow(twin, route, keep(tensors))
+    try:
+        yield
+    finally:
+        usual._follow = follow

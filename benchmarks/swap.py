@@ -9,8 +9,9 @@ the same time of undisturbed decoding would have given, less those that came, ov
     load        the weights are taken over: loaded beside before on the CPU, from host to kernels' layout on a GPU
     canary      its own prefill, before anything else is computed
     after       sequences computed anew while others decode on
-Before that, while the engine serves: `beside`, the steps lost to reading, verifying and loading on another thread.
-Tokens come from vLLM's scheduler, times from the stepping thread's clock; medians of the swaps. Goal: at most two steps
+Before that, while the engine serves: `beside`, the steps lost to reading, verifying and loading on another thread, and
+of them `no_core`: the stepping thread was ready to run and had no core (the kernel's own count, schedstat). Tokens come
+from vLLM's scheduler, times from the stepping thread's clock; medians of the swaps. Goal: at most two steps
 lost with `keep`, all parts together. Writes benchmarks/results/swap.json.
 """
 
@@ -25,6 +26,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ class Watch:
 
         self.steps: list[tuple[float, int]] = []
         self.parts: dict[str, tuple[float, float]] = {}
+        self.at_swap: Callable[[], float] = float
+        self.waited_at_swap = 0.0
         client: Any = engine._stepper.engine.engine_core
         scheduler = client.engine_core.scheduler
         usual = scheduler.update_from_output
@@ -81,6 +85,8 @@ class Watch:
 
         def timed(*args: Any, **more: Any) -> Any:
             began = time.perf_counter()
+            if name == "swap":
+                self.waited_at_swap = self.at_swap()
             try:
                 return usual(*args, **more)
             finally:
@@ -111,7 +117,7 @@ def main() -> int:
             f"{row['running']:<9} a step {row['step_ms']:.0f} ms; lost {row['steps_lost']:.1f} steps: load "
             f"{row['load_steps']:.1f} ({row['load_ms']:.0f} ms), canary {row['canary_steps']:.1f} "
             f"({row['canary_ms']:.0f} ms), after {row['after_steps']:.1f}; before it {row['beside_steps']:.1f} "
-            f"({row['beside_ms']:.0f} ms)"
+            f"({row['beside_ms']:.0f} ms; without a core {row['no_core_steps']:.1f})"
         )
     return 0 if rows[-1]["steps_lost"] <= GOAL else 1
 
@@ -141,6 +147,12 @@ async def measure(engine: VllmEngine, directory: str, swaps: int) -> list[dict[s
     return rows
 
 
+def waited_s(engine: VllmEngine) -> float:
+    """How long the stepping thread has been ready to run, in all, and had no core."""
+    thread = engine._stepper._thread.native_id
+    return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+
+
 async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, float]:
     """What one swap cost, in steps of the decoding that it interrupted."""
     sampling = Sampling(max_tokens=RESPONSE)
@@ -148,8 +160,11 @@ async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, f
     watch.steps.clear()
     while sum(n == SEQUENCES for _, n in watch.steps) < BEFORE:
         await asyncio.sleep(0.02)
+    waited = waited_s(engine)
     sent = time.perf_counter()
+    watch.at_swap = lambda: waited_s(engine)
     await engine.load_weights(handle)
+    waited = watch.waited_at_swap - waited
     done = watch.parts["swap"][1]
     while sum(n == SEQUENCES for t, n in watch.steps if t > done) < AFTER + 5:
         await asyncio.sleep(0.02)
@@ -173,6 +188,7 @@ async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, f
         "step_ms": 1e3 * step_s,
         "beside_ms": 1e3 * (began - sent),
         "beside_steps": (began - sent) / step_s - served,
+        "no_core_steps": waited / step_s,
         "steps_lost": lost,
         "load_ms": 1e3 * load,
         "load_steps": load / step_s,

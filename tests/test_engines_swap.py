@@ -150,6 +150,30 @@ def test_new_weights_are_loaded_beside_the_old_and_taken_between_two_steps(
     assert len(LAYERWISE_INFO) <= known, "vLLM knows of no layer but those that serve"
 
 
+def test_a_way_that_was_learnt_loads_the_bits_that_vllms_own_does(world: World) -> None:
+    """And a layer that is not sent all of its tensors ends it, as on vLLM's own way."""
+    ids, engine = world.engine.tokenizer.encode(LONG), world.engine
+
+    def load(like: int) -> tuple[float, ...]:
+        version = engine.version + 1
+        world.versions[version] = world.perturbed(like)
+        assert asyncio.run(engine.load_weights(world.handle(world.versions[version], version))) == version
+        return asyncio.run(engine.score([ids], [1]))[0]
+
+    engine._arrivals._route = None
+    found = load(like=31)
+    route = engine._arrivals._route
+    assert route is not None
+    assert load(like=32) != found
+    assert load(like=31) == found
+    assert engine._arrivals._route is route
+    handle = world.handle(world.versions[engine.version], engine.version)
+    short = ((n, t) for n, t in iterate_tensors(handle.manifest, handle.payload) if "0.mlp.down" not in n)
+    with pytest.raises(RuntimeError, match="1 layers were not sent all of their weights"):
+        Twin(worker_model(engine._stepper.engine), tied=True, route=route).load(short)
+    assert asyncio.run(engine.score([ids], [1]))[0] == found
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_a_payload_that_was_expected_is_read_and_loaded_once_and_then_judged(
     world: World, monkeypatch: pytest.MonkeyPatch, other: bool

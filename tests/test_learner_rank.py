@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from capo_ray.place.roles.learner import LearnerRank
-from capo_ray.protocols import WeightsHandle
+from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights import Apart, PayloadWriter, WeightsRefused, Witness, read_manifest, verify_handle
 
 
@@ -51,7 +51,6 @@ def test_a_publish_says_version_fingerprint_and_bytes_of_what_it_sends() -> None
     manifest = verify_handle(handle)
     assert (handle.version, handle.num_bytes, manifest.payload_bytes) == (3, 128, 128)
     assert manifest.canary is not None and manifest.canary.allowed == Apart(0.1, 1.0)
-    assert manifest.canary.weights == manifest.weights
     assert read_manifest(publish(rank, None).manifest).canary is None
 
 
@@ -64,9 +63,17 @@ def test_what_was_announced_of_one_version_refuses_the_bytes_of_another() -> Non
         verify_handle(dataclasses.replace(old, version=new.version, fingerprint=new.fingerprint))
 
 
+def test_a_diverged_policy_is_never_sealed_whatever_was_gathered() -> None:
+    rank = make_rank(0)
+    rank.gather()
+    rank._learner.version = float("nan")  # type: ignore[assignment]
+    with pytest.raises(RunFailed, match="got NaN or infinity in tensor a"):
+        rank.seal(None, [])
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_what_was_gathered_of_older_weights_is_refused_however_little_they_differ(whole: bool) -> None:
-    """A sender whose gather gives what it gave before, sealed as the new version with checksums that fit."""
+    """A sender whose gather gives what it gave before: the seal is of what lies in the model."""
     rank = make_rank(0)
     rank._learner.version = 4
     add = rank._writer.add
@@ -75,7 +82,7 @@ def test_what_was_gathered_of_older_weights_is_refused_however_little_they_diffe
         add({n: t - 1e-6 if whole or n == "b" else t for n, t in portion.items()})
 
     rank._writer.add = stale  # type: ignore[method-assign, assignment]
-    with pytest.raises(WeightsRefused, match="other weights than those that the learner scored its canary with"):
+    with pytest.raises(WeightsRefused, match="is damaged, or not what the learner holds"):
         verify_handle(publish(rank, Apart(0.1, 1.0)))
 
 

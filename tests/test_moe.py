@@ -13,7 +13,7 @@ from capo_ray.engines import EngineSpec, VllmEngine
 from capo_ray.learners.file_names import FileNames
 from capo_ray.learners.microbatch import to_inputs
 from capo_ray.learners.policy import Policy, load_policy
-from capo_ray.weights import Apart, Canary, PayloadWriter
+from capo_ray.weights import Apart, Canary, PayloadWriter, Witness
 from tests.test_file_names import write_moe
 
 pytestmark = pytest.mark.real
@@ -40,11 +40,12 @@ def test_an_engine_serves_the_experts_that_the_learner_published(tmp_path: Path)
                     parameter.add_(0.05 * torch.randn(parameter.shape))
             after = logprobs(policy)
             assert max(abs(a - b) for a, b in zip(before, after, strict=True)) > 0.01
-            writer, names = PayloadWriter(), FileNames(policy.model)
+            writer, witness, names = PayloadWriter(), Witness(), FileNames(policy.model)
             writer.begin(version)
-            for name, parameter in policy.named_parameters():
-                writer.add(names.to_files({name: parameter.detach()}))
-            handle = writer.finish(Canary(IDS, after, Apart(1e-4, 1e-3)))
+            for side in (writer, witness):  # converted for each anew, as a rank does it
+                for name, parameter in policy.named_parameters():
+                    side.add(names.to_files({name: parameter.detach()}))
+            handle = writer.seal(witness, Canary(IDS, after, Apart(1e-4, 1e-3)))
             assert asyncio.run(engine.load_weights(handle)) == version
             assert asyncio.run(engine.score([IDS], [1]))[0] == pytest.approx(after, abs=1e-4)
             before = after

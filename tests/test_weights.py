@@ -21,6 +21,7 @@ from capo_ray.weights import (
     Canary,
     PayloadWriter,
     WeightsRefused,
+    Witness,
     allowance,
     apart,
     build_handle,
@@ -182,13 +183,20 @@ def test_an_older_version_under_a_new_number_is_refused_though_it_is_whole() -> 
     verify_handle(dataclasses.replace(announced, fingerprint=announced.fingerprint))
 
 
+def written(writer: PayloadWriter, version: int, *portions: dict[str, torch.Tensor]) -> WeightsHandle:
+    """A version that was gathered and sealed from the same portions."""
+    witness = Witness(num_threads=3)
+    writer.begin(version)
+    witness.begin(version)
+    for portion in portions:
+        writer.add(portion)
+        witness.add(portion)
+    return writer.seal(witness, CANARY)
+
+
 def test_checksums_do_not_depend_on_threads_or_portions() -> None:
     parts = tensors()
-    writer = PayloadWriter(num_threads=3)
-    writer.begin(3)
-    for name, tensor in parts.items():
-        writer.add({name: tensor})
-    handle = writer.finish(CANARY)
+    handle = written(PayloadWriter(num_threads=3), 3, *({name: tensor} for name, tensor in parts.items()))
     assert handle.fingerprint == build_handle(parts, 3, CANARY).fingerprint
     assert handle.num_bytes == 448
     assert verify_handle(handle, num_threads=3).version == 3
@@ -196,12 +204,8 @@ def test_checksums_do_not_depend_on_threads_or_portions() -> None:
 
 def test_a_writer_writes_the_next_version_over_the_last_in_the_same_memory() -> None:
     writer = PayloadWriter()
-    writer.begin(1)
-    writer.add(tensors())
-    first = writer.finish(None)
-    writer.begin(2)
-    writer.add({name: tensor * 2 for name, tensor in tensors().items()})
-    second = writer.finish(None)
+    first = written(writer, 1, tensors())
+    second = written(writer, 2, {name: tensor * 2 for name, tensor in tensors().items()})
     assert isinstance(first.payload, np.ndarray) and isinstance(second.payload, np.ndarray)
     assert first.payload.ctypes.data == second.payload.ctypes.data
     out = dict(iterate_tensors(verify_handle(second), second.payload))
@@ -210,19 +214,55 @@ def test_a_writer_writes_the_next_version_over_the_last_in_the_same_memory() -> 
         verify_handle(first)
 
 
-def test_a_copy_that_did_not_happen_is_seen_by_the_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_did_not_happen_is_seen_by_the_receiver() -> None:
     """The buffer keeps the last version: a tensor left out of the copy would be an old one under a new number."""
     writer = PayloadWriter()
-    writer.begin(1)
-    writer.add(tensors())
-    writer.begin(2)
-    writer.add({name: tensor + 1 for name, tensor in tensors().items()})
-    handle = writer.finish(None)
+    written(writer, 1, tensors())
+    handle = written(writer, 2, {name: tensor + 1 for name, tensor in tensors().items()})
     assert isinstance(handle.payload, np.ndarray)
     old = build_handle(tensors(), 1, None).payload
     handle.payload[:128] = old[:128]  # type: ignore[index]
     with pytest.raises(WeightsRefused, match="embed_tokens"):
         verify_handle(handle)
+
+
+def test_what_is_gathered_can_be_begun_on_and_is_refused_until_it_is_sealed() -> None:
+    writer = PayloadWriter()
+    writer.begin(3)
+    writer.add(tensors())
+    gathered = writer.gathered()
+    for name, tensor in iterate_tensors(gathered.manifest, gathered.payload):
+        assert torch.equal(tensor, tensors()[name])
+    sealed = build_handle(tensors(), 3, None)
+    assert read_manifest(gathered.manifest).tensors == read_manifest(sealed.manifest).places
+    with pytest.raises(WeightsRefused, match="damaged, or not what the learner holds"):
+        verify_handle(gathered)
+
+
+@pytest.mark.parametrize("how", ["missing", "more", "shape", "dtype", "twice"])
+def test_a_gather_that_is_not_what_the_model_holds_is_not_sealed(how: str) -> None:
+    parts, witness, writer = tensors(), Witness(), PayloadWriter()
+    witness.add(parts)
+    if how == "missing":
+        del parts["scalar"]
+    elif how == "more":
+        parts["novel"] = torch.ones(2)
+    elif how == "shape":
+        parts["whole"] = parts["whole"].t()
+    elif how == "dtype":
+        parts["half"] = parts["half"].half()
+    writer.add(parts)
+    if how == "twice":
+        writer.add({"scalar": parts["scalar"]})
+    with pytest.raises(RunFailed, match="version 0 must be gathered as the model holds it"):
+        writer.seal(witness, None)
+
+
+def test_a_gather_of_other_weights_than_the_model_holds_is_refused_however_little_they_differ() -> None:
+    stale = tensors()
+    stale["scalar"] = stale["scalar"] - 1e-6
+    with pytest.raises(WeightsRefused, match="scalar of version 3 is damaged, or not what the learner holds"):
+        verify_handle(build_handle(stale, 3, CANARY, held=tensors()))
 
 
 def test_a_finite_weight_whose_sum_overflows_is_published() -> None:

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.engines.route import Route
 from capo_ray.engines.swap import in_process
 from capo_ray.engines.twin import Twin, can_have_twin, worker_model
 from capo_ray.protocols import WeightsHandle
@@ -36,7 +37,7 @@ class Arrival:
 
     def twin_for(self, manifest: Manifest) -> Twin | None:
         """What was loaded beside, if it is what `manifest` says; raises what loading raised."""
-        if self.manifest is None or self.manifest.tensors != manifest.tensors:
+        if self.manifest is None or self.manifest.places != manifest.places:
             return None
         if self.failure is not None:
             raise self.failure
@@ -48,6 +49,7 @@ class Arrivals:
 
     def __init__(self, num_threads: int, *, beside: bool, tied: bool) -> None:
         self._num_threads, self._beside, self._tied = num_threads, beside, tied
+        self._route: Route | None = None
         self._coming: tuple[tuple[int, int], asyncio.Task[Arrival]] | None = None
 
     def expect(self, engine: LLMEngine, handle: WeightsHandle) -> None:
@@ -77,8 +79,10 @@ class Arrivals:
         seen: dict[tuple[int, int], int] = {}
         try:
             if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
-                twin = Twin(model, tied=self._tied)
+                known = self._route if self._route is not None and self._route.fits(manifest) else None
+                twin = Twin(model, tied=self._tied, route=known)
                 twin.load(read_tensors(manifest, payload, seen))
+                self._route = twin.route
                 arrival.twin = twin
         except WeightsRefused:
             raise

@@ -13,11 +13,14 @@ weights, kernels that derive tensors) has no twin and is loaded in place, as on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from types import MethodType
 from typing import Any
 
 import torch
+
+from capo_ray.engines.route import Route, route_of
 
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "quant_method"})
 
@@ -46,8 +49,10 @@ def can_have_twin(model: Any) -> bool:
 class Twin:
     """One version of a model's weights, loaded beside the one that serves. Used once."""
 
-    def __init__(self, model: Any, *, tied: bool) -> None:
+    def __init__(self, model: Any, *, tied: bool, route: Route | None = None) -> None:
         self._tied = tied
+        self.route = route
+        """How tensors come to their layers; where it was not given, it is known after `load`, if at all."""
         self._pairs: list[tuple[torch.nn.Module, torch.nn.Module]] = []
         self._before: dict[torch.nn.Module, dict[str, Any]] = {}
         self.model: Any = self._copy(model, {})
@@ -56,7 +61,15 @@ class Twin:
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load and pack one version; raises where a layer was sent nothing."""
         try:
-            self._load(tensors)
+            plain = self._plain_embeddings()
+            if self.route is None:
+                self._find(tensors)
+            else:
+                self._follow(self.route, tensors)
+            self._loaded = [(layer, twin) for layer, twin in self._pairs if _holds_weights(twin)]
+            self._tie_heads()
+            for embedding in plain:
+                embedding.cpu_linear = torch.nn.functional.linear
         finally:
             self._forget_loaders()
 
@@ -70,7 +83,8 @@ class Twin:
             made = {k: v for k, v in twin.__dict__.items() if k not in _OWN and before.get(k, self) is not v}
             layer.__dict__.update(made)
 
-    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _find(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load by the model's own way, and learn it."""
         from vllm.model_executor.model_loader.reload.layerwise import (
             _layerwise_process,
             get_layerwise_info,
@@ -79,20 +93,38 @@ class Twin:
 
         from capo_ray.engines.transfer import load_tensors, require_all_layers
 
-        plain = self._plain_embeddings()
         initialize_layerwise_reload(self.model)
-        infos = {twin: get_layerwise_info(twin) for _, twin in self._pairs}
-        for info in infos.values():
+        infos = [get_layerwise_info(twin) for _, twin in self._pairs]
+        for info in infos:
             info.kernel_tensors = None  # nothing is copied into the layers that serve
-        load_tensors(self.model, tensors)
+        loads = [info.loaded_weights for info in infos]  # a layer that is done gets a new list
+        sent: list[tuple[str, torch.Tensor]] = []
+        load_tensors(self.model, _noting(tensors, sent))
         require_all_layers(self.model, tied=self._tied)
-        for twin, info in infos.items():
+        for (_, twin), info in zip(self._pairs, infos, strict=True):
             if info.can_load() and info.load_numel:  # vocabularies are padded: not all of it is sent
                 _layerwise_process(twin, info)
-        self._loaded = [(layer, twin) for layer, twin in self._pairs if _holds_weights(twin)]
-        self._tie_heads()
-        for embedding in plain:
-            embedding.cpu_linear = torch.nn.functional.linear
+        self.route = route_of(sent, loads)
+
+    def _follow(self, route: Route, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load by a way that is known: each layer as soon as all that it is sent is there."""
+        from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
+        from vllm.model_executor.model_loader.reload.meta import restore_layer_on_meta
+
+        twins = [twin for _, twin in self._pairs]
+        left = Counter(call.layer for call in route.calls.values())
+        for twin in twins:
+            if twin._parameters:
+                restore_layer_on_meta(twin, get_layerwise_info(twin))
+        for name, tensor in tensors:
+            call = route.calls[name]
+            info = get_layerwise_info(twins[call.layer])
+            info.loaded_weights.append(call.of(tensor))
+            left[call.layer] -= 1
+            if not left[call.layer]:
+                _layerwise_process(twins[call.layer], info)
+        if +left:
+            raise RuntimeError(f"{len(+left)} layers were not sent all of their weights")
 
     def _forget_loaders(self) -> None:
         """Undo what ties a twin to itself: it is a whole copy of the weights, and must go when its last user does.
@@ -164,6 +196,15 @@ class Twin:
                 twin._parameters = {**twin._parameters, "weight": source.weight}
                 twin.quant_method.process_weights_after_loading(twin)
                 self._loaded.append((layer, twin))
+
+
+def _noting(
+    tensors: Iterable[tuple[str, torch.Tensor]], sent: list[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors; each is in `sent` from when it was asked for."""
+    for pair in tensors:
+        sent.append(pair)
+        yield pair
 
 
 def _holds_weights(twin: torch.nn.Module) -> bool:

@@ -11,9 +11,11 @@ from capo_ray.protocols import RunFailed
 from capo_ray.weights import START, Apart, allowance, apart
 
 Scores = tuple[float, ...]
-CANARY_TOKENS = 48
-"""Longer than a prefix-cache block (32 tokens on the CPU), so that a stale block shows; not much longer: both sides
-score it at every publish, which on a CPU costs more than moving the weights."""
+CANARY_TOKENS = 24
+"""Both sides score them at every publish, which on a CPU costs more than moving the weights: with 48 tokens and no bf16
+units half a second each. Wrong weights show in as few."""
+START_TOKENS = 192
+"""Scored once, to measure the noise: over 24 tokens its mean would vary by a fifth, and so what is allowed."""
 
 
 class Engines(Protocol):
@@ -30,27 +32,25 @@ class Learners(Protocol):
         """As `LearnerGroup.logprobs`."""
 
 
-def canary_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:
-    """Fixed token ids that engine and learner both score after a publish."""
+def start_ids(tokenizer: HfTokenizer, prompts: list[str], max_tokens: int) -> tuple[int, ...]:
+    """Fixed token ids that engine and learner both score at the start; later versions' canary is how they begin."""
     ids: list[int] = []
-    while len(ids) < CANARY_TOKENS and prompts:
+    while len(ids) < START_TOKENS and prompts:
         for prompt in prompts:
             ids += tokenizer.encode_data(prompt)
-    return tuple(ids[: min(CANARY_TOKENS, max_tokens - 1)])
+    return tuple(ids[: min(START_TOKENS, max_tokens - 1)])
 
 
-async def agree_at_start(
-    config: TrainConfig, canary: Sequence[int], engines: Engines, learners: Learners
-) -> Apart | None:
-    """How far any engine may lie apart from the learner at later versions; None where nothing will be compared.
+async def agree_at_start(config: TrainConfig, ids: Sequence[int], engines: Engines, learners: Learners) -> Apart | None:
+    """How far any engine may lie apart from the learner at later versions, by `ids`; None if nothing will be compared.
 
     Raises `RunFailed` where they lie further apart than the same weights do: nodes that see different files.
     """
     weights, dtype = config.weights, config.model.dtype
-    if not weights.canary_every or len(canary) < 2:
+    if not weights.canary_every or len(ids) < 2:
         return None
-    (ours,) = await learners.logprobs([canary], [1])
-    theirs = [apart(scores, ours) for scores in await engines.scores_at_start(canary)]
+    (ours,) = await learners.logprobs([ids], [1])
+    theirs = [apart(scores, ours) for scores in await engines.scores_at_start(ids)]
     given = weights.canary_tolerance
     limit = Apart(given, given) if given else START[dtype]
     for index, distance in enumerate(theirs):

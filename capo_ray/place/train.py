@@ -30,7 +30,7 @@ from capo_ray.metrics import (
 )
 from capo_ray.place import cluster, nodes, rundir
 from capo_ray.place.actors import Actors
-from capo_ray.place.agreement import agree_at_start, canary_ids
+from capo_ray.place.agreement import CANARY_TOKENS, agree_at_start, start_ids
 from capo_ray.place.ending import Ending, ends_soon_after_failure
 from capo_ray.place.report import closing_rows, report_rows, summarise
 from capo_ray.place.role import path_of
@@ -76,14 +76,14 @@ async def _run(config: TrainConfig, session: Session) -> int:
         await asyncio.to_thread(nodes.check_nodes, config, run_dir)
         screen.update(phase=f"starting workers on {address}")
         prompts = [problem.prompt for problem in problems.held_out(16)]
-        canary = canary_ids(tokenizer, prompts, config.model.max_model_len)
+        ids = start_ids(tokenizer, prompts, config.model.max_model_len)
         with (
-            contextlib.closing(Actors(config, run_dir, canary)) as actors,
+            contextlib.closing(Actors(config, run_dir, ids[:CANARY_TOKENS])) as actors,
             ClusterWatch(config) as watch,
             ends_soon_after_failure(session.timers, ending),
         ):
             # The shards of a checkpoint to go on from are hashed while the actors start.
-            starting = watch.guard(_start(config, actors, canary))
+            starting = watch.guard(_start(config, actors, ids))
             latest, _ = await asyncio.gather(find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
                 state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
@@ -104,12 +104,12 @@ async def _run(config: TrainConfig, session: Session) -> int:
     return 0
 
 
-async def _start(config: TrainConfig, actors: Actors, canary: tuple[int, ...]) -> None:
+async def _start(config: TrainConfig, actors: Actors, ids: tuple[int, ...]) -> None:
     """Returns once all parts are ready, engines and learner score alike, and the critic is as good as is asked for."""
     await actors.start()
     await require_trust(config, actors.find(CRITIC))
     learner = actors.part(LEARNER)
-    learner.allowed = await agree_at_start(config, canary, actors.part(ROLLOUT), learner)
+    learner.allowed = await agree_at_start(config, ids, actors.part(ROLLOUT), learner)
 
 
 async def _train(

@@ -10,7 +10,7 @@ arrive.
 
 from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
 from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
-from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest, weights_digest
+from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
 from capo_ray.weights.payload import Found, as_bytes, checksums, iterate_tensors, read_tensors, verify_handle
 from capo_ray.weights.writer import PayloadWriter, Witness, build_handle, require_finite
 
@@ -38,5 +38,4 @@ __all__ = [
     "read_tensors",
     "require_finite",
     "verify_handle",
-    "weights_digest",
 ]

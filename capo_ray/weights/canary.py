@@ -5,7 +5,8 @@
 
 The mean separates: kernels that round differently move every token a little (bf16: 0.03 nats in the mean, 0.5 at the
 worst of 160 tokens), weights that are not the learner's move them by whole nats. What moves them less than rounding
-does is caught by bytes, not by scores: on the way by `Manifest.fingerprint`, at the sender by `Canary.weights`.
+does is caught by bytes, not by scores: on the way by `Manifest.fingerprint`, at the sender by checksums that are taken
+of the model which scored the canary, and not of what was gathered to be sent.
 """
 
 from __future__ import annotations
@@ -71,8 +72,6 @@ class Canary:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     allowed: Apart
-    weights: str = ""
-    """The digest of the weights that it was scored with, as they lay in the model (`Witness`); empty: unknown."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.logprobs) < len(self.token_ids):

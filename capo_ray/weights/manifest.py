@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from capo_ray.weights.canary import Apart, Canary, WeightsRefused
 
-FORMAT = 4
+FORMAT = 5
+UNSEALED = -1
+"""In place of a checksum that was not taken yet; no bytes have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class Manifest:
         return hashlib.sha256(_canonical(self._body()).encode()).hexdigest()
 
     @property
-    def weights(self) -> str:
-        """The digest of the tensors that are sent, whatever their places in the payload."""
-        return weights_digest((t.name, t.dtype, t.shape, t.checksum) for t in self.tensors)
+    def places(self) -> tuple[TensorEntry, ...]:
+        """What is sent and where it lies, as it was known before the seal."""
+        return tuple(replace(entry, checksum=UNSEALED) for entry in self.tensors)
 
     def to_json(self) -> str:
         """The text that travels."""
@@ -63,12 +65,6 @@ class Manifest:
             "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes, t.checksum] for t in self.tensors],
             "canary": None if self.canary is None else asdict(self.canary),
         }
-
-
-def weights_digest(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
-    """The hex SHA-256 of tensors in any order, each as its name, dtype, shape and checksum."""
-    rows = sorted([name, dtype, list(shape), checksum] for name, dtype, shape, checksum in tensors)
-    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_manifest(text: str) -> Manifest:
@@ -104,7 +100,7 @@ def _read_canary(data: Mapping[str, Any] | None) -> Canary | None:
     if not isinstance(token_ids, list) or not isinstance(logprobs, list) or not isinstance(allowed, dict):
         raise TypeError("canary fields have the wrong types")
     limits = Apart(float(allowed["mean"]), float(allowed["worst"]))
-    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), limits, str(data["weights"]))
+    return Canary(tuple(int(i) for i in token_ids), tuple(float(x) for x in logprobs), limits)
 
 
 def _canonical(body: Mapping[str, object]) -> str:

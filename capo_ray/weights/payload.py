@@ -91,13 +91,9 @@ def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | No
         _piece(entry, array)
         if known.get((entry.offset, entry.num_bytes)) != entry.checksum:
             raise WeightsRefused(
-                f"tensor {entry.name} of version {manifest.version} is damaged (checksum differs); publish it again"
+                f"tensor {entry.name} of version {manifest.version} is damaged, or not what the learner holds "
+                f"(checksum differs); publish it again"
             )
-    if manifest.canary is not None and manifest.canary.weights not in ("", manifest.weights):
-        raise WeightsRefused(
-            f"version {manifest.version} holds other weights than those that the learner scored its canary with: what "
-            f"was gathered to be sent is stale or damaged; publish it again"
-        )
     return manifest
 
 

@@ -1,24 +1,25 @@
-"""The sender's side: tensors into one flat buffer that is kept from version to version.
+"""The sender's side: tensors into one flat buffer that is kept from version to version, and a seal that proves them.
 
-    portion of the model -> finite? (on its device) -> copied and checksummed, in threads -> payload + manifest entries
+    gather: portions of the model -> copied, in threads -> payload and places            engines begin on it at once
+    seal:   portions of the model -> finite? (on their device), checksums -> manifest    with the canary's logprobs
 
-Each byte is copied once. Where the source lies in host memory its checksum is taken of the source, not of the copy, so
-that a copy that went wrong (or did not happen: the buffer holds the last version) does not pass the receiver's check.
+Each byte is copied once, and its checksum is taken where it lies in the model, at the seal, never of the copy: a copy
+that went wrong, a buffer that holds the last version, a gather that was stale or not whole do not pass the receiver's
+check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights.canary import Canary
-from capo_ray.weights.checksum import BLOCK_BYTES, checksum
-from capo_ray.weights.manifest import Manifest, TensorEntry, weights_digest
+from capo_ray.weights.checksum import checksum
+from capo_ray.weights.manifest import UNSEALED, Manifest, TensorEntry
 
 ALIGNMENT = 64  # of Ray's object store, and more than any dtype needs
 
@@ -32,32 +33,26 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 class Witness:
-    """Checksums of the weights where they lie, taken apart from the payload's and never from a copy of it.
-
-    What was sealed is compared with them: a buffer that holds an older version, a gather that was not whole, a copy
-    that had not ended when it was read.
-    """
+    """What the weights are where they lie in the model: finite, and of these checksums."""
 
     def __init__(self, num_threads: int = 1) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="witness")
-        self.begin()
+        self.begin(0)
 
-    def begin(self) -> None:
-        """Forget what was seen."""
-        self._seen: list[tuple[str, str, tuple[int, ...], int]] = []
+    def begin(self, version: int) -> None:
+        """Forget what was seen; from here on it is of `version`."""
+        self._version = version
+        self.seen: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        """By name: dtype, shape and checksum."""
 
     def add(self, portion: Mapping[str, torch.Tensor]) -> None:
-        """See some tensors; returns once their memory may be used again."""
-        flats = [
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in portion.values()
-        ]
-        sums = self._threads.map(checksum, flats)
-        for (name, tensor), found in zip(portion.items(), sums, strict=True):
-            self._seen.append((name, _dtype(name, tensor), tuple(tensor.shape), found))
+        """See some tensors; returns once their memory may be used again.
 
-    def digest(self) -> str:
-        """The `weights_digest` of all that was seen."""
-        return weights_digest(self._seen)
+        Raises `RunFailed` on a non-finite weight: a diverged policy is never published.
+        """
+        require_finite(portion, self._version)
+        for (name, tensor), found in zip(portion.items(), self._threads.map(_checksum, portion.values()), strict=True):
+            self.seen[name] = _dtype(name, tensor), tuple(tensor.shape), found
 
 
 class PayloadWriter:
@@ -78,40 +73,53 @@ class PayloadWriter:
         self._expected_bytes = num_bytes
 
     def add(self, portion: Mapping[str, torch.Tensor]) -> None:
-        """Write some tensors, whole; returns once their memory may be used again.
-
-        Raises `RunFailed` on a non-finite weight: a diverged policy is never published.
-        """
-        require_finite(portion, self._version)
-        places = [self._place(name, tensor) for name, tensor in portion.items()]
-        self._make_room(any(tensor.is_cuda for tensor in portion.values()))
-        payload = self._buffer.numpy()
-        jobs = []
-        for (name, offset, size), tensor in zip(places, portion.values(), strict=True):
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if size else None
-            target = payload[offset : offset + size]
-            if flat is not None and flat.device.type != "cpu":
-                torch.from_numpy(target).copy_(flat, non_blocking=True)
-                flat = None
-            jobs.append((name, tensor, offset, size, target, flat))
-        if any(tensor.is_cuda for tensor in portion.values()):
+        """Write some tensors, whole; returns once their memory may be used again."""
+        entries = [self._place(name, tensor) for name, tensor in portion.items()]
+        on_gpu = any(tensor.is_cuda for tensor in portion.values())
+        self._make_room(on_gpu)
+        self._entries += entries
+        if on_gpu:
+            for entry, tensor in zip(entries, portion.values(), strict=True):
+                self._copy(entry, tensor)
             torch.cuda.synchronize()
-        for job, found in zip(jobs, self._threads.map(lambda job: _fill(job[4], job[5]), jobs), strict=True):
-            name, tensor, offset, size = job[:4]
-            self._entries.append(TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, found))
+        else:
+            list(self._threads.map(self._copy, entries, portion.values()))
 
-    def finish(self, canary: Canary | None) -> WeightsHandle:
-        """The handle of the version."""
-        manifest = Manifest(self._version, self._used, tuple(self._entries), canary)
+    def gathered(self) -> WeightsHandle:
+        """What was written, not sealed: enough to begin on it, and refused by whoever verifies it."""
+        return self._handle(self._entries, None)
+
+    def seal(self, witness: Witness, canary: Canary | None) -> WeightsHandle:
+        """The handle of the version, whose checksums are those of the weights that `witness` saw.
+
+        Raises `RunFailed` where other tensors were gathered than the model holds.
+        """
+        gathered = {entry.name: (entry.dtype, entry.shape) for entry in self._entries}
+        held = {name: (dtype, shape) for name, (dtype, shape, _) in witness.seen.items()}
+        if gathered != held or len(gathered) < len(self._entries):
+            odd = sorted(name for name in gathered.keys() | held.keys() if gathered.get(name) != held.get(name))
+            raise RunFailed(
+                f"version {self._version} must be gathered as the model holds it (got {len(self._entries)} tensors, it "
+                f"holds {len(held)}; other or missing: {odd[:3]}); resume from the last checkpoint"
+            )
+        return self._handle([replace(entry, checksum=witness.seen[entry.name][2]) for entry in self._entries], canary)
+
+    def _handle(self, entries: Sequence[TensorEntry], canary: Canary | None) -> WeightsHandle:
+        """A handle over the buffer."""
+        manifest = Manifest(self._version, self._used, tuple(entries), canary)
         payload = self._buffer.numpy()[: self._used]
         return WeightsHandle(self._version, manifest.to_json(), payload, manifest.fingerprint, self._used)
 
-    def _place(self, name: str, tensor: torch.Tensor) -> tuple[str, int, int]:
-        """Name, offset and bytes of the next tensor."""
-        _dtype(name, tensor)
+    def _place(self, name: str, tensor: torch.Tensor) -> TensorEntry:
+        """Where the next tensor goes."""
         offset, size = self._used, tensor.numel() * tensor.element_size()
         self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return name, offset, size
+        return TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, UNSEALED)
+
+    def _copy(self, entry: TensorEntry, tensor: torch.Tensor) -> None:
+        """Write one tensor; from a GPU the copy is only begun."""
+        target = self._buffer[entry.offset : entry.offset + entry.num_bytes]
+        target.copy_(_flat(tensor), non_blocking=True)
 
     def _make_room(self, on_gpu: bool) -> None:
         """A buffer that holds what is placed; page-locked for a GPU, and otherwise not touched before it is written."""
@@ -123,12 +131,22 @@ class PayloadWriter:
         self._buffer[:written] = old[:written]
 
 
-def build_handle(named_tensors: Mapping[str, torch.Tensor], version: int, canary: Canary | None) -> WeightsHandle:
-    """The handle of `named_tensors` (Hugging Face names), in a payload that is its own."""
-    writer = PayloadWriter()
+def build_handle(
+    named_tensors: Mapping[str, torch.Tensor],
+    version: int,
+    canary: Canary | None,
+    held: Mapping[str, torch.Tensor] | None = None,
+) -> WeightsHandle:
+    """The handle of `named_tensors` (Hugging Face names), in a payload that is its own.
+
+    `held`: what the model holds, where it is not what was gathered.
+    """
+    writer, witness = PayloadWriter(), Witness()
     writer.begin(version)
     writer.add(named_tensors)
-    return writer.finish(canary)
+    witness.begin(version)
+    witness.add(named_tensors if held is None else held)
+    return writer.seal(witness, canary)
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], version: int) -> None:
@@ -151,16 +169,14 @@ def require_finite(tensors: Mapping[str, torch.Tensor], version: int) -> None:
             )
 
 
-def _fill(target: np.ndarray[Any, Any], source: torch.Tensor | None) -> int:
-    """The checksum of one tensor, once `source` is copied to `target` (without a source: of what stands there)."""
-    bytes_of = target if source is None else source.numpy()
-    found = 0
-    for at in range(0, len(target), BLOCK_BYTES):
-        piece = bytes_of[at : at + BLOCK_BYTES]
-        if source is not None:
-            target[at : at + BLOCK_BYTES] = piece
-        found = checksum(piece, found)  # while it is in the processor's cache
-    return found
+def _checksum(tensor: torch.Tensor) -> int:
+    """The checksum of a tensor's bytes."""
+    return checksum(_flat(tensor).cpu().numpy())
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Its bytes, row-major."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _dtype(name: str, tensor: torch.Tensor) -> str:

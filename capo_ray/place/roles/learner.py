@@ -50,26 +50,27 @@ class LearnerRank(GroupRank):
         self._writer.begin(self._learner.version, self._learner.weight_bytes)
         self._learner.visit_weights(self._writer.add)
         # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
-        return self._learner.version, None if self._rank else self._writer.finish(None)
+        return self._learner.version, None if self._rank else self._writer.gathered()
 
     def seal(
         self, allowed: Apart | None, gathered: Sequence[object]
     ) -> tuple[tuple[int, str, int], WeightsHandle | None]:
         """(version, fingerprint, bytes), and the sealed handle, whose payload is where `gathered` is (rank 0).
 
-        A canary goes with it where it is said how far engines may lie apart from it. It names the digest of the weights
-        that it was scored with, seen where they lie: what was gathered and is not the same is refused by the engines.
+        It is of the weights as they lie in the model now, finite and not moved since: what was gathered and is not the
+        same is refused by the engines. A canary scored by them goes with it where it is said how far engines may lie
+        apart from it.
         """
         canary = None
         if allowed is not None and self._canary_ids:
             (logprobs,) = self._learner.logprobs([self._canary_ids], [1])
-            self._witness.begin()
-            self._learner.visit_weights(self._witness.add)
-            canary = Canary(self._canary_ids, logprobs, allowed, self._witness.digest())
+            canary = Canary(self._canary_ids, logprobs, allowed)
         version = self._learner.version
+        self._witness.begin(version)
+        self._learner.visit_weights(self._witness.add)
         if self._rank:
             return (version, "", 0), None
-        handle = replace(self._writer.finish(canary), payload=gathered)
+        handle = replace(self._writer.seal(self._witness, canary), payload=gathered)
         return (version, handle.fingerprint, handle.num_bytes), handle
 
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:

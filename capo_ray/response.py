@@ -125,5 +125,6 @@ class Completion(ByValue):
             return self, tuple(steps)
         mask = self.sampled()
         before = np.concatenate(([0], np.cumsum(mask))).tolist()
-        kept = replace(self, token_ids=self.token_ids[mask], char_ends=self.char_ends[mask], acted=())
+        acted = tuple((before[start], before[end]) for start, end in self.acted)
+        kept = replace(self, token_ids=self.token_ids[mask], char_ends=self.char_ends[mask], acted=acted)
         return kept, tuple((before[start], before[end]) for start, end in steps)

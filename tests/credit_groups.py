@@ -36,6 +36,7 @@ class Member:
     step_values: Sequence[float] = ()
     token_rewards: Sequence[float] = ()
     hint_gains: Sequence[float] = ()
+    turns: Sequence[tuple[str, float, bool]] = ()
     logprob: float = -0.5
     finish: str = "stop"
 
@@ -71,6 +72,7 @@ def judged(member: Member, sample: int = 0) -> Judged:
         step_values=tuple(member.step_values),
         token_rewards=tuple(member.token_rewards),
         hint_gains=np.array(member.hint_gains),
+        more={"turns": [list(turn) for turn in member.turns]} if member.turns else {},
     )
     return Judged(
         trajectory=Trajectory(TrajectoryKey("p", 0, sample), (1, 2), response),

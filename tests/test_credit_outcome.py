@@ -145,6 +145,9 @@ def members(draw: st.DrawFn) -> Member:
         answer_logprobs=draw(st.lists(numbers, min_size=count + 1, max_size=count + 1)),
         step_values=draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=count + 1, max_size=count + 1)),
         token_rewards=draw(st.lists(numbers, min_size=sum(lengths), max_size=sum(lengths))),
+        turns=draw(
+            st.lists(st.tuples(st.sampled_from(["", "a", "b"]), numbers, st.booleans()), min_size=count, max_size=count)
+        ),
         hint_gains=draw(st.lists(numbers, min_size=sum(lengths), max_size=sum(lengths))),
     )
 

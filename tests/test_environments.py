@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
+from capo_ray.config import CREDIT_METHODS
 from capo_ray.config.environment import CalculatorEnvironment, GridEnvironment, GymnasiumEnvironment, PlayedBase
+from capo_ray.credit import EvidenceError, assign_credit
 from capo_ray.critics.expressions import NotArithmetic
 from capo_ray.environments import Children, Playing, Reply, Task, calculator, grid, gymnasium
 from capo_ray.environments.build import build_environment
 from capo_ray.environments.playing import Source
+from capo_ray.evidence.offline import credit_of_line
 from capo_ray.flow import Pipeline
 from capo_ray.flow.state import RunState
 from capo_ray.ledger import read_balance
+from capo_ray.loss import soft_value_targets
+from capo_ray.metrics.transcripts import group_line
 from capo_ray.problems import build_problems
 from capo_ray.protocols import Played, Sampling
-from capo_ray.types import Completion, Problem, Verdict, VersionRun
+from capo_ray.types import Completion, Group, Problem, Verdict, VersionRun
+from tests.credit_groups import Member, group, judged
 from tests.fakes import FakeEngine, FakeTokenizer, Recorder, fake_parts
 from tests.own_environment import Moody
 
@@ -244,12 +254,82 @@ class ExactVerifier:
     ("words", "why"),
     [
         ("credit=vineppo environment=grid", "credit=vineppo goes on from a response without its environment"),
+        (
+            "credit=gigpo environment=none data=chains",
+            "credit=gigpo reads the turns of an environment, so there must be",
+        ),
+        ("credit=gigpo steps=newline", "(got environment.kind=grid and newline); add steps=turn"),
         ("data=environment", "environment.kind=none has none; choose environment=calculator"),
         ("environment=grid steps.thinking=leave_out", "steps.thinking must be train with environment.kind=grid"),
-        ("environment=grid environment.reply_template=x", r"must hold {reply} exactly once"),
+        ("environment=grid environment.reply_template=x", "must hold {reply} exactly once"),
         ("environment=maze", "environment=maze is no choice"),
     ],
 )
 def test_what_cannot_be_played_is_refused(words: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why.replace("{", r"\{").replace("}", r"\}")):
+    with pytest.raises(ConfigError, match=re.escape(why)):
         compose_train(words.split())
+
+
+def turn_group() -> Group:
+    """Two episodes that begin in state s: one ends right after a second turn, one wrong; and an invalid one."""
+    right = Member(1, [2, 1], turns=[("s", 0.0, True), ("t", 0.0, True)])
+    wrong = Member(0, [1, 3], turns=[("s", 0.0, True), ("u", 0.0, True)])
+    return group(right, wrong, Member(None, [1], turns=[("s", 0.0, True)]))
+
+
+def test_gigpo_by_hand() -> None:
+    # gamma 1/2: returns right (1/2, 1), wrong (0, 0). Episodes 1 and 0: mean 1/2, deviation 1/2: +1, -1.
+    # State s: 1/2 and 0, mean 1/4, deviation 1/4: +1, -1. States t and u were met once: 0.
+    credit = assign_credit(turn_group(), CREDIT_METHODS["gigpo"](gamma=0.5))
+    assert credit.advantages == ((2.0, 2.0, 1.0), (-2.0, -1.0, -1.0, -1.0), (0.0,))
+    # Without deviations: episodes +-1/2, state s +-1/4; omega 2.
+    plain = assign_credit(turn_group(), CREDIT_METHODS["gigpo"](gamma=0.5, normalisation="none", w_step=2.0))
+    assert plain.advantages == ((1.0, 1.0, 0.5), (-1.0, -0.5, -0.5, -0.5), (0.0,))
+
+
+def test_gigpo_takes_an_illegal_turn_off_its_episode_and_its_state() -> None:
+    # Rewards (-1/2, 1), (0, 0): episodes 1/2 and 0 -> +-1; state s at gamma 1: 1/2 and 0 -> +-1.
+    illegal = Member(1, [1, 1], turns=[("s", 0.0, False), ("t", 0.0, True)])
+    other = Member(0, [1, 1], turns=[("s", 0.0, True), ("u", 0.0, True)])
+    credit = assign_credit(group(illegal, other), CREDIT_METHODS["gigpo"](gamma=1.0, illegal_penalty=0.5))
+    assert credit.token_rewards == ((-0.5, 1.0), (0.0, 0.0)) and credit.advantages == ((2.0, 1.0), (-2.0, -1.0))
+    with pytest.raises(EvidenceError, match=r"credit=gigpo reads turns, one for each step \(steps=turn\): expected 2"):
+        assign_credit(group(Member(1, [1, 1])), CREDIT_METHODS["gigpo"]())
+
+
+def test_gigpo_is_credited_again_from_a_transcript() -> None:
+    made = turn_group()
+    credit = assign_credit(made, CREDIT_METHODS["gigpo"]())
+    line = group_line(1, made, credit)
+    again = credit_of_line(json.dumps(line), CREDIT_METHODS["gigpo"]())["responses"]
+    assert [tuple(r["advantages"]) for r in again] == [tuple(row) for row in credit.advantages]
+    line["responses"][0]["turns"][1] = ["t", "much", True]
+    with pytest.raises(
+        ValueError, match=r"responses\[0\].turns: expected a \[state, reward, legal\] for each of the 2"
+    ):
+        credit_of_line(json.dumps(line), CREDIT_METHODS["gigpo"]())
+
+
+def test_etpo_discounts_from_turn_to_turn_and_not_within_one() -> None:
+    # Turns of 2 and 1 tokens; V = 1/2, 1/4, 1; gamma 1/2; right. Q: V_1 = 1/4, gamma V_2 = 1/2, outcome 1.
+    said = Completion((1, 2), (-0.5,) * 2, (1, 2), "ab", (VersionRun(0, 2),), "stop").reads((9,), (1,), "x")
+    said = said.then(Completion((3,), (-0.5,), (1,), "c", (VersionRun(0, 1),), "stop"))
+    one = judged(Member(1, [3], token_rewards=[0.5, 0.25, 1.0]))
+    one = replace(one, trajectory=replace(one.trajectory, response=said), steps=((0, 3), (3, 4)))
+    made = Group(0, QUESTION, (one,))
+    bare = assign_credit(made, CREDIT_METHODS["etpo"](trace_decay=0.0, turn_discount=0.5))
+    assert bare.token_rewards == ((0.25, 0.5, 1.0),) and bare.advantages == ((-0.25, 0.25, 0.0),)
+    # Traces: the last of turn one sees gamma * decay of what follows it, 0; the first sees decay 1 of 1/4.
+    traced = assign_credit(made, CREDIT_METHODS["etpo"](trace_decay=1.0, turn_discount=0.5))
+    assert traced.advantages == ((0.0, 0.25, 0.0),)
+    values = torch.tensor([0.5, 0.25, 1.0])
+    targets = soft_value_targets(values, torch.zeros(3), 1.0, 0.1, 0.0, {1: 0.5})
+    assert targets.tolist() == [0.25, 0.5, 1.0]
+
+
+def test_istars_steps_are_turns_whatever_was_read_between() -> None:
+    # Token rewards 1 | 2 and 0 | 3 in turns: mean of the other three steps: 5/3, 4/3, 2, 1; outcomes +-1.
+    made = group(Member(1, [1, 1], token_rewards=[1, 2]), Member(0, [1, 1], token_rewards=[0, 3]))
+    credit = assign_credit(made, CREDIT_METHODS["istar"]())
+    expected = ((1 + 1 - 5 / 3, 1 + 2 - 4 / 3), (-1 + 0 - 2, -1 + 3 - 1))
+    assert [pytest.approx(row) for row in expected] == [list(row) for row in credit.advantages]

@@ -35,10 +35,18 @@ TRAIN = [
     ("run.from_zero=true", NO_RESUME),
     ("run.changes_allowed=[model.path]", NO_RESUME),
     ("model.chat_template_args.x=1", NO_CHAT),
+    (
+        "credit=etpo credit.turn_discount=0.5",
+        "with environment.kind=none, where a response is one turn; remove it or choose an environment",
+    ),
     ("steps=turn steps.whole_blocks=true", "with steps=turn, which cuts no text; remove it"),
     (
         "data.path=x.jsonl",
         "with data.kind=chains, which makes its own problems; remove it or choose another data=…",
+    ),
+    (
+        "credit=gigpo data.path=x.jsonl",
+        "with data.kind=environment, which makes its own problems; remove it or choose another data=…",
     ),
     ("data=gsm8k data.path=x data.chain_steps=4", "unless data.kind=chains; remove it or choose data=chains"),
     (

@@ -33,6 +33,11 @@ class _Request:
     future: asyncio.Future[tuple[Completion, ...]]
 
 
+def _alike(sampling: Sampling) -> tuple[float, float, tuple[int, ...]]:
+    """What requests must share to be drawn together."""
+    return sampling.temperature, sampling.top_p, sampling.stop_token_ids
+
+
 class PlainEngine:
     """The model of a directory; `num_tokens` counts what it computed, a prompt once for all its continuations."""
 
@@ -47,9 +52,9 @@ class PlainEngine:
         self._read: set[tuple[int, ...]] = set()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
-        """As `TextEngine.generate`; responses end with the model's own end-of-sequence alone."""
-        if sampling.stop_token_ids or sampling.stop_strings:
-            raise ValueError("the plain engine ends responses at the model's end-of-sequence alone (got other stops)")
+        """As `TextEngine.generate`; responses end at the model's end-of-sequence and at `stop_token_ids`."""
+        if sampling.stop_strings:
+            raise ValueError("the plain engine ends responses at tokens alone (got stop strings)")
         request = _Request(tuple(prompt_ids), sampling, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         if self._serving is None or self._serving.done():
@@ -103,19 +108,18 @@ class PlainEngine:
             if request.prompt not in self._read:
                 self._read.add(request.prompt)
                 self.num_tokens += len(request.prompt)
-        ordered = sorted(requests, key=lambda r: (r.sampling.temperature, r.sampling.top_p, -len(r.prompt)))
+        ordered = sorted(requests, key=lambda r: (*_alike(r.sampling), -len(r.prompt)))
         while ordered:
             first, count, streams = ordered[0].sampling, 0, 0
             for request in ordered:
                 asks = request.sampling
                 streams += asks.n
-                alike = (asks.temperature, asks.top_p) == (first.temperature, first.top_p)
-                if not alike or (count and streams > MAX_STREAMS):
+                if _alike(asks) != _alike(first) or (count and streams > MAX_STREAMS):
                     break
                 count += 1
             part, ordered = ordered[:count], ordered[count:]
             asked = [Asked(r.prompt, r.sampling.n, r.sampling.max_tokens, self._seed_of(r)) for r in part]
-            for request, row in zip(part, sample(self.model, asked, first.temperature, first.top_p), strict=True):
+            for request, row in zip(part, sample(self.model, asked, *_alike(first)), strict=True):
                 self.num_tokens += sum(len(stream.ids) for stream in row)
                 request.future.set_result(tuple(self._completion(s, request.sampling.entropies) for s in row))
 

@@ -95,6 +95,7 @@ class PlainRewardModel(_OneRank):
                 temperature=config.rollout.temperature,
                 kl_coef=config.loss.kl_coef,
                 trace_decay=asked.trace_decay,
+                turn_discount=asked.turn_discount,
                 seed=config.run.seed,
             )
         )

@@ -43,8 +43,15 @@ class Sampled:
 
 
 @torch.no_grad()
-def sample(model: Model, asked: Sequence[Asked], temperature: float = 1.0, top_p: float = 1.0) -> list[list[Sampled]]:
-    """The continuations of each prompt; temperature 0 is greedy."""
+def sample(
+    model: Model,
+    asked: Sequence[Asked],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stops: Sequence[int] = (),
+) -> list[list[Sampled]]:
+    """The continuations of each prompt; temperature 0 is greedy; one ends at any of `stops`, as at end-of-sequence."""
+    ends = torch.tensor([model.eos, *stops])
     lengths = torch.tensor([len(a.prompt) for a in asked])
     counts = torch.tensor([a.count for a in asked])
     limits = torch.tensor([a.max_tokens for a in asked]).repeat_interleave(counts)
@@ -60,13 +67,13 @@ def sample(model: Model, asked: Sequence[Asked], temperature: float = 1.0, top_p
     for t in range(most):
         drawn, figures[:, alive, t] = _draw(logits, rows, temperature, top_p, _uniform(seeds[alive.numpy()], t))
         tokens[alive, t] = drawn
-        going = (drawn != model.eos) & (t + 1 < limits[alive])
+        going = ~torch.isin(drawn, ends) & (t + 1 < limits[alive])
         alive, rows, drawn = alive[going], rows[going], drawn[going]
         if not len(alive):
             break
         rows, fed = _part(cache, rows, drawn, len(logits))
         logits = cache.step(fed)
-    return _collect(tokens, figures, model.eos, counts.tolist())
+    return _collect(tokens, figures, frozenset(ends.tolist()), counts.tolist())
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -130,13 +137,15 @@ def _part(cache: Cache, rows: torch.Tensor, drawn: torch.Tensor, num_rows: int) 
     return places[branch], tokens
 
 
-def _collect(tokens: torch.Tensor, figures: torch.Tensor, eos: int, counts: Sequence[int]) -> list[list[Sampled]]:
+def _collect(
+    tokens: torch.Tensor, figures: torch.Tensor, stops: frozenset[int], counts: Sequence[int]
+) -> list[list[Sampled]]:
     """The streams by prompt, each cut at its end."""
     streams = []
     for ids, logprobs, entropies in zip(tokens.tolist(), *figures.tolist(), strict=True):
         end = next((t for t, token in enumerate(ids) if token < 0), len(ids))
         kept = tuple(ids[:end]), tuple(logprobs[:end]), tuple(entropies[:end])
-        streams.append(Sampled(*kept, finished=ids[end - 1] == eos))
+        streams.append(Sampled(*kept, finished=ids[end - 1] in stops))
     flat = iter(streams)
     return [[next(flat) for _ in range(count)] for count in counts]
 

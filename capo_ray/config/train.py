@@ -12,6 +12,7 @@ from capo_ray.config.credit import (
     Critiques,
     Entropies,
     TokenRewards,
+    Turns,
     asks_once,
     refuse_other_loss,
 )
@@ -130,6 +131,11 @@ class TrainConfig(Section):
             )
         if environment.plays and self.steps.thinking == "leave_out":
             raise ValueError(f"steps.thinking must be train with environment.kind={environment.kind} (got leave_out)")
+        if credit.asked(Turns) and not (environment.plays and self.steps.segmenter == "turn"):
+            raise ValueError(
+                f"credit={credit.method} reads the turns of an environment, so there must be one, and steps.segmenter "
+                f"must be turn (got environment.kind={environment.kind} and {self.steps.segmenter}); add steps=turn"
+            )
         if self.data.kind == "environment" and not environment.problems:
             raise ValueError(
                 f"data.kind=environment takes an environment's own problems, and environment.kind={environment.kind} "

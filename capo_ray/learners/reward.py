@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,14 @@ Column = Sequence[Sequence[WeightedSample]]
 
 @dataclass(frozen=True)
 class _Cell:
-    """A microbatch, and of its samples: lengths and places among the labels [S]; `reference` is [N] or None."""
+    """A microbatch, and of its samples: lengths, where turns but the last end, and places among the labels [S].
+
+    `reference` is [N] or None.
+    """
 
     tokens: Microbatch
     lengths: list[int]
+    turn_ends: list[list[int]]
     places: list[int]
     reference: torch.Tensor | None
 
@@ -128,7 +133,8 @@ class RewardLearner:
         if with_reference and self._reference is not None:
             reference = self._reference.logprobs(tokens, self.spec.temperature)
         lengths = [w.sample.num_response_tokens for w in samples]
-        return _Cell(tokens, lengths, [places[str(w.sample.key)] for w in samples] if places else [], reference)
+        ends = [list(accumulate(end - start for start, end in w.sample.spans))[:-1] for w in samples]
+        return _Cell(tokens, lengths, ends, [places[str(w.sample.key)] for w in samples] if places else [], reference)
 
     def _outputs(self, cell: _Cell) -> torch.Tensor:
         """What the model gives each token of a cell, [N]."""
@@ -202,15 +208,19 @@ class RewardLearner:
                 kl = torch.zeros_like(values)
                 if cell.reference is not None:
                     kl = cell.tokens.sampler_logprobs - cell.reference
-                parts = zip(values.split(cell.lengths), kl.split(cell.lengths), cell.places, strict=True)
+                rows = values.split(cell.lengths), kl.split(cell.lengths)
                 errors = [
-                    v - soft_value_targets(v, k, float(known.outcomes[place]), spec.kl_coef, spec.trace_decay)
-                    for v, k, place in parts
+                    v - soft_value_targets(v, k, float(known.outcomes[place]), spec.kl_coef, spec.trace_decay, turns)
+                    for v, k, place, turns in zip(*rows, cell.places, map(self._discounts, cell.turn_ends), strict=True)
                 ]
                 slope = torch.cat([error / (len(known.places) * len(error)) for error in errors])
                 total += 0.5 * (slope * torch.cat(errors)).sum()
             slopes.append(slope)
         return float(self._backend.sum_over_ranks(total)), slopes
+
+    def _discounts(self, turn_ends: Sequence[int]) -> dict[int, float]:
+        """What the value behind a token counts, where that is not 1: at the last of each turn but the last."""
+        return {end - 1: self.spec.turn_discount for end in turn_ends}
 
     def snapshot(self) -> shards.Snapshot:
         """Copies of what a checkpoint of this moment holds of this rank."""

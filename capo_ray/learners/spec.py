@@ -58,7 +58,8 @@ class LearnerSpec(RankSpec):
 class RewardSpec(RankSpec):
     """A rank of the reward model that the credit method `method` reads.
 
-    `reference_path` is the policy that the run began with; `kl_coef` and `trace_decay` are read by ETPO alone.
+    `reference_path` is the policy that the run began with; `kl_coef`, `trace_decay` and `turn_discount` are read by
+    ETPO alone.
     """
 
     method: str
@@ -66,3 +67,4 @@ class RewardSpec(RankSpec):
     reward_model: RewardModelConfig
     kl_coef: float = 0.0
     trace_decay: float = 0.0
+    turn_discount: float = 1.0

@@ -9,12 +9,15 @@ verdict is invalid do not come here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 Reduction = Literal["sum", "mean", "step_mean", "last"]
+NO_TURNS: Mapping[int, float] = MappingProxyType({})
 
 
 def response_score(outputs: torch.Tensor, reduction: Reduction, num_steps: int) -> torch.Tensor:
@@ -63,19 +66,28 @@ def rank_pairs(scores: torch.Tensor, outcomes: torch.Tensor, groups: torch.Tenso
 
 
 def soft_value_targets(
-    values: torch.Tensor, kl: torch.Tensor, outcome: float, beta: float, decay: float
+    values: torch.Tensor,
+    kl: torch.Tensor,
+    outcome: float,
+    beta: float,
+    decay: float,
+    discounts: Mapping[int, float] = NO_TURNS,
 ) -> torch.Tensor:
-    """[T] targets of the soft values of the prefixes before each token of one response (ETPO, 2402.06700).
+    """[A] targets of the soft values of the prefixes before each token of one response (ETPO, 2402.06700).
 
     V(s_t) = E[Q(s_t, w_t) - beta kl_t] with Q(s_t, w_t) = V(s_t+1) inside the utterance and the outcome at its end,
     where kl_t = log pi(w_t) - log pi_ref(w_t). The expectation is taken by the sampled token and the backup looks
-    further ahead with weights `decay`^l (our choices; decay 0 is the backup over one token).
+    further ahead with weights `decay`^l (our choices; decay 0 is the backup over one token). `discounts`: by token,
+    what the value behind it counts where that is not 1 (gamma, at the end of a turn that another follows).
     """
-    ahead = torch.cat([values[1:], values.new_tensor([outcome])])
+    turned = torch.ones_like(values)
+    for token, discount in discounts.items():
+        turned[token] = discount
+    ahead = turned * torch.cat([values[1:], values.new_tensor([outcome])])
     errors = (ahead - beta * kl - values).tolist()
     total, totals = 0.0, []
-    for error in reversed(errors):
-        total = error + decay * total
+    for error, discount in zip(reversed(errors), reversed(turned.tolist()), strict=True):
+        total = error + decay * discount * total
         totals.append(total)
     return values + values.new_tensor(totals[::-1])
 

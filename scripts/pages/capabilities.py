@@ -72,6 +72,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.2, 0.9),
             np.repeat((-0.2, 0.4), (3, 5)),
             hint_gains=np.repeat((0.5, -0.5), (3, 5)),
+            more={"turns": [["start", 0.0, True], ["near", 0.0, False]]},
         ),
         Evidence(
             _critics(set(), set()),
@@ -79,6 +80,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.7, 1.0),
             np.repeat((0.3, 0.6), (3, 5)),
             hint_gains=np.repeat((0.1, 0.3), (3, 5)),
+            more={"turns": [["start", 0.0, True], ["near", 0.0, True]]},
         ),
         Evidence(
             _critics({1}, {1}),
@@ -86,6 +88,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.8, 0.0),
             np.repeat((0.5, -0.9), (3, 5)),
             hint_gains=np.repeat((-0.4, 0.2), (3, 5)),
+            more={"turns": [["start", 0.0, True], ["far", 0.0, True]]},
         ),
     )
     response = Completion(

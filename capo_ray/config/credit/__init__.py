@@ -28,9 +28,11 @@ from capo_ray.config.credit.requests import (
     Request,
     StepValues,
     TokenRewards,
+    Turns,
     Vote,
     asks_once,
 )
+from capo_ray.config.credit.turns import GigpoConfig
 from capo_ray.config.credit.values import EtpoConfig, IstarConfig, PrimeConfig, QrmConfig, VinePpoConfig
 from capo_ray.config.families import Family
 
@@ -48,6 +50,7 @@ __all__ = [
     "Request",
     "StepValues",
     "TokenRewards",
+    "Turns",
     "Vote",
     "asks_once",
     "refuse_other_loss",
@@ -75,6 +78,7 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     IstarConfig,
     QrmConfig,
     EtpoConfig,
+    GigpoConfig,
 )
 CREDIT_METHODS = Family("credit", "method", CreditBase, "capo_ray.credit_methods", _CLASSES)
 

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from capo_ray.config.base import Idle, RuledSection
 from capo_ray.config.credit.requests import Request
 from capo_ray.config.critic import CriticConfig
+from capo_ray.config.environment import EnvironmentBase
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig, RolloutConfig
 
@@ -26,6 +27,8 @@ class Beside(Protocol):
     def critic(self) -> CriticConfig: ...
     @property
     def learner(self) -> LearnerConfig: ...
+    @property
+    def environment(self) -> EnvironmentBase: ...
 
 
 class CreditBase(RuledSection):

@@ -77,13 +77,14 @@ class StepValues(Request):
 class TokenRewards(Request):
     """What a second model, trained beside the policy for the `objective` of that method, gives each token.
 
-    `trace_decay`: how far ahead its targets look; etpo reads it.
+    `trace_decay`: how far ahead its targets look, and `turn_discount` what the next turn counts in them; of etpo.
     """
 
     name: ClassVar[str] = "token_rewards"
     source: ClassVar[str] = "capo_ray.evidence.rewards:RewardSource"
     objective: RewardObjective
     trace_decay: float = 0.0
+    turn_discount: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,23 @@ class Entropies(Request):
     source: ClassVar[str] = "capo_ray.evidence.entropies:EntropySource"
 
 
-KINDS: tuple[type[Request], ...] = (Critiques, AnswerLogprobs, StepValues, TokenRewards, HintedLogprobs, Entropies)
+@dataclass(frozen=True, slots=True)
+class Turns(Request):
+    """What the environment said of each turn: the state it was taken in, its reward, whether it was a move."""
+
+    name: ClassVar[str] = "turns"
+    source: ClassVar[str] = "capo_ray.evidence.turns:TurnSource"
+
+
+KINDS: tuple[type[Request], ...] = (
+    Critiques,
+    AnswerLogprobs,
+    StepValues,
+    TokenRewards,
+    HintedLogprobs,
+    Entropies,
+    Turns,
+)
 """Those of this package; a request from outside it is a kind too."""
 
 

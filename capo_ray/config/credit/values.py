@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.base import Idle
+from capo_ray.config.credit.base import Beside, CreditBase
 from capo_ray.config.credit.requests import StepValues, TokenRewards
 
 
@@ -90,7 +91,14 @@ class EtpoConfig(CreditBase):
     method: Literal["etpo"] = "etpo"
     trace_decay: float = Field(0.95, ge=0, le=1)
     """How far changes of value count for earlier tokens, and targets look ahead; 0: one token, as in the paper."""
+    turn_discount: float = Field(0.99, ge=0, le=1)
+    """What the next turn's value counts at the end of a turn (gamma); within a turn nothing is discounted."""
 
     def evidence(self) -> tuple[TokenRewards, ...]:
         """Soft values of every prefix."""
-        return (TokenRewards("etpo", self.trace_decay),)
+        return (TokenRewards("etpo", self.trace_decay, self.turn_discount),)
+
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """The discount between turns where there is one."""
+        why = "with environment.kind=none, where a response is one turn; remove it or choose an environment"
+        return (Idle(("credit.turn_discount",), not config.environment.plays, why),)

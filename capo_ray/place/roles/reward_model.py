@@ -122,6 +122,7 @@ def spec_of(config: TrainConfig, rank: int, meeting: str) -> RewardSpec:
         temperature=config.rollout.temperature,
         kl_coef=config.loss.kl_coef,
         trace_decay=asked.trace_decay,
+        turn_discount=asked.turn_discount,
         rank=rank,
         world_size=config.reward_model.num_ranks,
         init_method=meeting if config.reward_model.num_ranks > 1 else "",

@@ -61,7 +61,7 @@ METHODS = {
 SHARED = (
     "steps=turn data=environment learner.backend=torch stream.max_age=0 "
     "rollout.group_size=8 learner.groups_per_batch=8 learner.num_epochs=2 learner.lr=3e-4 learner.schedule=constant "
-    "run.num_updates=60 run.eval_every=10 run.eval_problems=128"
+    "run.num_updates=40 run.eval_every=8 run.eval_problems=128"
 )
 TURN_END = 'model.stop_tokens=["\n"]'
 NUM_DEMONSTRATIONS = 4000
@@ -104,8 +104,8 @@ def teach(world: str, folder: Path) -> None:
                 row = {"question": problem.prompt, "solution": demonstrate(world, problem, settings, rng)}
                 file.write(json.dumps(row) + "\n")
         words = ["model.path=laptop", "data.kind=jsonl", f"data.path={rows}", "data.question_column=question"]
-        words += ["data.solution_column=solution", "run.num_updates=400", "batch_size=64", "max_tokens=160"]
-        words += ["learner.lr=2e-3", f"out={folder}", f"run.dir={scratch}"]
+        words += ["data.solution_column=solution", "run.num_updates=250", "batch_size=48", "max_tokens=160"]
+        words += ["learner.lr=2e-3", "learner.num_threads=6", f"out={folder}", f"run.dir={scratch}"]
         subprocess.run([sys.executable, "-m", "capo_ray", "sft", *words], check=True)
 
 
@@ -226,16 +226,16 @@ def parts_of(config: TrainConfig, folder: Path, scratch: Path, verifier: Verifie
 
 
 def table(path: Path) -> None:
-    """Means over seeds, with the range: greedy and sampled accuracy at the start and at the end."""
+    """Means over seeds, with the range: greedy and sampled accuracy at the start and at the end (two evaluations)."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     print("| world | method | seeds | greedy: start | greedy: end | sampled: start | sampled: end | updates to .5 |")
     print("|---|---|---|---|---|---|---|---|")
     for world, method in dict.fromkeys((row["world"], row["method"]) for row in rows):
         runs = [row for row in rows if (row["world"], row["method"]) == (world, method)]
         cells = [
-            spread([row["curve"][at][name] for row in runs])
+            spread([fmean(point[name] for point in row["curve"][part]) for row in runs])
             for name in ("greedy_accuracy_frac", "accuracy_frac")
-            for at in (0, -1)
+            for part in (slice(0, 1), slice(-2, None))
         ]
         reached = [next((r["update"] for r in row["curve"] if r["accuracy_frac"] >= 0.5), None) for row in runs]
         told = ", ".join("-" if update is None else str(update) for update in reached)

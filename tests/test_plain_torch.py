@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from capo_ray.environments import Children, Playing
 from capo_ray.problems.chains import make_problem
 from capo_ray.protocols import Sampling
+from capo_ray.types import Problem
+from tests.own_environment import Moody
 
 ROOT = Path(__file__).parent.parent
 POLICY = ROOT / "capo_ray" / "assets" / "chains-policy"
@@ -60,6 +63,25 @@ def test_what_was_sampled_is_scored_alike_and_common_beginnings_once() -> None:
         assert completion.logprobs.tolist() == pytest.approx(row, abs=1e-4)
     distinct = {tuple(ids[: end + 1]) for ids in sequences for end in range(len(ids))}
     assert engine.num_tokens - before == len(distinct) < sum(map(len, sequences))
+
+
+def test_turns_with_an_environment_are_samples_of_what_stands_before_them() -> None:
+    from plain_torch.engine import PlainEngine
+
+    engine, config = PlainEngine(POLICY), Moody(max_turns=3, turn_tokens=7, reply_template="{reply}\n")
+    newline = engine.tokenizer.stop_ids(["\n"])
+    prompt = prompts(engine)[0]
+    with Children(config) as children:
+        playing = Playing(config, children, engine, engine.tokenizer, lambda _: prompt, None, 500)
+        sampling = Sampling(max_tokens=200, n=2, seed=5, stop_token_ids=newline)
+        played, again = (asyncio.run(playing.play(Problem("p", "q", "3"), prompt, sampling)) for _ in range(2))
+    assert played == again and played[0].response != played[1].response
+    for one in played:
+        response = one.response
+        ids = [*prompt, *response.token_ids.tolist()]
+        (scores,) = asyncio.run(engine.score([ids], [len(prompt)]))
+        own = [x for x, sampled in zip(scores, response.sampled(), strict=True) if sampled]
+        assert len(response.acted) == 3 and response.logprobs.tolist() == pytest.approx(own, abs=1e-4)
 
 
 def test_the_engine_agrees_with_transformers() -> None:

@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,19 @@ from xdist.scheduler import LoadScopeScheduling
 # busy machine a second of work took four minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What is imported lives on: looking through it for garbage costs a quarter of the imports' time.
+gc.disable()
+
 # A property may take long on a machine that is busy with something else: only what it says counts.
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported: from here on garbage is collected, among what the tests make alone."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +35,20 @@ def hub_as_a_user_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
+BESIDE = ("test_cluster_lost", "test_learners", "test_learner_memory", "test_learner_numerics", "test_reward_learner")
+"""Files with real tests but no engine: they wait, or compute on a rank or two."""
+
+
 class RealApart(LoadScopeScheduling):
-    """The files with real tests go to one process, one after another, while another runs the rest.
+    """The files with engines go to one process, one after another; another runs those `BESIDE` them, then the rest.
 
     Not xdist's own groups: its names of tests do not carry them under this pytest.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = self.config.rootpath / nodeid.split("::")[0]
+        if file.stem in BESIDE:
+            return "beside"
         return "real" if _is_real(file) else nodeid
 
 

@@ -112,9 +112,9 @@ def test_the_answer_is_found_in_the_documented_order(response: str, answer: str 
     "piece", [r"\boxed{", "{", "answer is ", "#### ", "A:", "$", " ", "\\", r"\boxed{1}", "\n", "answer "]
 )
 def test_extraction_from_a_megabyte_stays_quick(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     extract_answer(piece * (1_000_000 // len(piece)))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @given(st.text(alphabet="\\{}boxed#$ aA:.0123456789\nf\ud800", max_size=200))

@@ -238,6 +238,7 @@ def write_and_die(store: CheckpointStore, num_operations: int) -> bool:
                 if count > num_operations:
                     os.kill(os.getpid(), signal.SIGKILL)
 
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command line run in this process has left its own
         sys.addaudithook(die_in_time)
         write(store, 2)
         os.kill(os.getpid(), signal.SIGTERM)

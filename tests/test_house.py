@@ -10,6 +10,7 @@ from pathlib import Path
 import grimp
 
 from capo_ray.runs import layout
+from tests.conftest import BESIDE
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +38,7 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     assert '-m pytest -m "not real"' in check, "the fast tests, which CI runs once, among all"
     (tests,) = (line for line in ci if "pytest" in line)
     assert "-m pytest -n 2" in tests and '-m "' not in tests
+    assert all("mark.real" in (ROOT / "tests" / f"{stem}.py").read_text() for stem in BESIDE)
 
 
 def test_the_names_in_a_runs_directory_stand_in_one_place() -> None:

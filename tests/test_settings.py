@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.cli import main
+from capo_ray.cli import chat, main
 from capo_ray.cli.chat import render_chat
 from capo_ray.cli.checks import check_model
 from capo_ray.cli.compose import compose_train
@@ -116,7 +116,10 @@ PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n
 
 
 @pytest.mark.parametrize("template", [LOOP, HUGE])
-def test_a_chat_template_that_does_not_end_is_refused(template: str, tmp_path: Path) -> None:
+def test_a_chat_template_that_does_not_end_is_refused(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "CPU_S", 1)
     folder = write_model(tmp_path / "m")
     (folder / "chat_template.jinja").write_text(template)
     started = time.perf_counter()

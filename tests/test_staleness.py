@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,18 @@ def play(folder: Path, *, sigma: float = 0.8, max_age: int = 1, slots: int = 0, 
     return World(pipeline, engine, learner)
 
 
+@pytest.fixture(scope="module")
+def aged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], World]:
+    """The run of a max_age with everything else as usual, played once for all who look at it."""
+    return cache(lambda max_age: play(tmp_path_factory.mktemp("aged"), max_age=max_age))
+
+
 @pytest.mark.parametrize(("sigma", "max_age", "update_s"), [(0.8, 1, 6.0), (0.8, 2, 6.0), (1.2, 1, 30.0)])
-def test_groups_are_not_dropped_for_being_long(tmp_path: Path, sigma: float, max_age: int, update_s: float) -> None:
-    world = play(tmp_path, sigma=sigma, max_age=max_age, update_s=update_s)
+def test_groups_are_not_dropped_for_being_long(
+    aged: Callable[[int], World], tmp_path: Path, sigma: float, max_age: int, update_s: float
+) -> None:
+    usual = (sigma, update_s) == (0.8, 6.0)
+    world = aged(max_age) if usual else play(tmp_path, sigma=sigma, max_age=max_age, update_s=update_s)
     dropped = world.stale_problems
     trained = {key.problem for batch in world.learner.batches for key in batch}
     dropped_frac = len(dropped) / len(dropped | trained)
@@ -119,8 +129,8 @@ def test_groups_are_not_dropped_for_being_long(tmp_path: Path, sigma: float, max
     assert dropped_frac < 0.01
 
 
-def test_every_token_young_enough_is_trained_and_no_other(tmp_path: Path) -> None:
-    world = play(tmp_path, max_age=1)
+def test_every_token_young_enough_is_trained_and_no_other(aged: Callable[[int], World]) -> None:
+    world = aged(1)
     num_trained, num_partly = 0, 0
     for version, batch in world.learner.seen:
         assert math.isclose(sum(sum(w.loss_weights) for w in batch), 1.0, rel_tol=1e-9)
@@ -159,8 +169,8 @@ def test_every_token_young_enough_is_trained_and_no_other(tmp_path: Path) -> Non
     assert balance.reasons["stale"] + balance.counts["trained"] == 30 * GROUPS * SIBLINGS
 
 
-def test_a_long_response_loses_about_as_much_of_its_weight_as_a_short_one(tmp_path: Path) -> None:
-    world = play(tmp_path, max_age=2)
+def test_a_long_response_loses_about_as_much_of_its_weight_as_a_short_one(aged: Callable[[int], World]) -> None:
+    world = aged(2)
     kept = {str(w.sample.key): sum(x > 0 for x in w.loss_weights) for _, batch in world.learner.seen for w in batch}
     problems = {key.problem: key for batch in world.learner.batches for key in batch}
     rows = sorted(
@@ -173,7 +183,7 @@ def test_a_long_response_loses_about_as_much_of_its_weight_as_a_short_one(tmp_pa
     assert max(shares) < 1.08 * min(shares), f"{shares} of the responses' weight is trained, shortest first"
 
 
-def test_fewer_slots_keep_tokens_younger(tmp_path: Path) -> None:
-    deep, shallow = (play(tmp_path / str(slots), max_age=2, slots=slots) for slots in (0, 2 * GROUPS))
+def test_fewer_slots_keep_tokens_younger(aged: Callable[[int], World], tmp_path: Path) -> None:
+    deep, shallow = aged(2), play(tmp_path, max_age=2, slots=2 * GROUPS)
     assert deep.pipeline.num_slots == 3 * GROUPS
     assert shallow.pipeline.state.num_masked_tokens < 0.5 * deep.pipeline.state.num_masked_tokens

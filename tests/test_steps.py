@@ -197,9 +197,9 @@ def test_spans_that_do_not_tile_are_refused(spans: tuple[tuple[int, int], ...]) 
 @pytest.mark.parametrize("unit", ["\n", " ", "\n ", ".", ". ", '."', "1. ", "\n\nx", "。"])
 def test_segmenting_a_hostile_text_takes_linear_time(segmenter: str, unit: str) -> None:
     text = unit * 100_000
-    start = time.perf_counter()
+    start = time.process_time()  # not the time that a busy machine gives to others
     split(of_ends(text, [len(text)]), segmenter)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_entropy_cuts_only_where_a_decision_follows() -> None:

@@ -29,7 +29,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 asked = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_CPU, ({CPU_S}, {CPU_S}))
+resource.setrlimit(resource.RLIMIT_CPU, (asked["cpu_s"], asked["cpu_s"]))
 class Refused(TemplateError):
     pass
 def refuse(message):
@@ -70,9 +70,8 @@ def render_chat(
             f"{section}.chat_template_args.{unread[0]} has no effect: the chat template of {folder} does not read it; "
             "remove it, or see the template for its names"
         )
-    asked = json.dumps(
-        {"template": template, "names": {**names, **more, "messages": messages, "add_generation_prompt": True}}
-    )
+    names |= {**more, "messages": messages, "add_generation_prompt": True}
+    asked = json.dumps({"template": template, "names": names, "cpu_s": CPU_S})
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD],

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import subprocess
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from capo_ray.runs import layout
 from tests.conftest import BESIDE
 
 ROOT = Path(__file__).parents[1]
+
+
+@cache
+def package() -> dict[Path, list[ast.AST]]:
+    """The nodes of each file of the package."""
+    paths = sorted((ROOT / "capo_ray").rglob("*.py"))
+    return {path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in paths}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -44,19 +52,18 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
 def test_the_names_in_a_runs_directory_stand_in_one_place() -> None:
     names = {value for name, value in vars(layout).items() if name.isupper() and "." in value} | {layout.CHECKPOINTS}
     assert "workers.json" in names and len(names) > 10
-    for path in (ROOT / "capo_ray").rglob("*.py"):
+    for path, nodes in package().items():
         if path.name != "layout.py":
-            texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
             assert not names & texts, f"{path}: import {sorted(names & texts)} from capo_ray.runs.layout"
 
 
 def test_no_file_of_the_package_passes_300_lines_and_no_function_50() -> None:
     long = []
-    for path in sorted((ROOT / "capo_ray").rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if (count := len(text.splitlines())) > 300:
+    for path, nodes in package().items():
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 300:
             long.append(f"{path.relative_to(ROOT)}: {count} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 count = (node.end_lineno or 0) - node.lineno + 1
                 long += [f"{path.relative_to(ROOT)}: {node.name}, {count} lines"] * (count > 50)

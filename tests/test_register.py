@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,14 @@ NO_METRICS = {"n/a", "valid/asked", "text/html", "application/json"}
 WORD = "[a-z][a-z0-9_]*"
 
 
-def texts(*folders: str) -> Iterator[tuple[Path, str]]:
-    """The string constants of the code under the folders; in an f-string `{}` stands for what is put in."""
-    for path in [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]:
+@cache
+def texts(folder: str) -> list[tuple[Path, str]]:
+    """The string constants of the code under a folder; in an f-string `{}` stands for what is put in."""
+    return list(_texts(folder))
+
+
+def _texts(folder: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text()))) if path != REGISTER_FILE else []
         parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in nodes:
@@ -48,7 +54,7 @@ def test_every_name_in_the_code_is_registered() -> None:
 
 def test_every_name_that_a_reader_looks_for_is_registered() -> None:
     """In tests, benchmarks and pages: a name that was changed in the code stands nowhere by its old name."""
-    named = {text for _, text in texts("tests", "benchmarks") if re.fullmatch(rf"{WORD}/{WORD}", text)}
+    named = {text for _, text in texts("tests") + texts("benchmarks") if re.fullmatch(rf"{WORD}/{WORD}", text)}
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         named.update(re.findall(rf"`({WORD}/{WORD})`", page.read_text()))
     of_rooms = {name for name in named if name.partition("/")[0] in ROOMS}

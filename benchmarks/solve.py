@@ -17,7 +17,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,8 +212,8 @@ def _line(told: Mapping[str, Any]) -> str:
     )
 
 
-async def chains(num_problems: int, policy: str) -> dict[str, Any]:
-    """The laptop's world."""
+async def chains(num_problems: int, policy: str, keep: Callable[[dict[str, Any]], None]) -> None:
+    """The laptop's world; `keep` gets what there is after each arm."""
     config = SolveConfig(
         model=ModelConfig(path=policy),
         engine=EngineConfig(max_num_seqs=128, kv_cache_gib=0.5),
@@ -226,9 +226,6 @@ async def chains(num_problems: int, policy: str) -> dict[str, Any]:
     await world.arm("greedy", SampleSearch(temperature=0))
     await world.arm("sample", SampleSearch(**every))
     await world.pool(1.0, 1.0)
-    judges: dict[str, tuple[Judge, int]] = {
-        "oracle": (Oracle(0), 1), "oracle wrong 10%": (Oracle(0.1), 1), "oracle wrong 20%": (Oracle(0.2), 1),
-    }  # fmt: skip
     path = str(asset_path("laptop", "critic"))
     plain = PlainEngine(path)
     critic = {
@@ -237,19 +234,26 @@ async def chains(num_problems: int, policy: str) -> dict[str, Any]:
         )
         for vote in ("greedy", "average")
     }
-    judges |= {"critic, greedy vote": (critic["greedy"], 1), "critic, 4 votes": (critic["average"], 4)}
+    judges: dict[str, tuple[Judge, int]] = {
+        "critic, greedy vote": (critic["greedy"], 1),
+        "oracle": (Oracle(0), 1),
+        "critic, 4 votes": (critic["average"], 4),
+        "oracle wrong 10%": (Oracle(0.1), 1),
+        "oracle wrong 20%": (Oracle(0.2), 1),
+    }
     for told, (judge, votes) in judges.items():
-        for n in (4, 16):
-            await world.arm(f"best_of_{n}, {told}", BestOfNSearch(num_samples=n, **every), judge, votes)
-        for breadth in (4, 16):
+        for breadth in (16, 4):
             search = NavigatorSearch(
                 breadth=breadth, budget=72, shows="whole" if "critic" in told else "steps", **every
             )
             await world.arm(f"navigator b={breadth}, {told}", search, judge, votes)
-    return world.result()
+            keep(world.result())
+        for n in (4, 16):
+            await world.arm(f"best_of_{n}, {told}", BestOfNSearch(num_samples=n, **every), judge, votes)
+            keep(world.result())
 
 
-async def gsm8k(path: str, model: str, num_problems: int) -> dict[str, Any]:
+async def gsm8k(path: str, model: str, num_problems: int, keep: Callable[[dict[str, Any]], None]) -> None:
     """GSM8K with a text model and the calculator as the judge: it reads and writes no token."""
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()[:num_problems]]
     ask = "Reason step by step, with a blank line between steps, and put the final answer in \\boxed{}."
@@ -280,7 +284,7 @@ async def gsm8k(path: str, model: str, num_problems: int) -> dict[str, Any]:
         if name != "majority_4"
         for one in [compare(world.rewards["majority_4"], rewards)]
     }
-    return {"problems": len(problems), "model": Path(model).name, "arms": world.arms, "against_majority_4": differences}
+    keep({"problems": len(problems), "model": Path(model).name, "arms": world.arms, "against_majority_4": differences})
 
 
 def _named(problem: Problem, source: str) -> Problem:
@@ -298,11 +302,15 @@ def main() -> None:
     torch.set_num_threads(1)
     path = Path(args.output)
     told = json.loads(path.read_text()) if path.is_file() else {}
+
+    def keep(result: dict[str, Any]) -> None:
+        told["gsm8k" if args.gsm8k else f"chains, {args.policy}"] = result
+        path.write_text(json.dumps(told, indent=1) + "\n")
+
     if args.gsm8k:
-        told["gsm8k"] = asyncio.run(gsm8k(args.gsm8k, args.model, args.problems))
+        asyncio.run(gsm8k(args.gsm8k, args.model, args.problems, keep))
     else:
-        told[f"chains, {args.policy}"] = asyncio.run(chains(args.problems, args.policy))
-    path.write_text(json.dumps(told, indent=1) + "\n")
+        asyncio.run(chains(args.problems, args.policy, keep))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from capo_ray.problems.chains import (
     split_of,
     split_steps,
     true_wrong_steps,
+    unasked_steps,
 )
 from capo_ray.problems.chains_lessons import (
     critic_completion,
@@ -35,6 +36,7 @@ from capo_ray.problems.chains_lessons import (
     with_fault,
 )
 from capo_ray.problems.chains_tokenizer import build_tokenizer, vocabulary
+from capo_ray.types import Problem
 
 CHAIN = parse_chain("7*8+5-3")
 RIGHT = ("7*8=6", "6+5=1", "1-3=8", "\\boxed{8}")
@@ -92,7 +94,32 @@ def test_a_misread_step_computes_rightly_what_it_shows_and_is_wrong_where_that_w
     shown = [str(chain.start), *(step[-1] for step in steps)]
     asked = [f"{left}{operator}{digit}" for left, (operator, digit) in zip(shown, chain.operations, strict=False)]
     wrong = {k for k, text in enumerate(asked) if steps[k][:3] != text}
-    assert true_wrong_steps(chain, steps) == wrong
+    assert true_wrong_steps(chain, steps) == wrong == unasked_steps(chain, steps)
+
+
+@settings(max_examples=50)
+@given(chains, st.integers(0, 10**6), st.floats(0, 1))
+def test_what_a_rule_sees_without_arithmetic_is_all_that_is_wrong_but_results(chain, seed, misread_prob):
+    steps = demonstrate(chain, random.Random(seed), 0.5, misread_prob)
+    right = right_results(steps)
+    results = {k for k in range(len(chain.operations)) if steps[k][-1] != right[k]}
+    assert true_wrong_steps(chain, steps) == unasked_steps(chain, steps) | results
+
+
+@pytest.mark.parametrize(
+    "steps, unasked",
+    [
+        (RIGHT, set()),
+        (("7*8=5", "5+5=9", "9-3=0", "\\boxed{0}"), set()),  # results are not looked at
+        (("7*8=6", "5+5=0", "0-3=7", "\\boxed{6}"), {1, 3}),
+        (("7*8=6", "\\boxed{6}"), {1}),
+        (("7*8=6", "so what", "1-3=8", "\\boxed{8}"), {1, 2}),
+        ((*RIGHT, "8+1=9"), {4}),
+    ],
+)
+def test_the_steps_that_were_not_asked_for(steps, unasked):
+    assert unasked_steps(CHAIN, steps) == unasked
+    assert unasked_steps(Problem("q", "How many apples?", "3"), steps) == frozenset()
 
 
 def test_misread_steps_come_in_every_kind_and_leave_the_draws_of_others_alone():

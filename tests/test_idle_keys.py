@@ -65,6 +65,10 @@ TRAIN = [
         "data.kind=hub data.path=x data.eval_path=y data.eval_frac=0.2",
         "beside data.eval_path, which names the held-out file; remove one of the two",
     ),
+    (
+        "data=gsm8k data.path=x critic.flag_unasked=true",
+        "unless data.kind=chains, whose steps a rule can compare with the question; remove it",
+    ),
     ("data.curriculum.low=0.2", "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate"),
     (
         "data.curriculum.kind=pass_rate data.curriculum.late_low=0.2",

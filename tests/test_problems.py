@@ -175,4 +175,5 @@ def test_laptop_names_resolve_to_the_shipped_checkpoints():
     assert asset_path("laptop", "policy").name == "chains-policy"
     assert asset_path("laptop", "critic").name == "chains-critic"
     assert asset_path("discovery", "policy").name == "discovery-policy"
+    assert asset_path("novice", "critic").name == "novice-critic"
     assert asset_path("/models/x", "policy") == Path("/models/x")

@@ -10,11 +10,12 @@ from capo_ray.checkpoint import CheckpointStore
 from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit.requests import Critiques, TokenRewards
+from capo_ray.critics import RuledJudge
 from capo_ray.critics.build import build_judge
 from capo_ray.flow import Parts
 from capo_ray.ledger import SqliteLedger
 from capo_ray.problems import asset_path, build_problems
-from capo_ray.problems.chains import true_wrong_steps
+from capo_ray.problems.chains import true_wrong_steps, unasked_steps
 from capo_ray.protocols import Judge, RewardModel
 from capo_ray.verifiers import VerifierPool
 from plain_torch.arms import Arm
@@ -91,13 +92,14 @@ def _build_judge(config: TrainConfig, arm: Arm, critic: str, engine: PlainEngine
     if critic.startswith("oracle:"):
         judge = oracle(config, asked, critic.removeprefix("oracle:"))
     else:
-        judge = build_judge(
+        built = build_judge(
             config.critic,
             vote=asked.vote,
             quorum=asked.quorum,
             engine=engine,
             tokenizer=engine.tokenizer if engine is not None else None,
         )
+        judge = RuledJudge(built, unasked_steps) if config.critic.flag_unasked else built
     if arm.judge == "shuffled":
         return Shuffled(judge, config.run.seed)
     return AtRandom(judge, config.run.seed, config.learner.groups_per_batch) if arm.judge == "random" else judge

@@ -19,6 +19,7 @@ from capo_ray.cli.memory import (
 )
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
+from capo_ray.cli.useless import is_idle
 from capo_ray.config import FAMILIES, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.config.shipped import SHIPPED
@@ -117,14 +118,15 @@ def _memory_words(config: TrainConfig) -> list[str]:
 
 
 def _changed(config: TrainConfig) -> list[str]:
-    """The choices of kinds, and the keys that differ from the defaults of the same ones, as overrides."""
+    """The choices of kinds, and the keys with effect that differ from the defaults of the same ones, as overrides."""
     kinds = {name: getattr(getattr(config, name), family.tag) for name, family in FAMILIES.items()}
     # Not validated: the defaults of other sections need not go with the method.
     default = TrainConfig.model_construct(
         **{name: FAMILIES[name][kind].model_validate({FAMILIES[name].tag: kind}) for name, kind in kinds.items()}
     )
     ours, theirs = flat_keys(config.model_dump(mode="json")), flat_keys(default.model_dump(mode="json"))
-    differ = [f"{key}={json.dumps(value)}" for key, value in ours.items() if value != theirs.get(key)]
+    changed = [key for key, value in ours.items() if value != theirs.get(key) and not is_idle(config, key)]
+    differ = [f"{key}={json.dumps(ours[key])}" for key in changed]
     return [*(f"{name}={kind}" for name, kind in kinds.items() if kind != "none"), *differ]
 
 

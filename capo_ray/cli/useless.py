@@ -21,6 +21,11 @@ def refuse_useless(config: Section, given: Sequence[str], judges: bool = False) 
     refuse_keys([(path, rule) for path, rule in idle_rules(config) if (path, rule.keys) != whole], given)
 
 
+def is_idle(config: Section, key: str) -> bool:
+    """Whether a key would be refused on the command line."""
+    return any(rule.when and any(_covers(path + name, key) for name in rule.keys) for path, rule in idle_rules(config))
+
+
 def refuse_keys(rules: Sequence[tuple[str, Idle]], given: Sequence[str]) -> None:
     """Raise for the first given key that these rules, each with what its keys begin with, call idle."""
     for key in given:

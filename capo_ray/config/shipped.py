@@ -1,3 +1,3 @@
 """Names of the models in the package, by role."""
 
-SHIPPED = {"policy": ("laptop", "discovery"), "critic": ("laptop",)}
+SHIPPED = {"policy": ("laptop", "discovery", "novice"), "critic": ("laptop", "novice")}

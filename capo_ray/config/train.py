@@ -108,6 +108,11 @@ class TrainConfig(Section):
                 averages=votes is not None and votes.vote == "average",
                 asks_once=votes is not None and asks_once(votes.vote),
             ),
+            Idle(
+                ("critic.flag_unasked",),
+                self.data.kind != "chains",
+                "unless data.kind=chains, whose steps a rule can compare with the question; remove it",
+            ),
             *self.reward_model.idle_for(objective),
             *self.learner.idle_for(
                 holds_reference=self.loss.kl_coef > 0 or objective == "prime",

@@ -4,6 +4,7 @@
     EndpointJudge    any OpenAI-compatible API      CanaryWatch      known wrong steps, every so often
     EnsembleJudge    several side by side           GuardedStore     what was paid for once
     PatientJudge     any of these, outages waited out
+    RuledJudge       any of these, beside a rule that needs no model
     build_judge      any of these, from the configuration
 
 Invariant: a critique that failed is invalid and abstains, with its reason counted; it is never "no error".
@@ -15,6 +16,7 @@ from capo_ray.critics.canary import CanaryCase, CanaryReport, CanaryWatch, judge
 from capo_ray.critics.ensemble import EnsembleJudge
 from capo_ray.critics.judge import Judge
 from capo_ray.critics.parse import parse_critique
+from capo_ray.critics.ruled import RuledJudge
 from capo_ray.critics.store import CritiqueStore
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "CritiqueStore",
     "EnsembleJudge",
     "Judge",
+    "RuledJudge",
     "build_judge",
     "calculate",
     "judge_canaries",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig
-from capo_ray.critics import build_judge
+from capo_ray.critics import RuledJudge, build_judge
 from capo_ray.critics.canary import JudgeWithStats
 from capo_ray.critics.guarded import StoreDoor
-from capo_ray.problems import asset_path
+from capo_ray.problems import asset_path, unasked_steps
 
 if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without
     from capo_ray.engines import EngineSpec, VllmEngine
@@ -61,8 +61,10 @@ def judge_on(
 ) -> JudgeWithStats:
     """The judge on a started engine, or on none; several may share one. Raises `ValueError` as `open_judge`."""
     if engine is None:
-        return build_judge(critic, vote=vote, quorum=quorum, store=store)
-    return build_judge(
-        critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=engine.tokenizer,
-        model_revision=engine.spec.model_path,
-    )  # fmt: skip
+        judge = build_judge(critic, vote=vote, quorum=quorum, store=store)
+    else:
+        judge = build_judge(
+            critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=engine.tokenizer,
+            model_revision=engine.spec.model_path,
+        )  # fmt: skip
+    return RuledJudge(judge, unasked_steps) if critic.flag_unasked else judge

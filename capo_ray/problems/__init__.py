@@ -7,7 +7,7 @@ is in `held_out`.
 """
 
 from capo_ray.problems.assets import asset_path
-from capo_ray.problems.chains import ChainProblem, true_wrong_steps
+from capo_ray.problems.chains import ChainProblem, true_wrong_steps, unasked_steps
 from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.files import data_files
 from capo_ray.problems.rows import reads_hub
@@ -24,4 +24,5 @@ __all__ = [
     "data_files",
     "reads_hub",
     "true_wrong_steps",
+    "unasked_steps",
 ]

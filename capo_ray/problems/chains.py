@@ -190,6 +190,28 @@ def true_wrong_steps(problem: Problem | Chain, response_steps: Sequence[str]) ->
     return frozenset(wrong)
 
 
+def unasked_steps(problem: Problem | Chain, response_steps: Sequence[str]) -> frozenset[int]:
+    """The wrong steps that can be told from the question without any arithmetic; none where it is no chain.
+
+    They do not spell the operation asked for there on the last shown result, or box another digit than that result.
+    """
+    if not isinstance(problem, Chain) and not _PROMPT.fullmatch(problem.prompt.strip()):
+        return frozenset()
+    chain = problem if isinstance(problem, Chain) else parse_chain(problem.prompt)
+    shown = str(chain.start)
+    unasked = set()
+    for index, raw in enumerate(response_steps):
+        step, boxed = _STEP.fullmatch(raw.strip()), _BOXED.fullmatch(raw.strip())
+        if step and index < len(chain.operations):
+            operator, digit = chain.operations[index]
+            if (step[1], step[2], step[3]) != (shown, operator, str(digit)):
+                unasked.add(index)
+        elif not (boxed and index == len(chain.operations) and boxed[1] == shown):
+            unasked.add(index)
+        shown = step[4] if step else ""
+    return frozenset(unasked)
+
+
 def right_results(response_steps: Sequence[str]) -> str:
     """One character a step: the right result of what the step shows, its operands taken as they stand.
 

@@ -28,7 +28,7 @@ class Other:
         return tuple(tuple(row) for _ in responses)
 
     def stats(self) -> dict[str, float]:
-        return {"critic/votes": 3.0}
+        return {"critic/votes_per_response": 3.0}
 
 
 def critiques(judge: JudgeWithStats, *steps: str) -> list[tuple[frozenset[int] | None, bool | None]]:
@@ -42,7 +42,7 @@ def test_every_critique_flags_what_was_not_asked_for() -> None:
     assert critiques(judge, *misread) == [({0, 1}, False), ({1}, False), ({1}, False)], "also what cannot be read"
     asked = ("7*8=6\n\n", "6+5=4\n\n", "4-3=1\n\n", "\\boxed{1}")
     assert critiques(judge, *asked) == [({0}, False), (set(), True), (None, None)], "results are the critic's to judge"
-    assert judge.stats() == {"critic/votes": 3.0}
+    assert judge.stats() == {"critic/votes_per_response": 3.0}
 
 
 @pytest.mark.parametrize("flags", [False, True])

@@ -16,8 +16,8 @@ Rule = Callable[[Problem, Sequence[str]], frozenset[int]]
 class RuledJudge:
     """`protocols.Judge`: the critiques of another judge, each with the rule's steps flagged as well.
 
-    The rule says the same to every vote, so a vote that the other judge holds decided stays so. What it flags is flagged
-    where a critique cannot be read as well: or a policy learns to write what the critic cannot judge.
+    The rule says the same to every vote, so a vote that the other judge holds decided stays so. What it flags is
+    flagged where a critique cannot be read as well: or a policy learns to write what the critic cannot judge.
     """
 
     def __init__(self, judge: JudgeWithStats, rule: Rule) -> None:

@@ -34,11 +34,11 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or 3.12 with venv, found none: install python3.11 (and python3.11-venv), or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "== environment in .venv ($(PYTHON)); the first time takes some minutes and about 3 GB"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)
-	@echo "== installed: $(BIN)/capo-ray"
+	@echo "== installed: $(BIN)/capo-ray (source $(BIN)/activate puts it on PATH)"
 
 train: install
 	$(BIN)/capo-ray train $(ARGS)
@@ -64,7 +64,7 @@ check: install
 	cat "$$said"; exit $$((tests ? tests : lint))
 
 bench: install
-	@test -n "$(NAME)" || { echo "expected NAME=…, one of: $$(cd benchmarks && ls *.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')" >&2; exit 2; }
+	@test -n "$(NAME)" || { echo "expected NAME=…, one of: $$(cd benchmarks && grep -l __main__ *.py | sed 's/\.py$$//' | tr '\n' ' ')" >&2; exit 2; }
 	@test -f benchmarks/$(NAME).py || { echo "expected a benchmark, but there is no benchmarks/$(NAME).py" >&2; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 

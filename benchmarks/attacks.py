@@ -44,11 +44,12 @@ from capo_ray.protocols import JudgeRequest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from attacks_parts import DEFENCES, Rollout, insert, make_attacks, make_neutral, make_rollouts, read_rollouts
+from records import record
 
 from tests.fake_critic import LetterTokenizer
 from tests.test_critics_attacks import Gullible, verdict_words
 
-RESULTS = Path(__file__).parent / "results" / "attacks.json"
+RESULTS = record("attacks.json")
 
 
 # --- structure ---

@@ -9,7 +9,7 @@ rollouts per prefix); reward models begun as the policy and trained on 320 group
 40 updates has. Figures, per method: AUC of the blame within a response and over all steps, precision and recall of the
 steps that an update pushes down, rank correlation with value changes across a step, estimated from rollouts of their
 own.
-Writes benchmarks/results/credit_fidelity.json and docs/images/credit-fidelity.png. Fails below the goal: AUC 0.95
+Writes credit_fidelity.json and credit-fidelity.png (see records.py). Fails below the goal: AUC 0.95
 within responses for CAPO with a critic that is right on 90% of steps, k = 8.
 """
 
@@ -32,6 +32,7 @@ import torch
 from plain_torch.fidelity import calibration, measure, step_credit
 from plain_torch.fidelity_report import draw, show
 from plain_torch.planted import GROUP, HalfShared, World
+from records import PUBLISHED, record
 from scripted import ScriptedJudge, ScriptedSource
 
 from capo_ray.config.credit import CREDIT_METHODS
@@ -42,7 +43,7 @@ from capo_ray.protocols import Judge
 from capo_ray.types import Group
 
 ROOT = Path(__file__).parent
-RESULTS = ROOT / "results" / "credit_fidelity.json"
+RESULTS = record("credit_fidelity.json")
 ASSETS = ROOT.parent / "capo_ray" / "assets"
 VOTE_COUNTS = (1, 2, 4, 8)
 GOAL = 0.95
@@ -98,7 +99,7 @@ def main() -> int:
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     show(record)
-    draw(record, ROOT.parent / "docs" / "images")
+    draw(record, ROOT.parent / "docs" / "images" if RESULTS.parent == PUBLISHED else RESULTS.parent)
     reached = [r["auc_within"] for r in rows if (r["critic"], r["k"]) == ("90% of steps", 8) and r["method"] in MAIN]
     return 0 if min(reached) >= GOAL else 1
 

@@ -22,10 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from records import record
+
 from capo_ray.ledger import read_balance
 from capo_ray.runs.layout import LEDGER_FILE
 
-RESULTS = Path(__file__).parent / "results" / "dead_critics.json"
+RESULTS = record("dead_critics.json")
 SETTINGS = (
     "stream.max_age=0", "learner.lr=1e-7", "learner.num_epochs=1", "credit.quorum=3", "run.eval_every=0",
     "run.eval_problems=16", "tracking.tensorboard=false",

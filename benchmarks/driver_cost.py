@@ -15,6 +15,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+from records import record
 
 from capo_ray.config.credit import CapoConfig
 from capo_ray.credit import assign_credit
@@ -118,7 +119,7 @@ def bytes_per_token(num_responses: int, num_tokens: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/driver_cost.json"))
+    parser.add_argument("--output", type=Path, default=record("driver_cost.json"))
     arguments = parser.parse_args()
     result = {"cpu_per_8k_response": measure(2, 8192), "per_token_of_16k_responses": bytes_per_token(192, 16_384)}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
@@ -34,7 +33,6 @@ from capo_ray.protocols import step_texts
 from capo_ray.steps import cut_at_blank_lines, cut_at_newlines, cut_at_sentences, split_steps
 from capo_ray.types import Completion, Span, VersionRun
 
-RESULTS = Path(__file__).parent / "results" / "fuzz_parsers.json"
 Parsed = tuple[frozenset[int] | None, bool | None, str]
 Parser = Callable[[str, int], Parsed]
 Cutter = Callable[[Completion, StepsBase], tuple[Span, ...]]
@@ -225,6 +223,8 @@ def fuzz(cases: int, seed: int, parse: Parser, cut: Cutter) -> dict[str, object]
 
 def main() -> int:
     """0 when all cases pass, or when the negative control was caught."""
+    from records import record  # beside this file, when it is run and not imported
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -244,8 +244,7 @@ def main() -> int:
         return 1
     out["linear_s_per_100000_characters"] = check_linear()
     print(json.dumps(out, indent=1))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(out, indent=1) + "\n")
+    record("fuzz_parsers.json").write_text(json.dumps(out, indent=1) + "\n")
     return 0
 
 

@@ -272,6 +272,8 @@ def _failures(stats: dict[str, float], reasons: Counter[str], count: int, audite
 
 
 def main() -> int:
+    from records import record  # beside this file, when it is run and not imported
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -280,10 +282,8 @@ def main() -> int:
     parser.add_argument("--control", choices=("audit", "limit"), default="", help="negative control: must be caught")
     args = parser.parse_args()
     report = run_attack(args.count, args.seed, args.processes, args.timeout, args.control)
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
     name = f"hostile_verifier_{args.control}_control" if args.control else "hostile_verifier"
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    record(f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     if args.control:
         print("negative control caught" if report["failures"] else "negative control NOT caught")

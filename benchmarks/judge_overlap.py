@@ -52,10 +52,11 @@ from judge_overlap_parts import (
     WordVerifier,
     make_trace,
 )
+from records import record
 
 from tests.fakes import fake_parts
 
-RESULTS = Path(__file__).parent / "results" / "judge_overlap.json"
+RESULTS = record("judge_overlap.json")
 GOAL = 0.05
 VOTES, WARM_UP = 4, 4
 Credit = tuple[tuple[float, ...], ...]

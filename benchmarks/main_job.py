@@ -2,7 +2,7 @@
 
     make bench NAME=main_job ARGS="--seeds 5 --methods capo grpo"
 
-Arms are interleaved seed by seed; the same seed sees the same problems. Raw summaries go to benchmarks/results/. The
+Arms are interleaved seed by seed; the same seed sees the same problems. Raw summaries go where records.py says. The
 exit code is 1 where a seed ends below its start, greedily or sampled.
 """
 
@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "main_job.json"
+from records import record
+
+RESULTS = record("main_job.json")
 MEASURES = ("greedy_accuracy", "accuracy")
 ENDS = tuple(f"{end}_{measure}{ci95}" for measure in MEASURES for end in ("initial", "final") for ci95 in ("", "_ci95"))
 KEPT = (*ENDS, "updates", "trajectories", "trained", "critiques", "critic", "wall_s")
@@ -37,7 +39,6 @@ def main() -> int:
             for method in args.methods:
                 rows.append(run_one(Path(folder), method, seed, args.overrides))
                 show(rows[-1])
-                RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps({"cores": os.cpu_count(), "runs": rows}, indent=1) + "\n")
     for method in args.methods:
         summarise(method, [row for row in rows if row["method"] == method])

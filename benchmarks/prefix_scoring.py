@@ -10,7 +10,7 @@ behind a cue of 4. The K+1 prefixes of all siblings go to the engine together, a
     packed      what one pass over the tree of all prefixes would compute, by count: vLLM has none
 Both give the same logprobs, or the benchmark fails. Medians of the repeats, arms interleaved, the cache emptied before
 each. Goal at 1,024 tokens: at most 1.3 times the tokens of a packed pass.
-Writes benchmarks/results/prefix_scoring.json.
+Writes prefix_scoring.json (see records.py).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
+from records import record
 from tiny import write_tiny_model
 
 from capo_ray.engines import EngineSpec, VllmEngine
 
-RESULTS = Path(__file__).parent / "results" / "prefix_scoring.json"
+RESULTS = record("prefix_scoring.json")
 SIBLINGS, PROMPT, CUE, ANSWER = 4, 40, 4, 6
 SETTINGS = ((48, 6), (256, 16), (1024, 32))
 """(tokens of a response, steps)"""

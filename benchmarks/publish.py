@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from records import record
 from tiny import write_tokenizer
 
 from capo_ray.config.loss import LossConfig
@@ -33,7 +34,7 @@ from capo_ray.place.roles.rollout import RolloutWorker
 from capo_ray.sizing import store_bytes
 from capo_ray.weights import Apart, verify_handle
 
-RESULTS = Path(__file__).parent / "results" / "publish.json"
+RESULTS = record("publish.json")
 CANARY = tuple(range(3, 3 + CANARY_TOKENS))
 ANY = Apart(100.0, 100.0)
 SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary

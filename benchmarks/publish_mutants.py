@@ -43,8 +43,8 @@ from capo_ray.weights import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from publish_mutants_parts import State, engine_mutants, sender_mutants, transit_mutants
+from records import record
 
-RESULTS = Path(__file__).parent / "results" / "publish_mutants.json"
 STEP = 4e-4  # learning rate 1e-4 x four moves
 
 
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=record("publish_mutants.json"))
     args = parser.parse_args()
     from capo_ray.problems import asset_path
 

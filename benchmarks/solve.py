@@ -6,7 +6,7 @@ oracles that are wrong now and then. On the plain engine (`plain_torch`), so tha
 searches, the critic and the account of tokens are those of `capo-ray solve`.
 
 `--gsm8k FILE --model DIR` does the same for a text model on vLLM with the calculator as the judge.
-Results: benchmarks/results/solve.json, one entry a world.
+Results: solve.json (see records.py), one entry a world.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from plain_torch.engine import PlainEngine
+from records import record
 
 from capo_ray.answers import extract_answer, fast_equal
 from capo_ray.config.search import (
@@ -52,7 +53,7 @@ from capo_ray.prompts import frame_question
 from capo_ray.protocols import Judge, JudgeRequest, Sampling, TextEngine
 from capo_ray.types import Completion, Critique, Problem, Provenance, Verdict, VersionRun
 
-RESULTS = Path(__file__).parent / "results" / "solve.json"
+RESULTS = record("solve.json")
 STEP_TOKENS = 24
 """A step of a chain has 8 or, the box, 10."""
 POOL = 64

@@ -1,6 +1,6 @@
 r"""What happens to long responses whose tokens grow old: dropped as groups, masked by token, or waited for.
 
-    python benchmarks/staleness.py [--updates 200] [--seeds 3] [--output benchmarks/results/staleness.json]
+    python benchmarks/staleness.py [--updates 200] [--seeds 3] [--output FILE | --record]
 
 The real slot buffer on a simulated clock. Groups of 8 responses of log-normal length (sigma), a token taking the same
 time everywhere; a group is finished with its longest response and, where critics are asked, a critique later; the mean
@@ -36,9 +36,11 @@ from typing import Any
 from capo_ray.buffer import SlotBuffer, Taken, Ticket
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from records import record
+
 from tests.clock import simulate
 
-RESULTS = Path(__file__).parent / "results" / "staleness.json"
+RESULTS = record("staleness.json")
 GROUPS, SIBLINGS = 16, 8
 RULES = ("drop", "mask", "hold", "wait")
 MASKING = ("mask", "wait")

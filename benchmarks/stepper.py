@@ -10,7 +10,7 @@ it was sent to a device that does one step at a time. No engine is started.
 Host milliseconds are CPU time of the one thread, per step, prefill included; step milliseconds are wall. Device times:
 0; 7 and 14 ms, those of a 1.5B and a 7B model on an H100 at 256 sequences by arithmetic; and 30. Medians of repeats.
 Goal: ahead, a step behind a device of 30 ms lasts at most 1.15 times as long as the device or the host alone, whichever
-is more. Writes benchmarks/results/stepper.json.
+is more. Writes stepper.json (see records.py).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import Future
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from records import record
 from tiny import write_tiny_model
 
 from capo_ray.engines import EngineSpec
@@ -36,7 +36,7 @@ from capo_ray.engines.requests import TOP_LOGPROBS, sampling_params
 from capo_ray.engines.runtime import engine_args, prepare_environment
 from capo_ray.protocols import Sampling
 
-RESULTS = Path(__file__).parent / "results" / "stepper.json"
+RESULTS = record("stepper.json")
 TOKENS, BLOCK, BLOCKS = 40, 16, 20_000
 DEVICE_MS = (0.0, 7.0, 14.0, 30.0)
 GOAL = 1.15

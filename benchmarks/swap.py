@@ -12,7 +12,7 @@ the same time of undisturbed decoding would have given, less those that came, ov
 Before that, while the engine serves: `beside`, the steps lost to reading, verifying and loading on another thread, and
 of them `no_core`: the stepping thread was ready to run and had no core (the kernel's own count, schedstat). Tokens come
 from vLLM's scheduler, times from the stepping thread's clock; medians of the swaps. Goal: at most two steps
-lost with `keep`, all parts together. Writes benchmarks/results/swap.json.
+lost with `keep`, all parts together. Writes swap.json (see records.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from records import record
 from tiny import write_tiny_model
 
 from capo_ray.engines import EngineSpec, VllmEngine
@@ -37,7 +38,7 @@ from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.protocols import Sampling
 from capo_ray.weights import Apart, Canary, build_handle
 
-RESULTS = Path(__file__).parent / "results" / "swap.json"
+RESULTS = record("swap.json")
 SEQUENCES, PROMPT, RESPONSE, CANARY = 15, 160, 400, CANARY_TOKENS
 BEFORE, AFTER = 120, 10
 GOAL = 2.0

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from records import record
+
 import capo_ray.verifiers.pool as pool_module
 from capo_ray import answers
 from capo_ray.config.sections import VerifierConfig
@@ -238,9 +240,7 @@ def _report(
         "processes": args.processes,
         "machine": machine,
     }
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / "verifier.json").write_text(json.dumps(report, indent=2) + "\n")
+    record("verifier.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{machine}, median of {len(rows)}\n{'arm':<8}{'pairs/s':>10}\nnaive   {median['naive_per_s']:>10.0f}")
     ratios = f"{median['ratio']:.1f}x (goal 20x); {median['cpu_ratio']:.1f}x in processor time"
     print(f"pool    {median['pool_per_s']:>10.0f}   {ratios}\nstream  {median['stream_per_s']:>10.0f}")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from records import record
 
 from capo_ray.config import TrainConfig
 from capo_ray.credit import assign_credit
@@ -37,7 +38,7 @@ from capo_ray.types import (
     VersionRun,
 )
 
-RESULTS = Path(__file__).parent / "results" / "view.json"
+RESULTS = record("view.json")
 WHOLE = 12_500
 GROUPS_PER_UPDATE = 8
 
@@ -46,7 +47,7 @@ def main() -> None:
     """Prints and keeps one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", type=int, default=WHOLE, help="12,500 groups of 8 are 10^5 trajectories")
-    parser.add_argument("--output", type=Path, help="default: the published record, for a run of the whole size only")
+    parser.add_argument("--output", type=Path, help="default: view.json (records.py), of a run of whole size only")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = write_run(Path(folder) / "run", args.groups)

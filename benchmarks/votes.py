@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from records import record
 from tiny import write_tiny_model
 
 from capo_ray.config.sections import CriticConfig
@@ -47,7 +48,7 @@ from capo_ray.protocols import JudgeRequest, Sampling
 from capo_ray.types import Completion, Critique, Problem
 from capo_ray.votes import step_weights
 
-RESULTS = Path(__file__).parent / "results" / "votes.json"
+RESULTS = record("votes.json")
 GOALS = {4: 2.5, 8: 5.0}
 STORE_GOAL = 20.0
 VOTE = "majority"

@@ -69,7 +69,7 @@ class Run:
         self.engine.after_load = self.loaded
         self.curve: list[dict[str, Any]] = []
         self.figures: list[dict[str, float]] = []
-        self.quality: list[dict[str, Any]] = [self.pipeline.critic.summary()]
+        self.quality: list[dict[str, Any]] = [self.pipeline.state.critic.summary()]
         self.paused = [0.0, 0.0]
 
     async def go(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Run:
         """As `Tracker.log`: the figures of an update, those of the pipeline's own evaluations left out."""
         if "time/update_s" in metrics:
             self.figures.append({name: x for name, x in metrics.items() if name.startswith(KEPT)})
-            self.quality.append(self.pipeline.critic.summary())
+            self.quality.append(self.pipeline.state.critic.summary())
 
     def write_group(self, *arguments: Any) -> None:
         """Nothing: nobody reads transcripts of an arm."""

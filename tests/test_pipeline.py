@@ -338,6 +338,7 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     close(again)
     balance = again.ledger.balance()  # type: ignore[attr-defined]
     assert outcome.state.version == 20
+    assert outcome.state.critic.num_responses == outcome.state.num_trajectories, "both of all sessions"
     assert balance.balanced and again.ledger.trained_twice() == 0  # type: ignore[attr-defined]
     assert balance.counts["trained"] == 20 * 3 * 4
     assert balance.reasons["rolled_back"] == num_trained - 10 * 3 * 4 >= 3 * 3 * 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from capo_ray.flow.figures import CriticScore
 from capo_ray.flow.state import RunState
 
 
@@ -19,7 +18,6 @@ class RunOutcome:
 
     final: dict[str, Any]
     state: RunState
-    critic: CriticScore
     stopped_early: str = ""
     asked_to_end: bool = False
 

@@ -24,7 +24,7 @@ from capo_ray.buffer import SlotBuffer, Taken, Ticket
 from capo_ray.flow.ages import Sorted, sort_by_age
 from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, HeldOut
-from capo_ray.flow.figures import CriticScore, update_figures
+from capo_ray.flow.figures import update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
 from capo_ray.flow.judging import judge_figures
 from capo_ray.flow.off_loop import off_loop
@@ -71,7 +71,6 @@ class Pipeline:
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
         )
         self.budgets = Budgets(config)
-        self.critic = CriticScore()
         self._wake = asyncio.Event()
         self.saver = Saver(self.parts, self.state, self._moment, self._wake.set, self.parts.ledger.check)
         self._stop: str | None = None
@@ -115,7 +114,7 @@ class Pipeline:
         return self._streaming
 
     def _outcome(self, last: EvalReport | None, stopped_early: str, asked_to_end: bool = False) -> RunOutcome:
-        return RunOutcome({} if last is None else last.summary(), self.state, self.critic, stopped_early, asked_to_end)
+        return RunOutcome({} if last is None else last.summary(), self.state, stopped_early, asked_to_end)
 
     async def _stream(self) -> str:
         """Produce and consume side by side until the consumer is done; why it stopped early, or nothing."""
@@ -159,7 +158,7 @@ class Pipeline:
         except GROUP_FAILURES as error:
             self._fail(ticket, group_id, flight, error)
             return
-        self.critic.count(group, self.parts.step_truth)
+        self.state.critic.count(group, self.parts.step_truth)
         self.state.count(group)
         self.parts.problems.train.observe(flight.problem, group.rewards)
         self.budgets.judged(group)
@@ -247,7 +246,7 @@ class Pipeline:
         figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
         step_s = waited_s + report.seconds + publish_s
         figures |= judge_figures(groups, self.parts.config, waited_s=waited_s, step_s=step_s)
-        figures |= self.critic.figures() | self.budgets.figures() | self.way.figures()
+        figures |= self.state.critic.figures() | self.budgets.figures() | self.way.figures()
         await self._after_update(groups, figures)
 
     async def _update_on(self, taken: Sequence[Taken[CreditedGroup]]) -> Trained:

@@ -9,6 +9,7 @@ from typing import Any
 
 from capo_ray.checkpoint import read_state
 from capo_ray.flow.entropy_control import EntropyState
+from capo_ray.flow.figures import CriticScore
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.runs.layout import STATE_FILE
 from capo_ray.types import Problem
@@ -35,6 +36,7 @@ class RunState:
     seconds: float = 0.0
     reference_version: int | None = None
     entropy: EntropyState = field(default_factory=EntropyState)
+    critic: CriticScore = field(default_factory=CriticScore)
     outstanding: list[tuple[Problem, int]] = field(default_factory=list)
 
     def count(self, group: CreditedGroup) -> None:
@@ -59,6 +61,8 @@ def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
     problems = payload.pop("problems")
     payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
     payload["entropy"] = EntropyState(**payload["entropy"])
+    payload["critic"] = CriticScore(**payload.get("critic", {}))
+    payload["critic"].figures()  # told already: the next row's are of what comes from here on
     if "initial_accuracy" in payload:  # of a run from before evaluations had intervals
         payload["initial"] = {"accuracy": payload.pop("initial_accuracy")}
     return RunState(**payload), problems

@@ -55,7 +55,9 @@ def test_the_package_of_the_own_method_names_its_config() -> None:
 
 
 def test_the_own_verifier_judges_in_a_process_of_its_own() -> None:
-    config = VerifierConfig(kind="custom", path="examples.own_verifier:last_number", timeout_s=30, num_processes=1)
+    config = VerifierConfig(
+        kind="custom", path=f"{EXAMPLES}/own_verifier.py:last_number", timeout_s=30, num_processes=1
+    )
     with VerifierPool(config) as pool:
         verdicts = asyncio.run(pool.verify("14", ["so it is 14", "14, or 15"]))
         unknown = asyncio.run(pool.verify("x", ["14"]))

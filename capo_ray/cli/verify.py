@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="PAIRS.jsonl", help="file, or - for standard input")
     kinds = ", ".join(verifier_kinds())
     parser.add_argument("--kind", default="math", metavar="KIND", help=f"default: math; one of {kinds}")
-    parser.add_argument("--path", default="", metavar="MODULE:FUNCTION", help="the function of --kind custom")
+    parser.add_argument("--path", default="", metavar="FILE.py:FUNCTION", help="the function of --kind custom")
     parser.add_argument("--tolerance", type=float, default=None, metavar="X", help="of --kind numeric, default 0.01")
     parser.add_argument("--timeout", type=float, default=None, metavar="S", help="processor seconds for one pair")
     parser.add_argument("--processes", type=int, default=None, metavar="N", help="child processes")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.cluster import ClusterConfig as ClusterConfig
@@ -95,7 +96,8 @@ class VerifierConfig(Section):
     """math: math-verify; exact: same text; choice: same options; numeric: within `tolerance`; custom: the function at
     `path`; or the name of a function that another package offers by an entry point of `capo_ray.verifiers`."""
     path: str = ""
-    """kind=custom: `package.module:function`, called as function(answer, response) -> True, False or None (invalid)."""
+    """kind=custom: `FILE.py:function` or `package.module:function`, called as function(answer, response) -> True, False
+    or None (invalid)."""
     tolerance: float = Field(0.01, ge=0, lt=1)
     """kind=numeric: how far an answer may be from the reference, as a share of it; 0: the same value."""
     num_workers: Positive = 1
@@ -113,9 +115,16 @@ class VerifierConfig(Section):
     deadline_s: float = Field(60.0, gt=0)
     """For all siblings of a group."""
 
+    @field_validator("path")
+    @classmethod
+    def _name_its_place(cls, path: str) -> str:
+        """A file as all workers find it, wherever they start."""
+        file, _, name = path.rpartition(":")
+        return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else path
+
     @property
     def function(self) -> str:
-        """`package.module:function` where it is not one of our own kinds, else nothing."""
+        """`package.module:function` or `FILE.py:function` where it is not one of our own kinds, else nothing."""
         return self.path if self.kind in VERIFIER_KINDS else offered_functions(VERIFIERS).get(self.kind, "")
 
     @model_validator(mode="after")
@@ -125,8 +134,11 @@ class VerifierConfig(Section):
             near = get_close_matches(self.kind, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"verifier.kind={self.kind} is no verifier{hint} Verifiers: {', '.join(known)}")
-        if self.kind == "custom" and not re.fullmatch(r"[\w.]+:\w+", self.path):
-            raise ValueError(f"verifier.kind=custom needs verifier.path=package.module:function (got {self.path!r})")
+        if self.kind == "custom" and not re.fullmatch(r"([\w.]+|.+\.py):\w+", self.path):
+            raise ValueError(
+                "verifier.kind=custom needs verifier.path=FILE.py:function or package.module:function "
+                f"(got {self.path!r})"
+            )
         if self.kind != "custom" and self.path:
             raise ValueError(f"verifier.path is only read with verifier.kind=custom (got verifier.kind={self.kind})")
         if self.kind != "numeric" and self.tolerance != type(self).model_fields["tolerance"].default:

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, cast
 
 from capo_ray.verifiers.frames import read_blocking, write_blocking
@@ -153,10 +154,24 @@ def load_check(kind: str, path: str) -> Check:
 
         prepare(slow_equal)
         return slow_equal
-    function = pkgutil.resolve_name(path)
+    function = _find(path)
     if not callable(function):
-        raise TypeError(f"expected a function(answer, response) at {path}, got {type(function).__name__}")
+        raise TypeError(f"it is no function, but of type {type(function).__name__}")
     return cast(Check, function)
+
+
+def _find(path: str) -> object:
+    """What stands at `package.module:name`, or at `FILE.py:name`, beside which the file may import its neighbours."""
+    file, _, name = path.rpartition(":")
+    if not file.endswith(".py"):
+        return pkgutil.resolve_name(path)
+    sys.path.insert(0, os.path.dirname(file))
+    # Under a name of its own: the file may be called like a module that is loaded already.
+    spec = spec_from_file_location("own_verifier_file", file)
+    assert spec is not None and spec.loader is not None, "a name in .py has a loader"
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
 
 
 def serve(check: Check, requests: int, replies: int, settings: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import importlib
 import json
 import signal
 import subprocess
@@ -152,6 +153,29 @@ def test_submit_prints_a_line_that_a_shell_reads_back(capsys: pytest.CaptureFixt
     assert main(words) == 0
     expected = "ray job submit --address http://127.0.0.1:8265 -- python -m capo_ray train credit=grpo 'run.name=a b'\n"
     assert capsys.readouterr().out == expected
+
+
+def test_submit_to_an_address_where_nobody_answers_says_so_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--address", "http://127.0.0.1:9"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("capo-ray submit: --address: expected an answer at 127.0.0.1:9") and said.count("\n") == 1
+
+
+def test_an_option_that_is_a_setting_is_answered_with_how_to_write_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._parse("train", importlib.import_module("capo_ray.cli.train"), ["--credit", "grpo"])
+    assert "unrecognized arguments: --credit; settings have no dashes: credit=VALUE" in capsys.readouterr().err
+
+
+def test_what_is_given_twice_is_told_and_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ["credit=capo", "credit=grpo", "learner.lr=1e-5", "learner.lr=1e-4"]
+    assert main(["train", "--dry-run", "--json", *twice]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["config"]["learner"]["lr"] == 1e-4
+    assert said.err.splitlines() == [
+        "capo-ray train: credit is given 2 times; credit=grpo counts",
+        "capo-ray train: learner.lr is given 2 times; learner.lr=1e-4 counts",
+    ]
 
 
 def test_submit_checks_the_overrides_here_and_keeps_results_out_of_a_temporary_copy(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from capo_ray.checkpoint import write_settings
 from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
+from capo_ray.cli.sft import read_config
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.config.steps import EntropySteps
 from capo_ray.place.rundir import own_settings
@@ -203,6 +204,15 @@ def test_steps_have_the_keys_of_their_segmenter() -> None:
     assert "steps=sentences is no choice; did you mean steps=sentence?" in refusal("steps=sentences")
     assert "steps=lines is no choice" in refusal("steps.segmenter=lines")
     assert refusal("steps=entropy", "steps.top_frac=0").startswith("steps.top_frac: expected")
+
+
+def test_near_misses_are_answered_with_what_was_meant() -> None:
+    assert "did you mean" not in refusal("trainer.foo=1")
+    assert "expected true or false, got 'maybe'" in refusal("model.chat_template=maybe")
+    assert "none is needed by a method without critiques, as credit=grpo" in refusal("critic=none")
+    with pytest.raises(ConfigError, match=r"did you mean learner\.lr\?"):
+        read_config(["learning_rat=1e-3"])
+    assert read_config(["model=/a/directory"]).model.path == "/a/directory"
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:

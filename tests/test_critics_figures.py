@@ -11,8 +11,10 @@ import pytest
 
 from capo_ray.config import TrainConfig
 from capo_ray.credit import assign_credit
+from capo_ray.flow.budgets import MIN_JUDGED, Budgets
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.judging import exposed_s, judge_figures
+from capo_ray.protocols import RunFailed
 from capo_ray.types import Critique, Evidence, Judged, Provenance
 from capo_ray.votes import majority_word
 from tests.credit_groups import Member, group
@@ -152,3 +154,16 @@ class Spoken:
             return vote([] if right else [1], right, seconds=0.01, output_tokens=9, prompt_tokens=50)
 
         return tuple(tuple(one(r, i) for i in range(num_votes)) for r in responses)
+
+
+def test_a_calculator_without_arithmetic_to_check_is_answered_with_its_own_cure() -> None:
+    told = []
+    for backend in ("calculator", "vllm"):
+        budgets = Budgets(CONFIG.model_copy(update={"critic": CONFIG.critic.model_copy(update={"backend": backend})}))
+        for _ in range(MIN_JUDGED):
+            budgets.judged(credited((1, [vote(None)]), (0, [vote(None)])))
+        with pytest.raises(RunFailed) as failure:
+            budgets.raise_if_failed()
+        told.append(str(failure.value))
+    assert "critic.max_outcome_only_frac=1" in told[0] and "rubric" not in told[0]
+    assert "critic.rubric and critic.max_tokens" in told[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -20,6 +21,7 @@ from capo_ray.config.sections import DataConfig
 from capo_ray.problems import asset_path, build_problems
 from capo_ray.problems.files import MAX_ROW_BYTES
 from capo_ray.protocols import RunFailed
+from capo_ray.verifiers import VerifierPool
 from capo_ray.written import RECIPE
 from tests.model_files import write_model
 
@@ -82,6 +84,34 @@ def test_a_verifier_beside_the_caller_is_found(tmp_path: Path, monkeypatch: pyte
     check_settings(compose_train(["verifier.kind=custom", "verifier.path=my_rule:check"]))
 
 
+def test_a_verifier_is_named_by_its_file_and_may_import_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "beside.py").write_text("RIGHT = True\n")
+    (rules / "json.py").write_text("from beside import RIGHT\ndef check(answer, response):\n    return RIGHT\n")
+    monkeypatch.chdir(tmp_path)
+    config = compose_train(["verifier.kind=custom", "verifier.path=./rules/json.py:check"])
+    check_settings(config)
+    monkeypatch.chdir("/")  # as a worker on another node may start
+    with VerifierPool(config.verifier.model_copy(update={"timeout_s": 30.0})) as pool:
+        (verdict,) = asyncio.run(pool.verify("1", ["so 2"]))
+    assert verdict.reward == 1
+    assert "No such file" in refused("verifier.kind=custom", "verifier.path=./no_rule.py:check")
+    assert "name its file, as ./my_rule.py:check" in refused("verifier.kind=custom", "verifier.path=no_rule:check")
+
+
+def test_the_shipped_critic_is_refused_for_what_it_cannot_read(tmp_path: Path) -> None:
+    own = rows(tmp_path / "d.jsonl", {"question": "What is 1 + 1?", "answer": "2"})
+    words = ["data.kind=jsonl", f"data.path={own}"]
+    assert "judges one-digit chains such as 7*8+5-3 and nothing else, but the data has 'What is" in refused(*words)
+    check_settings(compose_train([*words, "credit=grpo"]))
+    check_settings(compose_train([*words, "critic=calculator"]))
+    chains = rows(tmp_path / "c.jsonl", {"question": "7*8+5", "answer": "1"})
+    check_settings(compose_train(["data.kind=jsonl", f"data.path={chains}"]))
+
+
 def test_columns_that_no_first_row_has_are_told_with_those_it_has(tmp_path: Path) -> None:
     path = rows(tmp_path / "d.jsonl", *({"problem": "1 + 1", "label": "2"},) * 3)
     text = refused("data=gsm8k", f"data.path={path}")
@@ -93,7 +123,7 @@ def test_columns_that_no_first_row_has_are_told_with_those_it_has(tmp_path: Path
 
 def test_rows_of_which_some_are_problems_pass(tmp_path: Path) -> None:
     path = rows(tmp_path / "d.jsonl", {"other": 1}, {"question": "1 + 1", "answer": "so\n#### 2"})
-    check_settings(compose_train(["data=gsm8k", f"data.path={path}"]))
+    check_settings(compose_train(["data=gsm8k", f"data.path={path}", "credit=grpo"]))
 
 
 def test_a_line_of_megabytes_is_a_bad_row_and_costs_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import NoReturn
 
 from capo_ray.runs.layout import CHECKPOINTS, ERROR_FILE
 
@@ -152,6 +153,15 @@ def _parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespac
         allow_abbrev=False,
     )
     module.configure(parser)
+    wrong = parser.error
+
+    def error(message: str) -> NoReturn:
+        """What other programs take as an option is a setting here."""
+        _, unknown, rest = message.partition("unrecognized arguments: --")
+        hint = f"; settings have no dashes: {rest.split()[0].partition('=')[0]}=VALUE" if unknown else ""
+        wrong(message + hint)
+
+    parser.error = error  # type: ignore[method-assign]
     try:
         return parser.parse_intermixed_args(words)
     except TypeError:  # a parser with sub-commands or a remainder cannot intermix

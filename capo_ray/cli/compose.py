@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,7 @@ def compose_keys(
     `keys` are its keys, where it has sections of several kinds; `choices`: the groups that were chosen for the base.
     """
     settings = [_split(text) for text in overrides]
+    settings = [replace(s, key=PATH_KEYS[s.key]) if s.key in PATH_KEYS else s for s in settings]  # model=DIRECTORY
     if run := next((s.text for s in settings if s.key == "resume"), ""):
         if base:
             raise ConfigError(f"resume={run} goes on with that run's own settings; remove --recipe")
@@ -186,6 +187,8 @@ def _no_choice(group: str, value: str) -> ConfigError:
     near = get_close_matches(value, choices, n=1, cutoff=0.5)
     hint = f"; did you mean {group}={near[0]}?" if near else "."
     path = " or a model directory or hub name (organisation/name)" if group in PATH_KEYS else ""
+    if group == "critic" and value in ("none", "null", ""):
+        path += "; none is needed by a method without critiques, as credit=grpo"
     several = " (one value per key: several runs are several commands)" if "," in value else ""
     return ConfigError(f"{group}={value} is no choice{several}{hint} Choices: {', '.join(choices) or 'none'}{path}")
 

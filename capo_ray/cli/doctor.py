@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         for finding in findings:
-            print(f"{finding.status:<5}{finding.what:<14}{finding.text}")
+            print(f"{finding.status:<5}{finding.what:<20}{finding.text}")
     return 0 if healthy else 1
 
 

@@ -76,6 +76,7 @@ def copy_policy(checkpoint: Path, output: Path) -> list[str]:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         names = sorted(name.removeprefix(f"{POLICY_DIR}/") for name in files if name.startswith(f"{POLICY_DIR}/"))
         for name in names:
+            (partial / name).chmod(0o644)  # writers of safetensors make files for their owner alone
             if sha256(partial / name) != files[f"{POLICY_DIR}/{name}"][1]:
                 raise RunFailed(f"the copy of {name} differs from the checkpoint; check the disk of {output.parent}")
         partial.rename(output)

@@ -123,11 +123,12 @@ def refuse_key(key: str, keys: Mapping[str, FieldInfo], model: type[BaseModel], 
             f"{key} is a section, not a key: set one of {_list(k for k in keys if k.startswith(key + '.'))}"
         )
     siblings = [known for known in keys if section and known.startswith(section + ".")]
-    near = [ELSEWHERE[leaf]] if ELSEWHERE.get(leaf) in keys else []
+    theirs = get_close_matches(leaf, ELSEWHERE, n=1, cutoff=0.9)
+    near = [ELSEWHERE[name] for name in theirs if ELSEWHERE[name] in keys]
     near = (
         near
-        or get_close_matches(key, siblings or keys, n=1, cutoff=0.5)
-        or get_close_matches(key, keys, n=1, cutoff=0.5)
+        or get_close_matches(key, siblings or keys, n=1, cutoff=0.5 if siblings or not section else 0.7)
+        or get_close_matches(key, keys, n=1, cutoff=0.7)
     )
     if not near:
         near = [k for k in keys if k.rpartition(".")[2] == leaf][:1]
@@ -150,6 +151,8 @@ def as_sentence(error: ValidationError, refuse: Callable[[str], ConfigError]) ->
         return ConfigError(f"{key}: {text}{more}" if key else f"{text}{more}")
     wanted = first["msg"].removeprefix("Input should be ").partition(", unable to parse")[0].partition(", got a ")[0]
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
+    if first["type"].startswith("bool_"):
+        wanted = "true or false"
     return ConfigError(f"{key}: expected {wanted}, got {_shown(first['input'])}{more}")
 
 

@@ -20,9 +20,11 @@ from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
+from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import models
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import build_problems, reads_hub
+from capo_ray.problems.chains import parse_chain
 from capo_ray.problems.rows import RowReport
 from capo_ray.prompts import RUBRICS, load_rubric
 from capo_ray.protocols import RunFailed
@@ -31,7 +33,7 @@ from capo_ray.types import Problem
 REACH_S = 5.0
 IMPORT_S = 60.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-IMPORT_CHECK = "import pkgutil, sys; sys.exit(not callable(pkgutil.resolve_name(sys.argv[1])))"
+IMPORT_CHECK = "import sys; from capo_ray.verifiers.child import load_check; load_check('custom', sys.argv[1])"
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -54,13 +56,13 @@ def check_settings(config: TrainConfig) -> None:
 def check_reachable(config: TrainConfig) -> None:
     """Somebody answers at the critic's endpoint and, for models that are not here, at the hub."""
     if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
-        _reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
+        reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
     if config.cluster.joined:
         return
     for model in models(config):
         if find_model(model.name, model.shipped) is None:
             hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-            _reach(
+            reach(
                 hub,
                 f"{model.key}: {model.name} is not here, and its hub",
                 "check the network, or give a model directory",
@@ -174,10 +176,10 @@ def check_verifier(config: TrainConfig) -> None:
     except subprocess.TimeoutExpired as error:
         raise RunFailed(f"{said}: expected an import within {IMPORT_S:.0f} s; make the module lighter") from error
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it is no function"
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunFailed(
-            f"{said} must be a function of a module that can be imported here (got: "
-            f"{reason}); start where the module lies, or put its directory on PYTHONPATH"
+            f"{said} must be a function of a module that can be imported here (got: {reason}); name its file, as "
+            "./my_rule.py:check, or start where the module lies"
         )
 
 
@@ -186,15 +188,30 @@ def check_first_rows(config: TrainConfig) -> None:
     data = config.data
     if reads_hub(data):
         return
-    made = data.makes_problems
-    problems = (
-        build_problems(data, config.run.seed, config.environment).held_out(FIRST_ROWS)
-        if made
-        else _first_problems(config)
-    )
+    if data.makes_problems:
+        problems = build_problems(data, config.run.seed, config.environment).held_out(FIRST_ROWS)
+    else:
+        problems = _first_problems(config)
+        check_laptop_critic(config, problems)
     folder = find_model(config.model.path, "policy")
     if folder is not None and (folder / "tokenizer.json").is_file():
         check_lengths(config, problems, folder)
+
+
+def check_laptop_critic(config: TrainConfig, problems: list[Problem]) -> None:
+    """The critic that comes with the package is asked of its own world alone: of anything else it can read nothing."""
+    critic = config.critic
+    if not config.credit.asked(Critiques) or critic.backend != "vllm" or critic.model not in SHIPPED["critic"]:
+        return
+    for problem in problems:
+        try:
+            parse_chain(problem.prompt)
+        except ValueError:
+            raise RunFailed(
+                f"critic.model={critic.model} judges one-digit chains such as 7*8+5-3 and nothing else, but the data "
+                f"has {problem.prompt[:60]!r}; choose critic=endpoint, or critic=DIRECTORY of a model, or a method "
+                "without critiques (credit=grpo)"
+            ) from None
 
 
 def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) -> None:
@@ -258,7 +275,7 @@ def _frame(config: TrainConfig, folder: Path) -> str:
     return (f"{model.system_prompt}\n" if model.system_prompt else "") + model.prompt_template
 
 
-def _reach(url: str, what: str, cure: str) -> None:
+def reach(url: str, what: str, cure: str) -> None:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

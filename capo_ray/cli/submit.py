@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from capo_ray.cli.compose import compose_train
+from capo_ray.cli.settings import reach
 from capo_ray.protocols import RunFailed
 
 HELP = """run `capo-ray train` as a job on a Ray cluster
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not Path(command[0]).is_file():
         raise RunFailed(f"expected Ray's command line at {command[0]}, found none; install with make install")
+    if address := args.address or os.environ.get("RAY_API_SERVER_ADDRESS", ""):
+        reach(address, "--address", "start the cluster's dashboard, or check the address")
     return subprocess.run(command, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}).returncode
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
 
-from capo_ray.cli.compose import GROUPS, compose_train, list_choices
+from capo_ray.cli.compose import GROUPS, _split, compose_train, list_choices
 from capo_ray.config.sections import verifier_kinds
 
 HELP = """train a policy with reinforcement learning and step-level credit
@@ -44,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not (args.dry_run or args.full):
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
     config = compose_train(args.overrides)
+    for line in _given_twice(args.overrides):
+        print(f"capo-ray train: {line}", file=sys.stderr)
     from capo_ray.cli import checks, settings
 
     if args.dry_run or args.full:
@@ -60,3 +65,11 @@ def run(args: argparse.Namespace) -> int:
     from capo_ray.place.train import run as run_training
 
     return run_training(config)
+
+
+def _given_twice(overrides: Sequence[str]) -> list[str]:
+    """A line for each group or key that stands more than once: the last one counts."""
+    settings = [_split(text) for text in overrides]
+    counts = Counter(setting.key for setting in settings)
+    last = {setting.key: setting.text for setting in settings if counts[setting.key] > 1}
+    return [f"{key} is given {counts[key]} times; {key}={text} counts" for key, text in last.items()]

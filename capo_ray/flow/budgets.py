@@ -26,6 +26,12 @@ class Budgets:
         self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
         self._failure_streak = 0
         self._quorum, self._max_outcome_only = quorum(config), config.critic.max_outcome_only_frac
+        self._cure = "check the critic, critic.rubric and critic.max_tokens with `capo-ray critique`"
+        if config.critic.backend == "calculator":
+            self._cure = (
+                "the calculator judges only steps in which it finds arithmetic: let it, with "
+                "critic.max_outcome_only_frac=1, or choose another critic"
+            )
         self._outcome_only: deque[bool] = deque(maxlen=RECENT_GROUPS)
         self._failure: str | None = None
 
@@ -76,8 +82,7 @@ class Budgets:
         self._failure = (
             f"expected at least {self._quorum} readable critiques of each response, got fewer in {share:.0%} of the "
             f"last {len(self._outcome_only)} groups (critic.max_outcome_only_frac={self._max_outcome_only:g}); most "
-            f"common cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; check the critic, critic.rubric "
-            f"and critic.max_tokens with `capo-ray critique`"
+            f"common cause: {next(iter(dict(reasons.most_common(1))), 'no answer')}; {self._cure}"
         )
         self.exhausted.set()
 

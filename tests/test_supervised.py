@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,21 @@ def test_sampling_in_batches_equals_greedy_decoding_one_by_one():
                 break
             ids.append(chosen)
         assert completion == tokenizer.decode(ids[told:], skip_special_tokens=True)
+
+
+def test_a_dry_run_tells_placement_and_memory_and_refuses_what_a_run_would(capsys: pytest.CaptureFixture[str]):
+    assert run("--dry-run", "model.path=laptop", "learner.backend=deepspeed", "learner.num_ranks=2") == 0
+    told = capsys.readouterr().out
+    assert "400 updates x 96 = 38,400 examples in all" in told
+    assert re.search(r"^learner +2 +1 +0  DeepSpeed ZeRO-2$", told, re.M)
+    assert re.search(r"^learner +2 x +[0-9.]+ GiB host .* moments 8 B x N / 2", told, re.M)
+    assert "driver and Ray" in told and 'model.path="laptop"' in told and not Path("runs").exists()
+    assert run("--dry-run", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["memory"]
+    made = model_from_scratch(SftModelConfig(), build_tokenizer("policy"), 0)
+    terms = {term["name"]: term["gib"] for term in row["terms"]}
+    assert terms["moments"] * 2**30 == pytest.approx(8 * sum(p.numel() for p in made.parameters()))
+    assert run("--dry-run", "model.path=/no/such") == 1
 
 
 def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_path: Path, capsys):

@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from capo_ray.cli.models import size_of
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.engine import EngineBase
-from capo_ray.config.sections import LearnerConfig
+from capo_ray.config.job import RanksConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
+from capo_ray.problems.chains_tokenizer import vocabulary
 from capo_ray.sizing import (
     EngineLoad,
     LearnerLoad,
@@ -63,7 +64,7 @@ class Model:
     shape: Shape | None
 
 
-def device_gib(config: TrainConfig) -> float | None:
+def device_gib(config: Job) -> float | None:
     """The memory of one GPU: as given, else of the smallest here where the run stays here; None where unknown."""
     if config.cluster.gpu_memory_gib:
         return config.cluster.gpu_memory_gib
@@ -94,18 +95,30 @@ def sized(model: ModelUse) -> Model:
     return Model(*size_of(model.name, model.shipped, model.key))
 
 
-def policy_of(config: TrainConfig) -> Model:
-    """The policy's size."""
-    return sized(policy_model(config))
+def policy_of(config: Job) -> Model:
+    """The policy's size; of one that is made from scratch what its settings say."""
+    if not isinstance(config, SftConfig) or config.model.path:
+        return sized(policy_model(config))
+    made, heads = config.model, config.model.num_heads
+    vocab = len(vocabulary(config.data.role))
+    shape = Shape(
+        *(made.hidden_size, made.intermediate_size, made.num_layers, heads, heads, made.head_dim, vocab),
+        tied=True,
+        qk_norm=True,
+    )
+    return Model(shape.num_params, shape)
 
 
-def estimate_memory(config: TrainConfig) -> list[Memory]:
+def estimate_memory(config: Job) -> list[Memory]:
     """The memory of every role, in the order in which a group meets them."""
+    if isinstance(config, SftConfig):
+        rows = [role_memory(config, one, policy_of(config)) for one in demand(config)]
+        return rows if config.in_process else [*rows, _driver_memory(config, policy_of(config))]
     rows = [_process_memory(config, one) if one.model is None else role_memory(config, one) for one in demand(config)]
     return [*rows, *_offloaded_references(config), _driver_memory(config, policy_of(config))]
 
 
-def role_memory(config: TrainConfig, one: Demand, model: Model | None = None) -> Memory:
+def role_memory(config: Job, one: Demand, model: Model | None = None) -> Memory:
     """The memory of one actor that loads a model, or of one of its GPUs; `model`: its size, where it is known."""
     assert one.model is not None
     model = model or sized(one.model)
@@ -126,7 +139,7 @@ def _process_memory(config: TrainConfig, one: Demand) -> Memory:
     return Memory(one.role, one.count, False, (base,))
 
 
-def host_gib(config: TrainConfig) -> float:
+def host_gib(config: Job) -> float:
     """Host memory of all CPU roles together."""
     return sum(row.count * row.gib_each for row in estimate_memory(config) if not row.on_gpu)
 
@@ -168,12 +181,12 @@ def _offloaded_references(config: TrainConfig) -> list[Memory]:
     return rows
 
 
-def largest_microbatch(config: TrainConfig) -> int:
+def largest_microbatch(config: Job) -> int:
     """Padded tokens of the largest microbatch: a sample longer than the budget stands alone."""
-    return max(config.learner.microbatch_tokens, config.model.max_model_len)
+    return max(config.learner.microbatch_tokens, policy_model(config).max_model_len)
 
 
-def _rank_memory(config: TrainConfig, one: Demand, model: Model) -> Memory:
+def _rank_memory(config: Job, one: Demand, model: Model) -> Memory:
     learner, on_gpu = config.learner, one.num_gpus > 0
     if model.shape is None:
         weights = Term("weights", DTYPE_BYTES[config.model.dtype] * model.num_params, "of a model of unknown shape")
@@ -186,7 +199,7 @@ def _rank_memory(config: TrainConfig, one: Demand, model: Model) -> Memory:
         num_ranks=one.count,
         tokens=largest_microbatch(config),
         checkpointing=learner.gradient_checkpointing,
-        reference=one.reads_reference and not (on_gpu and learner.offload_reference),
+        reference=one.reads_reference and not (on_gpu and _offloads(config)),
         on_gpu=on_gpu,
     )
     terms = learner_terms(load)
@@ -195,14 +208,18 @@ def _rank_memory(config: TrainConfig, one: Demand, model: Model) -> Memory:
     return Memory(one.label, one.count, on_gpu, tuple(terms), num_params=model.num_params)
 
 
-def _stage(learner: LearnerConfig, dtype: str) -> int:
+def _offloads(config: Job) -> bool:
+    return isinstance(config, TrainConfig) and config.learner.offload_reference
+
+
+def _stage(learner: RanksConfig, dtype: str) -> int:
     """The ZeRO stage whose terms are those of a rank: plain torch holds what one rank of 0, in bf16 of 1, does."""
     if learner.backend == "deepspeed":
         return learner.zero_stage
     return 0 if dtype == "float32" else 1
 
 
-def _driver_memory(config: TrainConfig, policy: Model) -> Memory:
+def _driver_memory(config: Job, policy: Model) -> Memory:
     unit = DTYPE_BYTES[config.model.dtype]
     version = unit * policy.num_params if publishes(config) else 0
     terms = [Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"), _store_term(config, version)]
@@ -211,7 +228,7 @@ def _driver_memory(config: TrainConfig, policy: Model) -> Memory:
     return Memory("driver and Ray", 1, False, tuple(terms), bool(policy.num_params))
 
 
-def _store_term(config: TrainConfig, version: int) -> Term:
+def _store_term(config: Job, version: int) -> Term:
     """The object store of the run's own cluster, and what of two versions it cannot hold."""
     given = config.cluster.object_store_mib << 20
     size = given or store_bytes(version, shm_bytes())

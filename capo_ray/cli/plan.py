@@ -20,7 +20,7 @@ from capo_ray.cli.memory import (
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
 from capo_ray.cli.useless import is_idle
-from capo_ray.config import FAMILIES, TrainConfig
+from capo_ray.config import FAMILIES, Job, SftConfig, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import Demand, demand, find, in_all
@@ -44,17 +44,18 @@ def batch_algebra(config: TrainConfig) -> dict[str, int]:
     }
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
+def to_json(config: Job) -> dict[str, Any]:
     """The whole plan for programs."""
-    return {
+    plan = {
         "config": config.model_dump(mode="json"),
         "placement": [_actor_json(one) for one in demand(config)],
-        "batch": batch_algebra(config),
         "memory": [_memory_json(row) for row in estimate_memory(config)],
         "host_gib": round(host_gib(config), 3),
         "gpu_gib": device_gib(config),
-        "pace": [asdict(tier) for tier in estimate_pace(config)],
     }
+    if isinstance(config, SftConfig):
+        return plan
+    return plan | {"batch": batch_algebra(config), "pace": [asdict(tier) for tier in estimate_pace(config)]}
 
 
 def _actor_json(one: Demand) -> dict[str, Any]:
@@ -68,18 +69,21 @@ def _memory_json(row: Memory) -> dict[str, Any]:
     return {**head, "gib_each": row.gib_each if row.known else None, "terms": terms}
 
 
-def to_text(config: TrainConfig, *, full: bool = False) -> str:
+def to_text(config: Job, *, full: bool = False) -> str:
     """The plan for people, what matters first; `full` adds the whole configuration at the end."""
-    lines = ["# batch", *_batch_words(config, batch_algebra(config)), ""]
-    lines += ["# placement", f"{'role':<13}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
+    cpus, gpus = in_all(config)
+    if isinstance(config, SftConfig):
+        batch, more = _lesson_words(config), list[str]()
+    else:
+        batch, more = _batch_words(config, batch_algebra(config)), data_words(config)
+        if gpus:
+            more += ["# time of an update (estimate)", *to_words(estimate_pace(config)), ""]
+    lines = ["# batch", *batch, "", "# placement", f"{'role':<13}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
     lines += [
         f"{one.label:<13}{one.count:>6}{one.num_cpus:>7g}{one.num_gpus:>6g}  {one.note}" for one in demand(config)
     ]
-    cpus, gpus = in_all(config)
     lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}{_nodes(config)}", ""]
-    lines += ["# memory (estimate)", *_memory_words(config), "", *data_words(config)]
-    if gpus:
-        lines += ["# time of an update (estimate)", *to_words(estimate_pace(config)), ""]
+    lines += ["# memory (estimate)", *_memory_words(config), "", *more]
     if not full:
         return "\n".join(
             [*lines, "# choices, and settings other than their defaults (all of them: --full)", *_changed(config)]
@@ -91,14 +95,14 @@ def to_text(config: TrainConfig, *, full: bool = False) -> str:
     )
 
 
-def _nodes(config: TrainConfig) -> str:
+def _nodes(config: Job) -> str:
     cluster = config.cluster
     if not cluster.gpus_per_node:
         return ""
     return f"  of {cluster.num_nodes} node(s) of {cluster.gpus_per_node} GPUs"
 
 
-def _memory_words(config: TrainConfig) -> list[str]:
+def _memory_words(config: Job) -> list[str]:
     """A line per role and one per term of a role on GPUs."""
     lines, device = [], device_gib(config)
     rows = estimate_memory(config)
@@ -117,17 +121,26 @@ def _memory_words(config: TrainConfig) -> list[str]:
     return lines
 
 
-def _changed(config: TrainConfig) -> list[str]:
+def _changed(config: Job) -> list[str]:
     """The choices of kinds, and the keys with effect that differ from the defaults of the same ones, as overrides."""
-    kinds = {name: getattr(getattr(config, name), family.tag) for name, family in FAMILIES.items()}
+    families = {} if isinstance(config, SftConfig) else FAMILIES
+    kinds = {name: getattr(getattr(config, name), family.tag) for name, family in families.items()}
     # Not validated: the defaults of other sections need not go with the method.
-    default = TrainConfig.model_construct(
+    default = type(config).model_construct(
         **{name: FAMILIES[name][kind].model_validate({FAMILIES[name].tag: kind}) for name, kind in kinds.items()}
     )
     ours, theirs = flat_keys(config.model_dump(mode="json")), flat_keys(default.model_dump(mode="json"))
     changed = [key for key, value in ours.items() if value != theirs.get(key) and not is_idle(config, key)]
     differ = [f"{key}={json.dumps(ours[key])}" for key in changed]
     return [*(f"{name}={kind}" for name, kind in kinds.items() if kind != "none"), *differ]
+
+
+def _lesson_words(config: SftConfig) -> list[str]:
+    updates, size = config.run.num_updates, config.batch_size
+    return [
+        f"{size} examples per update (at most {config.max_tokens} tokens each; longer ones are left out)",
+        f"{updates} updates x {size} = {updates * size:,} examples in all",
+    ]
 
 
 def _slots(config: TrainConfig) -> str:

@@ -35,16 +35,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, as in `learner.lr=1e-4`")
     parser.add_argument("--recipe", metavar="FILE", help="start from the config in a recipe.json; overrides go on top")
     parser.add_argument("--start", action="store_true", help="the recipe of the model that --recipe's was started from")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print batch, placement and memory; start nothing")
+    parser.add_argument("--full", action="store_true", help="a dry run with the whole configuration")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of `capo-ray sft`."""
     config = read_config(args.overrides, args.recipe, args.start)
-    if args.dry_run:
-        print(config.model_dump_json(indent=1))
-        return 0
+    if args.dry_run or args.full:
+        from capo_ray.cli import plan
+
+        text = json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config, full=args.full)
+        print(text, flush=True)
     check(config)
+    if args.dry_run or args.full:
+        return 0
     from capo_ray.place.sft import run as run_training
 
     trained = run_training(config)

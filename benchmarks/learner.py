@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from learner_parts import Ceiling, Group, padded_backward
+from records import record
 from torch import nn
 
 from capo_ray.arrays import Runs
@@ -41,7 +42,7 @@ from capo_ray.loss import head_logprobs
 from capo_ray.packing import build_batch
 from capo_ray.types import Sample, TrajectoryKey, VersionRun
 
-RESULTS = Path(__file__).parent / "results" / "learner.json"
+RESULTS = record("learner.json")
 MICROBATCH, GROUP, LR = 2048, 8, 1e-4
 SIGMAS, SHARES = (0.3, 0.8, 1.2), (0.1, 0.5, 0.8)
 FIELDS = ("vocab", "hidden", "inner", "layers", "heads", "kv", "dim", "groups", "response")

@@ -29,6 +29,7 @@ from capo_ray.cli.schema import (
     as_sentence,
     is_mapping,
     keys_of,
+    refuse_interpolation,
     refuse_key,
     refuse_unknown,
     takes_text,
@@ -127,7 +128,7 @@ def _settle(
             _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
         else:
             raise refuse(setting)
-    _refuse_interpolation(tree, "")
+    refuse_interpolation(tree, "")
 
 
 def conf_dir() -> Path:
@@ -289,15 +290,3 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for name in sections:
         tree = tree.setdefault(name, {})
     tree[leaf] = value
-
-
-def _refuse_interpolation(tree: Any, key: str) -> None:
-    """Raise where any text of a tree asks to be looked up."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            _refuse_interpolation(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            _refuse_interpolation(value, key)
-    elif isinstance(tree, str) and "${" in tree:
-        raise ConfigError(f"{key}: expected a plain value, got {tree}; write the value itself, without ${{…}}")

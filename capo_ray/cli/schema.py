@@ -171,3 +171,15 @@ def _shown(value: Any) -> str:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def refuse_interpolation(tree: Any, key: str) -> None:
+    """Raise where any text of a tree asks to be looked up."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            refuse_interpolation(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            refuse_interpolation(value, key)
+    elif isinstance(tree, str) and "${" in tree:
+        raise ConfigError(f"{key}: expected a plain value, got {tree}; write the value itself, without ${{…}}")

@@ -28,7 +28,8 @@ One group per line: {"id", "question", "answer", "responses": [{"text", "tokens"
 "reward": 1 | 0 | null (invalid), "critiques": [critic texts] or "flagged": [[step indices] per critique]}]}.
 Beside these, where a method reads them: "overall" [true | false | null per entry of flagged], "answer_logprobs" [K+1],
 "step_values" [K+1], "token_rewards" [T], "hinted_logprobs" [T], "entropies" [T], "logprobs" [T],
-"extracted" (text or null), "acted" [[start, end) of the tokens that the policy wrote, a span a turn] (absent: all)."""
+"extracted" (text or null), "acted" [[start, end) of the tokens that the policy wrote, a span a turn] (absent: all),
+"turns" [[key of its state, its reward, was it legal] a turn]."""
 EXAMPLES = """more examples:
   capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
   cat groups.jsonl | capo-ray credit grpo --input -

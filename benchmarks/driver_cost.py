@@ -15,7 +15,6 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-from records import record
 
 from capo_ray.config.credit import CapoConfig
 from capo_ray.credit import assign_credit
@@ -118,6 +117,8 @@ def bytes_per_token(num_responses: int, num_tokens: int) -> dict[str, float]:
 
 
 def main() -> None:
+    from records import record  # beside this file, when it is run and not imported
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=record("driver_cost.json"))
     arguments = parser.parse_args()

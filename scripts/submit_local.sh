@@ -54,7 +54,8 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-setsid "$bin/ray" start --head --block --node-ip-address=127.0.0.1 --port="$gcs" --num-cpus="${NUM_CPUS:-$(nproc)}" \
+# nproc gives OMP_NUM_THREADS where that is set, which says nothing of the CPUs that there are.
+setsid "$bin/ray" start --head --block --node-ip-address=127.0.0.1 --port="$gcs" --num-cpus="${NUM_CPUS:-$(env -u OMP_NUM_THREADS nproc)}" \
   --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" --dashboard-agent-listen-port="$agent" \
   --ray-client-server-port="$client" \
   --object-store-memory=$((256 << 20)) --temp-dir="$folder/ray" >"$folder/head.log" 2>&1 &

@@ -215,10 +215,11 @@ async def always_wrong(request: web.Request, body: dict[str, Any]) -> web.Stream
 
 @pytest.mark.usefixtures("_hasty")
 def test_an_endpoint_that_takes_connections_and_says_nothing_is_waited_out(tmp_path: Path) -> None:
-    outcome, figures = endpoint_run(tmp_path, Server(always_wrong, silent_s=1.5), request_deadline_s=1)
+    # Silent for three deadlines: or a group that begins late, on a busy machine, is late beside one just answered.
+    outcome, figures = endpoint_run(tmp_path, Server(always_wrong, silent_s=3), request_deadline_s=1)
     assert outcome.state.version == 3
     assert figures["critic/outcome_only_frac"] == figures["critic/lost_groups_total"] == 0
-    assert figures["critic/outages_total"] == 1 and figures["critic/outage_s_total"] >= 1.5
+    assert figures["critic/outages_total"] == 1 and figures["critic/outage_s_total"] >= 3
 
 
 @pytest.mark.usefixtures("_hasty")

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
+import pytest
 
 from capo_ray.runs import layout
 from tests.conftest import BESIDE
@@ -30,12 +31,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert len(list(TopologicalSorter(imported).static_order())) == len(imported) > 200  # raises CycleError
 
 
+def environment_for_make() -> dict[str, str]:
+    """Not as a part of the make that runs these tests, which would hand its own flags and directories on."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+
+
 def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     def commands(*targets: str) -> list[str]:
         made = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.installed", *targets]
-        # Not as a part of the make that runs these tests, which would hand its own flags and directories on.
-        own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-        done = subprocess.run(made, cwd=ROOT, env=own, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(
+            made, cwd=ROOT, env=environment_for_make(), capture_output=True, text=True, check=True, timeout=20
+        )
         return done.stdout.splitlines()
 
     targets = re.findall(r"^(?:exec )?make (\w+)", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
@@ -68,3 +74,13 @@ def test_no_file_of_the_package_passes_300_lines_and_no_function_50() -> None:
                 count = (node.end_lineno or 0) - node.lineno + 1
                 long += [f"{path.relative_to(ROOT)}: {node.name}, {count} lines"] * (count > 50)
     assert long == []
+
+
+@pytest.mark.parametrize("failing", ["", "ruff", "mypy", "lint-imports", "python"])
+def test_make_check_ends_well_only_where_every_part_of_it_does(tmp_path: Path, failing: str) -> None:
+    for name in ("ruff", "mypy", "lint-imports", "python"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {int(name == failing)}\n")
+        (tmp_path / name).chmod(0o755)
+    line = ["make", "-s", "-o", "install", "check", f"BIN={tmp_path}", "ARGS="]
+    made = subprocess.run(line, cwd=ROOT, env=environment_for_make(), capture_output=True, text=True, timeout=60)
+    assert (made.returncode == 0) == (not failing), made.stderr

@@ -136,6 +136,13 @@ def test_what_was_solved_is_not_solved_again_and_what_is_missing_is_drawn_as_eve
     assert figures["total_tokens"] == figures["policy_tokens"] + figures["critic_tokens"] > 0
 
 
+def test_a_prompt_without_room_is_refused_before_any_problem_is_solved(tmp_path: Path) -> None:
+    engine, long = Digits(), Problem("p9", "Q" * 100, "9", source="own")
+    with pytest.raises(RunFailed, match=r"a prompt of own has 100 tokens, expected < model.max_model_len=100"):
+        solve(tmp_path / "r.jsonl", engine, problems=[*DIGITS, long])
+    assert engine.asked == []
+
+
 def test_a_question_without_an_answer_has_no_verdict_and_no_accuracy(tmp_path: Path) -> None:
     bare = [Problem("p1", "Q1", "", source="own")]
     file = solve(tmp_path / "r.jsonl", Digits(), problems=bare)

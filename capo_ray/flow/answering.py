@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,39 @@ class ResponseFile:
         self.rows.setdefault((row["suite"], row["problem"]), {})[row["sample"]] = row
 
 
+def encode_all(
+    problems: Sequence[Problem], encode: Callable[[Problem], Sequence[int]], max_len: int
+) -> dict[str, tuple[int, ...]]:
+    """The prompts by problem; raises `RunFailed` where one leaves no room, before any is asked for."""
+    prompts = {problem.id: tuple(encode(problem)) for problem in problems}
+    longest = max(map(len, prompts.values()), default=0)
+    if longest >= max_len:
+        raise RunFailed(
+            f"a prompt of {problems[0].source} has {longest} tokens, expected < model.max_model_len={max_len}; raise "
+            "it, or lower eval.limit"
+        )
+    return prompts
+
+
+async def ask_all(
+    problems: Sequence[Problem], in_flight: int, ask: Callable[[Problem], Awaitable[None]]
+) -> Sequence[str]:
+    """Ask for each, so many at once; why some were lost, the others being done."""
+    gate, failures = asyncio.Semaphore(in_flight), list[str]()
+
+    async def one(problem: Problem) -> None:
+        async with gate:
+            try:
+                await ask(problem)
+            except (PartTimeout, PartLost) as error:
+                failures.append(str(error))
+
+    async with asyncio.TaskGroup() as tasks:
+        for problem in problems:
+            tasks.create_task(one(problem))
+    return failures
+
+
 @dataclass
 class Answering:
     """Asks for what is missing of suites; `tell` hears of each problem's new responses."""
@@ -109,26 +142,10 @@ class Answering:
 
     async def answer(self, problems: Sequence[Problem], verifier: Verifier) -> None:
         """Returns once the file holds all; `RunFailed` at the end where some requests failed."""
-        prompts = {problem.id: tuple(self.encode(problem)) for problem in problems}
-        longest = max(map(len, prompts.values()), default=0)
-        if longest >= self.asked.max_len:
-            raise RunFailed(
-                f"a prompt of {problems[0].source} has {longest} tokens, expected < model.max_model_len="
-                f"{self.asked.max_len}; raise it, or lower eval.limit"
-            )
-        gate = asyncio.Semaphore(max(1, self.in_flight // self.asked.num_samples))
-        self._last, failures = time.monotonic(), list[str]()
-
-        async def one(problem: Problem) -> None:
-            async with gate:
-                try:
-                    await self._one(problem, prompts[problem.id], verifier)
-                except (PartTimeout, PartLost) as error:
-                    failures.append(str(error))
-
-        async with asyncio.TaskGroup() as tasks:
-            for problem in problems:
-                tasks.create_task(one(problem))
+        prompts = encode_all(problems, self.encode, self.asked.max_len)
+        self._last = time.monotonic()
+        width = max(1, self.in_flight // self.asked.num_samples)
+        failures = await ask_all(problems, width, lambda problem: self._one(problem, prompts[problem.id], verifier))
         if failures:
             raise RunFailed(
                 f"{len(failures)} of {len(problems)} problems of {problems[0].source} have no response: {failures[0]}; "

@@ -7,7 +7,6 @@ Invariants: as of `flow.answering`; a problem's draws depend on the seed and its
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +18,8 @@ from capo_ray.config.search import SearchBase
 from capo_ray.config.seeds import draw_seed
 from capo_ray.config.steps import StepsBase
 from capo_ray.evaluation import Judgement, estimate, shares, spelt
-from capo_ray.flow.answering import ResponseFile, Row
-from capo_ray.protocols import Judge, PartLost, PartTimeout, RunFailed, Sampling, TextEngine, Tokenizer, Verifier
+from capo_ray.flow.answering import ResponseFile, Row, ask_all, encode_all
+from capo_ray.protocols import Judge, RunFailed, Sampling, TextEngine, Tokenizer, Verifier
 from capo_ray.search import Asking, Critic, Found, Spent, Writer, look_for
 from capo_ray.steps import split_text
 from capo_ray.types import Problem, Verdict
@@ -64,31 +63,18 @@ class Solving:
 
     async def solve(self, problems: Sequence[Problem], verifier: Verifier, kind: str) -> None:
         """Returns once the file holds all; `RunFailed` at the end where some requests failed."""
-        gate, failures = asyncio.Semaphore(self.in_flight), list[str]()
-
-        async def one(problem: Problem) -> None:
-            async with gate:
-                try:
-                    await self._one(problem, verifier, kind)
-                except (PartTimeout, PartLost) as error:
-                    failures.append(str(error))
-
-        async with asyncio.TaskGroup() as tasks:
-            for problem in problems:
-                tasks.create_task(one(problem))
+        prompts = encode_all(problems, self.encode, self.how.max_len)
+        failures = await ask_all(
+            problems, self.in_flight, lambda problem: self._one(problem, prompts[problem.id], verifier, kind)
+        )
         if failures:
             raise RunFailed(
                 f"{len(failures)} of {len(problems)} problems of {problems[0].source} have no solution: {failures[0]}; "
                 f"try them again: capo-ray solve resume={self.file.path.parent}"
             )
 
-    async def _one(self, problem: Problem, verifier: Verifier, kind: str) -> None:
-        began, prompt_ids = time.monotonic(), tuple(self.encode(problem))
-        if len(prompt_ids) >= self.how.max_len:
-            raise RunFailed(
-                f"a prompt of {problem.source} has {len(prompt_ids)} tokens, expected < model.max_model_len="
-                f"{self.how.max_len}; raise it"
-            )
+    async def _one(self, problem: Problem, prompt_ids: tuple[int, ...], verifier: Verifier, kind: str) -> None:
+        began = time.monotonic()
         spent = Spent()
         found = await look_for(self._asking(problem, prompt_ids, kind, spent), self.how.search)
         verdict = Verdict(None, "no answer is given", _extract(found.text, kind))

@@ -2,7 +2,7 @@
 
     python benchmarks/turns.py teach WORLD FOLDER             a few updates of supervised demonstrations (capo-ray sft)
     python benchmarks/turns.py run WORLD METHOD SEED FOLDER   one run; a line of results/turns.jsonl
-    python benchmarks/turns.py table FILE                     the table of docs/results.md
+    python benchmarks/turns.py table FILE                     the table of docs/environments.md
 
 The policy is the laptop's, taught by demonstrations that mostly go wrong: of the calculator most guess the answer or
 stop after one call, of the grid every move is drawn at random. So greedy decoding fails, and a sample sometimes does
@@ -37,6 +37,7 @@ from capo_ray.config.credit import Critiques, TokenRewards
 from capo_ray.environments import Reply, Task, calculator, grid
 from capo_ray.environments.build import build_environment
 from capo_ray.environments.reply import rule_of
+from capo_ray.evaluation import estimate
 from capo_ray.flow import Parts, Pipeline
 from capo_ray.flow.state import RunState
 from capo_ray.ledger import SqliteLedger
@@ -226,25 +227,21 @@ def parts_of(config: TrainConfig, folder: Path, scratch: Path, verifier: Verifie
 
 
 def table(path: Path) -> None:
-    """Means over seeds, with the range: greedy and sampled accuracy at the start and at the end (two evaluations)."""
+    """Sampled accuracy at the start and in the last two evaluations (mean over seeds, 95% bootstrap), and greedily."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    print("| world | method | seeds | greedy: start | greedy: end | sampled: start | sampled: end | updates to .5 |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| world | method | seeds | sampled: start | end | greedy: start, by seed | end, by seed |")
+    print("|---|---|---|---|---|---|---|")
     for world, method in dict.fromkeys((row["world"], row["method"]) for row in rows):
         runs = [row for row in rows if (row["world"], row["method"]) == (world, method)]
-        cells = [
-            spread([fmean(point[name] for point in row["curve"][part]) for row in runs])
-            for name in ("greedy_accuracy_frac", "accuracy_frac")
-            for part in (slice(0, 1), slice(-2, None))
-        ]
-        reached = [next((r["update"] for r in row["curve"] if r["accuracy_frac"] >= 0.5), None) for row in runs]
-        told = ", ".join("-" if update is None else str(update) for update in reached)
-        print(f"| {world} | {method} | {len(runs)} | {' | '.join(cells)} | {told} |")
-
-
-def spread(values: Sequence[float]) -> str:
-    """The mean and the range."""
-    return f"{fmean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+        cells = []
+        for name in ("accuracy_frac", "greedy_accuracy_frac"):
+            for part in (slice(0, 1), slice(-2, None)):
+                values = [fmean(point[name] for point in row["curve"][part]) for row in runs]
+                over = estimate(values)
+                by_seed = ", ".join(f"{value:.2f}" for value in values)
+                told = f"{over.value:.3f} [{over.low:.3f}, {over.high:.3f}]"
+                cells.append(by_seed if name.startswith("greedy") else told)
+        print(f"| {world} | {method} | {len(runs)} | {' | '.join(cells)} |")
 
 
 def main() -> None:

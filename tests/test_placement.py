@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from capo_ray.config import TrainConfig
 from capo_ray.demand import Demand, find
 from capo_ray.place.capacity import Muster, shortage
 from capo_ray.place.placement import Places, ask_of, node_resources, shares_devices
+from capo_ray.place.pool import WorkerPool
+from capo_ray.place.room import NoRoom, Room
 from capo_ray.protocols import RunFailed
 
 
@@ -195,3 +198,73 @@ def test_engines_on_shares_of_a_gpu_start_in_turn() -> None:
     assert shares_devices(config({"placement": "colocated"}))
     assert not shares_devices(config({"num_gpus": 1}, num_gpus=2))
     assert not shares_devices(TrainConfig())
+
+
+class Light:
+    """A pool's worker that says where it is."""
+
+    async def start(self) -> int:
+        return os.getpid()
+
+    async def ping(self) -> dict[str, float]:
+        return {}
+
+    async def home(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.real
+def test_the_worker_of_a_node_that_dies_goes_where_room_is_and_where_none_is_the_run_ends(two_nodes: Cluster) -> None:
+    fenced = {node.node_id: node for node in (two_nodes.add_node(num_cpus=1, resources={"lone": 1}) for _ in range(2))}
+    two_nodes.wait_for_nodes()
+    actor = ray.remote(Light).options(num_cpus=1, resources={"lone": 0.001}, max_concurrency=10)
+
+    async def go() -> None:
+        room = Room({"CPU": 1.0, "lone": 0.001}, 0.0)
+        pool: WorkerPool[Any] = WorkerPool("light", lambda _: actor.remote(), 1, start_deadline_s=600, room=room)
+        await pool.start()
+        try:
+            first = await pool.call(Light.home, deadline_s=60)
+            two_nodes.remove_node(fenced.pop(first), allow_graceful=False)
+            second = await pool.call(Light.home, deadline_s=90)
+            assert [second] == list(fenced)
+            two_nodes.remove_node(fenced.pop(second), allow_graceful=False)
+            died = time.monotonic()
+            with pytest.raises(RunFailed, match=r"no living node has as much.*light worker 0, the last of its role"):
+                await pool.call(Light.home, deadline_s=300)
+            assert time.monotonic() - died < 60
+        finally:
+            pool.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.real
+def test_room_that_others_have_taken_is_waited_for_while_another_worker_of_the_role_is_ready(
+    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capo_ray.place.room.TAKEN_S", 1.0)
+    monkeypatch.setattr("capo_ray.place.room.POLL_S", 0.2)
+    room = Room({"CPU": 2.0}, wait_s=1.0)
+    taking = ray.remote(Light).options(num_cpus=2)
+    taken = [taking.remote() for _ in range(2)]
+    ray.get([one.home.remote() for one in taken], timeout=60)
+
+    async def go() -> None:
+        late = taking.remote()
+        there = late.__ray_ready__.remote()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(room.found(there, lambda: False), 4)
+        began = time.monotonic()
+        with pytest.raises(NoRoom, match="others have taken what there is"):
+            await room.found(there, lambda: True)
+        assert 2 < time.monotonic() - began < 10
+        ray.kill(taken.pop())
+        await asyncio.wait_for(room.found(there, lambda: True), 30)
+        ray.kill(late)
+
+    try:
+        asyncio.run(go())
+    finally:
+        for one in taken:
+            ray.kill(one)

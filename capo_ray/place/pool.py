@@ -5,7 +5,8 @@ Invariants
 - An actor serves only after `prepare` has succeeded on it (a rollout worker: holds the announced weights).
 - A worker is replaced when its process is lost, when it does not answer a ping or answers with an exception, and when
   `MAX_LATE` of its calls in a row pass their deadline with none answered between: it may answer pings and do nothing.
-- A place is filled again, whatever its last worker raised, until `Restarts` says that the run must end.
+- A place is filled again, whatever its last worker raised, until `Restarts` says that the run must end, or no node has
+  `room` for the only worker of its role.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from ray import ObjectRef
@@ -22,7 +22,9 @@ from ray.actor import ActorHandle
 from capo_ray.metrics.register import merge
 from capo_ray.place.calls import ActorGone, await_ref, end_actor, one_line
 from capo_ray.place.face import PoolWorker, send
+from capo_ray.place.member import Member
 from capo_ray.place.restarts import MAX_BROKEN, Restarts
+from capo_ray.place.room import NoRoom, Room
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
 PING_EVERY_S = 5.0
@@ -37,23 +39,6 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 
-@dataclass(eq=False)
-class _Worker(Generic[W]):
-    index: int
-    handle: ActorHandle[W] | None = None
-    ready: bool = False
-    in_flight: int = 0
-    num_late: int = 0
-    """Calls in a row that passed their deadline."""
-    pid: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def actor(self) -> ActorHandle[W]:
-        assert self.handle is not None
-        return self.handle
-
-
 class WorkerPool(Generic[W]):
     """Actors of one class; `in_turn`: each starts when the one before it is ready (they share a device)."""
 
@@ -66,14 +51,15 @@ class WorkerPool(Generic[W]):
         start_deadline_s: float,
         prepare: Callable[[ActorHandle[W]], Awaitable[None]] | None = None,
         in_turn: bool = False,
+        room: Room | None = None,
         max_restarts: int = 20,
     ) -> None:
         self.role = role
         self.start_deadline_s = start_deadline_s
         self.num_resent = 0
-        self._spawn, self._prepare, self._in_turn = spawn, prepare, in_turn
+        self._spawn, self._prepare, self._in_turn, self._room = spawn, prepare, in_turn, room
         self._restarts = Restarts(role, max(max_restarts, 4 * num_workers))
-        self._workers: dict[int, _Worker[W]] = {index: _Worker(index) for index in range(num_workers)}
+        self._workers: dict[int, Member[W]] = {index: Member(index) for index in range(num_workers)}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._last_loss = ""
@@ -138,7 +124,7 @@ class WorkerPool(Generic[W]):
         one whose answer `accept` raises at.
         """
 
-        async def one(worker: _Worker[W]) -> R | Exception:
+        async def one(worker: Member[W]) -> R | Exception:
             try:
                 answer = await self._ask(worker, method, *args, deadline_s=deadline_s)
                 accept(answer)
@@ -193,7 +179,7 @@ class WorkerPool(Generic[W]):
 
     async def _ask(
         self,
-        worker: _Worker[W],
+        worker: Member[W],
         method: Callable[[W, *Ts], Coroutine[Any, Any, R]],
         *args: *Ts,
         deadline_s: float,
@@ -214,7 +200,7 @@ class WorkerPool(Generic[W]):
         self._restarts.answered(worker.index)
         return answer
 
-    async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> _Worker[W]:
+    async def _pick(self, ends: float, method: str, deadline_s: float, used: set[int]) -> Member[W]:
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -230,14 +216,17 @@ class WorkerPool(Generic[W]):
                     f"no {self.role} worker was ready for {method} within {deadline_s:.0f} s{why}"
                 ) from error
 
-    def _name(self, worker: _Worker[W], method: str) -> str:
+    def _name(self, worker: Member[W], method: str) -> str:
         return f"{self.role} worker {worker.index} ({method})"
 
     # --- supervision -------------------------------------------------------------------------------------------------
 
-    async def _make_ready(self, worker: _Worker[W]) -> None:
+    async def _make_ready(self, worker: Member[W], room: Room | None = None) -> None:
         worker.handle = self._spawn(worker.index)
+        there: ObjectRef[Any] = worker.actor.__ray_ready__.remote()
         start: ObjectRef[int] = worker.actor.start.remote()
+        if room is not None:
+            await room.found(there, lambda: not self.num_ready)
         worker.pid = await await_ref(start, self.start_deadline_s, self._name(worker, "start"))
         if self._prepare is not None:
             await self._prepare(worker.actor)
@@ -245,7 +234,7 @@ class WorkerPool(Generic[W]):
         self._changed.set()
         self._on_ready()
 
-    def _replace(self, worker: _Worker[W], cause: Exception) -> None:
+    def _replace(self, worker: Member[W], cause: Exception) -> None:
         """Put a new actor in a lost worker's place; nothing if that has been done already."""
         if self._closed or self._workers.get(worker.index) is not worker:
             return
@@ -256,22 +245,29 @@ class WorkerPool(Generic[W]):
         if sentence:
             self._fail(sentence)
             return
-        fresh: _Worker[W] = _Worker(worker.index)
+        fresh: Member[W] = Member(worker.index)
         self._workers[worker.index] = fresh
         self._keep(self._bring_up(fresh))
 
-    async def _bring_up(self, worker: _Worker[W]) -> None:
-        """Start a successor; one that cannot start, whatever it raises, is replaced in its turn."""
+    async def _bring_up(self, worker: Member[W]) -> None:
+        """Start a successor; one that cannot start, whatever it raises, is replaced in its turn.
+
+        Where it finds no room and is the last of its role, the run ends.
+        """
         await asyncio.sleep(self._restarts.wait_s(worker.index))
         try:
-            await self._make_ready(worker)
+            await self._make_ready(worker, self._room)
+        except NoRoom as error:
+            self._fail(
+                f"{error} ({self.role} worker {worker.index}, the last of its role, was lost: {self._last_loss})"
+            )
         except Exception as error:  # noqa: BLE001 - counted by `Restarts`, which ends the run with it
             self._replace(worker, error)
 
     async def _supervise(self) -> None:
         """Replace workers that do not answer a ping, or answer with an exception of any kind."""
 
-        async def check(worker: _Worker[W]) -> None:
+        async def check(worker: Member[W]) -> None:
             try:
                 ping: ObjectRef[dict[str, float]] = worker.actor.ping.remote()
                 worker.figures = await await_ref(ping, PING_DEADLINE_S, self._name(worker, "ping"))

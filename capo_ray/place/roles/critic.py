@@ -22,6 +22,7 @@ from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.place.placement import shares_devices
 from capo_ray.place.pool import MANY_AT_ONCE, WorkerPool
 from capo_ray.place.role import Role, Site, Tier
+from capo_ray.place.room import room_of
 from capo_ray.place.store import RemoteStore, StoreKeeper, StoreTier
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout
 from capo_ray.runs.layout import CRITIQUES_FILE
@@ -96,6 +97,7 @@ class CriticPool(Tier[CriticWorker]):
             config.critic.num_workers,
             start_deadline_s=config.engine.start_deadline_s,
             in_turn=shares_devices(config),
+            room=room_of(config, "critic"),
         )
 
     async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:

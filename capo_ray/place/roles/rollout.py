@@ -18,6 +18,7 @@ from capo_ray.place.face import send, spawn
 from capo_ray.place.placement import shares_devices
 from capo_ray.place.pool import MANY_AT_ONCE, WorkerPool
 from capo_ray.place.role import Role, Site, Tier, path_of
+from capo_ray.place.room import room_of
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion
@@ -75,6 +76,7 @@ class RolloutPool(Tier[RolloutWorker]):
             start_deadline_s=config.engine.start_deadline_s,
             prepare=self._bring_to_version,
             in_turn=shares_devices(config),
+            room=room_of(config, "rollout"),
         )
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:

@@ -1,0 +1,78 @@
+"""Whether an actor finds room: Ray lets one that fits nowhere wait for ever, without a word.
+
+Judged by what living nodes have in all and by what is free on them. An actor whose process is there has its place;
+until then what it was given counts as taken, so the second limit also covers the start of a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray._private.state import available_resources_per_node
+
+from capo_ray.config import Job
+from capo_ray.demand import find
+from capo_ray.place.placement import Bundle, ask_of, bundle_of, node_resources
+from capo_ray.protocols import RunFailed
+
+POLL_S = 1.0
+FITS_NOWHERE_S = 15.0
+"""For no living node to be large enough, or within the fence."""
+TAKEN_S = 35.0
+"""For the room on those that are to be taken by others."""
+
+
+class NoRoom(RunFailed):
+    """The run cannot go on: nobody is left of a role, and nowhere to put another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one worker of a role asks for, and how long it may wait where a node could still join."""
+
+    ask: Bundle
+    wait_s: float
+    """`cluster.wait_s`."""
+
+    async def found(self, there: ObjectRef[Any], alone: Callable[[], bool]) -> None:
+        """Returns once the actor that answers `there` has its process, however it ends.
+
+        Raises `NoRoom` where there was no room all the while that it was `alone`: with no worker of its role ready.
+        """
+        answer = asyncio.wrap_future(there.future())
+        lacking_since = time.monotonic()
+        while not (await asyncio.wait({answer}, timeout=POLL_S))[0]:
+            lack, limit_s = await asyncio.to_thread(self.lack) if alone() else ("", 0.0)
+            if not lack:
+                lacking_since = time.monotonic()
+            elif (waited_s := time.monotonic() - lacking_since) > limit_s + self.wait_s:
+                answer.cancel()
+                raise NoRoom(
+                    f"no node has had room for {waited_s:.0f} s for a worker that asks for {self.ask} ({lack}); add "
+                    f"nodes, or let cluster.wait_s wait for some, and go on with resume="
+                )
+        answer.exception()  # seen; whoever waits for the actor's first call is told
+
+    def lack(self) -> tuple[str, float]:
+        """What is missing now, and for how long it may; nothing where some node has room."""
+        if not any(map(self._fits, node_resources())):
+            return "no living node has as much", FITS_NOWHERE_S
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        free = [have for node, have in available_resources_per_node().items() if node in alive]
+        return ("", 0.0) if any(map(self._fits, free)) else ("others have taken what there is", TAKEN_S)
+
+    def _fits(self, have: Bundle) -> bool:
+        return all(have.get(name, 0.0) >= amount for name, amount in self.ask.items())
+
+
+def room_of(config: Job, role: str) -> Room:
+    """Room for one worker of a role that the run has."""
+    part = find(config, role)
+    assert part is not None, role
+    return Room(bundle_of(ask_of(part)), config.cluster.wait_s)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from typing import Any
 import pytest
 import ray
 
-from capo_ray.config import TrainConfig
 from capo_ray.place import pool as place_pool
 from capo_ray.place.calls import ActorGone
 from capo_ray.place.pool import MAX_LATE, WorkerPool
-from capo_ray.place.ranks import PINGS, RankActors
 from capo_ray.place.restarts import MAX_BROKEN, RESTART_WINDOW_S, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
@@ -257,42 +254,3 @@ def test_workers_killed_faster_than_they_start_end_the_run_and_slow_kills_do_not
     assert not any(slow.lost(0, gone, at * RESTART_WINDOW_S / 2) for at in range(100))
     fast = Restarts("critic", max_restarts=3)
     assert [bool(fast.lost(0, gone, float(at))) for at in range(4)] == [False, False, False, True]
-
-
-@real
-@pytest.mark.usefixtures("local_ray")
-def test_a_stopped_rank_is_found_though_its_call_may_take_ten_minutes_and_a_busy_one_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("capo_ray.place.ranks.PING_EVERY_S", 0.2)
-    monkeypatch.setattr("capo_ray.place.ranks.SILENT_S", 2.0)
-
-    class Sleeper:
-        def rendezvous(self, alone: bool) -> str:
-            return ""
-
-        def start(self, rank: int) -> int:
-            return os.getpid()
-
-        def ping(self) -> None:
-            pass
-
-        def work(self, seconds: float) -> None:
-            time.sleep(seconds)
-
-    async def go() -> None:
-        actor = ray.remote(num_cpus=0, concurrency_groups={PINGS: 1})(Sleeper)
-        ranks = RankActors("learner", lambda _: actor.remote(), 2, TrainConfig(), Path("runs/lost"))
-        await ranks._start(Sleeper.start, lambda rank, _: (rank,))
-        await ranks._all(Sleeper.work, lambda _: (4.0,))
-        os.kill(ranks.pids()[1], signal.SIGSTOP)
-        try:
-            with pytest.raises(
-                RunFailed, match=r"learner rank 1 \(ping\) did not answer within 2 s; .* resume=runs/lost$"
-            ):
-                await asyncio.wait_for(ranks._all(Sleeper.work, lambda _: (60.0,)), 30)
-        finally:
-            os.kill(ranks.pids()[1], signal.SIGKILL)
-            ranks.close()
-
-    asyncio.run(go())

@@ -31,7 +31,7 @@ class JobRunConfig(Section):
     """Updates between checkpoints."""
     keep_checkpoints: Positive = 2
     checkpoint_deadline_s: float = Field(1800.0, gt=0)
-    """For writing one checkpoint, which goes on beside training."""
+    """For writing one checkpoint, which goes on beside training, and for reading what a resume goes on from."""
     stop_grace_s: float = Field(60.0, ge=0)
     """After SIGTERM, the first Ctrl-C or a failure: for ending the update under way and saving a checkpoint.
 

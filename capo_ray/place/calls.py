@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from capo_ray.protocols import PartLost, PartTimeout
+from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
 R = TypeVar("R")
 
@@ -46,6 +47,22 @@ async def await_ref(ref: ray.ObjectRef[R], deadline_s: float, what: str) -> R:
         if told.done() and not told.cancelled():
             told.exception()  # seen: asyncio would print it as never retrieved
         told.cancel()
+
+
+async def within(seconds: float, key: str, work: Awaitable[R], what: str, advice: str) -> R:
+    """The result of `work`; `RunFailed` says after `seconds` what was waited for, how long, and what to do.
+
+    `key` is the setting that gives the limit, where there is one. A thread that `work` waits for is left behind.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            limit = f"{key}={seconds:g} s" if key else f"{seconds:g} s"
+            raise RunFailed(f"{what} did not end within {limit}; {advice}")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def cancel(ref: ray.ObjectRef[Any]) -> None:

@@ -26,6 +26,8 @@ from capo_ray.weights import publish_bytes
 MIB = 1 << 20
 REACH_S = 10.0
 LEAVE_S = 20.0
+REGISTER_S = 600
+"""For a worker's process to come to be; Ray's own 60 s are short for a busy machine."""
 
 
 async def join(config: Job, tell: Callable[[str], None] = lambda _: None) -> str:
@@ -109,6 +111,8 @@ def connect(config: Job) -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray would run its workers at nice 15: beside two busy programs on two cores engines took over 180 s to start.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # A worker that has not registered by then is killed and started anew, for ever: at a load of 25 none came to be.
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", str(REGISTER_S))
     # Ray would end this process, with no word of ours, 60 s after it lost the head: the watch is to come before it.
     reconnect_s = str(int(config.cluster.deadline_s) + 60)
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", reconnect_s)

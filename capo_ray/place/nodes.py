@@ -7,6 +7,7 @@ Invariant: asking loads no model and no heavy package, is over within `ASK_S`, a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -27,11 +28,13 @@ from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, models
-from capo_ray.place.calls import one_line
+from capo_ray.place.calls import one_line, within
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing.gpus import BF16_CAPABILITY, found_gpus
 
 ASK_S = 60.0
+LOOK_S = 60.0
+"""For what the driver does itself to ask: a file in the run directory, and all of it where there is one node."""
 SEEN_S = 5.0
 """How long a network file system may take to show a new file on another node."""
 GIB = 1 << 30
@@ -170,6 +173,13 @@ def faults(facts: Sequence[Facts], config: Job, run_dir: str) -> list[str]:
     return found + [
         f"{key}=bfloat16 needs GPUs that compute in it, and {_some(old)} does not; use float32" for key in wanted
     ]
+
+
+async def asked(config: Job, run_dir: Path | None = None) -> None:
+    """Returns once every node was asked, as `check_nodes`; a file system that does not answer ends it too."""
+    advice = "see that run.dir and the model directories are mounted and answer (capo-ray doctor --cluster)"
+    asking = asyncio.to_thread(check_nodes, config, run_dir)
+    await within(ASK_S + LOOK_S, "", asking, "the look at what the nodes have", advice)
 
 
 def check_nodes(config: Job, run_dir: Path | None = None) -> None:

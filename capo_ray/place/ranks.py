@@ -15,6 +15,7 @@ from capo_ray.config import Job
 from capo_ray.place.calls import await_ref, end_actor, one_line
 from capo_ray.place.cluster import is_own
 from capo_ray.place.face import send
+from capo_ray.place.last_resort import where_others_are
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 from capo_ray.types import WrittenFile
 
@@ -30,6 +31,10 @@ PING_EVERY_S = 5.0
 SILENT_S = 40.0
 """Without an answer to a ping for this long a rank counts as lost, though its process may be there (stopped, or deep
 in a call that lets nobody else run). Longer than for a worker: a rank cannot be replaced."""
+START_SILENT_S = 120.0
+"""The same while ranks start: on a busy machine the loading of a library lets nobody else run for a while."""
+WHERE_S = 5.0
+"""What ranks have to say where they stand, once one of them is late."""
 
 
 class GroupRank:
@@ -42,6 +47,10 @@ class GroupRank:
 
     def ping(self) -> None:
         """Answers while another call is under way, if this process runs at all."""
+
+    def where(self) -> str:
+        """Where the calls under way are in our code; asked once they are late."""
+        return where_others_are()
 
     def rendezvous(self, alone: bool) -> str:
         """An address of this node that rank 0 listens on from now on; loopback if there is no other node."""
@@ -93,15 +102,18 @@ class RankActors(Generic[RankT]):
         self._lost: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._pids: list[int] = []
+        self._silent_s = START_SILENT_S
+        """Seconds without an answer to a ping."""
         self.version = 0
 
     async def _start(self, method: Callable[[RankT, *Ts], int], arguments: Callable[[int, str], tuple[*Ts]]) -> None:
         """Returns once all ranks have met and built the model; `arguments` are of (rank, meeting place)."""
-        self._come()
+        await self._all(GroupRank.ping, lambda _: ())  # their processes are there
+        self._watch = asyncio.ensure_future(self._ping_all())
         rendezvous = send(self._ranks[0], GroupRank.rendezvous, self._alone)
         meeting = await await_ref(rendezvous, self.deadline_s, f"{self._role} rank 0 (rendezvous)")
         self._pids = await self._all(method, lambda rank: arguments(rank, meeting))
-        self._watch = asyncio.ensure_future(self._ping_all())
+        self._silent_s = SILENT_S
 
     async def snapshot(self) -> int:
         """The version of which every rank now holds a copy in host memory; updates may go on from here."""
@@ -177,9 +189,22 @@ class RankActors(Generic[RankT]):
                 raise PartLost(self._lost.result())
             return list(work.result())
         except (PartLost, PartTimeout) as error:
-            raise RunFailed(f"{error}; go on from the last checkpoint with resume={self._run_dir}") from error
+            where = await self._where() if isinstance(error, PartTimeout) else ""
+            raise RunFailed(f"{error}{where}; go on from the last checkpoint with resume={self._run_dir}") from error
         finally:
             work.cancel()
+
+    async def _where(self) -> str:
+        """Where each rank stands, in brackets: a late one may wait for another."""
+
+        async def ask(rank: int) -> str:
+            try:
+                told = await await_ref(send(self._ranks[rank], GroupRank.where, lane=PINGS), WHERE_S, "where")
+            except Exception:  # noqa: BLE001 - it only adds to the words of a failure
+                return f"rank {rank} does not say where it is"
+            return f"rank {rank} is at {told}" if told else f"rank {rank} is in no call of ours"
+
+        return f" ({', '.join(await asyncio.gather(*map(ask, range(self._num_ranks))))})"
 
     async def _ping_all(self) -> None:
         """Ask every rank now and then whether it is there; returns once one is not, whose loss ends every call."""
@@ -187,7 +212,7 @@ class RankActors(Generic[RankT]):
 
         async def check(rank: int) -> None:
             ping = send(self._ranks[rank], GroupRank.ping, lane=PINGS)
-            await await_ref(ping, SILENT_S, f"{self._role} rank {rank} (ping)")
+            await await_ref(ping, self._silent_s, f"{self._role} rank {rank} (ping)")
 
         try:
             while True:

@@ -86,10 +86,10 @@ async def _serve(
 
     address = await cluster.join(serving, tell)
     ending.watch()
-    await asyncio.to_thread(nodes.check_nodes, serving)
-    tell(f"starting engines on {address}")
     in_flight = AHEAD * config.engine.num_workers * config.engine.max_num_seqs
     with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
+        await watch.guard(nodes.asked(serving))
+        tell(f"starting engines on {address}")
         async with _started(config, kinds, directory, watch) as (engine, verifiers, judge):
             await watch.guard(work(Crew(engine, verifiers, judge, tokenizer, stops, in_flight)))
 

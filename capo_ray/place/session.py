@@ -18,13 +18,17 @@ from typing import Any, TypeVar
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import Job
 from capo_ray.ledger import RunLock
+from capo_ray.metrics import FanOut, build_trackers
 from capo_ray.place import rundir
+from capo_ray.place.calls import within
 from capo_ray.place.ending import Ending
 from capo_ray.place.resume import Changes
 from capo_ray.place.rundir import JobT
 from capo_ray.protocols import RunFailed, RunStopped
 
 R = TypeVar("R")
+TRACKERS_S = 300.0
+"""For all trackers to start; one that asks a server gives up by itself after 90 s or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,27 @@ def in_session(
                 timer.cancel()
 
 
+async def files_within(config: Job, place: Path, what: str, work: Coroutine[Any, Any, R]) -> R:
+    """The result of work on a run's own files; a file system that does not answer is a `RunFailed` after a while."""
+    key, advice = "run.checkpoint_deadline_s", f"see that {place} is mounted and answers, or raise that"
+    return await within(config.run.checkpoint_deadline_s, key, work, what, advice)
+
+
+async def start_trackers(config: Job, run_dir: Path, resume_from: int | None) -> FanOut:
+    """The run's trackers; `RunFailed` where one cannot be started, or does not come back from being started."""
+    settings = config.model_dump(mode="json")
+    # In a thread: what earlier sessions wrote is read and cut, and a server somewhere may be asked.
+    work = asyncio.to_thread(build_trackers, config.tracking, run_dir, settings, resume_from=resume_from)
+    advice = "see that their servers can be reached, or set tracking.wandb=false and tracking.mlflow=false"
+    return await within(TRACKERS_S, "", work, "the start of tracking", advice)
+
+
 async def find_latest(config: Job, checkpoints: CheckpointStore) -> Path | None:
     """The newest checkpoint that is whole to the last byte; None in a new run."""
     if not config.resume:
         return None
-    latest = await asyncio.to_thread(checkpoints.latest)
+    hashing = asyncio.to_thread(checkpoints.latest)
+    latest = await files_within(config, checkpoints.directory, "the hashing of the checkpoint to go on from", hashing)
     if latest is None and not config.run.from_zero:
         raise RunFailed(
             f"expected a whole checkpoint in {checkpoints.directory}, found only damaged ones (named above); nothing "

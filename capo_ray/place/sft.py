@@ -22,11 +22,11 @@ from capo_ray.flow.parts import SftParts
 from capo_ray.flow.state import SftState, read_sft_checkpoint
 from capo_ray.flow.supervised import Supervised
 from capo_ray.learners import LearnerAlone, LearnerSpec
-from capo_ray.metrics import Screen, build_trackers
+from capo_ray.metrics import Screen
 from capo_ray.place import rundir
 from capo_ray.place.ending import ends_soon_after_failure
 from capo_ray.place.report import report_rows
-from capo_ray.place.session import Session, find_latest, in_session
+from capo_ray.place.session import Session, files_within, find_latest, in_session, start_trackers
 from capo_ray.problems import ProblemSource, asset_path
 from capo_ray.problems.lessons import build_lessons
 from capo_ray.protocols import RunFailed, RunStopped, Trainer
@@ -59,19 +59,14 @@ async def _run(config: SftConfig, session: Session) -> Trained:
     checkpoints = rundir.checkpoints_of(session.run_dir, config)
     lessons = build_lessons(config.data, config.run.seed)
     report_rows(lessons)
-    start = await asyncio.to_thread(start_model, config, session.run_dir)
+    making = asyncio.to_thread(start_model, config, session.run_dir)
+    start = await files_within(config, session.run_dir, "the making of the first model", making)
     tokenizer = load_tokenizer(start)
     screen = Screen(num_updates=config.run.num_updates, title=f"capo-ray sft  {session.run_dir}")
 
     async def train(learner: Trainer) -> Supervised:
         state = await _restore(config, session, checkpoints, learner, lessons.train)
-        tracker = await asyncio.to_thread(
-            build_trackers,
-            config.tracking,
-            session.run_dir,
-            config.model_dump(mode="json"),
-            resume_from=state.version if config.resume else None,
-        )
+        tracker = await start_trackers(config, session.run_dir, state.version if config.resume else None)
         with contextlib.closing(tracker):
             parts = SftParts(config, tokenizer, lessons.train, learner, checkpoints, tracker, screen)
             supervised = Supervised(parts, state)
@@ -93,7 +88,10 @@ async def _alone(config: SftConfig, session: Session, spec: LearnerSpec, screen:
     """What `train` returns of a learner in this process."""
     session.ending.watch()
     screen.update(phase="building the model")
-    with contextlib.closing(LearnerAlone(spec)) as learner:
+    with (
+        contextlib.closing(LearnerAlone(spec)) as learner,
+        ends_soon_after_failure(session.timers, session.ending, "sft"),
+    ):
         await learner.start()
         return await train(learner)
 
@@ -110,8 +108,6 @@ async def _on_ranks(
     screen.update(phase="starting Ray")
     address = await cluster.join(config, lambda phase: screen.update(phase=phase))
     session.ending.watch()
-    await asyncio.to_thread(nodes.check_nodes, config, session.run_dir)
-    screen.update(phase=f"starting learner ranks on {address}")
     places = Places(config)
     actors = LearnerActors(config, spec, spawning(config, places), session.run_dir)
 
@@ -121,11 +117,13 @@ async def _on_ranks(
         write_state(session.run_dir / WORKERS_FILE, {"driver": os.getpid(), "learner": actors.pids()})
 
     with (
+        ClusterWatch(config) as watch,
         contextlib.closing(places),
         contextlib.closing(actors),
-        ClusterWatch(config) as watch,
         ends_soon_after_failure(session.timers, session.ending, "sft"),
     ):
+        await watch.guard(nodes.asked(config, session.run_dir))
+        screen.update(phase=f"starting learner ranks on {address}")
         await watch.guard(start())
         return await watch.guard(train(actors))
 
@@ -142,7 +140,8 @@ async def _restore(
     elif config.resume:
         checkpoints.set_aside()
     if config.resume:
-        await asyncio.to_thread(rundir.record_session, session.run_dir, config, session.changes, state.version)
+        record = asyncio.to_thread(rundir.record_session, session.run_dir, config, session.changes, state.version)
+        await files_within(config, session.run_dir, "the record of this session", record)
     return state
 
 

@@ -24,7 +24,6 @@ from capo_ray.ledger import LedgerLost, SqliteLedger, read_balance
 from capo_ray.metrics import (
     Screen,
     TranscriptWriter,
-    build_trackers,
     plot_learning_curve,
     write_summary,
 )
@@ -39,7 +38,7 @@ from capo_ray.place.roles.learner import LEARNER
 from capo_ray.place.roles.reward_model import REWARD_MODEL, require_policys_tokens
 from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER
-from capo_ray.place.session import Session, find_latest, in_session
+from capo_ray.place.session import Session, files_within, find_latest, in_session, start_trackers
 from capo_ray.place.trust import require_trust
 from capo_ray.place.watch import ClusterWatch
 from capo_ray.problems import ProblemSet, build_problems
@@ -73,22 +72,23 @@ async def _run(config: TrainConfig, session: Session) -> int:
         screen.update(phase="starting Ray")
         address = await cluster.join(config, lambda phase: screen.update(phase=phase))
         ending.watch()
-        await asyncio.to_thread(nodes.check_nodes, config, run_dir)
-        screen.update(phase=f"starting workers on {address}")
         prompts = [problem.prompt for problem in problems.held_out(16)]
         ids = start_ids(tokenizer, prompts, config.model.max_model_len)
         with (
-            contextlib.closing(Actors(config, run_dir, ids[:CANARY_TOKENS])) as actors,
             ClusterWatch(config) as watch,
+            contextlib.closing(Actors(config, run_dir, ids[:CANARY_TOKENS])) as actors,
             ends_soon_after_failure(session.timers, ending),
         ):
+            await watch.guard(nodes.asked(config, run_dir))
+            screen.update(phase=f"starting workers on {address}")
             # The shards of a checkpoint to go on from are hashed while the actors start.
             starting = watch.guard(_start(config, actors, ids))
             latest, _ = await asyncio.gather(find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
                 state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
                 if config.resume:
-                    await asyncio.to_thread(rundir.record_session, run_dir, config, session.changes, state.version)
+                    record = asyncio.to_thread(rundir.record_session, run_dir, config, session.changes, state.version)
+                    await files_within(config, run_dir, "the record of this session", record)
                 outcome = await watch.guard(
                     _train(config, run_dir, state, checkpoints, actors, ledger, screen, tokenizer, problems, ending)
                 )
@@ -126,10 +126,10 @@ async def _train(
 ) -> RunOutcome:
     """The outcome of the pipeline over started actors, from `state` on."""
     resume_from = state.version if config.resume else None
-    settings = config.model_dump(mode="json")
-    # In threads: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
-    transcripts = await asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from)
-    tracker = await asyncio.to_thread(build_trackers, config.tracking, run_dir, settings, resume_from=resume_from)
+    # In a thread: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
+    cutting = asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from)
+    transcripts = await files_within(config, run_dir, f"the reading of {TRANSCRIPTS_FILE}", cutting)
+    tracker = await start_trackers(config, run_dir, resume_from)
     engine = actors.part(ROLLOUT)
     with contextlib.closing(tracker), open_environment(config, engine, tokenizer) as environment:
         parts = Parts(
@@ -182,10 +182,11 @@ async def _restore(
     problems: ProblemSet,
 ) -> RunState:
     """The state to go on from: that of the checkpoint, else a new one; engines then hold its weights."""
+    run_dir = checkpoints.directory.parent
     if latest is None:
         if config.resume:
             checkpoints.set_aside()
-            await asyncio.to_thread(ledger.rewind, 0)
+            await _rewind(config, run_dir, ledger, 0)
             return RunState(next_group=ledger.next_group())
         return RunState()
     state, cursor = read_checkpoint(latest)
@@ -194,7 +195,13 @@ async def _restore(
         if version != state.version:
             raise RunFailed(f"expected {name} shards of version {state.version} in {latest}, got version {version}")
     problems.train.restore(cursor)
-    await asyncio.to_thread(ledger.rewind, state.version)
+    await _rewind(config, run_dir, ledger, state.version)
     state.next_group = max(state.next_group, ledger.next_group())
     await actors.part(ROLLOUT).load_weights(await actors.part(LEARNER).publishable())
     return state
+
+
+async def _rewind(config: TrainConfig, run_dir: Path, ledger: SqliteLedger, version: int) -> None:
+    """Returns once the ledger tells of nothing that was trained after `version`."""
+    rewinding = asyncio.to_thread(ledger.rewind, version)
+    await files_within(config, run_dir, f"the rewinding of {LEDGER_FILE}", rewinding)

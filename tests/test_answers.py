@@ -462,6 +462,7 @@ def _formulas() -> st.SearchStrategy[str]:
     return st.recursive(atoms, grow, max_leaves=5)
 
 
+@pytest.mark.slow
 @given(_formulas(), _formulas(), st.booleans())
 @settings(max_examples=200, derandomize=True)
 def test_formulas_told_apart_by_value_are_unequal_to_the_library(a: str, b: str, near: bool) -> None:
@@ -495,6 +496,7 @@ def _shapes() -> st.SearchStrategy[str]:
     )
 
 
+@pytest.mark.slow
 @given(_shapes(), _shapes(), st.booleans())
 @settings(max_examples=150, derandomize=True)
 def test_answers_of_two_kinds_or_shapes_are_told_apart_only_where_the_library_does(a: str, b: str, swap: bool) -> None:

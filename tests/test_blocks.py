@@ -99,6 +99,7 @@ def test_steps_of_any_blocks_tile_and_cut_none(parts: Sequence[str], segmenter: 
     check_spans(split_steps(response, SEGMENTERS[segmenter]()), len(response.token_ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     ["$$", "\\[", "```\n", "```x\n", "~~~a\n", "\\begin{align}", "\\end{align}", "\\[\\begin{array}", "| a\n", "\r",

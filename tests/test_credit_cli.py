@@ -276,6 +276,7 @@ def paint(path: Path, stdout: Any, **env: str) -> subprocess.CompletedProcess[by
     return subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, env=where, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_a_character_is_shown_its_code(tmp_path: Path) -> None:
     path = tmp_path / "groups.jsonl"
     path.write_text(json.dumps(WORKED))
@@ -284,6 +285,7 @@ def test_a_terminal_without_a_character_is_shown_its_code(tmp_path: Path) -> Non
     assert b"aa\\u23ce\\u23ce" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_refused_line(tmp_path: Path) -> None:
     path = tmp_path / "groups.jsonl"
     path.write_text(json.dumps(WORKED))

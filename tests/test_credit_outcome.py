@@ -152,6 +152,7 @@ def members(draw: st.DrawFn) -> Member:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     made=st.lists(members(), min_size=1, max_size=4),

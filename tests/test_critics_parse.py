@@ -106,6 +106,7 @@ def test_a_truncated_answer_is_believed_only_as_far_as_its_list_is_closed() -> N
     assert parse_critique("Judgement: No <incorrect_steps>1</incorrect_steps> I", 3, truncated=True)[0] == {1}
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.text(max_size=300), st.integers(0, 12))
 def test_any_text_is_read_or_abstains_within_range(text: str, num_steps: int) -> None:

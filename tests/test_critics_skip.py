@@ -53,6 +53,7 @@ def bare(made: list[Member]) -> list[Member]:
     return [Member(m.reward, m.lengths, extracted=m.extracted) for m in made]
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(members(), configs(), PROGRESS)
 def test_a_skipped_group_has_the_advantages_that_any_critiques_would_give(

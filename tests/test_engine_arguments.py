@@ -60,6 +60,7 @@ def test_arguments_that_only_gpus_take_are_taken_on_gpus() -> None:
     check_extra({"async_scheduling": False, "kv_cache_memory_bytes": 1 << 30}, "engine", on_gpu=True)
 
 
+@pytest.mark.slow
 def test_vllm_is_not_imported_to_check_its_arguments() -> None:
     code = (
         "import sys; from capo_ray.engines.extra import check_extra; check_extra({'cpu_offload_gb': 2}, 'engine', "

@@ -184,6 +184,7 @@ def test_an_episode_ends_at_its_bounds_and_is_then_cut_short() -> None:
     assert len(short.response.token_ids) == 24 and len(short.turns) == 2 and short.told and not short.told.reward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "cause"), [("hang", "timeout"), ("die", "crash"), ("call", "crash"), ("fail", "crash")]
 )

@@ -90,6 +90,7 @@ def test_the_figures_of_a_suite() -> None:
     assert (told["truncated_frac"], told["no_answer_frac"], told["invalid_frac"]) == (1 / 12, 1 / 12, 1 / 12)
 
 
+@pytest.mark.slow
 @given(st.lists(REWARDS, min_size=1, max_size=8))
 def test_avg_is_at_most_pass_and_an_invalid_verdict_changes_no_mean(rewards: list[list[int | None]]) -> None:
     told = figures({str(i): [said("x", r) for r in rs] for i, rs in enumerate(rewards)}, {})

@@ -32,6 +32,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_loop_learns_from_what_it_rolled_out(capsys: pytest.CaptureFixture[str]) -> None:
     (accuracy,) = load(EXAMPLES / "the_loop.py").main(updates=1)
     assert 0.0 < accuracy < 1.0

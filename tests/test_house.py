@@ -49,7 +49,7 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     checks, check = commands("lint"), "\n".join(commands("check"))
     assert [line.split()[0].rpartition("/")[2] for line in checks] == ["ruff", "ruff", "mypy", "lint-imports"]
     assert all(line in check for line in checks) and set(checks) < set(ci)
-    assert '-m pytest -m "not real"' in check, "the fast tests, which CI runs once, among all"
+    assert '-m pytest -m "not real and not slow"' in check, "the fast tests, which CI runs once, among all"
     (tests,) = (line for line in ci if "pytest" in line)
     assert "-m pytest -n 2" in tests and '-m "' not in tests
     assert all("mark.real" in (ROOT / "tests" / f"{stem}.py").read_text() for stem in BESIDE)

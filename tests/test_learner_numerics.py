@@ -62,6 +62,7 @@ def alone(model: Path, dtype: str = "float32", **changes: Any) -> LearnerSpec:
     return dataclasses.replace(spec, learner=spec.learner.model_copy(update={"backend": "torch"} | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_torch_keeps_the_promises_of_a_backend(model: Path, tmp_path: Path, dtype: str) -> None:
     learner = Learner(alone(model, dtype))
@@ -91,6 +92,7 @@ def test_plain_torch_keeps_the_promises_of_a_backend(model: Path, tmp_path: Path
         assert direction > 0.9 and length == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_shared_prompts_make_the_move_of_padded_rows(model: Path) -> None:
     padded, before = trained(alone(model, packing="padded"), 200)
     for budget in (4096, 60):
@@ -114,6 +116,7 @@ def spoilt(sample: Sample) -> Sample:
     return dataclasses.replace(sample, sampler_logprobs=logprobs, advantages=advantages, **rest)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [

@@ -331,6 +331,7 @@ def read_all(path: Path) -> list[list[tuple[object, ...]]]:
         return [db.execute(f"SELECT * FROM {name}").fetchall() for name in ("trajectories", "trainings")]
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_changes_what_a_ledger_says_unseen(tmp_path: Path) -> None:
     path = tmp_path / LEDGER_FILE
     before = whole_ledger(path)

@@ -275,6 +275,7 @@ def test_a_transcript_shows_what_was_written_what_was_judged_and_what_each_token
     assert updates(path) == [5]
 
 
+@pytest.mark.slow
 def test_a_curve_is_drawn_whatever_figures_there_are(path: Path, tmp_path: Path) -> None:
     tracker = JsonlTracker(path)
     for update in range(3):

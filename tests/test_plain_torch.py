@@ -107,12 +107,14 @@ def trained(arm: str) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_of_the_shipped_pipeline_repeats_itself_to_the_last_digit() -> None:
     first = trained("credit=capo")
     assert first == trained("credit=capo")
     assert first[0]["critic/votes_per_response"] >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arm",
     [

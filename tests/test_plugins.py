@@ -73,6 +73,7 @@ def command_lines(package: Path, *given: tuple[str, str]) -> list[tuple[int, str
     return [(code, out, err) for code, out, err in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_is_used_like_one_of_ours(package: Path) -> None:
     words = ("-m", "capo_ray", "credit", "half", "--input", "-", "--json", "credit.share=0.25")
     done = python(package, *words, text=json.dumps(LINE))
@@ -95,6 +96,7 @@ def test_a_method_of_another_package_is_used_like_one_of_ours(package: Path) -> 
     assert "credit.share has no effect where nothing holds it back; raise loss.kl_coef" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other_method(package: Path) -> None:
     (package / "half_credit.py").write_text("import a_package_that_is_not_here\n")
     line = json.dumps(LINE)
@@ -105,6 +107,7 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_no_other_method(pack
     assert ours[0] == 0
 
 
+@pytest.mark.slow
 def test_a_segmenter_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
     own = "--input - --json steps=own_lines steps.num_lines=2"
     solution = json.dumps({"question": "q", "response": "1+1 = 2\n2+1 = 3\n3+1 = 4\nSo 4."})
@@ -127,6 +130,7 @@ def test_a_segmenter_of_another_package_is_used_like_one_of_ours(tmp_path: Path)
     assert "steps.window is no key of steps=own_lines" in refused[2]
 
 
+@pytest.mark.slow
 def test_an_environment_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
     package = write_package(tmp_path / "site")
     script = (
@@ -144,6 +148,7 @@ def test_an_environment_of_another_package_is_used_like_one_of_ours(tmp_path: Pa
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_verifier_of_another_package_is_used_like_one_of_ours(tmp_path: Path) -> None:
     pairs = "".join(json.dumps({"answer": "7", "response": text}) + "\n" for text in ("so 7.", "so 17"))
     shown, verify, planned, judged, refused = command_lines(
@@ -162,6 +167,7 @@ def test_a_verifier_of_another_package_is_used_like_one_of_ours(tmp_path: Path) 
     assert "verifier.kind=own_and is no verifier; did you mean own_end?" in refused[2]
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_one_sentence(tmp_path: Path) -> None:
     package = write_package(tmp_path / "site")
     (package / "own_parts.py").write_text("import a_package_that_is_not_here\n")

@@ -96,6 +96,7 @@ def pair() -> tuple[Any, Any]:
     return padded, shared
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(groups_of_any_shape, st.integers(0, 99), st.booleans())
 def test_groups_of_any_shape_have_the_logprobs_and_gradients_of_padded_rows(

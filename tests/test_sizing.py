@@ -110,6 +110,7 @@ def test_a_config_has_the_parameters_of_the_module_built_from_it(name: str) -> N
     assert counted == 2 * published == term(load, "weights")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "layers"), [(False, 4), (True, 8)])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, checkpointing: bool, layers: int) -> None:
@@ -126,6 +127,7 @@ def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, check
         assert terms["activations"] + terms["one layer"] == pytest.approx(counted.peak, rel=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B"])
 def test_where_the_head_is_small_one_layer_is_the_fullest_moment(name: str, dtype: torch.dtype) -> None:

@@ -115,6 +115,7 @@ def aged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], World]:
     return cache(lambda max_age: play(tmp_path_factory.mktemp("aged"), max_age=max_age))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "max_age", "update_s"), [(0.8, 1, 6.0), (0.8, 2, 6.0), (1.2, 1, 30.0)])
 def test_groups_are_not_dropped_for_being_long(
     aged: Callable[[int], World], tmp_path: Path, sigma: float, max_age: int, update_s: float
@@ -183,6 +184,7 @@ def test_a_long_response_loses_about_as_much_of_its_weight_as_a_short_one(aged: 
     assert max(shares) < 1.08 * min(shares), f"{shares} of the responses' weight is trained, shortest first"
 
 
+@pytest.mark.slow
 def test_fewer_slots_keep_tokens_younger(aged: Callable[[int], World], tmp_path: Path) -> None:
     deep, shallow = aged(2), play(tmp_path, max_age=2, slots=2 * GROUPS)
     assert deep.pipeline.num_slots == 3 * GROUPS

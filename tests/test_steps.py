@@ -193,6 +193,7 @@ def test_spans_that_do_not_tile_are_refused(spans: tuple[tuple[int, int], ...]) 
         check_spans(spans, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segmenter", sorted(SEGMENTERS))
 @pytest.mark.parametrize("unit", ["\n", " ", "\n ", ".", ". ", '."', "1. ", "\n\nx", "。"])
 def test_segmenting_a_hostile_text_takes_linear_time(segmenter: str, unit: str) -> None:

@@ -104,6 +104,7 @@ def test_a_runs_directory_holds_its_settings_registered_metrics_and_the_newest_c
     assert (again["run"]["name"], again["resume"]) == ("", ""), "cooked again it is a run of its own"
 
 
+@pytest.mark.slow
 def test_files_that_came_into_out_meanwhile_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     keys = (*QUICK, "run.name=one", "out=out", "run.num_updates=60", "batch_size=32")

@@ -57,6 +57,7 @@ def in_turns(member: Judged, words: Sequence[int]) -> Judged:
     return replace(member, trajectory=replace(member.trajectory, response=whole), steps=tuple(spans))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     made=st.lists(members(), min_size=1, max_size=4),

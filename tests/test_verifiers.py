@@ -366,6 +366,7 @@ def test_a_killed_checker_is_followed_by_its_spare_and_none_is_left_behind() -> 
     _assert_gone([int(pid) for pid in children])
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_judged_and_touch_nothing() -> None:
     report = run_attack(count=25, seed=1, processes=1, timeout_s=0.3)
     assert report["failures"] == []
@@ -387,7 +388,7 @@ def _run_cli(monkeypatch: pytest.MonkeyPatch, text: str, *words: str) -> tuple[i
     out, err = io.StringIO(), io.StringIO()
     for name, stream in (("stdin", stdin), ("stdout", out), ("stderr", err)):
         monkeypatch.setattr(sys, name, stream)
-    code = verify.run(parser.parse_args(["--input", "-", *words]))
+    code = verify.run(parser.parse_args(["--input", "-", "--processes", "1", *words]))
     return code, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
 
 
@@ -407,11 +408,12 @@ def test_the_command_keeps_order_and_names_bad_lines(monkeypatch: pytest.MonkeyP
     assert set(rows[0]) == {"reward", "reason", "extracted"}
 
 
+@pytest.mark.slow
 def test_the_command_keeps_order_around_hostile_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = (r"\boxed{9^{9^{9^9}}}", r"\boxed{" * 20_000, r"\boxed{\log_{8}(\log_{4}(x^{2}+10))^{9}}", "$" * 100_000)
     responses = [text for i, bad in enumerate(hostile) for text in (rf"\boxed{{{i}+x}}", bad)]
     lines = [json.dumps({"answer": f"x+{i // 2}", "response": text}) for i, text in enumerate(responses)]
-    code, rows, _ = _run_cli(monkeypatch, "\n".join(lines), "--timeout", "0.5")
+    code, rows, _ = _run_cli(monkeypatch, "\n".join(lines), "--timeout", "0.5", "--processes", "2")
     assert code == 0
     assert [row["extracted"] for row in rows[::2]] == ["0+x", "1+x", "2+x", "3+x"]
     assert [row["reward"] for row in rows[::2]] == [1] * 4

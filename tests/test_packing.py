@@ -17,10 +17,10 @@ COSTS = {"shared": computed_tokens, "padded": padded_tokens}
 
 
 def make_sample(index: int, prompt: int, response: int, group: int = 0) -> Sample:
-    """Samples of one group whose prompts are as long are siblings."""
+    """Samples of one group whose prompts are as long are siblings; no two of them wrote the same."""
     return Sample(
         key=TrajectoryKey("p", group, index),
-        token_ids=(group,) * prompt + tuple(range(100, 100 + response)),
+        token_ids=(group,) * prompt + (1000 + index,) + tuple(range(100, 99 + response)),
         sampler_logprobs=(-1.0,) * response,
         advantages=(0.5,) * response,
         versions=(VersionRun(0, response),),
@@ -152,6 +152,20 @@ def test_a_cell_computes_a_prompt_once_by_hand() -> None:
     # Two siblings of 5 + 4 and 5 + 2, one of another prompt with 3 + 2: 11 and 5 tokens, in place of 27 padded ones.
     ((cell,),) = pack([make_sample(0, 5, 4), make_sample(1, 5, 2), make_sample(2, 3, 2)]).grid
     assert computed_tokens(cell) == 5 + 4 + 2 + 3 + 2 and padded_tokens(cell) == 27
+
+
+def wrote_the_same(index: int, sample: Sample) -> Sample:
+    return replace(sample, key=TrajectoryKey("p", 0, index))
+
+
+def test_a_cell_computes_what_siblings_wrote_alike_once_and_a_cut_keeps_them_together() -> None:
+    texts = [make_sample(0, 5, 4), make_sample(1, 5, 4)]
+    siblings = [wrote_the_same(i, texts[i % 2]) for i in range(6)]
+    ((cell,),) = pack(siblings).grid
+    assert len(cell) == 6 and computed_tokens(cell) == 5 + 4 + 4 and padded_tokens(cell) == 6 * 9
+    cut = pack(siblings, budget=10).grid
+    assert [len({tuple(w.sample.token_ids) for w in row[0]}) for row in cut] == [1, 1]
+    assert [len(row[0]) for row in cut] == [3, 3]
 
 
 def test_groups_stay_whole_while_ranks_are_busy_and_are_cut_where_one_would_wait() -> None:

@@ -103,14 +103,17 @@ def test_groups_of_any_shape_have_the_logprobs_and_gradients_of_padded_rows(
     pair: tuple[Any, Any], groups: list[Group], seed: int, checkpointing: bool
 ) -> None:
     rows, starts = to_rows(groups, seed)
+    rows, starts = rows + rows[:2], starts + starts[:2]  # two siblings that wrote what others did
     padded, shared = pair
     options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
     shared.gradient_checkpointing_enable(**options) if checkpointing else shared.gradient_checkpointing_disable()
     inputs = to_shared_inputs(rows, starts, CPU)
     assert_same(run(shared, inputs, seed), run(padded, to_inputs(rows, starts, CPU), seed))
     siblings = {tuple(row[:start]): start for row, start in zip(rows, starts, strict=True) if start > 1}
-    once = sum(siblings.values()) + starts.count(1) + sum(len(r) - s for r, s in zip(rows, starts, strict=True))
-    assert inputs.input_ids.shape == (1, once), "no padding, and every prompt once"
+    texts = {tuple(row): len(row) - start for row, start in zip(rows, starts, strict=True) if start > 1}
+    alone = sum(len(row) for row, start in zip(rows, starts, strict=True) if start == 1)
+    once = sum(siblings.values()) + sum(texts.values()) + alone
+    assert inputs.input_ids.shape == (1, once), "no padding, and every prompt and text once"
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -4,8 +4,9 @@
     padded    a row a sample, padded on the right to the longest, its prompt computed anew
 
 B rows, W width, N sampled tokens of the cell, one sample after another, whatever their place in the rows. The first
-token of a response is predicted at the last of its prompt, where siblings share it as well. What a policy read between
-its turns is context, as its prompt: nothing is predicted there.
+token of a response is predicted at the last of its prompt, where siblings share it as well; siblings that wrote the
+same share all of their places. What a policy read between its turns is context, as its prompt: nothing is predicted
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from capo_ray.arrays import IntArray, Runs
 from capo_ray.learners.segments import Segments, Span
-from capo_ray.packing import families
+from capo_ray.packing import families, key_of
 from capo_ray.types import WeightedSample
 
 
@@ -77,7 +78,7 @@ def padded_inputs(
 def shared_inputs(
     token_ids: Sequence[Sequence[int] | IntArray], spans: Sequence[Sequence[Span]], device: torch.device
 ) -> Inputs:
-    """As `padded_inputs`, in one row of segments in which equal prompts, up to the first span, stand once."""
+    """As `padded_inputs`, in one row of segments: equal prompts, up to the first span, and equal siblings are one."""
     starts = [own[0][0] for own in spans]
     groups = families(token_ids, starts)
     pieces: list[Sequence[int] | IntArray] = []
@@ -94,10 +95,13 @@ def shared_inputs(
     columns: list[np.ndarray] = [np.empty(0, np.int64)] * len(starts)  # of each token of a sequence, its place
     seen: list[tuple[Span, Span]] = []
     for prompt, members in zip(prompts, shared, strict=True):
-        tails = [add(token_ids[member][starts[member] :]) for member in members]
-        seen.append(((tails[0][0], tails[-1][1]), prompt))
-        for member, tail in zip(members, tails, strict=True):
+        tails: dict[bytes, Span] = {}
+        for member in members:
+            ids = token_ids[member][starts[member] :]
+            tail = tails.get(key_of(ids)) or tails.setdefault(key_of(ids), add(ids))
             columns[member] = np.concatenate([np.arange(*prompt), np.arange(*tail)])
+        begins, ends = zip(*tails.values(), strict=True)
+        seen.append(((begins[0], ends[-1]), prompt))
     for (member,) in (members for members in groups if len(members) == 1):
         columns[member] = np.arange(*add(token_ids[member]))
     targets = [_span_indices(ids, own) for ids, own in zip(token_ids, spans, strict=True)]

@@ -9,7 +9,8 @@ Tokens that are too old have weight 0, and what they had goes to all others of t
 trained tokens stand to each other as without masking, and together they weigh what the whole batch would have. (Were
 it shared out inside each response instead, the last tokens of a long one would count for all that it lost.)
 
-Cells are filled without padding and with each prompt once (`shared`), or padded to their longest sample (`padded`).
+Cells are filled without padding, each prompt and what siblings wrote alike once (`shared`), or padded to their longest
+sample (`padded`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from collections.abc import Sequence
 
 from capo_ray.arrays import Runs, exact_sum
 from capo_ray.packing.padded import padded_grid, padded_tokens
-from capo_ray.packing.shared import computed_tokens, families, shared_grid
+from capo_ray.packing.shared import computed_tokens, families, key_of, shared_grid
 from capo_ray.types import Batch, Sample, VersionRun, WeightedSample
 
-__all__ = ["build_batch", "computed_tokens", "families", "padded_tokens", "token_weights", "young_tokens"]
+__all__ = ["build_batch", "computed_tokens", "families", "key_of", "padded_tokens", "token_weights", "young_tokens"]
 
 
 def build_batch(

@@ -2,9 +2,9 @@
 
     samples --equal prompts--> families --cut where one is too large--> pieces --least loaded bin with room--> cells
 
-A cell computes each prompt once and every response token: that is what the budget bounds, save for a sample that alone
-is longer. A family is cut where it does not fit a cell, or where a rank would wait for another longer than computing
-its prompt again takes.
+A cell computes each prompt once, and what siblings wrote alike once: that is what the budget bounds, save for a sample
+that alone is longer. A family is cut where it does not fit a cell, or where a rank would wait for another longer than
+computing its prompt again takes; siblings that wrote the same stay together.
 
 Costs are in tokens, and a pair of tokens that attend to each other counts 1/8192 of one (our choice: 12 h^2 against
 2 h multiplications in a layer of width 1,365; wider ones have less attention to a token, and it never decides alone).
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -37,17 +38,25 @@ class Piece:
         """Tokens of the prompt."""
         return prompt_length(self.members[0])
 
-    @property
+    @cached_property
+    def texts(self) -> tuple[tuple[WeightedSample, ...], ...]:
+        """The members, those together that have the same tokens."""
+        found: dict[bytes, list[WeightedSample]] = {}
+        for weighted in self.members:
+            found.setdefault(key_of(weighted.sample.token_ids), []).append(weighted)
+        return tuple(map(tuple, found.values()))
+
+    @cached_property
     def tokens(self) -> int:
         """Tokens that are computed."""
-        return self.prompt + sum(map(tail_length, self.members))
+        return self.prompt + sum(tail_length(text[0]) for text in self.texts)
 
-    @property
+    @cached_property
     def cost(self) -> float:
         """In tokens."""
         pairs, prompt = self.prompt**2 / 2, self.prompt
-        for weighted in self.members:
-            length = tail_length(weighted)
+        for text in self.texts:
+            length = tail_length(text[0])
             pairs += length * (prompt + length / 2)
         return self.tokens + pairs / PAIRS_PER_TOKEN
 
@@ -62,17 +71,22 @@ def tail_length(weighted: WeightedSample) -> int:
     return len(weighted.sample.token_ids) - prompt_length(weighted)
 
 
+def key_of(token_ids: Sequence[int] | IntArray) -> bytes:
+    """Equal for equal tokens alone."""
+    return np.asarray(token_ids, np.int32).tobytes()
+
+
 def families(token_ids: Sequence[Sequence[int] | IntArray], starts: Sequence[int]) -> list[list[int]]:
     """The numbers of the sequences, those together whose tokens before their start are the same and worth sharing."""
     found: dict[object, list[int]] = {}
     for number, (ids, start) in enumerate(zip(token_ids, starts, strict=True)):
-        key: object = np.asarray(ids[:start], np.int32).tobytes() if start >= LEAST_SHARED else number
+        key: object = key_of(ids[:start]) if start >= LEAST_SHARED else number
         found.setdefault(key, []).append(number)
     return list(found.values())
 
 
 def computed_tokens(cell: Sequence[WeightedSample]) -> int:
-    """Tokens that a cell computes when prompts are shared."""
+    """Tokens that a cell computes when prompts are shared, and responses of siblings that wrote the same."""
     return sum(piece.tokens for piece in to_pieces(cell))
 
 
@@ -94,29 +108,29 @@ def shared_grid(longest_first: Sequence[WeightedSample], num_ranks: int, budget:
         if len(cells) == num_cells and (not best or _time(cells, num_ranks) < 0.99 * _time(best, num_ranks)):
             best = cells
         # One rank waits for nobody; and where each sample stands alone no smaller cap cuts further.
-        if num_ranks == 1 or len(cells) > num_cells or all(len(p.members) == 1 for p in pieces):
+        if num_ranks == 1 or len(cells) > num_cells or all(len(p.texts) == 1 for p in pieces):
             break
         cap = cap // 2
     return _deal(best, num_ranks)
 
 
 def _cut(piece: Piece, cap: int) -> list[Piece]:
-    """The piece in the fewest parts that compute at most `cap` tokens each, or hold a single sample."""
-    if piece.tokens <= cap or len(piece.members) == 1:
+    """The piece in the fewest parts that compute at most `cap` tokens each, or hold a single text."""
+    if piece.tokens <= cap or len(piece.texts) == 1:
         return [piece]
     room = cap - piece.prompt
-    count = max(2, -(-(piece.tokens - piece.prompt) // room)) if room > 0 else len(piece.members)
+    count = max(2, -(-(piece.tokens - piece.prompt) // room)) if room > 0 else len(piece.texts)
     while True:
-        parts: list[list[WeightedSample]] = [[] for _ in range(min(count, len(piece.members)))]
+        parts: list[list[tuple[WeightedSample, ...]]] = [[] for _ in range(min(count, len(piece.texts)))]
         sizes = [0] * len(parts)
-        for weighted in piece.members:
+        for text in piece.texts:
             at = sizes.index(min(sizes))
-            parts[at].append(weighted)
-            sizes[at] += tail_length(weighted)
-        if count >= len(piece.members) or all(
+            parts[at].append(text)
+            sizes[at] += tail_length(text[0])
+        if count >= len(piece.texts) or all(
             size <= room or len(part) == 1 for size, part in zip(sizes, parts, strict=True)
         ):
-            return [Piece(tuple(part)) for part in parts]
+            return [Piece(tuple(weighted for text in part for weighted in text)) for part in parts]
         count += 1
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.checkpoint import write_settings
-from capo_ray.cli.compose import GROUPS, _Setting, _value, compose_train, conf_dir, list_choices
+from capo_ray.cli.compose import GROUPS, compose_train, conf_dir, list_choices
+from capo_ray.cli.overrides import Setting, read_file, value_of
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.sft import read_config
 from capo_ray.config import CREDIT_METHODS, TrainConfig
@@ -144,12 +145,12 @@ def test_what_is_no_override_is_refused(override: str) -> None:
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda t: t[0] not in "'\""))
 @settings(max_examples=50)
 def test_a_text_value_is_taken_as_it_is_written(text: str) -> None:
-    setting = _Setting("model.system_prompt", text)
+    setting = Setting("model.system_prompt", text)
     if "${" in text:
         with pytest.raises(ConfigError):
-            _value(setting, literal=True)
+            value_of(setting, literal=True)
     else:
-        assert _value(setting, literal=True) == text
+        assert value_of(setting, literal=True) == text
 
 
 def test_quotes_around_a_text_are_the_shells_and_are_taken_off() -> None:
@@ -227,3 +228,42 @@ def test_choices_hold_no_key_that_the_models_lack_and_no_environment_look_up() -
 def test_the_dumped_configuration_is_read_back_as_itself() -> None:
     config = compose_train(["experiment=paper_1_5b", "data=gsm8k", "data.path=x"])
     assert TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_a_file_stands_under_the_overrides(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "credit: grpo\nlearner:\n  lr: 1e-5\n  schedule: constant\nrun.num_updates: 7\nmodel:\n  stop_tokens: []\n"
+    )
+    config = compose_train([*read_file(str(own)), "run.num_updates=9"])
+    assert (config.credit.method, config.learner.lr, config.run.num_updates) == ("grpo", 1e-5, 9)
+    assert compose_train([*read_file(str(own)), "credit=rloo"]).credit.method == "rloo"
+
+
+def test_a_whole_configuration_of_a_run_is_a_file_though_many_of_its_keys_are_idle(tmp_path: Path) -> None:
+    for choice in ("credit=grpo", "credit=capo_paper", "credit=etpo"):
+        once = compose_train([choice, "learner.lr=3e-5"])
+        write_settings(tmp_path / "config.yaml", once.model_dump(mode="json"))
+        assert compose_train(read_file(str(tmp_path / "config.yaml"))) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "--config: expected sections and keys in .*mine.yaml .*, got nothing"),
+        ("- a\n", "--config: expected sections and keys in .*, got list"),
+        ("a: [\n", "--config: expected a file of settings in YAML, got .*mine.yaml: "),
+        ("lerner: {lr: 1}\n", "lerner.lr is no key; did you mean learner.lr?"),
+        ("credit: grpo\ncritic: {num_votes: 8}\n", "critic.num_votes has no effect with credit=grpo"),
+        ("model: {system_prompt: '${oc.env:HOME}'}\n", "model.system_prompt: expected a plain value"),
+        ("!!python/object/apply:os.system ['false']\n", "--config: expected a file of settings in YAML"),
+        ("learner: {lr: fast}\n", "learner.lr: expected a number, got 'fast'"),
+        ("credit: {method: nope}\n", "credit=nope is no choice"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_told_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        compose_train(read_file(str(tmp_path / "mine.yaml")))
+    with pytest.raises(ConfigError, match=r"got /nowhere\.yaml: No such file"):
+        read_file("/nowhere.yaml")

@@ -10,7 +10,9 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 from capo_ray.cli import main
@@ -89,3 +91,81 @@ def test_the_run_on_two_gpus_is_planned(tmp_path: Path) -> None:
     config = compose_train([*words, f"data.path={data}"])
     engine, critic, learner = config.engine, config.critic, config.learner
     assert engine.num_gpus + critic.num_gpus + learner.num_ranks * learner.num_gpus == 2
+
+
+@pytest.fixture
+def in_other_trainers(monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = EXAMPLES / "in_other_trainers"
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def two_groups(tokenizer: Any) -> dict[str, Any]:
+    """Padded responses to two problems, interleaved; of each group one is right and one errs in its last step."""
+    texts = [
+        "2+3 = 5\n\n5+1 = 6\n\n#### 6",
+        "1+1 = 2\n\n2+1 = 3\n\n#### 3",
+        "2+3 = 5\n\n5+1 = 7\n\n#### 7",
+        "1+1 = 2\n\n2+1 = 4\n\n#### 4",
+    ]
+    rows = [tokenizer.encode(text) for text in texts]
+    mask = np.array([[int(t < len(row)) for t in range(40)] for row in rows])
+    ids = np.array([row + [tokenizer.pad_token_id] * (40 - len(row)) for row in rows])
+    return {"texts": texts, "rows": rows, "responses": ids, "response_mask": mask, "answers": ["6", "3", "6", "3"]}
+
+
+def assert_the_wrong_step_is_blamed(advantages: Any, given: dict[str, Any]) -> None:
+    assert advantages.shape == (4, 40) and not advantages[given["response_mask"] == 0].any()
+    for right, wrong in ((0, 2), (1, 3)):
+        length = len(given["rows"][wrong])
+        at = advantages[wrong].min()
+        assert (advantages[wrong] == at).sum() > 3
+        assert advantages[right, 0] > 0 > advantages[wrong, 0] == advantages[wrong, length - 1] > at
+
+
+def test_arrays_of_verl_get_the_credit_of_their_steps(in_other_trainers: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(EXAMPLES.parent / "capo_ray" / "assets" / "chains-policy")
+    given = two_groups(tokenizer)
+    batch = {name: torch.tensor(given[name]) for name in ("responses", "response_mask")}
+    others = {
+        "uid": np.array(["a", "b", "a", "b"], dtype=object),
+        "reward_model": np.array([{"ground_truth": answer} for answer in given["answers"]], dtype=object),
+        "extra_info": np.array([{"question": q} for q in ("2+3+1", "1+1+1") * 2], dtype=object),
+    }
+    example = load(in_other_trainers / "verl_arrays.py")
+    advantages, returns = example.capo_advantages(batch, others, tokenizer, critic={"critic": "calculator"})
+    assert advantages.dtype == torch.float32 and returns is advantages
+    assert_the_wrong_step_is_blamed(advantages.numpy(), given)
+
+
+def test_the_trainer_of_trl_gets_the_credit_of_its_steps(in_other_trainers: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="TRL is not here: pip install capo-ray[parity]")
+    from datasets import Dataset
+    from trl import GRPOConfig
+
+    policy = str(EXAMPLES.parent / "capo_ray" / "assets" / "chains-policy")
+    settings = GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], per_device_train_batch_size=4,
+        num_generations=2, max_completion_length=40, max_steps=1, learning_rate=1e-3,
+    )  # fmt: skip
+    given: dict[str, Any] = {}
+    data = [{"prompt": f"{q}\n", "question": q, "answer": a} for q, a in [("2+3+1", "6"), ("1+1+1", "3")]]
+    trainer = load(in_other_trainers / "trl_trainer.py").capo_trainer()(
+        critic={"critic": "calculator"}, model=policy, args=settings, train_dataset=Dataset.from_list(data),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+    )  # fmt: skip
+    given = two_groups(trainer.processing_class)
+    order = [0, 2, 1, 3]  # TRL's groups stand together
+    rows = [given["rows"][i] for i in order]
+    trainer._generate = lambda prompts: ([[5]] * 4, rows, None, [""] * 4, None, {}, None, None)
+    batch = trainer._generate_and_score_completions([data[0], data[0], data[1], data[1]])
+    back = np.zeros((4, 40), dtype=np.float32)
+    width = batch["advantages"].shape[1]
+    back[order, :width] = batch["advantages"].numpy()
+    assert_the_wrong_step_is_blamed(back, given)
+    assert width == batch["completion_ids"].shape[1]
+    loss = trainer._compute_loss(trainer.model, batch | {"num_items_in_batch": batch["completion_mask"].sum()})
+    assert loss.isfinite()

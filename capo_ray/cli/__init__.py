@@ -89,7 +89,7 @@ def _guarded(name: str, words: list[str]) -> int:
 
     from capo_ray.protocols import RunFailed, RunStopped
 
-    _prefer_own_programs()
+    prefer_own_programs()
     _end_like_ctrl_c()
     try:
         module = importlib.import_module(COMMANDS[name][0])
@@ -211,7 +211,7 @@ def _keep_traceback(error: BaseException) -> Path:
     return Path(name)
 
 
-def _prefer_own_programs() -> None:
+def prefer_own_programs() -> None:
     """Put this environment's programs (ninja) on PATH, for children of a script that runs without activation."""
     own = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")

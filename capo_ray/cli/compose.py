@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 import capo_ray
 from capo_ray.checkpoint import read_settings
+from capo_ray.cli.overrides import Override, Setting, new_keys, put, split, value_of
 from capo_ray.cli.schema import (
     ConfigError,
     as_sentence,
@@ -60,15 +61,7 @@ GROUPS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """One `key=value` of the command line, the value still as text."""
-
-    key: str
-    text: str
-
-
-def compose_train(overrides: Sequence[str], *, judges: bool = False) -> TrainConfig:
+def compose_train(overrides: Sequence[Override], *, judges: bool = False) -> TrainConfig:
     """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise.
 
     `judges`: critics are asked whatever the credit method reads.
@@ -76,19 +69,20 @@ def compose_train(overrides: Sequence[str], *, judges: bool = False) -> TrainCon
     choices, settings = _sort(overrides)
     run = next((s.text for s in settings if s.key == "resume"), "")
     tree = _read_run(run, choices) if run else _compose_choices(choices)
+    before = deepcopy(tree)
     kinds = _kinds(tree, settings)
     _settle(tree, settings, train_keys(kinds), lambda s: _no_group(s) or refuse_unknown(s.key, kinds))
     try:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
         raise as_sentence(error, lambda key: refuse_unknown(key, kinds)) from None
-    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices], judges)
+    refuse_useless(config, new_keys(settings, before, train_keys(kinds)) + [f"{g}=" for g in choices], judges)
     return config
 
 
 def compose_keys(
     model: type[ModelT],
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     base: dict[str, Any],
     keys: Mapping[str, FieldInfo] | None = None,
     choices: Sequence[str] = (),
@@ -97,7 +91,7 @@ def compose_keys(
 
     `keys` are its keys, where it has sections of several kinds; `choices`: the groups that were chosen for the base.
     """
-    settings = [_split(text) for text in overrides]
+    settings = [split(text) for text in overrides]
     settings = [replace(s, key=PATH_KEYS[s.key]) if s.key in PATH_KEYS else s for s in settings]  # model=DIRECTORY
     if run := next((s.text for s in settings if s.key == "resume"), ""):
         if base:
@@ -109,23 +103,23 @@ def compose_keys(
         config = model.model_validate(tree)
     except ValidationError as error:
         raise as_sentence(error, lambda key: refuse_key(key, known, model)) from None
-    refuse_useless(config, [s.key for s in settings] + [f"{group}=" for group in choices])
+    refuse_useless(config, new_keys(settings, base, known) + [f"{group}=" for group in choices])
     return config
 
 
 def _settle(
     tree: dict[str, Any],
-    settings: Sequence[_Setting],
+    settings: Sequence[Setting],
     keys: Mapping[str, FieldInfo],
-    refuse: Callable[[_Setting], ConfigError],
+    refuse: Callable[[Setting], ConfigError],
 ) -> None:
     """Put the settings into the tree; raise where one is no key, or where anything in the tree asks to be looked up."""
     for setting in settings:
         parent, _, name = setting.key.rpartition(".")
         if name and parent in keys and is_mapping(keys[parent]):
-            _put(tree, setting.key, _value(setting, False))
+            put(tree, setting.key, value_of(setting, False))
         elif setting.key in keys:
-            _put(tree, setting.key, _value(setting, takes_text(keys[setting.key])))
+            put(tree, setting.key, value_of(setting, takes_text(keys[setting.key])))
         else:
             raise refuse(setting)
     refuse_interpolation(tree, "")
@@ -145,35 +139,27 @@ def list_choices(group: str) -> list[str]:
     return sorted({path.stem for path in (conf_dir() / group).glob("*.yaml")} | set(FAMILIES.get(group, ())))
 
 
-def _sort(overrides: Sequence[str], groups: Sequence[str] = GROUPS) -> tuple[dict[str, str], list[_Setting]]:
+def _sort(overrides: Sequence[Override], groups: Sequence[str] = GROUPS) -> tuple[dict[str, str], list[Setting]]:
     """The choices of groups, and the settings of keys, in the order given."""
     choices: dict[str, str] = {}
-    settings: list[_Setting] = []
+    settings: list[Setting] = []
     for text in overrides:
-        setting = _split(text, " (as credit.vote=union) or group=choice (as credit=grpo)")
+        setting = split(text, " (as credit.vote=union) or group=choice (as credit=grpo)")
         key, value = setting.key, setting.text
         if key not in groups:
             settings.append(setting)
         elif key in ("steps", "environment") and value in FAMILIES[key]:  # it is one key, and has no preset
-            settings.append(_Setting(f"{key}.{FAMILIES[key].tag}", value))
+            settings.append(replace(setting, key=f"{key}.{FAMILIES[key].tag}"))
         elif value in list_choices(key):
             choices[key] = value
         elif key in PATH_KEYS and (value in SHIPPED[ROLES[key]] or "/" in value or Path(value).is_dir()):
-            settings.append(_Setting(PATH_KEYS[key], value))
+            settings.append(replace(setting, key=PATH_KEYS[key]))
         else:
             raise _no_choice(key, value)
     return choices, settings
 
 
-def _split(text: str, or_what: str = "") -> _Setting:
-    key, equals, value = text.partition("=")
-    key = key.strip().lstrip("+")
-    if not equals or not key or key.startswith("~") or "@" in key or "/" in key:
-        raise ConfigError(f"expected key=value{or_what}, got {text!r}")
-    return _Setting(key, value)
-
-
-def _no_group(setting: _Setting) -> ConfigError | None:
+def _no_group(setting: Setting) -> ConfigError | None:
     """The error for a group that is nearly spelt, with a choice that it has; None for anything else."""
     near = get_close_matches(setting.key, GROUPS, n=1, cutoff=0.75)
     if not near or setting.text not in list_choices(near[0]):
@@ -237,12 +223,12 @@ def _read_run(run: str, choices: dict[str, str], command: str = "train") -> dict
     return move_older(tree)
 
 
-def _kinds(tree: dict[str, Any], settings: Sequence[_Setting]) -> dict[str, str]:
+def _kinds(tree: dict[str, Any], settings: Sequence[Setting]) -> dict[str, str]:
     """The chosen kind of each section that has several, made explicit in the tree."""
     return {section: _kind(section, tree, settings) for section in FAMILIES}
 
 
-def _kind(name: str, tree: dict[str, Any], settings: Sequence[_Setting]) -> str:
+def _kind(name: str, tree: dict[str, Any], settings: Sequence[Setting]) -> str:
     tag, section = FAMILIES[name].tag, tree.setdefault(name, {})
     if not isinstance(section, dict):
         raise ConfigError(f"{name}: expected a section with {tag}=…, got {section!r}")
@@ -256,37 +242,3 @@ def _kind(name: str, tree: dict[str, Any], settings: Sequence[_Setting]) -> str:
     known = section if kind == before else FAMILIES[name][kind].model_fields  # keys of the one before go with it
     tree[name] = {key: value for key, value in section.items() if key in known} | {tag: kind}
     return kind
-
-
-def _value(setting: _Setting, literal: bool) -> Any:
-    """A setting's value by Hydra's grammar; the value of a text key is taken as written unless it is quoted."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if "${" in setting.text:
-        raise ConfigError(
-            f"{setting.key}: expected a plain value, got {setting.text}; write the value itself, without ${{…}}"
-        )
-    if literal and setting.text[:1] not in ("'", '"'):
-        return setting.text
-    try:
-        override = OverridesParser.create().parse_override(f"{setting.key}={setting.text}")
-        if override.is_sweep_override():
-            raise ConfigError(
-                f"{setting.key}: expected one value, got {setting.text}; several values of one key are written "
-                f"[{setting.text}], and several runs are several commands"
-            )
-        return override.value()
-    except HydraException:
-        cure = "put it in single quotes"
-        if setting.text[:1] == "(" and setting.text[-1:] == ")":
-            cure = f"several values of one key are written [{setting.text[1:-1]}]"
-        raise ConfigError(f"{setting.key}: expected a value, got {setting.text}; {cure}") from None
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a tree, making the sections on the way."""
-    *sections, leaf = key.split(".")
-    for name in sections:
-        tree = tree.setdefault(name, {})
-    tree[leaf] = value

@@ -6,13 +6,13 @@ import argparse
 import codecs
 import io
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.line_count import LineCount
+from capo_ray.cli.overrides import Override, Setting
 from capo_ray.cli.schema import ConfigError, new_name
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.config.steps import StepsBase
@@ -59,11 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 where every line was done, 1 where one was refused (the others are done) or there was none."""
-    of_steps = [text for text in args.overrides if re.match(r"\+?steps[.=]", text)]
-    config = _config(args.method, [text for text in args.overrides if text not in of_steps])
-    steps = build_steps(args.method, of_steps)
-    if not 0.0 <= args.progress <= 1.0:
-        raise ConfigError(f"--progress: expected a share of the run in 0..1, got {args.progress}")
+    config, steps, cut_anew = read_settings(args.method, args.overrides, args.progress)
     num_done = num_refused = 0
     paint = None if args.json else _painter()
     progress = LineCount("done")
@@ -72,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             line = _decode(raw)
             if not line.strip():
                 continue
-            name, group = read_group(line, config, args.rubric, steps, cut_anew=bool(of_steps))
+            name, group = read_group(line, config, args.rubric, steps, cut_anew=cut_anew)
             credit, figures = assign(group, config, args.progress)
         except (FieldError, EvidenceError) as error:
             num_refused += 1
@@ -91,7 +87,23 @@ def run(args: argparse.Namespace) -> int:
     return 0 if num_done and not num_refused else 1
 
 
-def build_steps(method: str, overrides: Sequence[str]) -> StepsBase:
+def read_settings(method: str, overrides: Sequence[Override], progress: float) -> tuple[CreditBase, StepsBase, bool]:
+    """The method's config, where responses are cut into steps, and whether that was asked for; raises `ConfigError`."""
+    if method not in CREDIT_METHODS and method not in CREDIT_METHODS.broken:
+        raise ConfigError(f"expected a credit method ({', '.join(CREDIT_METHODS)}), got {method!r}")
+    of_steps = [given for given in overrides if _key(given).partition(".")[0] == "steps"]
+    config = _config(method, [given for given in overrides if given not in of_steps])
+    steps = build_steps(method, of_steps)
+    if not 0.0 <= progress <= 1.0:
+        raise ConfigError(f"--progress: expected a share of the run in 0..1, got {progress}")
+    return config, steps, bool(of_steps)
+
+
+def _key(given: Override) -> str:
+    return given.key if isinstance(given, Setting) else given.partition("=")[0].strip().lstrip("+")
+
+
+def build_steps(method: str, overrides: Sequence[Override]) -> StepsBase:
     """Where a run of the method's preset cuts responses, with `steps=…` and `steps.key=value` overrides."""
     steps = compose_train([f"credit={method}", *overrides]).steps
     if steps.thinking == "leave_out":
@@ -101,14 +113,13 @@ def build_steps(method: str, overrides: Sequence[str]) -> StepsBase:
     return steps
 
 
-def _config(method: str, overrides: Sequence[str]) -> CreditBase:
+def _config(method: str, overrides: Sequence[Override]) -> CreditBase:
     """The method's config; raises `ConfigError` with one sentence."""
-    for text in overrides:
-        key = text.partition("=")[0].strip().lstrip("+")
+    for key in map(_key, overrides):
         if moved := new_name(key):
             raise ConfigError(f"{key} is {moved} now; write {moved}=…")
     try:
-        return build_config(method, overrides)
+        return build_config(method, [(s.key, s.value) if isinstance(s, Setting) else s for s in overrides])
     except BadSetting as error:
         raise ConfigError(str(error)) from None
 

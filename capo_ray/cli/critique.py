@@ -16,6 +16,7 @@ from typing import Any
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.critique_judging import Setting, judge_settings
 from capo_ray.cli.critique_table import against_truth, by_source, finite, summary, to_text
+from capo_ray.cli.overrides import Override
 from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import calculate, parse_critique
@@ -66,7 +67,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when at least one critique could be read."""
-    settings = [_setting(args.overrides, ""), *(_setting([*args.overrides, *one.split()], one) for one in args.also)]
+    settings = [
+        setting_of(args.overrides, ""),
+        *(setting_of([*args.overrides, *one.split()], one) for one in args.also),
+    ]
     config = settings[0].config
     if any(setting.config.steps != config.steps for setting in settings):
         raise RunFailed("--also must leave steps.… as they are, since all judge the same solutions; set them once")
@@ -108,7 +112,7 @@ def _say(note: str) -> None:
     print(f"capo-ray critique: {note}", file=sys.stderr)
 
 
-def _setting(overrides: Sequence[str], name: str) -> Setting:
+def setting_of(overrides: Sequence[Override], name: str) -> Setting:
     config = compose_train(overrides, judges=True)
     # Where the method reads no critiques, they are put together as by the one that a run has by default.
     asked = config.credit.asked(Critiques) or CapoConfig().asked(Critiques)

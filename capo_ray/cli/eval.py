@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.cli.compose import list_choices
+from capo_ray.cli.overrides import Override, add_config, all_overrides, split
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import RESPONSES_FILE, SUMMARY_FILE, TABLE_FILE
 
@@ -28,6 +29,7 @@ EVALUATION/responses.jsonl; what is there is not asked again: resume=EVALUATION,
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and the suites that exist."""
     parser.add_argument("overrides", nargs="*", metavar="override", help="suite=NAME,…, group=choice or key=value")
+    add_config(parser)
     parser.add_argument("--compare", metavar="OTHER", help="a model, run or earlier evaluation, on the same problems")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     examples = (
@@ -51,14 +53,26 @@ class _Evaluation:
 
 def run(args: argparse.Namespace) -> int:
     """0 once every figure is told."""
-    from capo_ray.cli.eval_report import comparison, comparison_table, table
+    from capo_ray.cli.eval_report import comparison_table, table
+
+    told = evaluate(all_overrides(args), args.compare)
+    shown = [table(told["suites"])]
+    if args.compare:
+        shown.append(comparison_table(told["comparison"], args.compare))
+    responses = Path(told["directory"]) / RESPONSES_FILE
+    print(json.dumps(told) if args.json else "\n\n".join([*shown, f"responses: {responses}"]), flush=True)
+    return 0
+
+
+def evaluate(overrides: Sequence[Override], compare: str | None = None) -> dict[str, Any]:
+    """What `--json` prints: the figures of each suite and, against another evaluation or policy, the difference."""
+    from capo_ray.cli.eval_report import comparison
     from capo_ray.cli.eval_settings import compose_eval
 
-    this = _evaluate(compose_eval(args.overrides))
+    this = _evaluate(compose_eval(overrides))
     told: dict[str, Any] = {"model": this.config.model.path, "directory": str(this.directory), "suites": this.figures}
-    shown = [table(this.figures)]
-    if args.compare:
-        other = _other(args.compare, args.overrides, this)
+    if compare:
+        other = _other(compare, overrides, this)
         told["compared_with"] = str(other.path.parent)
         told["comparison"] = comparison(list(this.figures), this.file, other)
         if not told["comparison"]:
@@ -66,10 +80,8 @@ def run(args: argparse.Namespace) -> int:
                 f"--compare: expected problems that both evaluations asked, got none in common with {other.path.parent}"
                 "; give both the same suite, data, eval.instruction and run.seed"
             )
-        shown.append(comparison_table(told["comparison"], args.compare))
     _write(this, told)
-    print(json.dumps(told) if args.json else "\n\n".join([*shown, f"responses: {this.file.path}"]), flush=True)
-    return 0
+    return told
 
 
 def _evaluate(config: EvalConfig) -> _Evaluation:
@@ -143,7 +155,7 @@ def _answer(
         progress.end()
 
 
-def _other(name: str, overrides: Sequence[str], this: _Evaluation) -> ResponseFile:
+def _other(name: str, overrides: Sequence[Override], this: _Evaluation) -> ResponseFile:
     """The responses to compare with: those of an earlier evaluation, or of a policy that is asked the same now."""
     from capo_ray.cli.eval_settings import compose_eval, differences, is_evaluation
     from capo_ray.flow.answering import ResponseFile
@@ -152,7 +164,8 @@ def _other(name: str, overrides: Sequence[str], this: _Evaluation) -> ResponseFi
         if unlike := differences(Path(name), this.config):
             print(f"--compare: {name} was asked with another {', '.join(unlike)}", file=sys.stderr)
         return ResponseFile.open(Path(name) / RESPONSES_FILE)
-    own = [text for text in overrides if text.startswith("model.") and not text.startswith("model.path=")]
+    given = [split(override) for override in overrides]
+    own = [s for s in given if s.key.startswith("model.") and s.key != "model.path"]
     model = compose_eval([f"model={name}", f"suite={','.join(this.config.suite)}", *own]).model
     run = this.config.run.model_copy(update={"dir": str(this.directory.parent), "name": f"{this.directory.name}-other"})
     return _evaluate(this.config.model_copy(update={"model": model, "run": run, "resume": ""})).file

@@ -18,9 +18,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from capo_ray.checkpoint import read_settings, write_settings
-from capo_ray.cli.compose import _compose_choices, _Setting, _sort, compose_keys, conf_dir, list_choices
+from capo_ray.cli.compose import _compose_choices, _sort, compose_keys, conf_dir, list_choices
 from capo_ray.cli.export import find_checkpoint
 from capo_ray.cli.models import find_model, read_facts
+from capo_ray.cli.overrides import Override, Setting
 from capo_ray.cli.schema import ConfigError, as_sentence, keys_of
 from capo_ray.cli.useless import refuse_keys
 from capo_ray.config import TrainConfig
@@ -48,13 +49,13 @@ MAY_CHANGE = (
 OF_THE_RUN = ("model", "engine", "verifier", "cluster")
 
 
-def compose_eval(overrides: Sequence[str]) -> EvalConfig:
+def compose_eval(overrides: Sequence[Override]) -> EvalConfig:
     """The configuration that overrides ask for; raises `ConfigError` with one sentence otherwise."""
     choices, settings = _sort(overrides, GROUPS)
     for setting in settings:
         _refuse_of_training(setting.key)
     base, settings = base_of(choices, settings)
-    config = compose_keys(EvalConfig, [f"{s.key}={s.text}" for s in settings], base)
+    config = compose_keys(EvalConfig, settings, base)
     refuse_settings(config, [s.key for s in settings])
     return config
 
@@ -89,8 +90,8 @@ def _refuse_of_training(key: str) -> None:
 
 
 def base_of(
-    choices: dict[str, str], settings: list[_Setting], command: str = "eval"
-) -> tuple[dict[str, Any], list[_Setting]]:
+    choices: dict[str, str], settings: list[Setting], command: str = "eval"
+) -> tuple[dict[str, Any], list[Setting]]:
     """The tree under the settings, and those that are left to put into it."""
     model = next((s.text for s in reversed(settings) if s.key == "model.path"), "")
     resume = next((s.text for s in reversed(settings) if s.key == "resume"), "")
@@ -111,7 +112,7 @@ def base_of(
         elif "model" not in choices and model not in ("", *SHIPPED["policy"]):
             tree["model"]["max_model_len"] = min(_positions(model), MAX_LEN)
     if suite := next((s.text for s in reversed(settings) if s.key == "suite"), ""):
-        tree["suite"] = [name.strip() for name in suite.strip("[]").split(",") if name.strip()]
+        tree["suite"] = [name.strip(" '") for name in suite.strip("[]").split(",") if name.strip(" '")]
     return tree, [s for s in settings if s.key != "suite"]
 
 

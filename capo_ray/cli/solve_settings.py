@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from capo_ray.cli.compose import _Setting, _sort, compose_keys
+from capo_ray.cli.compose import _sort, compose_keys
 from capo_ray.cli.eval_settings import base_of, refuse_settings
+from capo_ray.cli.overrides import Setting
 from capo_ray.cli.schema import ConfigError, keys_of
 from capo_ray.config.families import Family
 from capo_ray.config.search import SEARCHES, NavigatorSearch
@@ -32,7 +33,7 @@ def compose_solve(overrides: Sequence[str]) -> SolveConfig:
     for family, unasked in KINDS:
         keys |= _choose(family, unasked, base, settings)
     plain = {key: field for key, field in keys_of(SolveConfig).items() if key.partition(".")[0] not in base_sections()}
-    config = compose_keys(SolveConfig, [f"{s.key}={s.text}" for s in settings], base, plain | keys, list(choices))
+    config = compose_keys(SolveConfig, settings, base, plain | keys, list(choices))
     refuse_settings(config, [s.key for s in settings])
     return config
 
@@ -50,7 +51,7 @@ def _spelt_out(text: str) -> str:
 
 
 def _choose(
-    family: Family[Any], unasked: str, tree: dict[str, Any], settings: Sequence[_Setting]
+    family: Family[Any], unasked: str, tree: dict[str, Any], settings: Sequence[Setting]
 ) -> dict[str, FieldInfo]:
     """The keys of the kind that is asked for, which the tree then names; raises for one that there is not."""
     section, tag = family.section, f"{family.section}.{family.tag}"

@@ -7,19 +7,24 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from capo_ray.cli.compose import GROUPS, _split, compose_train, list_choices
+from capo_ray.cli.compose import GROUPS, compose_train, list_choices
+from capo_ray.cli.overrides import add_config, all_overrides, split
+from capo_ray.config import TrainConfig
 from capo_ray.config.sections import verifier_kinds
 
 HELP = """train a policy with reinforcement learning and step-level credit
 
 Overrides are group=choice (credit=grpo), key=value (learner.lr=1e-5, no + needed), and resume=RUN.
-A model or critic is a choice, a Hugging Face directory or a hub name (model=/any/directory)."""
+A model or critic is a choice, a Hugging Face directory or a hub name (model=/any/directory).
+--config FILE holds the same as YAML (sections and their keys, as a run's config.yaml); overrides go on top."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and the choices that exist."""
     parser.add_argument("overrides", nargs="*", metavar="override", help="group=choice or key=value")
+    add_config(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -46,13 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """The exit code of the run, or 0 once its plan is printed."""
     if args.json and not (args.dry_run or args.full):
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
-    config = compose_train(args.overrides)
+    config = compose_train(all_overrides(args))
     for line in _given_twice(args.overrides):
         print(f"capo-ray train: {line}", file=sys.stderr)
-    from capo_ray.cli import checks, settings
-
     if args.dry_run or args.full:
-        from capo_ray.cli import plan
+        from capo_ray.cli import checks, plan
 
         print(
             json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config, full=args.full),
@@ -60,6 +63,14 @@ def run(args: argparse.Namespace) -> int:
         )
         checks.check_plan(config)
         return 0
+    train(config)
+    return 0
+
+
+def train(config: TrainConfig) -> Path:
+    """The directory of the finished run, once all that can be looked at beforehand was found right."""
+    from capo_ray.cli import checks, settings
+
     checks.check_train(config)
     settings.check_reachable(config)
     from capo_ray.place.train import run as run_training
@@ -69,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _given_twice(overrides: Sequence[str]) -> list[str]:
     """A line for each group or key that stands more than once: the last one counts."""
-    settings = [_split(text) for text in overrides]
+    settings = [split(text) for text in overrides]
     counts = Counter(setting.key for setting in settings)
     last = {setting.key: setting.text for setting in settings if counts[setting.key] > 1}
     return [f"{key} is given {counts[key]} times; {key}={text} counts" for key, text in last.items()]

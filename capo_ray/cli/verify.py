@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from collections import deque
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from capo_ray.cli.line_count import LineCount
@@ -14,6 +15,7 @@ from capo_ray.problems.columns import answer_text
 from capo_ray.protocols import PartLost, RunFailed
 
 if TYPE_CHECKING:
+    from capo_ray.config.sections import VerifierConfig
     from capo_ray.types import Verdict
     from capo_ray.verifiers import VerifierPool
 
@@ -47,22 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when every line was a pair, 1 when one was not."""
-    from pydantic import ValidationError
-
-    from capo_ray.config.sections import VerifierConfig
     from capo_ray.verifiers import VerifierPool
 
     given = {"kind": args.kind, "path": args.path, "timeout_s": args.timeout, "num_processes": args.processes}
-    given["tolerance"] = args.tolerance
-    try:
-        config = VerifierConfig(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise RunFailed(
-            "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".strip(": ")
-                for e in error.errors()
-            )
-        ) from None
+    config = config_of(**given, tolerance=args.tolerance)
     try:
         source = sys.stdin.buffer if args.input == "-" else open(args.input, "rb")  # noqa: SIM115  ends with the process
     except OSError as error:
@@ -72,6 +62,23 @@ def run(args: argparse.Namespace) -> int:
             return asyncio.run(_stream(pool, cast(IO[bytes], source)))
         except PartLost as error:
             raise RunFailed(str(error)) from None
+
+
+def config_of(**given: Any) -> VerifierConfig:
+    """The verifier's configuration with what is given of it (None: not); raises `RunFailed`."""
+    from pydantic import ValidationError
+
+    from capo_ray.config.sections import VerifierConfig
+
+    try:
+        return VerifierConfig(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise RunFailed(
+            "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".strip(": ")
+                for e in error.errors()
+            )
+        ) from None
 
 
 async def _stream(pool: VerifierPool, source: IO[bytes]) -> int:
@@ -144,11 +151,15 @@ def _to_pair(line: bytes, number: int) -> tuple[str, str] | str | None:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"line {number}: expected a JSON object, got {str(error)[:120]}"
-    if not isinstance(row, dict):
-        return f"line {number}: expected a JSON object, got {type(row).__name__}"
+    pair = pair_of(row) if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
+    return f"line {number}: {pair}" if isinstance(pair, str) else pair
+
+
+def pair_of(row: Mapping[str, Any]) -> tuple[str, str] | str:
+    """The answer and response of a row, or what is wrong with it."""
     answer, response = answer_text(row.get("answer")), row.get("response")
     for name, text in (("answer", answer), ("response", response)):
         if not isinstance(text, str):
             got = type(row[name]).__name__ if name in row else "nothing"
-            return f"line {number}: expected a string in {name!r}, got {got}"
+            return f"expected a string in {name!r}, got {got}"
     return str(answer), str(response)

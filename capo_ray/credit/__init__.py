@@ -7,6 +7,11 @@ Invariants: a rule is pure; permuting siblings permutes advantages; an invalid v
 zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO: one whose values do not change).
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
 from capo_ray.credit.audit import audit
 from capo_ray.credit.batch import scale_batch
 from capo_ray.credit.indifferent import critiques_matter
@@ -20,3 +25,13 @@ __all__ = [
     "critiques_matter",
     "scale_batch",
 ]
+
+
+class _Room(ModuleType):
+    """The name `capo_ray.credit` is this room's and also the library's function: a call of the room is one of it."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return import_module("capo_ray.api").credit(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -26,15 +26,9 @@ class TokenizerRefused(ValueError):
 class HfTokenizer:
     """`protocols.Tokenizer` over `AutoTokenizer` (fast tokenizers only; no remote code)."""
 
-    def __init__(self, path: str | Path) -> None:
-        from transformers import AutoTokenizer
-
+    def __init__(self, path: str | Path, loaded: PreTrainedTokenizerBase | None = None) -> None:
         self.path = str(path)
-        local = Path(path).exists()
-        self.hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self.path, use_fast=True, trust_remote_code=False, local_files_only=local
-        )
-        self.hf.model_max_length = 10**9  # lengths are the caller's affair: no warning into somebody's progress page
+        self.hf: PreTrainedTokenizerBase = loaded or _load(self.path)
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None:
             raise TokenizerRefused(f"{self.path} has no fast tokenizer (tokenizer.json); convert it with transformers")
@@ -53,6 +47,11 @@ class HfTokenizer:
             plain.add(self.hf.unk_token_id)
         self.control_ids = frozenset((special | set(added)) - plain)
         self._spellings = [token.content for i, token in added.items() if i in self.control_ids]
+
+    @classmethod
+    def of(cls, loaded: PreTrainedTokenizerBase) -> HfTokenizer:
+        """Over a tokenizer that somebody else has loaded, and which stays as it is."""
+        return cls(loaded.name_or_path, loaded)
 
     def encode(self, text: str) -> list[int]:
         """The ids of trusted text, control tokens recognised, nothing added before or after."""
@@ -225,3 +224,12 @@ class HfTokenizer:
         for t in range(max(last, 0), len(ends)):
             ends[t] = length
         return tuple(ends)
+
+
+def _load(path: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    local = Path(path).exists()
+    loaded = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False, local_files_only=local)
+    loaded.model_max_length = 10**9  # lengths are the caller's affair: no warning into somebody's progress page
+    return loaded

@@ -187,19 +187,24 @@ class BadSetting(ValueError):
     """A `credit.key=value` that the method cannot take; one sentence."""
 
 
-def build_config(method: str, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> CreditBase:
+def build_config(
+    method: str, overrides: Sequence[str | tuple[str, Any]], base: Mapping[str, Any] | None = None
+) -> CreditBase:
     """The method's config: its defaults, `base` over them, `credit.key=value` over these; raises `BadSetting`."""
     if method in CREDIT_METHODS.broken:
         raise BadSetting(CREDIT_METHODS.broken[method])
     keys = [f"credit.{name}" for name in CREDIT_METHODS[method].model_fields if name != "method"]
     given: dict[str, Any] = {key: value for key, value in (base or {}).items() if f"credit.{key}" in keys}
     for text in overrides:
-        key, equals, value = text.partition("=")
+        key, equals, value = text.partition("=") if isinstance(text, str) else (text[0], "=", text[1])
         key = key.strip().lstrip("+")
         if not equals or key not in keys:
             near = get_close_matches(key, keys, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise BadSetting(f"{text} is no key=value of {method}; {hint}Its keys: {', '.join(keys)}")
+            raise BadSetting(
+                f"{text if isinstance(text, str) else key} is no key=value of {method}; {hint}"
+                f"Its keys: {', '.join(keys)}"
+            )
         given[key.removeprefix("credit.")] = value
     try:
         return CREDIT_METHODS[method].model_validate({"method": method, **given})

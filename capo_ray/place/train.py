@@ -54,12 +54,12 @@ from capo_ray.runs.layout import (
 )
 
 
-def run(config: TrainConfig) -> int:
-    """0 after a run that ended as asked; raises `RunFailed` or `RunStopped` (with `run_dir`) otherwise."""
+def run(config: TrainConfig) -> Path:
+    """The directory of a run that ended as asked; raises `RunFailed` or `RunStopped` (with `run_dir`) otherwise."""
     return in_session(config, _run, around=cluster.left_behind)
 
 
-async def _run(config: TrainConfig, session: Session) -> int:
+async def _run(config: TrainConfig, session: Session) -> Path:
     run_dir, ending = session.run_dir, session.ending
     started = time.monotonic()
     tokenizer = HfTokenizer(path_of(policy_model(config)))
@@ -101,7 +101,7 @@ async def _run(config: TrainConfig, session: Session) -> int:
         write_summary(run_dir / SUMMARY_FILE, summary)
         plot_learning_curve(run_dir / METRICS_FILE, run_dir / CURVE_FILE, title=f"credit={config.credit.method}")
     screen.final_table(closing_rows(summary, run_dir))
-    return 0
+    return run_dir
 
 
 async def _start(config: TrainConfig, actors: Actors, ids: tuple[int, ...]) -> None:

@@ -136,7 +136,7 @@ class SleepingLearner(FakeLearner):
         await asyncio.sleep(self._trace.train_s)
         return await super().update(batch)
 
-    async def publishable(self, ahead: Any = None) -> Any:
+    async def publishable(self) -> Any:
         """After the publish's time."""
         await asyncio.sleep(self._trace.publish_s)
         return await super().publishable()

@@ -39,6 +39,7 @@ from capo_ray.environments.build import build_environment
 from capo_ray.environments.reply import rule_of
 from capo_ray.evaluation import estimate
 from capo_ray.flow import Parts, Pipeline
+from capo_ray.flow.direct import Direct
 from capo_ray.flow.state import RunState
 from capo_ray.ledger import SqliteLedger
 from capo_ray.problems import build_problems
@@ -207,7 +208,8 @@ def run(world: str, method: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def parts_of(config: TrainConfig, folder: Path, scratch: Path, verifier: VerifierPool, watcher: Watcher) -> Parts:
     """The parts of a run."""
-    engine, asked = PlainEngine(folder, config.run.seed), config.credit.asked(TokenRewards)
+    engine, learner = PlainEngine(folder, config.run.seed), PlainLearner(config, str(folder))
+    asked = config.credit.asked(TokenRewards)
     return Parts(
         config=config,
         tokenizer=engine.tokenizer,
@@ -216,7 +218,8 @@ def parts_of(config: TrainConfig, folder: Path, scratch: Path, verifier: Verifie
         environment=build_environment(config, engine, engine.tokenizer, Inside(config)),
         verifier=verifier,
         judge=Truth() if config.credit.asked(Critiques) else None,
-        learner=PlainLearner(config, str(folder)),
+        learner=learner,
+        publisher=Direct(learner, engine),
         reward_model=PlainRewardModel(config, str(folder), asked) if asked else None,
         ledger=SqliteLedger(scratch / "ledger.sqlite", "run"),
         checkpoints=CheckpointStore(scratch / "checkpoints", 1),

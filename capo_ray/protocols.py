@@ -16,7 +16,7 @@ waited for, or `PartLost` when whoever stood behind it is gone, and never waits 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,12 +137,6 @@ class TextEngine(Protocol):
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """For each sequence, the logprobs of tokens [start, end) given what precedes them, at temperature 1."""
 
-    def expect_weights(self, handle: WeightsHandle) -> None:
-        """The payload is on its way, its seal comes later: an engine may begin to read and load it, and serves on."""
-
-    async def load_weights(self, handle: WeightsHandle) -> int:
-        """The version now held, after verification; raises `weights.WeightsRefused` and serves nothing otherwise."""
-
 
 class StreamingEngine(Protocol):
     """A language model whose samples are read one by one."""
@@ -225,13 +219,20 @@ class LearnerGroup(Trainer, Protocol):
     async def refresh_reference(self) -> None:
         """From now on KL is measured from the present weights, which checkpoints then keep."""
 
-    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
-        """The present weights, gathered and fingerprinted; `ahead` is called with them before they are."""
-
     async def logprobs(
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
     ) -> tuple[tuple[float, ...], ...]:
         """As `TextEngine.score`, by the learner's own forward pass."""
+
+
+class Publisher(Protocol):
+    """Both ends of a publish in one hand: the learner's weights to every engine, whatever the transport."""
+
+    async def publish(self) -> int:
+        """The version of the learner's weights, which every engine now holds, verified; raises `RunFailed` otherwise.
+
+        An engine that comes later is brought to it before it serves.
+        """
 
 
 class RewardModel(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.config import TrainConfig
 from capo_ray.flow import Parts
+from capo_ray.flow.direct import Direct
 from capo_ray.ledger import SqliteLedger
 from capo_ray.metrics.register import unregistered
 from capo_ray.protocols import JudgeRequest, Sampling, WeightsHandle
@@ -131,9 +132,6 @@ class FakeEngine:
     async def score(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         return tuple((-1.0 / len(ids),) * (len(ids) - start) for ids, start in zip(token_ids, starts, strict=True))
 
-    def expect_weights(self, handle: WeightsHandle) -> None:
-        pass
-
     async def load_weights(self, handle: WeightsHandle) -> int:
         self.version = handle.version
         return handle.version
@@ -202,7 +200,7 @@ class FakeLearner:
     async def refresh_reference(self) -> None:
         self.references.append(self.version)
 
-    async def publishable(self, ahead: Any = None) -> WeightsHandle:
+    async def publishable(self) -> WeightsHandle:
         return WeightsHandle(self.version, "", None)
 
     async def logprobs(self, token_ids: Any, starts: Any) -> Any:
@@ -296,4 +294,5 @@ def fake_parts(tmp_path: Path, config: TrainConfig, **replaced: Any) -> Parts:
         "transcripts": recorder,
         "progress": recorder,
     }
-    return Parts(config=config, **{**parts, **replaced})
+    parts |= replaced
+    return Parts(config=config, **{"publisher": Direct(parts["learner"], parts["engine"]), **parts})

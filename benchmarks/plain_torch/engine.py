@@ -72,9 +72,6 @@ class PlainEngine:
         self.num_tokens += num_read
         return tuple(found)
 
-    def expect_weights(self, handle: WeightsHandle) -> None:
-        """Nothing: the payload is there when its handle is."""
-
     async def load_weights(self, handle: WeightsHandle) -> int:
         """The version now held; the payload is the weights by their names."""
         assert isinstance(handle.payload, dict)

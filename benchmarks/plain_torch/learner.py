@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.arrays import FloatArray
@@ -69,7 +69,7 @@ class PlainLearner(_OneRank):
         """As `LearnerGroup.refresh_reference`."""
         self._learner.refresh_reference()
 
-    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
+    async def publishable(self) -> WeightsHandle:
         """A handle whose payload is the weights by their names."""
         return WeightsHandle(self._learner.version, "", self._learner.named_tensors())
 

@@ -13,6 +13,7 @@ from capo_ray.config.credit.requests import Critiques, TokenRewards
 from capo_ray.critics import RuledJudge
 from capo_ray.critics.build import build_judge
 from capo_ray.flow import Parts
+from capo_ray.flow.direct import Direct
 from capo_ray.ledger import SqliteLedger
 from capo_ray.problems import asset_path, build_problems
 from capo_ray.problems.chains import true_wrong_steps, unasked_steps
@@ -62,7 +63,7 @@ def build_parts(
     is_oracle = (arm.judge or critic).startswith("oracle:")
     has_model = config.credit.asked(Critiques) and config.critic.backend == "vllm" and not is_oracle
     judged_by = PlainEngine(asset_path(config.critic.model, "critic")) if has_model else None
-    engine = PlainEngine(path, config.run.seed)
+    engine, learner = PlainEngine(path, config.run.seed), PlainLearner(config, path)
     parts = Parts(
         config=config,
         tokenizer=engine.tokenizer,
@@ -70,7 +71,8 @@ def build_parts(
         engine=engine,
         verifier=VerifierPool(config.verifier),
         judge=_build_judge(config, arm, critic, judged_by),
-        learner=PlainLearner(config, path),
+        learner=learner,
+        publisher=Direct(learner, engine),
         reward_model=_build_reward_model(config, arm, path),
         ledger=SqliteLedger(folder / "ledger.sqlite", "run"),
         checkpoints=CheckpointStore(folder / "checkpoints", 1),

@@ -17,6 +17,7 @@ from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models
+from capo_ray.place.transport import choose_transport
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
@@ -39,6 +40,7 @@ def check_plan(config: TrainConfig) -> None:
     if not config.cluster.joined:  # elsewhere the files lie on the cluster's nodes
         check_data(config)
     check_settings(config)
+    choose_transport(config)
     refuse_misfit(config)
 
 

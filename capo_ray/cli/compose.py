@@ -216,7 +216,8 @@ def _read_run(run: str, choices: dict[str, str], command: str = "train") -> dict
     if not path.is_file():
         raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
     tree = read_settings(path)
-    tree.get("weights", {}).pop("transport", None)  # a key with one value, of earlier versions
+    if tree.get("weights", {}).get("transport") == "shared_memory":
+        del tree["weights"]["transport"]  # the only value that there was in earlier versions
     own = "train" if "credit" in tree else "sft"
     if own != command:
         raise ConfigError(f"resume={run} is a run of capo-ray {own}: go on with capo-ray {own} resume={run}")

@@ -24,6 +24,7 @@ from capo_ray.config import FAMILIES, Job, SftConfig, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import Demand, demand, find, in_all
+from capo_ray.place.transport import choose_transport
 
 UNKNOWN = "unknown until fetched"
 
@@ -55,6 +56,7 @@ def to_json(config: Job) -> dict[str, Any]:
     }
     if isinstance(config, SftConfig):
         return plan
+    plan["transport"] = asdict(choose_transport(config))
     return plan | {"batch": batch_algebra(config), "pace": [asdict(tier) for tier in estimate_pace(config)]}
 
 
@@ -82,7 +84,7 @@ def to_text(config: Job, *, full: bool = False) -> str:
     lines += [
         f"{one.label:<13}{one.count:>6}{one.num_cpus:>7g}{one.num_gpus:>6g}  {one.note}" for one in demand(config)
     ]
-    lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}{_nodes(config)}", ""]
+    lines += [f"{'together':<13}{'':>6}{cpus:>7g}{gpus:>6g}{_nodes(config)}", *_transport_words(config), ""]
     lines += ["# memory (estimate)", *_memory_words(config), "", *more]
     if not full:
         return "\n".join(
@@ -93,6 +95,14 @@ def to_text(config: Job, *, full: bool = False) -> str:
     return "\n".join(
         [*lines, "# configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()]
     )
+
+
+def _transport_words(config: Job) -> list[str]:
+    if not isinstance(config, TrainConfig):
+        return []
+    chosen = choose_transport(config)
+    given = f" (weights.transport={config.weights.transport})"
+    return [f"weights go by {chosen.name}: {chosen.why}{given if config.weights.transport == 'auto' else ''}"]
 
 
 def _nodes(config: Job) -> str:

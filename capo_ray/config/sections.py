@@ -201,6 +201,9 @@ class StreamConfig(Section):
 class WeightsConfig(Section):
     """How weights reach the rollout engines."""
 
+    transport: Literal["auto", "host"] = "auto"
+    """What carries a version: `host`, once through host memory and Ray's object store; `auto`: chosen from the
+    placement, and told by the dry run."""
     canary_every: int = Field(1, ge=0)
     """Publishes between comparisons of engine and learner logprobs; 0: never."""
     canary_tolerance: float = Field(0.0, ge=0)

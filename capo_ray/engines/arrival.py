@@ -17,7 +17,7 @@ from capo_ray.engines.route import Route
 from capo_ray.engines.swap import in_process
 from capo_ray.engines.twin import Twin, can_have_twin, worker_model
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Manifest, WeightsRefused, as_bytes, checksums, read_manifest, read_tensors
+from capo_ray.weights import Found, HostReceiver, Manifest, Receiver, WeightsRefused, as_bytes
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -29,7 +29,7 @@ class Arrival:
 
     payload: Any
     manifest: Manifest | None = None
-    found: dict[tuple[int, int], int] = field(default_factory=dict)
+    found: Found = field(default_factory=dict)
     """The checksum of the bytes from an offset on, so many of them."""
     twin: Twin | None = None
     failure: Exception | None = None
@@ -67,28 +67,27 @@ class Arrivals:
         """Reads and loads; a handle that cannot be read is left to whoever verifies it."""
         arrival = Arrival(handle.payload)
         try:
-            arrival.manifest = read_manifest(handle.manifest)
-            await asyncio.to_thread(self._read, engine, arrival, arrival.manifest)
+            receiver = HostReceiver(handle, self._num_threads)
+            await asyncio.to_thread(self._take, engine, arrival, receiver)
+            arrival.manifest, arrival.found = receiver.manifest, receiver.found
         except WeightsRefused:
             pass
         return arrival
 
-    def _read(self, engine: LLMEngine, arrival: Arrival, manifest: Manifest) -> None:
-        """Fill the arrival: its twin, where the model can have one, and the checksum of every tensor."""
-        payload = as_bytes(arrival.payload)
-        seen: dict[tuple[int, int], int] = {}
+    def _take(self, engine: LLMEngine, arrival: Arrival, receiver: Receiver) -> None:
+        """Load the arrival's twin, where the model can have one, and see every tensor."""
         try:
             if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
-                known = self._route if self._route is not None and self._route.fits(manifest) else None
+                known = self._route if self._route is not None and self._route.fits(receiver.manifest) else None
                 twin = Twin(model, tied=self._tied, route=known)
-                twin.load(read_tensors(manifest, payload, seen))
+                twin.load(receiver.take())
                 self._route = twin.route
                 arrival.twin = twin
         except WeightsRefused:
             raise
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the twin
             arrival.failure = error
-        arrival.found = checksums(manifest, payload, self._num_threads, seen)
+        receiver.finish()
 
 
 def _place(handle: WeightsHandle) -> tuple[int, int]:

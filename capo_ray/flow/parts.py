@@ -15,6 +15,7 @@ from capo_ray.protocols import (
     Judge,
     LearnerGroup,
     Ledger,
+    Publisher,
     RewardModel,
     TextEngine,
     Tokenizer,
@@ -52,6 +53,7 @@ class Parts:
     verifier: Verifier
     judge: Judge | None
     learner: LearnerGroup
+    publisher: Publisher
     ledger: Ledger
     checkpoints: CheckpointStore
     tracker: Tracker

@@ -127,8 +127,7 @@ class Training:
     async def publish(self) -> float:
         """The seconds until all engines hold the learner's weights."""
         started = time.monotonic()
-        engine = self._parts.engine
-        await engine.load_weights(await self._parts.learner.publishable(engine.expect_weights))
+        await self._parts.publisher.publish()
         return time.monotonic() - started
 
 

@@ -11,6 +11,7 @@ from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
 from capo_ray.demand import demand
 from capo_ray.place.placement import Places, shares_devices
+from capo_ray.place.publish import HostPublisher
 from capo_ray.place.ranks import RankActors
 from capo_ray.place.role import Part, Role, Site
 from capo_ray.place.roles.critic import CRITIC
@@ -18,6 +19,7 @@ from capo_ray.place.roles.learner import LEARNER
 from capo_ray.place.roles.reward_model import REWARD_MODEL
 from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER
+from capo_ray.protocols import Publisher
 from capo_ray.runs.layout import WORKERS_FILE
 
 ROLES: tuple[Role[Any], ...] = (ROLLOUT, VERIFIER, CRITIC, LEARNER, REWARD_MODEL)
@@ -33,6 +35,7 @@ class Actors:
         site = Site(config, run_dir, self._places, canary_ids)
         wanted = {one.role for one in demand(config)}
         self._parts: dict[str, Part] = {role.name: role.build(site) for role in ROLES if role.name in wanted}
+        self.publisher: Publisher = HostPublisher(self.part(LEARNER), self.part(ROLLOUT))
 
     def find(self, role: Role[P]) -> P | None:
         """The part of a role; None where the run does without it."""

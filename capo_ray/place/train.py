@@ -141,6 +141,7 @@ async def _train(
             verifier=actors.part(VERIFIER),
             judge=actors.find(CRITIC),
             learner=actors.part(LEARNER),
+            publisher=actors.publisher,
             reward_model=actors.find(REWARD_MODEL),
             ledger=ledger,
             checkpoints=checkpoints,
@@ -197,7 +198,7 @@ async def _restore(
     problems.train.restore(cursor)
     await _rewind(config, run_dir, ledger, state.version)
     state.next_group = max(state.next_group, ledger.next_group())
-    await actors.part(ROLLOUT).load_weights(await actors.part(LEARNER).publishable())
+    await actors.publisher.publish()
     return state
 
 

@@ -11,7 +11,16 @@ arrive.
 from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
 from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
 from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
-from capo_ray.weights.payload import Found, as_bytes, checksums, iterate_tensors, read_tensors, verify_handle
+from capo_ray.weights.payload import (
+    Found,
+    HostReceiver,
+    as_bytes,
+    checksums,
+    iterate_tensors,
+    read_tensors,
+    verify_handle,
+)
+from capo_ray.weights.transport import Receiver, Sender
 from capo_ray.weights.writer import PayloadWriter, Witness, build_handle, require_finite
 
 __all__ = [
@@ -20,8 +29,11 @@ __all__ = [
     "Canary",
     "Found",
     "Held",
+    "HostReceiver",
     "Manifest",
     "PayloadWriter",
+    "Receiver",
+    "Sender",
     "TensorEntry",
     "WeightsRefused",
     "Witness",

@@ -33,6 +33,24 @@ def as_bytes(payload: object) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array
 
 
+class HostReceiver:
+    """`transport.Receiver` of bytes that lie in this host's memory."""
+
+    def __init__(self, handle: WeightsHandle, num_threads: int = 1) -> None:
+        self.manifest = read_manifest(handle.manifest)
+        self.payload = _sized(self.manifest, handle.payload)
+        self.found: dict[tuple[int, int], int] = {}
+        self._num_threads = num_threads
+
+    def take(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `Receiver.take`; each piece is read before it is copied, while it is in the cache."""
+        return read_tensors(self.manifest, self.payload, self.found)
+
+    def finish(self) -> None:
+        """As `Receiver.finish`: reads what was not taken."""
+        self.found = checksums(self.manifest, self.payload, self._num_threads, self.found)
+
+
 def iterate_tensors(manifest: Manifest | str, payload: object) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor with its name, a view of the payload that must not be written to; `verify_handle` comes first."""
     manifest = read_manifest(manifest) if isinstance(manifest, str) else manifest

@@ -52,11 +52,11 @@ class RolloutWorker:
         return await self._engine.score(token_ids, starts)
 
     async def expect_weights(self, gathered: WeightsHandle) -> None:
-        """As `TextEngine.expect_weights`."""
+        """As `VllmEngine.expect_weights`."""
         self._engine.expect_weights(gathered)
 
     async def load_weights(self, handle: WeightsHandle, version: int, fingerprint: str) -> int:
-        """As `TextEngine.load_weights`; version and fingerprint are those that the driver has from the learner."""
+        """As `VllmEngine.load_weights`; version and fingerprint are those that the driver has from the learner."""
         if isinstance(handle.payload, list):  # the bytes came by themselves, before the seal
             gathered: WeightsHandle = await handle.payload[0]
             handle = replace(handle, payload=gathered.payload)
@@ -91,7 +91,7 @@ class RolloutPool(Tier[RolloutWorker]):
         return await self.pool.call(RolloutWorker.score, token_ids, starts, deadline_s=self._config.rollout.deadline_s)
 
     def expect_weights(self, handle: WeightsHandle) -> None:
-        """As `TextEngine.expect_weights`, on every ready worker."""
+        """As `VllmEngine.expect_weights`, on every ready worker."""
         self.pool.tell(RolloutWorker.expect_weights, _sent(handle))
 
     async def load_weights(self, handle: WeightsHandle) -> int:

@@ -22,6 +22,8 @@ from capo_ray.types import (
     VersionRun,
 )
 
+QUESTION = "[1] a\n[2] b\n1+1"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -37,21 +39,24 @@ class Member:
     token_rewards: Sequence[float] = ()
     hint_gains: Sequence[float] = ()
     turns: Sequence[tuple[str, float, bool]] = ()
+    evidence_score: float | None = None
+    text: str = ""
     logprob: float = -0.5
     finish: str = "stop"
 
 
 def judged(member: Member, sample: int = 0) -> Judged:
-    """A member with tokens of one character each."""
+    """A member with tokens of one character each, the first of which has what `text` is longer."""
     count = sum(member.lengths)
     ends = [0]
     for length in member.lengths:
         ends.append(ends[-1] + length)
+    text = member.text or "x" * count
     response = Completion(
         token_ids=tuple(range(count)),
         logprobs=(member.logprob,) * count,
-        char_ends=tuple(range(1, count + 1)),
-        text="x" * count,
+        char_ends=tuple(range(len(text) - count + 1, len(text) + 1)),
+        text=text,
         versions=(VersionRun(0, count),),
         finish=member.finish,  # type: ignore[arg-type]
     )
@@ -66,13 +71,16 @@ def judged(member: Member, sample: int = 0) -> Judged:
         )
         for vote, (flag, word) in enumerate(zip(member.flags, overall, strict=True))
     )
+    more: dict[str, object] = {"turns": [list(turn) for turn in member.turns]} if member.turns else {}
+    if member.evidence_score is not None:
+        more["evidence_score"] = member.evidence_score
     evidence = Evidence(
         critiques=critiques,
         answer_logprobs=tuple(member.answer_logprobs),
         step_values=tuple(member.step_values),
         token_rewards=tuple(member.token_rewards),
         hint_gains=np.array(member.hint_gains),
-        more={"turns": [list(turn) for turn in member.turns]} if member.turns else {},
+        more=more,
     )
     return Judged(
         trajectory=Trajectory(TrajectoryKey("p", 0, sample), (1, 2), response),
@@ -84,4 +92,4 @@ def judged(member: Member, sample: int = 0) -> Judged:
 
 def group(*members: Member) -> Group:
     """The members as siblings of one problem."""
-    return Group(0, Problem("p", "1+1", "2"), tuple(judged(member, i) for i, member in enumerate(members)))
+    return Group(0, Problem("p", QUESTION, "2"), tuple(judged(member, i) for i, member in enumerate(members)))

@@ -330,7 +330,13 @@ def test_every_method_runs_offline_on_a_line_with_its_evidence(
         words, acted = [], ([[0, 4]], [[0, 2], [3, 6]])
         turns = [{"acted": spans, "turns": [["start", 0, True]] * len(spans)} for spans in acted]
         responses = [{**r, **of_turns} for r, of_turns in zip(responses, turns, strict=True)]
-    assert run(tmp_path, [{**WORKED, "responses": responses}], "--json", *words, method=method) == 0
+    line = {**WORKED, "responses": responses}
+    if method == "eapo":  # its first step is what is quoted
+        words, line = (
+            [],
+            {"id": 1, "question": "[1] a\n?", "responses": [{**r, "evidence_score": 0.5} for r in responses]},
+        )
+    assert run(tmp_path, [line], "--json", *words, method=method) == 0
     validate(json.loads(capsys.readouterr().out), SCHEMA)
 
 

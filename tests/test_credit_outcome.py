@@ -149,6 +149,7 @@ def members(draw: st.DrawFn) -> Member:
             st.lists(st.tuples(st.sampled_from(["", "a", "b"]), numbers, st.booleans()), min_size=count, max_size=count)
         ),
         hint_gains=draw(st.lists(numbers, min_size=sum(lengths), max_size=sum(lengths))),
+        evidence_score=draw(st.floats(0, 1)),
     )
 
 

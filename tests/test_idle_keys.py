@@ -69,6 +69,28 @@ TRAIN = [
         "data=gsm8k data.path=x critic.flag_unasked=true",
         "unless data.kind=chains, whose steps a rule can compare with the question; remove it",
     ),
+    ("data.haystack_size=4", "unless data.kind=haystack; remove it"),
+    (
+        "data=haystack data.eval_path=x",
+        "with data.kind=haystack, which makes its own problems; remove it or choose another data=…",
+    ),
+    *[
+        (
+            f"data={kind} data.path=x data.context_column=c",
+            "with data.kind=haystack and synthetic, which make their own problems of the rows; remove it",
+        )
+        for kind in ("haystack", "synthetic")
+    ],
+    ("data=files data.path=x data.evidence_column=e", "without data.context_column; give that too"),
+    ("credit=eapo credit.w_evidence=0 credit.scorer=critic", "with credit.w_evidence=0, which asks nobody; remove it"),
+    (
+        "credit=eapo credit.scorer=critic credit.answer_cue=x",
+        "with credit.scorer=critic, or w_evidence=0; remove it, or choose the other scorer",
+    ),
+    (
+        "credit=eapo credit.quorum=2",
+        "with credit.scorer=likelihood, or w_evidence=0; remove it, or choose the other scorer",
+    ),
     ("data.curriculum.low=0.2", "with data.curriculum.kind=none; add data.curriculum.kind=pass_rate"),
     (
         "data.curriculum.kind=pass_rate data.curriculum.late_low=0.2",

@@ -110,6 +110,8 @@ def test_the_shipped_critic_is_refused_for_what_it_cannot_read(tmp_path: Path) -
     check_settings(compose_train([*words, "critic=calculator"]))
     chains = rows(tmp_path / "c.jsonl", {"question": "7*8+5", "answer": "1"})
     check_settings(compose_train(["data.kind=jsonl", f"data.path={chains}"]))
+    assert "judges one-digit chains" in refused("environment=grid", "data=environment", "steps=turn")
+    assert "but the data has '[1] " in refused("credit=eapo", "credit.scorer=critic")
 
 
 def test_columns_that_no_first_row_has_are_told_with_those_it_has(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ One group per line: {"id", "question", "answer", "responses": [{"text", "tokens"
 Beside these, where a method reads them: "overall" [true | false | null per entry of flagged], "answer_logprobs" [K+1],
 "step_values" [K+1], "token_rewards" [T], "hinted_logprobs" [T], "entropies" [T], "logprobs" [T],
 "extracted" (text or null), "acted" [[start, end) of the tokens that the policy wrote, a span a turn] (absent: all),
-"turns" [[key of its state, its reward, was it legal] a turn]."""
+"turns" [[key of its state, its reward, was it legal] a turn], "evidence_score" (0 to 1; "question" then begins with
+the numbered sentences of its context, [1] …, a line each; "solution", if any, with those that are needed)."""
 EXAMPLES = """more examples:
   capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
   cat groups.jsonl | capo-ray credit grpo --input -

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from capo_ray.config import TrainConfig
 from capo_ray.problems import reads_hub
+from capo_ray.problems.haystack import mix_rows
 from capo_ray.problems.rows import RowReport
 from capo_ray.problems.sources import read_problems
 from capo_ray.protocols import RunFailed
@@ -20,7 +21,8 @@ MANY_SINGLE = 0.5
 def first_problems(config: TrainConfig, report: RowReport, notes: list[str]) -> list[Problem]:
     """The problems of the first rows; bad rows go to the report, and what was found out to `notes`."""
     data = config.data
-    return read_problems(data, data.path, data.split, report, notes, limit=FIRST_ROWS)
+    problems = read_problems(data, data.path, data.split, report, notes, limit=FIRST_ROWS)
+    return mix_rows(problems, data.haystack_size) if data.kind == "haystack" else problems
 
 
 def data_words(config: TrainConfig) -> list[str]:

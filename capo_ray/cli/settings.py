@@ -192,7 +192,7 @@ def check_first_rows(config: TrainConfig) -> None:
         problems = build_problems(data, config.run.seed, config.environment).held_out(FIRST_ROWS)
     else:
         problems = _first_problems(config)
-        check_laptop_critic(config, problems)
+    check_laptop_critic(config, problems)
     folder = find_model(config.model.path, "policy")
     if folder is not None and (folder / "tokenizer.json").is_file():
         check_lengths(config, problems, folder)

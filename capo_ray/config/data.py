@@ -14,9 +14,12 @@ from capo_ray.config.job import Positive, RowsConfig
 class DataConfig(RowsConfig):
     """The problems."""
 
-    kind: Literal["chains", "environment", "synthetic", "files", "jsonl", "csv", "parquet", "hub"] = "chains"  # type: ignore[assignment]
+    kind: Literal["chains", "environment", "synthetic", "haystack", "files", "jsonl", "csv", "parquet", "hub"] = (
+        "chains"  # type: ignore[assignment]
+    )
     """As for supervised training, and environment: the problems that `environment.kind` makes; synthetic: the worked
-    problems at `path` with other numbers, made as they are asked for."""
+    problems at `path` with other numbers, made as they are asked for; haystack: one chain, or one problem of those at
+    `path`, among others whose sentences stand in the same context."""
     eval_path: str = ""
     """Held-out file, folder or pattern; empty: the last `eval_frac` of the rows is held out."""
     eval_frac: float = Field(0.1, ge=0, lt=1)
@@ -30,20 +33,42 @@ class DataConfig(RowsConfig):
     `\\boxed`: the content of the boxes; rows with different ones are bad unless they are one list. What precedes the
     answer (or, with `\\boxed`, the whole column) is the reference solution.
     """
+    context_column: str = ""
+    """Sentences (a list, or one text) that are numbered and put before the question, for `credit=eapo`."""
+    evidence_column: str = ""
+    """The numbers, from 1, of those sentences that are needed: for metrics alone."""
+    haystack_size: int = Field(8, ge=2, le=26)
+    """kind=haystack: chains, or problems, in one context."""
     chain_steps: Positive = 6
-    """kind=chains: operations per problem."""
+    """kind=chains and kind=haystack without a path: operations per problem."""
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    @property
+    def makes_problems(self) -> bool:
+        """As for supervised training, and chains in a haystack."""
+        return super().makes_problems or self._hides_chains
+
+    @property
+    def has_context(self) -> bool:
+        """Whether numbered sentences stand before the questions."""
+        return self.kind == "haystack" or bool(self.context_column)
+
+    @property
+    def _hides_chains(self) -> bool:
+        return self.kind == "haystack" and not self.path
 
     def idle(self) -> tuple[Idle, ...]:
         """What another kind of data, or the way in which its files are named, leaves unread."""
         return (
             Idle(
                 (
-                    "path",
+                    *(() if self._hides_chains else ("path",)),
                     "eval_path",
                     "question_column",
                     "answer_column",
                     "answer_marker",
+                    "context_column",
+                    "evidence_column",
                     "max_bad_rows",
                     "split",
                     "eval_split",
@@ -52,7 +77,18 @@ class DataConfig(RowsConfig):
                 self.makes_problems,
                 f"with data.kind={self.kind}, which makes its own problems; remove it or choose another data=…",
             ),
-            Idle(("chain_steps",), self.kind != "chains", "unless data.kind=chains; remove it or choose data=chains"),
+            Idle(
+                ("chain_steps",),
+                self.kind != "chains" and not self._hides_chains,
+                "unless data.kind=chains; remove it or choose data=chains",
+            ),
+            Idle(("haystack_size",), self.kind != "haystack", "unless data.kind=haystack; remove it"),
+            Idle(
+                ("context_column", "evidence_column"),
+                self.kind in ("haystack", "synthetic") and not self.makes_problems,
+                "with data.kind=haystack and synthetic, which make their own problems of the rows; remove it",
+            ),
+            Idle(("evidence_column",), not self.context_column, "without data.context_column; give that too"),
             Idle(
                 ("eval_split",),
                 not self.eval_path or self._names_files(self.eval_path),

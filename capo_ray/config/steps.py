@@ -80,13 +80,20 @@ class TurnSteps(StepsBase):
         return (Idle(("whole_blocks",), True, "with steps=turn, which cuts no text; remove it"),)
 
 
+class EvidenceSteps(StepsBase):
+    """The first step is all up to the end of the evidence block (`</evidence>`); behind it steps end at blank lines."""
+
+    rule: ClassVar[str] = "capo_ray.steps.segmenters:evidence"
+    segmenter: Literal["evidence"] = "evidence"
+
+
 DEFAULT_STEPS = BlankLineSteps()
 SEGMENTERS = Family(
     "steps",
     "segmenter",
     StepsBase,
     "capo_ray.segmenters",
-    (BlankLineSteps, NewlineSteps, SentenceSteps, EntropySteps, TurnSteps),
+    (BlankLineSteps, NewlineSteps, SentenceSteps, EntropySteps, TurnSteps, EvidenceSteps),
 )
 StepsConfig: TypeAlias = Annotated[StepsBase, SEGMENTERS]
 """The section of any segmenter, told by `segmenter`."""

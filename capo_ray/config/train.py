@@ -75,6 +75,7 @@ class TrainConfig(Section):
                 "train (got leave_out)"
             )
         self._refuse_turns()
+        self._refuse_without_context()
         votes, most = self.credit.asked(Critiques), self.critic.num_votes
         if votes is not None and votes.quorum > most:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {votes.quorum} > {most})")
@@ -145,6 +146,16 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.kind=environment takes an environment's own problems, and environment.kind={environment.kind} "
                 f"has none; choose environment=calculator, or other data"
+            )
+
+    def _refuse_without_context(self) -> None:
+        """Raise where there is no context to quote from, or no step that quotes."""
+        there = self.data.has_context and self.steps.segmenter == "evidence" and not self.environment.plays
+        if self.credit.reads_context and not there:
+            raise ValueError(
+                f"credit={self.credit.method} reads what is quoted of a context, so there must be data.kind=haystack "
+                f"or data.context_column, steps.segmenter=evidence and no environment (got data.kind={self.data.kind}, "
+                f"{self.steps.segmenter} and environment.kind={self.environment.kind})"
             )
 
     def _refuse_slots(self) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 
 from capo_ray.arrays import Runs, exact_sum
+from capo_ray.credit.quoted import evidence_figures
 from capo_ray.credit.rows import spread_over_tokens
 from capo_ray.credit.statistics import correlation
 from capo_ray.credit.turns import sampled_only
@@ -34,6 +35,7 @@ def audit(group: Group, credit: GroupCredit) -> dict[str, float]:
     figures.update(_signal(group, credit))
     if not rows:
         return figures
+    figures.update(evidence_figures(group.problem, [member for member, _, _ in rows]))
     figures.update(_token_figures(_count_tokens(rows)))
     figures.update(_correlations(rows))
     if credit.imitation_weights:

@@ -53,7 +53,7 @@ def read_group(
     name = data.get("id")
     if isinstance(name, bool) or not isinstance(name, str | int):
         refuse("id", "a string or an integer", name)
-    for field in ("question", "answer"):
+    for field in ("question", "answer", "solution"):
         if not isinstance(data.get(field, ""), str):
             refuse(field, "a string", data[field])
     responses = data.get("responses")
@@ -64,7 +64,7 @@ def read_group(
             {k: v for k, v in one.items() if k != "steps"} if isinstance(one, dict) else one for one in responses
         ]
     members = [_read_response(item, i, str(name), config, rubric, steps) for i, item in enumerate(responses)]
-    problem = Problem(str(name), data.get("question", ""), data.get("answer", ""))
+    problem = Problem(str(name), data.get("question", ""), data.get("answer", ""), data.get("solution"))
     return name, Group(0, problem, tuple(members))
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
+from capo_ray.steps.quotes import needed
 from capo_ray.types import Critique, Group, GroupCredit, Judged
 from capo_ray.votes import majority_word
 
@@ -43,6 +44,7 @@ def group_line(update: int, group: Group, credit: GroupCredit) -> dict[str, Any]
         "id": group.problem.id,
         "question": group.problem.prompt,
         "answer": group.problem.answer,
+        **({"solution": group.problem.solution} if needed(group.problem.prompt, group.problem.solution) else {}),
         "responses": [_response(group, credit, i) for i in range(len(group.members))],
     }
 

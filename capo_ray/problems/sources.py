@@ -12,6 +12,7 @@ from typing import Any
 
 from capo_ray.config.environment import EnvironmentBase
 from capo_ray.config.sections import DataConfig
+from capo_ray.problems import haystack
 from capo_ray.problems.chains import make_problem
 from capo_ray.problems.columns import (
     BOXED,
@@ -64,6 +65,13 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         assert environment is not None, "data.kind=environment is refused without one"
         own = EnvironmentSource(environment, seed)
         return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))
+    if config.kind == "haystack" and config.makes_problems:
+        steps, size = config.chain_steps, config.haystack_size
+
+        def hidden(n: int) -> list[Problem]:
+            return [haystack.make_problem(HELD_OUT_SEED, i, steps, size, "held_out") for i in range(n)]
+
+        return ProblemSet(_with_curriculum(haystack.HaystackSource(steps, size, seed), config, seed), hidden)
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = read_problems(config, config.path, config.split, report, notes)
     if config.eval_path:
@@ -73,6 +81,8 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         rows, held_out = rows[:cut], rows[cut:]
     known = {problem.prompt for problem in held_out}
     train = [problem for problem in rows if problem.prompt not in known]
+    if config.kind == "haystack":
+        train, held_out = (haystack.mix_rows(side, config.haystack_size) for side in (train, held_out))
     if not train:
         raise RunFailed(
             f"expected training problems in {config.path}, got none after {len(report.bad)} bad and "
@@ -109,7 +119,7 @@ def read_problems(
     `notes` gets a line on columns that were found, and on turns of chats that were left out.
     """
     assert config.kind != "chains" and config.kind != "environment"
-    kind: Kind = "files" if config.kind == "synthetic" else config.kind
+    kind: Kind = "files" if config.kind == "synthetic" or config.kind == "haystack" else config.kind
     given = [name for name in (config.question_column, config.answer_column) if name]
 
     def find(row: Mapping[str, Any]) -> Layout:
@@ -117,7 +127,16 @@ def read_problems(
 
     rows = read_rows(kind, path, split, report, given if len(given) == 2 else ())
     words = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
-    return collect(islice(rows, limit), path, find, to_problem, words, report, notes)
+
+    def make(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
+        problem = to_problem(layout, row, problem_id, source)
+        if not config.context_column:
+            return problem
+        return haystack.with_context(
+            problem, *haystack.read_sentences(row, config.context_column, config.evidence_column)
+        )
+
+    return collect(islice(rows, limit), path, find, make, words, report, notes)
 
 
 def collect(

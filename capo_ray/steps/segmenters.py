@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from capo_ray.config.steps import StepsBase
 from capo_ray.steps.blocks import block_spans, drop_inner, join_items
 from capo_ray.steps.marks import drop_blank_pieces, join_marks
+from capo_ray.steps.quotes import block_end
 from capo_ray.steps.spans import token_cuts
 from capo_ray.types import Completion
 
@@ -49,6 +50,14 @@ def turns(response: Completion, steps: StepsBase) -> list[int]:
     """The rule of steps=turn: a turn ends where the next begins, so what the policy read after it is part of it."""
     spans = response.turns
     return [*(start for start, _ in spans[1:]), len(response.token_ids)] if spans else []
+
+
+def evidence(response: Completion, steps: StepsBase) -> list[int]:
+    """The rule of steps=evidence; a text without the block is cut at blank lines alone."""
+    head, text = block_end(response.text), response.text
+    rest = step_ends(text[head:], cut_at_blank_lines(text[head:]), whole_blocks=steps.whole_blocks)
+    cuts = [*([head] if head else []), *(head + end for end in rest)]
+    return token_cuts(text, response.char_ends, cuts)
 
 
 def text_ends(response: Completion, cuts: Sequence[int], steps: StepsBase) -> list[int]:

@@ -72,7 +72,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.2, 0.9),
             np.repeat((-0.2, 0.4), (3, 5)),
             hint_gains=np.repeat((0.5, -0.5), (3, 5)),
-            more={"turns": [["start", 0.0, True], ["near", 0.0, False]]},
+            more={"turns": [["start", 0.0, True], ["near", 0.0, False]], "evidence_score": 0.2},
         ),
         Evidence(
             _critics(set(), set()),
@@ -80,7 +80,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.7, 1.0),
             np.repeat((0.3, 0.6), (3, 5)),
             hint_gains=np.repeat((0.1, 0.3), (3, 5)),
-            more={"turns": [["start", 0.0, True], ["near", 0.0, True]]},
+            more={"turns": [["start", 0.0, True], ["near", 0.0, True]], "evidence_score": 0.9},
         ),
         Evidence(
             _critics({1}, {1}),
@@ -88,14 +88,15 @@ def _probe(rewards: tuple[int, ...]) -> Group:
             (0.5, 0.8, 0.0),
             np.repeat((0.5, -0.9), (3, 5)),
             hint_gains=np.repeat((-0.4, 0.2), (3, 5)),
-            more={"turns": [["start", 0.0, True], ["far", 0.0, True]]},
+            more={"turns": [["start", 0.0, True], ["far", 0.0, True]], "evidence_score": 0.4},
         ),
     )
+    quote = "<evidence>[1] a</evidence>\n\n"
     response = Completion(
         token_ids=np.arange(8),
         logprobs=np.full(8, -0.5),
-        char_ends=np.arange(1, 9),
-        text="a\n\nbbbbb",
+        char_ends=np.array([1, 2, len(quote), *range(len(quote) + 1, len(quote) + 6)]),
+        text=f"{quote}bbbbb",
         versions=(VersionRun(0, 8),),
         finish="stop",
     )
@@ -108,7 +109,7 @@ def _probe(rewards: tuple[int, ...]) -> Group:
         )
         for i, reward in enumerate(rewards)
     )
-    return Group(0, Problem("probe", "", ""), members)
+    return Group(0, Problem("probe", "[1] a\n?", ""), members)
 
 
 def _critics(*flags: set[int]) -> tuple[Critique, ...]:

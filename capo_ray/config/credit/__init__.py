@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.credit.base import CreditBase
+from capo_ray.config.credit.context import EapoConfig
 from capo_ray.config.credit.critiques import CapoConfig, GenormConfig, PureConfig
 from capo_ray.config.credit.first_error import CliffConfig, FirstErrorBase, VppoConfig
 from capo_ray.config.credit.hints import RlsdConfig
@@ -24,6 +25,7 @@ from capo_ray.config.credit.requests import (
     AnswerLogprobs,
     Critiques,
     Entropies,
+    EvidenceScore,
     HintedLogprobs,
     Request,
     StepValues,
@@ -44,6 +46,7 @@ __all__ = [
     "CreditConfig",
     "Critiques",
     "Entropies",
+    "EvidenceScore",
     "FirstErrorBase",
     "HintedLogprobs",
     "Idle",
@@ -79,6 +82,7 @@ _CLASSES: tuple[type[CreditBase], ...] = (
     QrmConfig,
     EtpoConfig,
     GigpoConfig,
+    EapoConfig,
 )
 CREDIT_METHODS = Family("credit", "method", CreditBase, "capo_ray.credit_methods", _CLASSES)
 

@@ -40,6 +40,8 @@ class CreditBase(RuledSection):
     """Keys of the loss section without which the method is another one."""
     reads_sampler_logprobs: ClassVar[bool] = False
     """Whether the evidence is made from the sampler's logprobs."""
+    reads_context: ClassVar[bool] = False
+    """Whether it asks which sentences of the question's context a response quotes."""
     method: str
 
     @model_validator(mode="after")

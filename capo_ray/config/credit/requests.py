@@ -98,6 +98,16 @@ class HintedLogprobs(Request):
 
 
 @dataclass(frozen=True, slots=True)
+class EvidenceScore(Request):
+    """How likely the policy finds the reference answer, put behind `cue`, given the sentences that a response quotes
+    and no others."""
+
+    name: ClassVar[str] = "evidence_score"
+    source: ClassVar[str] = "capo_ray.evidence.quotes:QuoteSource"
+    cue: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entropies(Request):
     """The entropy of the distribution that each token was drawn from."""
 
@@ -119,6 +129,7 @@ KINDS: tuple[type[Request], ...] = (
     StepValues,
     TokenRewards,
     HintedLogprobs,
+    EvidenceScore,
     Entropies,
     Turns,
 )

@@ -160,7 +160,9 @@ def _critic(config: TrainConfig) -> Demand | None:
 def _learner(config: Job) -> Demand:
     learner, has_kl = config.learner, isinstance(config, TrainConfig) and config.loss.kl_coef > 0
     share = _share("learner", "learner", learner.num_ranks, learner)
-    return Demand(*share, _backend(config), policy_model(config), is_group=True, reads_reference=has_kl)
+    # Of a model under adapters the reference is the model itself.
+    holds = has_kl and not learner.lora.rank
+    return Demand(*share, _backend(config), policy_model(config), is_group=True, reads_reference=holds)
 
 
 def _reward_model(config: TrainConfig) -> Demand | None:

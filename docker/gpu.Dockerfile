@@ -24,7 +24,7 @@ RUN python3 -m venv /opt/venv
 COPY constraints.txt ./
 # Only what vLLM does not bring is taken from the lock; its own dependencies are resolved for CUDA.
 RUN pip install vllm==0.32.0 \
-    && grep -E '^(ray|deepspeed|transformers|pydantic|math-verify|latex2sympy2_extended|hydra-core|omegaconf|antlr4-python3-runtime|pyarrow|tensorboard|matplotlib|rich)==' \
+    && grep -E '^(ray|deepspeed|peft|accelerate|transformers|pydantic|math-verify|latex2sympy2_extended|hydra-core|omegaconf|antlr4-python3-runtime|pyarrow|tensorboard|matplotlib|rich)==' \
        constraints.txt > own.txt \
     && pip install "ray[default]" -r own.txt
 # What tracking=wandb, tracking=mlflow and data.kind=hub need; nothing that is installed may change for them.

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from capo_ray.config.lora import LoraConfig
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec, RewardLearner, meeting, zero
@@ -75,6 +76,15 @@ def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSp
         device="cpu",
     )
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def lora_spec(
+    model: str | Path, lora_rank: int = 4, backend: str = "torch", stage: int = 2, **changes: object
+) -> LearnerSpec:
+    """A spec that trains adapters of rank `lora_rank` on all linear layers, quickly."""
+    spec = make_spec(model, stage, **changes)
+    update = {"lora": LoraConfig(rank=lora_rank, alpha=8.0), "backend": backend, "lr": 1e-2}
+    return dataclasses.replace(spec, learner=spec.learner.model_copy(update=update))
 
 
 def covariance_spec(model: str | Path, kind: str, **changes: object) -> LearnerSpec:
@@ -197,6 +207,31 @@ def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
         save_file(weights, out / f"bf16_{spec.learner.zero_stage}.safetensors")
 
 
+def train_adapters(spec: LearnerSpec, out: Path) -> None:
+    """Rank 0 leaves its weights after two updates of adapters, and asserts that a resume goes on as if nothing were."""
+    from safetensors.torch import save_file
+
+    world, rank, stage = spec.world_size, spec.rank, spec.learner.zero_stage
+    meets = {"world_size": world, "rank": rank, "init_method": spec.init_method}
+    learner = Learner(lora_spec(spec.model_path, backend=spec.learner.backend, stage=stage, **meets))
+    metrics = train(learner, world, rank, budget=200)
+    weights = learner.named_tensors()
+    save(learner, out / f"lora_checkpoint{stage}")
+    column = make_batch(3, num_ranks=world).column(rank)
+    learner.refresh_reference()
+    learner.update(column)
+    after = learner.named_tensors()
+    learner.load(str(out / f"lora_checkpoint{stage}"))
+    learner.refresh_reference()
+    learner.update(column)
+    again = learner.named_tensors()
+    learner.close()
+    if weights is not None and after is not None and again is not None:
+        assert all(torch.equal(after[name], again[name]) for name in after)
+        save_file(weights, out / f"lora{stage}.safetensors")
+        (out / f"lora{stage}.json").write_text(json.dumps(metrics))
+
+
 def measure_memory(spec: LearnerSpec, out: Path) -> None:
     """Each rank leaves the most anonymous memory (bytes) that it held while both models were loaded and dealt."""
     device, dtype = torch.device("cpu"), torch.float32
@@ -214,7 +249,7 @@ def measure_memory(spec: LearnerSpec, out: Path) -> None:
     watcher.start()
     policy = load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec))
     numel = sum(p.numel() for p in policy.parameters())
-    zero._partition(deepspeed, policy, zero._config(3, spec.dtype, 1.0, numel, "cpu"), device, dtype)
+    zero._partition(deepspeed, policy, zero._config(3, spec.dtype, 1.0, numel, numel, "cpu"), device, dtype)
     reference = Reference(spec.model_path, spec, device)
     done.set()
     watcher.join()
@@ -232,6 +267,7 @@ def anonymous_bytes() -> int:
 
 TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
     "bf16": train_in_bf16,
+    "lora": train_adapters,
     "memory": measure_memory,
     "refresh": refresh_and_resume,
     "skip": skip_one,

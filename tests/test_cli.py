@@ -196,9 +196,16 @@ def test_export_copies_a_verified_policy_and_refuses_a_damaged_one(
     for file in (draft.directory / "policy").iterdir():
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         draft.add("policy", [WrittenFile(file.name, file.stat().st_size, digest)])
-    draft.add("learner", [written(draft.directory / "learner" / "shard", "x")])
+    adapter = ["adapter_model.safetensors", "adapter_model.json"]
+    draft.add("learner", [written(draft.directory / "learner" / name, name) for name in adapter])
     store.seal(draft)
     output = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "lora"), "--adapter"]) == 0
+    assert "version 3, adapters of the policy, 2 files" in capsys.readouterr().out
+    assert {path.name: path.read_text() for path in (tmp_path / "lora").iterdir()} == {
+        "adapter_model.safetensors": adapter[0],
+        "adapter_config.json": adapter[1],
+    }
     assert main(["export", str(tmp_path / "run"), "--output", str(output), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["version"], report["parameters"]) == (3, 12)

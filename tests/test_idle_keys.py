@@ -22,6 +22,11 @@ SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remo
 NO_CRITIQUES = "which reads no critiques; remove it or choose credit=capo"
 NO_RESUME = "without resume=RUN: a new run begins at update 0 with the settings given; remove it"
 CONSTANT = "with learner.schedule=constant; remove it or choose learner.schedule=cosine"
+NO_ADAPTERS = "with learner.lora.rank=0, which trains the model itself; remove it or set learner.lora.rank"
+NO_REFERENCE = (
+    "where no reference is held: with loss.kl_coef=0, or beside learner.lora.rank, whose reference is the model "
+    "without its adapters; remove it"
+)
 NO_TRACKER = "without tracking.wandb or tracking.mlflow; remove it or choose tracking=wandb"
 NO_GPU = "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu"
 SIZED = "with cluster.address, which names a cluster that already has its size; remove one of the two"
@@ -225,13 +230,19 @@ TRAIN = [
         "with credit.stage2_from=1, which never comes to a second stage; remove it or lower credit.stage2_from",
     ),
     ("learner.schedule=constant learner.min_lr_frac=0.5", CONSTANT),
+    ("learner.lora.alpha=8", NO_ADAPTERS),
+    ("learner.lora.targets=[q_proj]", NO_ADAPTERS),
     (
         "learner.offload_reference=true",
         "on CPUs, where the reference is in host memory already; remove it or give the learner a GPU",
     ),
     (
         "learner.num_gpus=1 loss.kl_coef=0 learner.offload_reference=true",
-        "where no reference is held; remove it or raise loss.kl_coef",
+        NO_REFERENCE,
+    ),
+    (
+        "learner.num_gpus=1 loss.kl_coef=0.1 learner.lora.rank=4 learner.offload_reference=true",
+        NO_REFERENCE,
     ),
     (
         "learner.backend=torch learner.zero_stage=1",
@@ -296,6 +307,7 @@ SFT = [
         for given in ("data.role=policy", FILES)
     ],
     ("learner.schedule=constant learner.min_lr_frac=0.2", CONSTANT),
+    ("learner.lora.alpha=8", NO_ADAPTERS),
     ("learner.zero_stage=1", WITHOUT_RAY),
     ("cluster.address=auto", WITHOUT_RAY),
     ("tracking.project=mine", NO_TRACKER),

@@ -111,6 +111,36 @@ def test_the_learners_memory_by_hand(model: Path) -> None:
     assert row.gib_each * GIB == pytest.approx(LEARNER_BASE_GIB * GIB + states + 12 * 4 + in_pass)
 
 
+def test_adapters_alone_have_masters_moments_and_gradients(model: Path) -> None:
+    """By hand, as above: rank 4 on q, k, v, o of 2 x 2 and gate, up, down of 2 x 8 is 4 x (4 x 4 + 3 x 10) = 184.
+
+    Weights and adapters 4 bytes each; masters 4, moments 8 and gradients 4 of adapters alone, no reference; a bucket of
+    184 numbers. A token of the layer: 244 - 32 (the normed numbers) + 7 x 16 (what each A gives).
+    """
+    sizes = ["model.max_model_len=16", "rollout.max_response_tokens=8", "learner.microbatch_tokens=10"]
+    (model / "model.safetensors").unlink()
+    config = config_with(model, *sizes, "loss.kl_coef=0.1", "learner.lora.rank=4")
+    row = next(row for row in estimate_memory(config) if row.role == "learner")
+    terms = {term.name: term.num_bytes for term in row.terms}
+    assert "reference" not in terms
+    assert [terms[name] for name in ("adapters", "masters", "moments", "gradients", "buffers")] == [
+        184 * size for size in (4, 4, 8, 4, 4)
+    ]
+    assert terms["activations"] == 16 * (244 - 32 + 112 + 16)
+
+
+def test_layers_that_get_adapters_and_are_not_there_are_refused_before_anything_starts(model: Path) -> None:
+    tensors = {
+        "model.layers.0.self_attn.q_proj.weight": [2, 2],
+        "model.layers.0.norm.weight": [2],
+        "head.weight": [2, 2],
+    }
+    header = json.dumps({name: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for name, s in tensors.items()})
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    said = sentence(config_with(model, "learner.lora.rank=4", "learner.lora.targets=[q_proj,v_proj,head]"))
+    assert re.search(r"learner.lora.targets must name linear layers .*got v_proj, head\); it has q_proj$", said), said
+
+
 def test_an_offloaded_reference_is_host_memory_of_each_rank(model: Path) -> None:
     """12 parameters of 4 bytes over 2 ranks."""
     on_gpus = ["learner.num_gpus=1", "learner.num_ranks=2", "loss.kl_coef=0.1"]

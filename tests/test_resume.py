@@ -91,11 +91,15 @@ def test_a_change_of_what_the_run_is_about_is_refused_by_name_or_taken_on_purpos
         ("learner.num_ranks", 2),
         ("learner.backend", "torch"),
         ("learner.zero_stage", 3),
+        ("learner.lora.rank", 4),
     ],
 )
 def test_names_and_shards_of_a_run_are_never_changed(run_dir: Path, key: str, value: Any) -> None:
-    section, leaf = key.split(".")
-    sections: dict[str, dict[str, Any]] = {section: {leaf: value}}
+    section, *inner, leaf = key.split(".")
+    tree: dict[str, Any] = {leaf: value}
+    for name in inner:
+        tree = {name: tree}
+    sections: dict[str, dict[str, Any]] = {section: tree}
     sections["run"] = {**sections.get("run", {}), "changes_allowed": [key]}
     with pytest.raises(RunFailed, match=rf"expected {key}=.*\(got {value}\).*leave it out"):
         changes_of(run_dir, **sections)

@@ -154,12 +154,12 @@ def test_the_constants_are_those_of_the_learner() -> None:
     assert sizing_learner.GPU_BLOCK_BYTES == logprobs.GPU_BLOCK_BYTES
     assert (head.CPU_TILE_ROWS, head.CPU_TILE_BYTES) == sizing_learner.CPU_TILE
     assert (head.GPU_TILE_ROWS, head.GPU_TILE_BYTES) == sizing_learner.GPU_TILE
-    config: Any = zero._config(3, "bfloat16", 1.0, 10**10, "cuda")
+    config: Any = zero._config(3, "bfloat16", 1.0, 10**10, 10**10, "cuda")
     live = config["zero_optimization"]["stage3_max_live_parameters"]
     prefetch = config["zero_optimization"]["stage3_prefetch_bucket_size"]
     assert live + prefetch == sizing_learner.LIVE_BUCKETS * zero.BUCKET_NUMEL
     for stage, device in ((1, "cuda"), (2, "cuda"), (2, "cpu"), (3, "cuda")):
-        config = zero._config(stage, "bfloat16", 1.0, 10**10, device)
+        config = zero._config(stage, "bfloat16", 1.0, 10**10, 10**10, device)
         assert config["zero_optimization"]["overlap_comm"] == (stage >= 2 and device == "cuda")
         assert config["communication_data_type"] == config["data_types"]["grad_accum_dtype"] == "fp32"
         assert config["bf16"]["immediate_grad_update"] == (stage == 1)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from capo_ray.checkpoint import MANIFEST, CheckpointCorrupt, CheckpointStore
 from capo_ray.cli.models import read_facts
 from capo_ray.protocols import RunFailed
-from capo_ray.runs.layout import CHECKPOINTS, POLICY_DIR
+from capo_ray.runs.layout import CHECKPOINTS, LEARNER_DIR, POLICY_DIR
 from capo_ray.written import sha256
 
+ADAPTER = {
+    f"{LEARNER_DIR}/adapter_model.safetensors": "adapter_model.safetensors",
+    f"{LEARNER_DIR}/adapter_model.json": "adapter_config.json",
+}
+"""Where a checkpoint keeps the adapters of its policy, and what peft calls them."""
 HELP = """copy a run's policy out of its checkpoint, as a Hugging Face model directory
 
 The checkpoint is verified file by file before, and the copy after; an existing output is never written into."""
@@ -23,20 +30,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory, as runs/latest")
     parser.add_argument("--output", type=Path, required=True, help="directory to make")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="version; without it the newest whole one")
+    parser.add_argument("--adapter", action="store_true", help="only the adapters of a run with learner.lora, for peft")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 once the copy is whole."""
     checkpoint = find_checkpoint(args.run, args.checkpoint)
-    files = copy_policy(checkpoint, args.output)
-    facts = read_facts(args.output, "--output")
     version = int(checkpoint.name[1:])
-    report = {"output": str(args.output), "version": version, "files": files, "parameters": facts.num_params}
+    if args.adapter:
+        files, what = copy_files(checkpoint, ADAPTER, args.output), "adapters of the policy"
+        report = {"output": str(args.output), "version": version, "files": files}
+    else:
+        files = copy_policy(checkpoint, args.output)
+        size = read_facts(args.output, "--output").num_params
+        what = f"{size:,} parameters"
+        report = {"output": str(args.output), "version": version, "files": files, "parameters": size}
     if args.json:
         print(json.dumps(report))
     else:
-        print(f"{args.output}: version {version}, {facts.num_params:,} parameters, {len(files)} files, verified")
+        print(f"{args.output}: version {version}, {what}, {len(files)} files, verified")
     return 0
 
 
@@ -62,26 +75,41 @@ def find_checkpoint(run_dir: Path, version: int | None) -> Path:
 
 
 def copy_policy(checkpoint: Path, output: Path) -> list[str]:
-    """The names of the files copied to `output`, which appears whole or not at all."""
-    source = checkpoint / POLICY_DIR
-    if not source.is_dir():
+    """The names of the files of the policy copied to `output`, which appears whole or not at all."""
+    if not (checkpoint / POLICY_DIR).is_dir():
         raise RunFailed(f"expected {POLICY_DIR}/ in {checkpoint}, found none; this checkpoint cannot be exported")
+    names = (name for name in _sealed(checkpoint) if name.startswith(f"{POLICY_DIR}/"))
+    return copy_files(checkpoint, {name: name.removeprefix(f"{POLICY_DIR}/") for name in names}, output)
+
+
+def copy_files(checkpoint: Path, names: Mapping[str, str], output: Path) -> list[str]:
+    """The names of a checkpoint's files as they are in `output`, which appears whole or not at all."""
+    sealed = _sealed(checkpoint)
+    if missing := sorted(name for name in names if name not in sealed):
+        raise RunFailed(
+            f"--adapter: expected {', '.join(missing)} in {checkpoint}, found none: only a run with learner.lora.rank "
+            f"has adapters; leave it out"
+        )
     if output.exists():
         raise RunFailed(f"--output: {output} already exists; choose a new directory")
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(source, partial)
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        names = sorted(name.removeprefix(f"{POLICY_DIR}/") for name in files if name.startswith(f"{POLICY_DIR}/"))
-        for name in names:
-            (partial / name).chmod(0o644)  # writers of safetensors make files for their owner alone
-            if sha256(partial / name) != files[f"{POLICY_DIR}/{name}"][1]:
-                raise RunFailed(f"the copy of {name} differs from the checkpoint; check the disk of {output.parent}")
+        partial.mkdir(parents=True)
+        for name, target in names.items():
+            (partial / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, partial / target)
+            if sha256(partial / target) != sealed[name][1]:
+                raise RunFailed(f"the copy of {target} differs from the checkpoint; check the disk of {output.parent}")
         partial.rename(output)
     except OSError as error:
         raise RunFailed(f"--output: cannot write {output} ({error}); choose another place") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return names
+    return sorted(names.values())
+
+
+def _sealed(checkpoint: Path) -> dict[str, list[Any]]:
+    """Size and sha256 of every file of a checkpoint, by its name in it."""
+    files: dict[str, list[Any]] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return files

@@ -18,6 +18,7 @@ from capo_ray.config.job import RanksConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
 from capo_ray.problems.chains_tokenizer import vocabulary
 from capo_ray.sizing import (
+    AdapterLoad,
     EngineLoad,
     LearnerLoad,
     Shape,
@@ -201,11 +202,17 @@ def _rank_memory(config: Job, one: Demand, model: Model) -> Memory:
         checkpointing=learner.gradient_checkpointing,
         reference=one.reads_reference and not (on_gpu and _offloads(config)),
         on_gpu=on_gpu,
+        adapters=AdapterLoad(learner.lora.rank, learner.lora.targets) if _has_adapters(config, one) else None,
     )
     terms = learner_terms(load)
     if not on_gpu:
         terms.insert(0, Term("process", LEARNER_BASE_GIB * GIB, f"{LEARNER_BASE_GIB} GiB"))
     return Memory(one.label, one.count, on_gpu, tuple(terms), num_params=model.num_params)
+
+
+def _has_adapters(config: Job, one: Demand) -> bool:
+    """A reward model is trained whole, whatever the policy is."""
+    return one.role == "learner" and config.learner.lora.rank > 0
 
 
 def _offloads(config: Job) -> bool:

@@ -132,20 +132,32 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
     return tree
 
 
+def read_matrices(folder: Path, key: str) -> list[str]:
+    """The names of all modules with a matrix, from the headers of the model's files."""
+    entries = (entry for path in _weight_files(folder, key) for entry in _header(path, key).items())
+    names = (name for name, entry in entries if name != "__metadata__" and len(entry["shape"]) == 2)
+    return [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+
+
 def _count_params(path: Path, key: str) -> int:
     """The number of elements of all tensors of a safetensors file, from its header."""
+    return sum(math.prod(entry["shape"]) for name, entry in _header(path, key).items() if name != "__metadata__")
+
+
+def _header(path: Path, key: str) -> dict[str, Any]:
+    """The header of a safetensors file that is whole."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= min(_HEADER_LIMIT, path.stat().st_size):
             raise RunFailed(f"{key}: {path} is no safetensors file (cut short, or a git-lfs pointer); fetch it again")
         try:
-            header = json.loads(file.read(size))
+            header: dict[str, Any] = json.loads(file.read(size))
         except ValueError as error:
             raise RunFailed(f"{key}: {path} is no safetensors file ({error}); fetch it again") from error
     end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if 8 + size + end > path.stat().st_size:
         raise RunFailed(f"{key}: {path} is cut short ({path.stat().st_size} of {8 + size + end} bytes); fetch it again")
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return header
 
 
 def _max_token_id(folder: Path, key: str) -> int | None:

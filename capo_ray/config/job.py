@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from capo_ray.config.base import Idle, Scalar, Section
+from capo_ray.config.lora import LoraConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -107,6 +108,7 @@ class RanksConfig(Section):
     backend: Literal["deepspeed", "torch"] = "deepspeed"
     """What trains: DeepSpeed's ZeRO, or plain torch, which needs neither it nor a second rank."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    lora: LoraConfig = LoraConfig()
     lr: float = Field(1e-4, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_updates: int = Field(0, ge=0)

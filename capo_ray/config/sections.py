@@ -180,7 +180,8 @@ class LearnerConfig(RanksConfig):
             Idle(
                 ("learner.offload_reference",),
                 not holds_reference,
-                "where no reference is held; remove it or raise loss.kl_coef",
+                "where no reference is held: with loss.kl_coef=0, or beside learner.lora.rank, whose reference is the "
+                "model without its adapters; remove it",
             ),
         )
 

@@ -8,13 +8,19 @@ whatever the weights; a move whose gradient is not finite moves nothing. Every m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from capo_ray.learners.shards import copy_to_host
 from capo_ray.protocols import RunFailed
+
+PORTION_NUMEL = 200_000_000
+"""Elements made whole at a time when weights are visited."""
+_BESIDE = re.compile(r"\.(base_layer|lora_A|lora_B)\.")
 
 
 class Backend(Protocol):
@@ -58,6 +64,30 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Leaves the group."""
+
+
+def home_of(name: str) -> str:
+    """The layer that a weight belongs to where an adapter stands beside it, else the weight's own name."""
+    return _BESIDE.split(name, maxsplit=1)[0]
+
+
+def portions(module: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+    """Weights by name in portions small enough to hold whole; tied ones come once, a layer's with its adapter's."""
+    portion: dict[str, nn.Parameter] = {}
+    numel, home = 0, ""
+    for name, param in module.named_parameters():
+        if numel >= PORTION_NUMEL and home_of(name) != home:
+            yield portion
+            portion, numel = {}, 0
+        portion[name], home = param, home_of(name)
+        numel += getattr(param, "ds_numel", param.numel())
+    if portion:
+        yield portion
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The weights that are trained; the others are frozen."""
+    return [param for param in module.parameters() if param.requires_grad]
 
 
 def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[str, torch.Tensor]:

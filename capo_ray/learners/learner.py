@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 
 from capo_ray.learners import rank, shards
+from capo_ray.learners.adapters import MODEL_FILE, Adapters
 from capo_ray.learners.covariance import picked_tokens
 from capo_ray.learners.export import ModelSource
-from capo_ray.learners.file_names import FileNames, Files, require_files_weights
+from capo_ray.learners.file_names import FileNames
 from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
+from capo_ray.learners.outward import Outward
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES
-from capo_ray.learners.reference import Reference
+from capo_ray.learners.reference import AdapterReference, Reference
 from capo_ray.learners.schedule import learning_rate
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.learners.tally import Tally
@@ -37,7 +39,6 @@ from capo_ray.loss import (
 )
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey, UpdateReport, WeightedSample
-from capo_ray.weights import require_finite
 
 MAX_TOKEN_LOSS = 1e18  # beyond it the square of a gradient leaves fp32: one stage would skip, another clip to it alone
 
@@ -63,13 +64,19 @@ class Learner:
         device = rank.prepare_process(spec)
         with rank.memory_told(spec, "building the policy"):
             policy = load_policy(spec.model_path, spec.dtype, **rank.load_options(spec))
-            self._model_config = policy.model.config
-            self._names = FileNames(policy.model)
+            self._model_config, names = policy.model.config, FileNames(policy.model)
             self.num_parameters = sum(p.numel() for p in policy.parameters())
             self.weight_bytes = self.num_parameters * DTYPES[spec.dtype].itemsize
+            lora = spec.learner.lora
+            self._adapters = Adapters(policy.model, lora, spec.model_path, spec.seed) if lora.rank else None
             self._backend = rank.build_backend(policy, spec, device)
-            needs_reference = spec.loss.kl_coef > 0
-            self._reference = Reference(spec.model_path, spec, self._backend.device) if needs_reference else None
+            self._outward = Outward(self._backend, names, self._adapters)
+            self._reference = self._build_reference() if spec.loss.kl_coef > 0 else None
+
+    def _build_reference(self) -> Reference | AdapterReference:
+        if self._adapters is not None:
+            return AdapterReference(self._backend, self._adapters)
+        return Reference(self.spec.model_path, self.spec, self._backend.device)
 
     def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float = 1.0) -> UpdateReport:
         """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's.
@@ -215,27 +222,16 @@ class Learner:
         )
 
     def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-        """Calls `visit` on rank 0 with all weights under the names of the model's own files, a portion at a time.
-
-        What is visited is the model's own memory, valid until `visit` returns.
-        """
-        self._backend.visit_weights(lambda portion: visit(self._names.to_files(portion)))
+        """As `Outward.visit`."""
+        self._outward.visit(visit)
 
     def require_files_weights(self) -> None:
         """Raises RunFailed unless what would be published now is what the model's files hold; for version 0 alone."""
-        path = self.spec.model_path
-        files = Files(path)
-        self.visit_weights(lambda portion: require_files_weights(portion, files, path))
+        self._outward.require_files_weights(self.spec.model_path)
 
     def named_tensors(self) -> dict[str, torch.Tensor] | None:
         """Copies of all weights on the CPU, finite, named as in the model's files, on rank 0; None on the others."""
-        named: dict[str, torch.Tensor] = {}
-
-        def keep(portion: dict[str, torch.Tensor]) -> None:
-            require_finite(portion, self.version)
-            named.update({name: tensor.to("cpu", copy=True).contiguous() for name, tensor in portion.items()})
-
-        self.visit_weights(keep)
+        named, _ = self._outward.copies(self.version)
         return named if self.spec.rank == 0 else None
 
     @torch.no_grad()
@@ -265,13 +261,16 @@ class Learner:
         Rank 0 adds the policy for its export. Collective; writing the snapshot is not.
         """
         counts = {"version": self.version, "moves": self._moves, "skipped_moves": self._skipped_moves}
-        policy = self.named_tensors()
+        policy, beside = self._outward.copies(self.version)
+        extra = self._reference.snapshot() if self._reference is not None else {}
+        if self._adapters is not None and policy:
+            extra[MODEL_FILE] = self._adapters.to_files(beside)
         return shards.snapshot(
             self.spec.rank,
             self._backend.shard(),
             {**counts, **rank.layout_of(self.spec)},
-            extra=self._reference.snapshot() if self._reference is not None else {},
-            policy=None if policy is None else (ModelSource(self._model_config, self.spec.model_path), policy),
+            extra=extra,
+            policy=(ModelSource(self._model_config, self.spec.model_path), policy) if policy else None,
         )
 
     def load(self, path: str) -> int:

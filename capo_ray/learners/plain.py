@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from capo_ray.learners.backend import pack_adam, unpack_adam
+from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
 from capo_ray.learners.pretrained import place
 
 
@@ -35,9 +35,7 @@ class PlainBackend:
         self._module = module
         self._max_grad_norm = max_grad_norm
         self._masters: dict[nn.Parameter, torch.Tensor] = {}
-        for param in module.parameters():
-            if not param.requires_grad:
-                continue
+        for param in trained(module):
             own = param.dtype == torch.float32
             self._masters[param] = param if own else param.detach().float().requires_grad_()
             if not own:
@@ -90,7 +88,8 @@ class PlainBackend:
 
     def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
         """As `Backend.visit_weights`."""
-        visit({name: param.detach() for name, param in self._module.named_parameters()})
+        for portion in portions(self._module):
+            visit({name: param.detach() for name, param in portion.items()})
 
     @torch.no_grad()
     def read_weights(self, read: Callable[[str, torch.Tensor], None]) -> None:

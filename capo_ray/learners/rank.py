@@ -101,6 +101,8 @@ def layout_of(spec: RankSpec) -> dict[str, object]:
     """What a checkpoint's shards depend on."""
     config = spec.learner
     layout: dict[str, object] = {"backend": config.backend, "world_size": spec.world_size, "dtype": spec.dtype}
+    if config.lora.rank:  # another checkpoint's masters are of other shapes
+        layout["lora"] = config.lora.model_dump(mode="json")
     return layout | ({"zero_stage": config.zero_stage} if config.backend == "deepspeed" else {})
 
 

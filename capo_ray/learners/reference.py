@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from capo_ray.learners import shards
+from capo_ray.learners.adapters import Adapters, is_adapter, to_pairs
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
 from capo_ray.learners.policy import Policy, load_policy
@@ -109,3 +110,52 @@ class Reference:
     @property
     def _name(self) -> str:
         return f"reference_rank{self._spec.rank}"
+
+
+class AdapterReference:
+    """The policy under training without its adapters, or with those of its last refresh: it holds no model.
+
+    `version` as in `Reference`. Its adapters, once refreshed, are whole on every rank and kept by rank 0.
+    """
+
+    def __init__(self, backend: Backend, adapters: Adapters) -> None:
+        self._backend, self._adapters = backend, adapters
+        self._kept: dict[str, torch.Tensor] = {}
+        self.version = 0
+
+    @torch.no_grad()
+    def logprobs(self, cell: Microbatch, temperature: float) -> torch.Tensor:
+        """As `Reference.logprobs`."""
+        with self._adapters.as_reference():
+            return self._backend.forward(cell.inputs, temperature)[0]
+
+    def refresh(self, backend: Backend, version: int) -> None:
+        """As `Reference.refresh`."""
+        kept: dict[str, torch.Tensor] = {}
+
+        def read(name: str, weight: torch.Tensor) -> None:
+            if is_adapter(name):
+                kept[name] = weight.detach().clone()
+
+        backend.read_weights(read)
+        self._take(kept, version)
+
+    def snapshot(self) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, object]]]:
+        """Copies of the adapters, once refreshed, and their notes, by the name of their files, on rank 0."""
+        if not self.version or self._backend.rank:
+            return {}
+        return {"reference": (shards.copy_to_host(self._kept), {"version": self.version})}
+
+    def load(self, directory: Path) -> None:
+        """As `Reference.load`."""
+        from safetensors.torch import load_file
+
+        notes = directory / "reference.json"
+        if not notes.is_file():
+            self._take({}, 0)
+            return
+        self._take(load_file(directory / "reference.safetensors"), json.loads(notes.read_text())["version"])
+
+    def _take(self, kept: dict[str, torch.Tensor], version: int) -> None:
+        self._kept, self.version = {name: t.to(self._backend.device) for name, t in kept.items()}, version
+        self._adapters.keep(to_pairs(self._kept))

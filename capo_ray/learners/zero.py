@@ -14,7 +14,7 @@ import datetime
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ import torch.distributed as dist
 from torch import nn
 
 from capo_ray.learners import meeting
-from capo_ray.learners.backend import pack_adam, unpack_adam
+from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
 from capo_ray.learners.pretrained import DTYPES, place
 
-GATHER_NUMEL = 200_000_000  # elements made whole at a time when ZeRO-3 weights are gathered
 BUCKET_NUMEL = 200_000_000
 
 
@@ -57,13 +56,14 @@ class ZeroBackend:
         self._world_size = world_size
         self.rank = rank
         numel = sum(p.numel() for p in module.parameters())
-        config = _config(stage, dtype, max_grad_norm, numel, device)
+        moved = sum(p.numel() for p in trained(module))
+        config = _config(stage, dtype, max_grad_norm, numel, moved, device)
         if stage == 3:
             _partition(deepspeed, module, config, self.device, DTYPES[dtype])
         else:
             place(module, self.device, DTYPES[dtype])
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
-        self._adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=betas, weight_decay=weight_decay)
+        self._adam = torch.optim.AdamW(trained(module), lr=0.0, betas=betas, weight_decay=weight_decay)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
         self._optimizer: Any = self._engine.optimizer
 
@@ -120,17 +120,17 @@ class ZeroBackend:
 
         The tensors are the model's own, where it lies: whole, not copied, and gone once `visit` returns.
         """
-        for names, params in _portions(self._engine.module):
-            with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
+        for portion in portions(self._engine.module):
+            with self._deepspeed.zero.GatheredParameters(list(portion.values()), enabled=self.stage == 3):
                 if self.rank == 0:
-                    visit({name: param.detach() for name, param in zip(names, params, strict=True)})
+                    visit({name: param.detach() for name, param in portion.items()})
 
     @torch.no_grad()
     def read_weights(self, read: Callable[[str, torch.Tensor], None]) -> None:
         """Calls `read` with each name and whole weight, on every rank; a weight is whole only during its call."""
-        for names, params in _portions(self._engine.module):
-            with self._deepspeed.zero.GatheredParameters(params, enabled=self.stage == 3):
-                for name, param in zip(names, params, strict=True):
+        for portion in portions(self._engine.module):
+            with self._deepspeed.zero.GatheredParameters(list(portion.values()), enabled=self.stage == 3):
+                for name, param in portion.items():
                     read(name, param)
 
     def shard(self) -> dict[str, torch.Tensor]:
@@ -145,7 +145,7 @@ class ZeroBackend:
     def _masters(self) -> list[torch.Tensor]:
         """The tensors that Adam moves, in a fixed order."""
         if self.stage == 0:
-            return list(self._engine.module.parameters())
+            return [*trained(self._engine.module)]
         if self.stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         if hasattr(self._optimizer, "fp32_groups_flat_partition"):  # stage 1 in bf16 has an optimizer class of its own
@@ -231,9 +231,9 @@ def _partition(
     module.to(device)  # buffers
 
 
-def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: str) -> dict[str, object]:
-    """DeepSpeed's configuration."""
-    bucket = min(BUCKET_NUMEL, numel + numel % 2)  # buckets are allocated whole; NCCL aligns them to pairs
+def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, moved: int, device: str) -> dict[str, object]:
+    """DeepSpeed's configuration, for `numel` weights of which `moved` are trained."""
+    bucket = min(BUCKET_NUMEL, moved + moved % 2)  # buckets are allocated whole; NCCL aligns them to pairs
     zero: dict[str, object] = {
         "stage": stage,
         "overlap_comm": stage >= 2 and device == "cuda",  # on streams of its own, which a CPU has not
@@ -242,7 +242,7 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: st
     }
     if stage == 3:
         zero |= {
-            "stage3_prefetch_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": min(BUCKET_NUMEL, numel),
             "stage3_max_live_parameters": 4 * BUCKET_NUMEL,
             "stage3_param_persistence_threshold": 10_000,  # norms stay whole, matrices do not
         }
@@ -259,19 +259,3 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, device: st
         "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": stage == 1},
         "steps_per_print": None,
     }
-
-
-def _portions(module: nn.Module) -> Iterator[tuple[list[str], list[nn.Parameter]]]:
-    """Names and parameters in portions small enough to hold whole; tied weights come once."""
-    names: list[str] = []
-    params: list[nn.Parameter] = []
-    numel = 0
-    for name, param in module.named_parameters():
-        names.append(name)
-        params.append(param)
-        numel += getattr(param, "ds_numel", param.numel())
-        if numel >= GATHER_NUMEL:
-            yield names, params
-            names, params, numel = [], [], 0
-    if names:
-        yield names, params

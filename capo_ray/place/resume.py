@@ -1,6 +1,7 @@
 """Going on with a run: what may differ from the run's own settings, and which checkpoint it goes on from.
 
-    fixed      names and shards: never            run.name, run.dir, model.dtype, numbers of ranks, backend, ZeRO stage
+    fixed      names and shards: never            run.name, run.dir, model.dtype, numbers of ranks, backend, ZeRO stage,
+                                                     LoRA
     meaning    what the run is about: only with   model.path, reward_model.path, run.seed, credit.method, data
                run.changes_allowed=[key]
     the rest   taken and recorded                 lr, num_updates, deadlines, …
@@ -23,7 +24,16 @@ from capo_ray.runs.layout import LEDGER_FILE, STATE_FILE, SUMMARY_FILE
 SESSION_KEYS = ("resume", "run.from_zero", "run.changes_allowed")
 """Keys of one start of a run, not of the run."""
 _IDENTITY = ("run.name", "run.dir")
-_SHARDS = ("model.dtype", "learner.num_ranks", "learner.backend", "learner.zero_stage", "reward_model.num_ranks")
+_SHARDS = (
+    "model.dtype",
+    "learner.num_ranks",
+    "learner.backend",
+    "learner.zero_stage",
+    "learner.lora.rank",
+    "learner.lora.alpha",
+    "learner.lora.targets",
+    "reward_model.num_ranks",
+)
 _MEANING = ("model.path", "reward_model.path", "run.seed", "credit.method")
 _DATA = "data."
 _NOT_DATA = ("data.curriculum.", "data.max_bad_rows")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from capo_ray.sizing.adapters import AdapterLoad
 from capo_ray.sizing.bytes import Term
 from capo_ray.sizing.shapes import Shape
 
@@ -42,12 +43,22 @@ class LearnerLoad:
     reference: bool
     """Whether the device holds a part of one; in host memory it is no term of this rank's."""
     on_gpu: bool
+    adapters: AdapterLoad | None = None
+    """What alone is trained; None: the model itself."""
+
+    @property
+    def num_trained(self) -> int:
+        """Parameters with masters, moments and gradients."""
+        return self.num_params if self.adapters is None else self.adapters.num_params(self.shape)
 
 
 def learner_terms(load: LearnerLoad) -> list[Term]:
     """The terms of one rank's memory; their sum is its fullest moment."""
     n, u, stage, ranks = load.num_params, load.unit, load.zero_stage, load.num_ranks
     terms = [_split("weights", n, u, ranks if stage == 3 else 1)]
+    if load.adapters is not None:
+        n = load.num_trained
+        terms.append(_split("adapters", n, u, ranks if stage == 3 else 1))
     # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
     if stage in (1, 2) or (stage == 3 and u < 4):
         terms.append(_split("masters", n, 4, ranks))
@@ -55,7 +66,7 @@ def learner_terms(load: LearnerLoad) -> list[Term]:
     grad = gradient_bytes(load)
     terms.append(_split("gradients", n, grad, ranks if stage >= 2 else 1))
     if load.reference:
-        terms.append(_split("reference", n, u, reference_shards(load)))
+        terms.append(_split("reference", load.num_params, u, reference_shards(load)))
     terms.append(_buffers(load))
     kept, head, layer = _activations(load), _head(load), _layer_at_work(load)
     terms += [kept, max(head, layer, key=lambda term: term.num_bytes)]
@@ -91,9 +102,19 @@ def layer_bytes(shape: Shape, unit: int) -> int:
     return norms + attention + head_norms + 4 * unit * shape.inner
 
 
+def _layer_bytes(load: LearnerLoad) -> int:
+    """As `layer_bytes`, with adapters: their inner numbers more, and what a norm's own gradient needed less."""
+    whole = layer_bytes(load.shape, load.unit)
+    if load.adapters is None:
+        return whole
+    normed = 2 * load.unit * load.shape.hidden
+    normed += load.unit * (load.shape.q + load.shape.kv) if load.shape.qk_norm else 0
+    return whole - normed + load.adapters.activation_bytes(load.shape, load.unit)
+
+
 def _activations(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
-    per_layer = unit * shape.hidden if load.checkpointing else layer_bytes(shape, unit)
+    per_layer = unit * shape.hidden if load.checkpointing else _layer_bytes(load)
     per_token = shape.layers * per_layer + (4 + unit) * shape.hidden
     what = "each layer's input alone" if load.checkpointing else "of each layer"
     return Term(
@@ -134,14 +155,16 @@ def _tiled_head(load: LearnerLoad) -> Term:
 
 
 def _head_gradient(load: LearnerLoad) -> float:
-    """The bytes of the head's own gradient while a pass makes it, where no buffer holds it."""
+    """The bytes of the head's own gradient while a pass makes it, where it is trained and no buffer holds it."""
+    if load.adapters is not None:
+        return 0
     buffered = load.zero_stage >= 2 or (load.zero_stage == 1 and load.unit < 4)
     return 0 if buffered else load.unit * load.shape.vocab * load.shape.hidden
 
 
 def _layer_at_work(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
-    again = layer_bytes(shape, unit) if load.checkpointing else 0
+    again = _layer_bytes(load) if load.checkpointing else 0
     size = again + unit * (2 * shape.inner + shape.hidden)
     # A tied head's gradient waits for the embedding's, until the last layer is done.
     held = _head_gradient(load) if shape.tied and not _keeps_logits(load) else 0
@@ -157,12 +180,12 @@ def _buffers(load: LearnerLoad) -> Term:
     A gradient larger than a bucket is reduced alone. In bf16 DeepSpeed's stage 2 fills buckets in bf16 and casts what
     it reduces; stage 3 fills one in fp32, casts what is larger, and lays both out by ranks in a copy.
     """
-    n, unit, shape, stage = load.num_params, load.unit, load.shape, load.zero_stage
-    bucket, head = min(BUCKET_NUMEL, n), shape.vocab * shape.hidden
+    n, unit, shape, stage = load.num_trained, load.unit, load.shape, load.zero_stage
+    bucket, head = min(BUCKET_NUMEL, n), shape.vocab * shape.hidden if load.adapters is None else 0
     largest, cast = max(bucket, head), unit < 4
     parts: list[tuple[float, str]] = []
     if stage == 3:
-        live = min(LIVE_BUCKETS * BUCKET_NUMEL, n)
+        live = min(LIVE_BUCKETS * BUCKET_NUMEL, load.num_params)
         parts += [(unit * live, f"{live / 1e6:,.0f}M weights made whole"), (4 * bucket, "a bucket in fp32")]
         parts.append((4 * largest, "its parts by ranks"))
         if cast and head > bucket:
@@ -174,7 +197,7 @@ def _buffers(load: LearnerLoad) -> Term:
             parts.append((4 * largest, "one in fp32"))
     elif stage == 1 and not cast:
         parts.append((unit * bucket, "1 bucket"))
-    if stage >= 2 or (stage == 1 and cast):
+    if head and (stage >= 2 or (stage == 1 and cast)):
         parts.append((unit * head * (2 if shape.tied else 1), "the head's gradient"))
     if load.on_gpu:
         parts.append((GPU_BASE_BYTES, "2 GiB for CUDA and NCCL"))

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit import TokenRewards
+from capo_ray.config.lora import LoraConfig
 from capo_ray.demand import policy_model, reward_model
 from capo_ray.learners import RewardLearner, RewardSpec
 from capo_ray.learners.reward import Column
@@ -118,7 +119,8 @@ def spec_of(config: TrainConfig, rank: int, meeting: str) -> RewardSpec:
         reference_path=path_of(policy_model(config)),
         dtype=config.model.dtype,
         reward_model=config.reward_model,
-        learner=config.learner,
+        # Trained whole whatever the policy is: no adapter of it would be in its checkpoint's layout.
+        learner=config.learner.model_copy(update={"lora": LoraConfig()}),
         temperature=config.rollout.temperature,
         kl_coef=config.loss.kl_coef,
         trace_decay=asked.trace_decay,

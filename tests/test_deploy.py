@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 import yaml
 
 import capo_ray
+from capo_ray import cli
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir
 from capo_ray.cli.memory import policy_of
@@ -268,6 +271,28 @@ def test_an_image_is_made_of_known_instructions_whose_shell_parses_and_whose_fil
     # The package's own build reads these; its configuration is a link to conf.
     assert {"pyproject.toml", "README.md", "LICENSE", "capo_ray", "conf", "constraints.txt"} <= sent
     assert (ROOT / "capo_ray" / "_conf").resolve() == ROOT / "conf"
+
+
+@pytest.mark.parametrize("name", ["cpu.Dockerfile", "gpu.Dockerfile"])
+def test_an_image_starts_a_program_that_is_there_with_words_that_it_knows(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = dict(instructions(name))
+    made = " ".join(words for verb, words in instructions(name) if verb == "RUN")
+    (entry,) = json.loads(found["ENTRYPOINT"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"][entry] == "capo_ray.cli:program" and callable(cli.program)
+    assert "pip install --no-deps ." in made and "-m venv /opt/venv" in made
+    assert found["ENV"].startswith("PATH=/opt/venv/bin:")
+    assert f"mkdir {found['WORKDIR']} " in made and f"--uid 1000 {found['USER']} " in f"{made} "
+    assert main(json.loads(found["CMD"])) == 0
+    text = (ROOT / "docker" / name).read_text()
+    lines = re.findall(r"^#   docker run .* capo-ray:[cg]pu (.+)$", text, flags=re.MULTILINE)
+    for line in lines:
+        words = shlex.split(line)
+        with contextlib.suppress(SystemExit):
+            assert main([*words, "--dry-run" if words[0] == "train" else "--help"]) == 0, line
+    assert lines and "usage" in capsys.readouterr().out
 
 
 def test_the_gpu_image_installs_every_dependency_of_the_package() -> None:

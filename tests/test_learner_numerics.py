@@ -326,3 +326,23 @@ def test_the_stored_dtype_is_read_from_the_files_and_none_where_they_differ(tmp_
 def test_both_ranks_skip_a_move_that_one_of_them_spoils(model: Path, tmp_path: Path) -> None:
     """Where some cells have entropy weights and others none: in ZeRO-3 these two once waited for each other."""
     run_ranks("skip", model, tmp_path, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_reads_all_that_it_is_told_for_gpus(stage: int) -> None:
+    """By DeepSpeed's own reader: a key that it does not know would change nothing, without a word."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    from capo_ray.learners import zero
+
+    read: Any = DeepSpeedConfig(zero._config(stage, "bfloat16", 0.5, 10**10, "cuda"))
+    partition = read.zero_config
+    assert partition.overlap_comm is (stage >= 2), "gathers and sums run on streams of their own"
+    assert partition.reduce_bucket_size == partition.allgather_bucket_size == zero.BUCKET_NUMEL
+    assert read.communication_data_type == torch.float32 and read.grad_accum_dtype == "fp32"
+    assert read.gradient_clipping == 0.5 and read.managed_gradient_accumulation is False
+    assert read.bfloat16_config.enabled and read.bfloat16_config.immediate_grad_update is (stage == 1)
+    if stage == 3:
+        assert partition.prefetch_bucket_size == zero.BUCKET_NUMEL
+        assert partition.max_live_parameters == 4 * zero.BUCKET_NUMEL
+        assert partition.param_persistence_threshold == 10_000

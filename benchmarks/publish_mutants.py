@@ -194,7 +194,9 @@ def clean_publishes(world: World, count: int) -> tuple[int, list[Apart]]:
             distances.append(apart(held.engine, held.learner))
         if (version - 9) % 100 == 0:
             far = max((d.mean for d in distances), default=0.0)
-            print(f"{world.dtype:9} {version - 9} clean publishes, {alarms} refused, mean at most {far:.4f}", flush=True)
+            print(
+                f"{world.dtype:9} {version - 9} clean publishes, {alarms} refused, mean at most {far:.4f}", flush=True
+            )
     return alarms, distances
 
 

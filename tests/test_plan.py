@@ -319,7 +319,26 @@ def test_more_gpus_than_the_nodes_have_are_refused_with_what_would_fit() -> None
     text = misfit("model=qwen2_5_7b", "engine=gpu", "learner=zero3", "critic=qwen2_5_72b", *PLANNED)
     assert "expected 13 GPUs" in text and "got 8" in text
     assert text.endswith("lower learner.num_ranks to 3, or raise cluster.num_nodes to 2")
-    assert "nodes of 16 GPUs" in misfit(*SEVEN_B, "engine.num_gpus=16", "engine.tensor_parallel=16")
+    sixteen = misfit(*SEVEN_B, "engine.num_gpus=16", "engine.tensor_parallel=16")
+    assert "expected nodes of 16 GPUs" in sixteen and "got cluster.gpus_per_node=8" in sixteen
+
+
+@pytest.mark.parametrize(
+    ("policy", "processes", "sentence"),
+    [
+        ("qwen2_5_7b", 8, r"cannot share 28 attention heads of Qwen/Qwen2.5-7B\S*; set 1, 2, 4$"),
+        ("qwen2_5_math_1_5b", 3, r"cannot share 2 heads of keys and values of .*; set 1, 2, 4$"),
+        ("qwen2_5_math_1_5b", 6, r"cannot share the 8960 columns of its inner layers"),
+        ("laptop", 2, r"cannot share 3 attention heads of laptop; set 1$"),
+    ],
+)
+def test_processes_that_could_not_share_a_model_are_refused_with_those_that_could(
+    policy: str, processes: int, sentence: str
+) -> None:
+    """By hand from vLLM's sources: it deals query heads, key-value heads (or copies them), columns and vocabulary."""
+    config = compose_train([f"model={policy}", f"engine.tensor_parallel={processes}"])
+    with pytest.raises(RunFailed, match=sentence):
+        checks.check_tensor_parallel(config)
 
 
 def test_a_rank_that_does_not_fit_is_refused_with_the_largest_setting_that_does() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.cli.fit import refuse_misfit
-from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib
+from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib, sized
 from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, read_matrices, size_of
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
@@ -165,12 +165,22 @@ def check_lengths(config: TrainConfig) -> None:
 
 
 def check_tensor_parallel(config: TrainConfig) -> None:
-    """Every engine on GPUs has one per tensor-parallel rank."""
+    """Every engine on GPUs has one per tensor-parallel rank, and so many ranks can share its model."""
     for name, part in (("engine", config.engine), ("critic", config.critic)):
         if part.tensor_parallel > 1 and 0 < part.num_gpus < part.tensor_parallel:
             raise RunFailed(
                 f"{name}.num_gpus must be >= {name}.tensor_parallel (got {part.num_gpus:g} < {part.tensor_parallel}); "
                 f"set {name}.num_gpus={part.tensor_parallel}"
+            )
+    for one in demand(config):
+        if one.engine is None or one.model is None or one.engine.tensor_parallel == 1:
+            continue
+        shape = sized(one.model).shape
+        if shape is not None and (what := shape.unshared(one.engine.tensor_parallel)):
+            could = [n for n in range(2, 17) if not shape.unshared(n)]
+            raise RunFailed(
+                f"{one.section}.tensor_parallel={one.engine.tensor_parallel} cannot share {what} of "
+                f"{one.model.name or 'the shipped model'}; set {', '.join(map(str, [1, *could]))}"
             )
 
 

@@ -53,8 +53,8 @@ def refuse_too_few_gpus(config: TrainConfig) -> None:
     )
     if max(sizes) > cluster.gpus_per_node:
         raise RunFailed(
-            f"expected nodes of {max(sizes):g} GPUs or more for the largest actor of this run, got {here}; lower "
-            "tensor_parallel and num_gpus, or name larger nodes"
+            f"expected nodes of {max(sizes):g} GPUs or more for the largest actor of this run, got "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}; lower tensor_parallel and num_gpus, or name larger nodes"
         )
     nodes = next(n for n in range(cluster.num_nodes, sum(map(int, sizes)) + len(sizes) + 1) if _packs(sizes, config, n))
     ranks = next((r for r in range(config.learner.num_ranks - 1, 0, -1) if _fits_with_ranks(config, r)), 0)
@@ -144,7 +144,7 @@ def _refuse_engine(name: str, section: EngineBase, part: ModelUse, config: Train
     key = part.key.partition(".")[0]
     shared = section.num_gpus < 1
     fuller = section.model_copy(update={"gpu_memory_frac": FULLEST_FRAC})
-    wider: Iterable[int] = (tp for tp in (2, 4, 8) if tp > section.tensor_parallel and shape.heads % tp == 0)
+    wider: Iterable[int] = (tp for tp in (2, 4, 8) if tp > section.tensor_parallel and not shape.unshared(tp))
     split = next(
         (tp for tp in wider if room(section.model_copy(update={"tensor_parallel": tp})) >= part.max_model_len), 0
     )

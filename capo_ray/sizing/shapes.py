@@ -17,6 +17,10 @@ BIASED = ("qwen2",)  # model types whose queries, keys and values have a bias wi
 NORMED = ("qwen3",)  # model types that normalise each head's queries and keys
 
 
+VOCAB_GRAIN = 64
+"""vLLM pads vocabularies to multiples of it before it deals them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Widths and counts of a model; `tied`: embedding and head are one tensor."""
@@ -32,6 +36,17 @@ class Shape:
     qkv_bias: bool = False
     qk_norm: bool = False
     positions: int | None = None
+
+    def unshared(self, processes: int) -> str:
+        """What of the model so many processes of an engine could not share, as vLLM deals it; empty where they can."""
+        padded = -(-self.vocab // VOCAB_GRAIN) * VOCAB_GRAIN
+        if self.heads % processes and self.heads > 1:  # 1 where a config names none
+            return f"{self.heads} attention heads"
+        if max(self.kv_heads, processes) % min(self.kv_heads, processes):
+            return f"{self.kv_heads} heads of keys and values"
+        if self.inner % processes:
+            return f"the {self.inner} columns of its inner layers"
+        return f"its vocabulary of {padded}" if padded % processes else ""
 
     @property
     def q(self) -> int:

@@ -1,11 +1,12 @@
-# make install | train | test | check | lint | bench NAME=… | docs | lock | clean
+# make install | train | test | check | lint | bench NAME=… | docs | site | lock | clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install train test check lint bench docs lock clean
+.PHONY: help install train test check lint bench docs site lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_PINS := $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")'
 ARGS ?=
 # An index with CPU builds of torch, where pip would choose a CUDA one (PyTorch publishes one): TORCH_INDEX_URL=…
 TORCH_INDEX_URL ?=
@@ -23,6 +24,7 @@ help:
 	@echo "make lint               format, lint, types, import contracts"
 	@echo "make bench NAME=…       a benchmark of benchmarks/"
 	@echo "make docs               docs/configuration.md and docs/metrics.md from the code"
+	@echo "make site               the pages as a site in build/site (its own packages are installed first)"
 	@echo "make lock               constraints.txt from .venv"
 	@echo "make clean              remove caches and build outputs (not .venv, not runs/)"
 
@@ -72,8 +74,15 @@ docs: install
 	$(BIN)/python -m scripts.pages.configuration > docs/configuration.md
 	$(BIN)/python -m scripts.pages.metrics > docs/metrics.md
 
+# --no-deps: the extra names all that the site needs, so nothing that a run uses can change.
+site: install
+	@$(DOCS_PINS) | xargs $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+	$(BIN)/python -m scripts.pages.site build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "== build/site/index.html"
+
 lock:
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -E '^[A-Za-z0-9_.-]+=='; } > constraints.new
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -E '^[A-Za-z0-9_.-]+==' | grep -vxFf <($(DOCS_PINS)); } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean:

@@ -14,3 +14,4 @@ from capo_ray.api import train as train
 from capo_ray.api import verify as verify
 
 __version__: str
+__all__: list[str]

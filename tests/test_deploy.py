@@ -347,7 +347,7 @@ def test_the_licence_is_apache_2_0_in_full() -> None:
     assert "END OF TERMS AND CONDITIONS" in text and len(text.splitlines()) == 201
 
 
-@pytest.mark.parametrize("target", ["install", "train", "test", "check", "bench", "clean"])
+@pytest.mark.parametrize("target", ["install", "train", "test", "check", "bench", "site", "clean"])
 def test_every_make_target_stands_in_the_help(target: str) -> None:
     done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
     assert re.search(rf"^make {target}\b", done.stdout, flags=re.MULTILINE)

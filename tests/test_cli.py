@@ -17,13 +17,15 @@ import pytest
 
 import capo_ray
 from capo_ray import cli
-from capo_ray.checkpoint import CheckpointStore
+from capo_ray.checkpoint import CheckpointStore, read_settings, write_settings
 from capo_ray.cli import doctor, main, models
+from capo_ray.cli.model_card import card_of
 from capo_ray.protocols import PartTimeout, RunFailed, RunStopped
 from capo_ray.types import WrittenFile
 from scripts.pages.configuration import build_reference
 from tests.fakes import written
 from tests.model_files import write_model
+from tests.view_run import make_run
 
 ROOT = Path(capo_ray.__file__).parent.parent
 
@@ -217,6 +219,24 @@ def test_export_copies_a_verified_policy_and_refuses_a_damaged_one(
     assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "b"), "--checkpoint", "3"]) == 1
     assert "another sha256" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_an_exported_policy_has_a_card_that_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "one", updates=3, vote="union")
+    settings = read_settings(run / "config.yaml")
+    settings["model"]["path"] = "/home/somebody/models/own"
+    settings["model"]["system_prompt"] = "Think."
+    write_settings(run / "config.yaml", settings)
+    told = {"updates": 3, "accuracy_is": "sampled at 1", "initial_accuracy": 0.25, "final_accuracy": 0.75}
+    (run / "summary.json").write_text(json.dumps(told | {"final_accuracy_ci95": [0.7, 0.8]}))
+    card = card_of(run, 3)
+    assert card.startswith("---\nlibrary_name: transformers\n") and "base_model" not in card
+    made = ["# one, version 3", "`own` after 3 updates", "`credit=capo`", "| sampled | 0.250 | 0.750 [0.700, 0.800] |"]
+    for words in [*made, "system_prompt: Think.", 'credit.vote="union"', 'model.path="own"']:
+        assert words in card, card
+    assert "/home" not in card and str(tmp_path) not in card
+    assert "| sampled |" not in card_of(run, 2), "the accuracy is that of another version"
+    assert card_of(tmp_path, 3) == ""
 
 
 def test_export_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

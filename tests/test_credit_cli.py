@@ -15,9 +15,12 @@ from jsonschema import validate
 
 from capo_ray.cli import READER_GONE
 from capo_ray.cli import credit as command
-from capo_ray.cli.credit_paint import visible
-from capo_ray.config.credit import CREDIT_METHODS
+from capo_ray.cli.credit_paint import Canvas, paint_group
+from capo_ray.config.credit import CREDIT_METHODS, CapoConfig
+from capo_ray.config.steps import DEFAULT_STEPS
+from capo_ray.evidence.offline import assign, read_group
 from capo_ray.protocols import RunFailed
+from capo_ray.steps.visible import visible
 
 RIGHT: dict[str, Any] = {"text": "aaaa", "tokens": list("aaaa"), "reward": 1, "flagged": [[]]}
 WRONG: dict[str, Any] = {
@@ -379,3 +382,19 @@ def test_hint_gains_of_a_transcript_are_read_as_they_are(tmp_path: Path, capsys:
 def test_entropy_segmenter_without_entropies_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, [WORKED], "--json", "steps.segmenter=entropy") == 1
     assert "responses[0].entropies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["standard", "256", "truecolor"])
+def test_praise_and_blame_differ_by_more_than_grey_in_few_colours(system: str) -> None:
+    name, group = read_group(json.dumps(WORKED), CapoConfig(), "paper", DEFAULT_STEPS)
+    stream = io.StringIO()
+    console = Canvas(file=stream, force_terminal=True, color_system=system, width=200)  # type: ignore[arg-type]
+    paint_group(console, str(name), group, *assign(group, CapoConfig(), 0.0))
+    lines = {line.split()[1]: line for line in stream.getvalue().splitlines() if "step" in line}
+    if system == "standard":  # codes of 16 colours: 41 a red, 42 a green background, 31 red letters
+        assert "\x1b[30;42ma" in stream.getvalue(), "praise is on green"
+        assert "\x1b[37;41mb" in stream.getvalue(), "the flagged step is on red"
+        assert "\x1b[31ma" in stream.getvalue(), "the weaker blame of the other step is red letters"
+    else:
+        assert "48;" in stream.getvalue()
+    assert len(lines) == 2

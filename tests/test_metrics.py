@@ -27,8 +27,9 @@ from capo_ray.metrics import (
     read_rows,
     write_summary,
 )
+from capo_ray.metrics.pace import Pace
+from capo_ray.metrics.page import sparkline
 from capo_ray.metrics.plot import _smooth
-from capo_ray.metrics.screen import sparkline
 from capo_ray.protocols import RunFailed
 from capo_ray.types import (
     Completion,
@@ -347,3 +348,39 @@ def test_the_live_page_shows_progress_pace_and_queues() -> None:
     for text in ("a run", "rollout", "2/4 updates", "held-out accuracy", "0.750", "0.900", "finished 3", "left 0:00"):
         assert text in page, page
     assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█ "
+
+
+def test_the_live_page_shows_the_last_judged_response_and_believes_nothing_of_it() -> None:
+    screen = Screen("a run", num_updates=4)
+    steps = [(f"{k}+1 = {k + 1}\n", 0.0) for k in range(9)]
+    steps[7] = ("7+1 = 9 \x1b[31m[bold]\u202e\n", 0.75)
+    screen.update(update=1, idle=0.25, precision=0.5, judged={"question": "q?\n", "verdict": "wrong", "steps": steps})
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    console.print(screen._page())
+    page = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "last judged  q?  wrong" in page and "✗ 7  7+1 = 9 \\x1b[31m[bold]\\u202e  wrong 0.75" in page
+    assert "  6  6+1 = 7" in page and " 0  0+1" not in page, "the flagged step stands among those shown"
+    for text in ("learner idle", "0.250", "critic precision", "0.500"):
+        assert text in page
+    screen.update(judged={"question": "", "verdict": "right", "steps": []})
+    console.print(screen._page())
+    assert "right" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_time_left_is_a_range_that_counts_the_last_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("capo_ray.metrics.pace.time.monotonic", lambda: now)
+    pace = Pace()
+    for update, seconds in enumerate([0.0, 10.0, 10.0, 10.0]):
+        now += seconds
+        pace.ended(update)
+    assert pace.left_s(7) == (40.0, 40.0), "four more of ten seconds each"
+    now += 4.0
+    assert pace.left_s(7) == (36.0, 36.0)
+    pace.entered("evaluation")
+    now += 3.0
+    pace.entered("publish")
+    now += 5.0
+    pace.ended(4)  # after 12 s: a mean of 10.5, a spread of 1
+    assert pace.left_s(8) == pytest.approx((42 - 1.3 * math.sqrt(8), 42 + 1.3 * math.sqrt(8) + 3))
+    assert Pace().left_s(8) is None

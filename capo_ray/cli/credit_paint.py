@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
 from capo_ray.arrays import Runs
+from capo_ray.steps.visible import visible
 from capo_ray.types import Group, GroupCredit, Judged
 
-CODED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format, half a pair, line and paragraph separators
 FAINTEST = 0.15  # how much of the colour the smallest non-zero advantage gets
 
 
@@ -32,12 +30,13 @@ def paint_group(console: Console, name: str, group: Group, credit: GroupCredit, 
         console.print(Text(head, style="cyan"))
         row = Runs.of(member.trajectory.response.over_tokens(credit.advantages[i].expand()))
         for k in range(len(member.steps)):
-            console.print(_paint_step(member, k, row, credit.step_weights[i][k], strongest), soft_wrap=True)
+            step = _paint_step(member, k, row, credit.step_weights[i][k], strongest, console.color_system == "standard")
+            console.print(step, soft_wrap=True)
     figures = "  ".join(f"{key.removeprefix('credit/')}={value:.3f}" for key, value in audit.items())
     console.print(Text(f"  audit  {figures}\n", style="dim"), soft_wrap=True)
 
 
-def _paint_step(member: Judged, k: int, advantages: Runs, weight: float, strongest: float) -> Text:
+def _paint_step(member: Judged, k: int, advantages: Runs, weight: float, strongest: float, few_colours: bool) -> Text:
     start, end = member.steps[k]
     low, high = min(advantages[start:end]), max(advantages[start:end])
     credit = f"{low:+.3f}" if low == high else f"{low:+.3f}…{high:+.3f}"
@@ -45,8 +44,21 @@ def _paint_step(member: Judged, k: int, advantages: Runs, weight: float, stronge
     bounds = (0, *member.trajectory.response.char_ends.tolist())
     for t in range(start, end):
         piece = visible(member.trajectory.response.text[bounds[t] : bounds[t + 1]])
-        line.append(piece, Style(color="white", bgcolor=_colour(advantages[t], strongest), dim=False))
+        line.append(piece, _style(advantages[t], strongest, few_colours))
     return line
+
+
+def _style(advantage: float, strongest: float, few_colours: bool) -> Style:
+    """White on green or red, stronger with size; of 16 colours (a terminal in tmux or screen) the weak half is letters
+    alone, and what has no credit stays as it is, since the nearest of 16 to a faint green or red is grey."""
+    if not few_colours:
+        return Style(color="white", bgcolor=_colour(advantage, strongest), dim=False)
+    if not strongest or not advantage:
+        return Style(dim=False)
+    name = "green" if advantage > 0 else "red"
+    if abs(advantage) < strongest / 2:
+        return Style(color=name, dim=False)
+    return Style(color="black" if advantage > 0 else "white", bgcolor=name, dim=False)
 
 
 def _colour(advantage: float, strongest: float) -> str:
@@ -56,12 +68,3 @@ def _colour(advantage: float, strongest: float) -> str:
     share = FAINTEST + (1 - FAINTEST) * abs(advantage) / strongest
     level = int(48 + share * 122)
     return f"#00{level:02x}28" if advantage > 0 else f"#{level:02x}1414"
-
-
-def visible(text: str) -> str:
-    """The text with ⏎ for line ends and codes for other control and format characters: none acts on the terminal."""
-    return "".join("⏎" if c == "\n" else _code(c) if unicodedata.category(c) in CODED else c for c in text)
-
-
-def _code(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.checkpoint import MANIFEST, CheckpointCorrupt, CheckpointStore
+from capo_ray.cli.model_card import CARD_FILE, card_of
 from capo_ray.cli.models import read_facts
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CHECKPOINTS, LEARNER_DIR, POLICY_DIR
@@ -22,7 +23,8 @@ ADAPTER = {
 """Where a checkpoint keeps the adapters of its policy, and what peft calls them."""
 HELP = """copy a run's policy out of its checkpoint, as a Hugging Face model directory
 
-The checkpoint is verified file by file before, and the copy after; an existing output is never written into."""
+The checkpoint is verified file by file before, and the copy after; an existing output is never written into. Beside the
+weights stands a card, README.md: how the policy was made, its accuracy, how it was asked."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +40,12 @@ def run(args: argparse.Namespace) -> int:
     """0 once the copy is whole."""
     checkpoint = find_checkpoint(args.run, args.checkpoint)
     version = int(checkpoint.name[1:])
+    card = card_of(args.run, version)
     if args.adapter:
-        files, what = copy_files(checkpoint, ADAPTER, args.output), "adapters of the policy"
+        files, what = copy_files(checkpoint, ADAPTER, args.output, card), "adapters of the policy"
         report = {"output": str(args.output), "version": version, "files": files}
     else:
-        files = copy_policy(checkpoint, args.output)
+        files = copy_policy(checkpoint, args.output, card)
         size = read_facts(args.output, "--output").num_params
         what = f"{size:,} parameters"
         report = {"output": str(args.output), "version": version, "files": files, "parameters": size}
@@ -74,16 +77,16 @@ def find_checkpoint(run_dir: Path, version: int | None) -> Path:
     return path
 
 
-def copy_policy(checkpoint: Path, output: Path) -> list[str]:
+def copy_policy(checkpoint: Path, output: Path, card: str = "") -> list[str]:
     """The names of the files of the policy copied to `output`, which appears whole or not at all."""
     if not (checkpoint / POLICY_DIR).is_dir():
         raise RunFailed(f"expected {POLICY_DIR}/ in {checkpoint}, found none; this checkpoint cannot be exported")
     names = (name for name in _sealed(checkpoint) if name.startswith(f"{POLICY_DIR}/"))
-    return copy_files(checkpoint, {name: name.removeprefix(f"{POLICY_DIR}/") for name in names}, output)
+    return copy_files(checkpoint, {name: name.removeprefix(f"{POLICY_DIR}/") for name in names}, output, card)
 
 
-def copy_files(checkpoint: Path, names: Mapping[str, str], output: Path) -> list[str]:
-    """The names of a checkpoint's files as they are in `output`, which appears whole or not at all."""
+def copy_files(checkpoint: Path, names: Mapping[str, str], output: Path, card: str = "") -> list[str]:
+    """The names of a checkpoint's files in `output`, which appears whole or not at all, with a card beside them."""
     sealed = _sealed(checkpoint)
     if missing := sorted(name for name in names if name not in sealed):
         raise RunFailed(
@@ -101,6 +104,8 @@ def copy_files(checkpoint: Path, names: Mapping[str, str], output: Path) -> list
             shutil.copyfile(checkpoint / name, partial / target)
             if sha256(partial / target) != sealed[name][1]:
                 raise RunFailed(f"the copy of {target} differs from the checkpoint; check the disk of {output.parent}")
+        if card and CARD_FILE not in names.values():
+            (partial / CARD_FILE).write_text(card, encoding="utf-8")
         partial.rename(output)
     except OSError as error:
         raise RunFailed(f"--output: cannot write {output} ({error}); choose another place") from error

@@ -88,7 +88,7 @@ def to_text(config: Job, *, full: bool = False) -> str:
     lines += ["# memory (estimate)", *_memory_words(config), "", *more]
     if not full:
         return "\n".join(
-            [*lines, "# choices, and settings other than their defaults (all of them: --full)", *_changed(config)]
+            [*lines, "# choices, and settings other than their defaults (all of them: --full)", *changed(config)]
         )
     import yaml
 
@@ -131,7 +131,7 @@ def _memory_words(config: Job) -> list[str]:
     return lines
 
 
-def _changed(config: Job) -> list[str]:
+def changed(config: Job) -> list[str]:
     """The choices of kinds, and the keys with effect that differ from the defaults of the same ones, as overrides."""
     families = {} if isinstance(config, SftConfig) else FAMILIES
     kinds = {name: getattr(getattr(config, name), family.tag) for name, family in families.items()}

@@ -32,18 +32,30 @@ class CriticScore:
     voted_hits: int = 0
     voted_false: int = 0
     voted_missed: int = 0
+    num_groups: int = 0
+    num_saved: int = 0
+    """Groups with credit although all their answers are alike: steps alone tell their responses apart."""
+    num_steps: int = 0
+    num_flagged: int = 0
+    """Of the steps of judged responses, those that the vote holds to be wrong."""
 
     def __post_init__(self) -> None:
         self._told: CriticScore | None = None
 
     def count(self, group: CreditedGroup, truth: StepTruth | None) -> None:
         """Add the critiques of one group."""
+        if any(member.evidence.critiques for member in group.group.members):
+            alike = len({m.verdict.reward for m in group.group.members if m.verdict.valid}) < 2
+            self.num_groups += 1
+            self.num_saved += alike and group.credit.has_signal
         for member, weights in zip(group.group.members, group.credit.step_weights, strict=True):
             critiques = member.evidence.critiques
             self.num_responses += member.verdict.valid
             if not critiques:
                 self.num_skipped += member.verdict.valid
                 continue
+            self.num_steps += len(member.steps)
+            self.num_flagged += sum(weight >= FLAGGED for weight in weights)
             self.num_critiques += len(critiques)
             self.num_valid += sum(c.valid for c in critiques)
             self.num_cached += sum(c.provenance.cached for c in critiques)

@@ -31,6 +31,7 @@ from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.outcome import RunOutcome, first_cause
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.saving import Saver
+from capo_ray.flow.shown import shown
 from capo_ray.flow.state import RunState
 from capo_ray.flow.training import Training, record_update
 from capo_ray.flow.waking import unless_woken
@@ -273,8 +274,7 @@ class Pipeline:
             for one in groups[: run.transcript_groups or None]:
                 await asyncio.to_thread(parts.transcripts.write_group, version, one.group, one.credit)
         parts.tracker.log(figures, update=version)
-        told = {"reward": figures["rollout/reward_mean"], "agreement": figures.get("critic/agreement_frac")}
-        parts.progress.update(update=version, queues=self._queues(), **told)
+        parts.progress.update(update=version, queues=self._queues(), **shown(groups, figures))
         if version % run.checkpoint_every == 0 or version == run.num_updates:
             parts.progress.update(phase="checkpoint")
             await self.saver.begin()

@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-BARS = "▁▂▃▄▅▆▇█"
+from capo_ray.metrics.pace import Pace
+from capo_ray.metrics.page import draw
+
 MAX_DISPLAY_ERRORS = 3
-ETA_WINDOW = 8  # updates over which the pace is measured
 
 
 class _Console(Console):
@@ -48,27 +47,30 @@ class Screen:
         self._started = time.monotonic()
         self._last_line = -float("inf")
         self._figures: dict[str, Any] = {"phase": "starting", "update": 0, "num_updates": num_updates, "queues": {}}
-        self._pace: deque[tuple[int, float]] = deque(maxlen=ETA_WINDOW + 1)
+        self._pace = Pace()
         self._rewards: deque[float] = deque(maxlen=40)
         self._held_out: deque[float] = deque(maxlen=40)
         self._has_blocks = self._console.encoding.lower().startswith("utf")
         self._spinner = Spinner("dots" if self._has_blocks else "line", style="cyan")
 
     def update(self, **figures: Any) -> None:
-        """Show `phase`, `update`, `num_updates`, `loss`, `reward`, `held_out`, `agreement`, `queues`, `eta_s` as given.
-
-        What is not given, or None, stays as it was.
+        """Show `phase`, `update`, `num_updates`, `queues`, `judged` (a response: question, verdict, steps with weights)
+        and the figures of `page.ROWS` as given. What is not given, or None, stays as it was.
         """
         given = {name: value for name, value in figures.items() if value is not None}
-        if "update" in given and (not self._pace or given["update"] > self._pace[-1][0]):
-            self._pace.append((given["update"], time.monotonic()))
+        if "update" in given:
+            self._pace.ended(given["update"])
+        if "phase" in given:
+            self._pace.entered(given["phase"])
         for name, history in (("reward", self._rewards), ("held_out", self._held_out)):
             if name in given:
                 history.append(given[name])
         phase_before = self._figures["phase"]
         self._figures.update(given)
         if self._live is None:
-            news = "held_out" in given or (given.get("phase", phase_before) != phase_before and not self._pace)
+            news = "held_out" in given or (
+                given.get("phase", phase_before) != phase_before and not self._figures["update"]
+            )
             self._print_line(now=news)
 
     def final_table(self, rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> None:
@@ -132,9 +134,7 @@ class Screen:
         parts = [f"[{_clock(self._elapsed())}]", f"update {f['update']}/{f['num_updates'] or '?'}", f"{f['phase']}"]
         parts += [f"{name}={f[name]:.3f}" for name in ("loss", "reward", "held_out", "agreement") if name in f]
         parts += [f"{name}={count}" for name, count in f["queues"].items()]
-        if (eta := self._eta_s()) is not None:
-            parts.append(f"left {_clock(eta)}")
-        return "  ".join(parts)
+        return "  ".join([*parts, *filter(None, [self._left()])])
 
     def _page(self) -> RenderableType:
         """The live page; drawn by a thread of its own, where an error would end the drawing."""
@@ -145,52 +145,20 @@ class Screen:
             return Text(self._line())
 
     def _build_page(self) -> RenderableType:
-        f = self._figures
-        done, total = f["update"], max(f["num_updates"], 1)
-        head = Table.grid(expand=True, padding=(0, 1))
-        head.add_column(ratio=1)
-        head.add_column(justify="right", no_wrap=True)
-        self._spinner.update(text=Text(f["phase"], style="cyan"))
-        eta = self._eta_s()
-        left = f"   left {_clock(eta)}" if eta is not None else ""
-        head.add_row(self._spinner, Text(f"{_clock(self._elapsed())}{left}", style="dim"))
-        bar = Table.grid(expand=True, padding=(0, 1))
-        bar.add_column(ratio=1)
-        bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(ProgressBar(total=total, completed=done), f"{done}/{f['num_updates'] or '?'} updates")
-        body = Table.grid(padding=(0, 2))
-        body.add_column(style="dim", no_wrap=True)
-        body.add_column(justify="right", no_wrap=True)
-        body.add_column(no_wrap=True, style="cyan")
-        for label, name, history in (
-            ("held-out accuracy", "held_out", self._held_out),
-            ("training accuracy", "reward", self._rewards),
-            ("critic agreement", "agreement", ()),
-            ("loss", "loss", ()),
-        ):
-            if name in f:
-                body.add_row(label, f"{f[name]:.3f}", sparkline(list(history)) if self._has_blocks else "")
-        if f["queues"]:
-            body.add_row("queues", "", Text("  ".join(f"{n} {c}" for n, c in f["queues"].items()), style="default"))
-        return Panel(Group(head, bar, body), title=self._title, title_align="left", border_style="dim")
+        courses = {"held_out": self._held_out, "reward": self._rewards}
+        clock = _clock(self._elapsed()) + (f"   {left}" if (left := self._left()) else "")
+        return draw(self._figures, courses, self._title, clock, self._spinner, self._has_blocks)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def _eta_s(self) -> float | None:
-        """Seconds left as given, or by the pace of the last updates; None when there is no pace yet."""
-        if "eta_s" in self._figures:
-            return float(self._figures["eta_s"])
-        if len(self._pace) < 2 or not self._figures["num_updates"]:
-            return None
-        (first, began), (last, ended) = self._pace[0], self._pace[-1]
-        left = (self._figures["num_updates"] - last) * (ended - began) / (last - first)
-        return max(0.0, left - (time.monotonic() - ended))
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """One block character per value, 0 lowest and 1 highest."""
-    return "".join(BARS[min(len(BARS) - 1, max(0, int(v * len(BARS))))] if v == v else " " for v in values)
+    def _left(self) -> str:
+        """The time left as a range; empty before there is a pace."""
+        left = self._pace.left_s(self._figures["num_updates"])
+        if left is None:
+            return ""
+        least, most = map(_clock, left)
+        return f"left {least}" if least == most else f"left {least} to {most}"
 
 
 def _clock(seconds: float) -> str:

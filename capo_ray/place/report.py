@@ -66,9 +66,21 @@ def closing_rows(summary: dict[str, Any], run_dir: Path) -> list[tuple[str, str]
             ("critic step precision / recall", f"{show(critic['precision'])} / {show(critic['recall'])}"),
             ("after the vote", f"{show(critic['voted_precision'])} / {show(critic['voted_recall'])}"),
         ]
+    if critic.get("num_groups"):
+        rows.append(("what credit did", _credit_words(critic)))
     if summary["stopped_early"]:
         rows.append(("stopped early", summary["stopped_early"]))
     return [*rows, ("learning curve", str(run_dir / CURVE_FILE)), ("run", str(run_dir))]
+
+
+def _credit_words(critic: dict[str, Any]) -> str:
+    """How many steps were held to be wrong, how often truly where that is known, and what only steps could teach."""
+    precision = critic["voted_precision"]
+    truly = "" if precision is None else f", {precision:.0%} of them truly wrong"
+    return (
+        f"{critic['num_flagged']:,} of {critic['num_steps']:,} judged steps flagged{truly}; "
+        f"{critic['num_saved']:,} of {critic['num_groups']:,} judged groups teach by their steps alone"
+    )
 
 
 def report_rows(problems: ProblemSet) -> None:

@@ -34,6 +34,7 @@ install: $(STAMP)
 # torchvision, torchaudio and torchcodec, whose CUDA builds break its import.
 $(STAMP): constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or 3.12 with venv, found none: install python3.11 (and python3.11-venv), or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "expected Python 3.11 or 3.12 with venv in PYTHON, got $(PYTHON) ($$("$(PYTHON)" --version 2>&1 || true)); pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "== environment in .venv ($(PYTHON)); the first time takes some minutes and about 3 GB"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt torch

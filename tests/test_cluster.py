@@ -117,3 +117,10 @@ def test_a_process_that_hangs_after_its_last_word_is_ended_with_its_code() -> No
     )
     done = subprocess.run([sys.executable, "-c", hangs], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (3, "the words\n")
+
+
+def test_a_cluster_that_does_not_start_in_time_says_what_may_help() -> None:
+    late = Exception("The current node timed out during startup. This could happen because\nsomething")
+    words = cluster._why_unreached("", late)
+    assert "timed out during startup" in words and "may be too busy (load" in words and "cluster.address=auto" in words
+    assert "check cluster.address" in cluster._why_unreached("10.0.0.1:6379", late) and "\n" not in words

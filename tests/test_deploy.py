@@ -360,6 +360,12 @@ def test_make_install_without_a_fit_python_says_what_to_install(tmp_path: Path) 
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode != 0
     assert "install python3.11" in done.stderr
+    other = tmp_path / "python3.13"
+    other.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.13.1" && exit 0\nexit 1\n')
+    other.chmod(0o755)
+    done = subprocess.run([*line[:-1], f"PYTHON={other}"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0 and not (tmp_path / ".venv").exists()
+    assert f"got {other} (Python 3.13.1); pass PYTHON=/path/to/python3.11" in done.stderr
 
 
 @pytest.mark.real

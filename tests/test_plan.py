@@ -19,6 +19,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.demand import demand
 from capo_ray.place.capacity import bundles_of
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing.engine import CPU_HEAD_DIMS
 from capo_ray.sizing.gpus import read_gpus, sizes_of
 from tests.model_files import write_model
 
@@ -446,3 +447,21 @@ def test_the_gpus_here_must_have_bf16_and_the_memory_that_the_plan_counts_on() -
         checks.check_devices(config, [(15.0, 8.0)])
     checks.check_devices(config, [(79.6, 9.0)])
     checks.check_devices(config, [])
+
+
+def test_heads_that_vllm_does_not_compute_on_cpus_are_refused_before_a_start(tmp_path: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py").read_text()
+    (listed,) = re.findall(r"def get_supported_head_sizes\(cls\)[^\[]*\[int\]:\n\s+return (\[[\d, ]+\])", source)
+    assert json.loads(listed) == list(CPU_HEAD_DIMS)
+    folder = write_model(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    more = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 4}
+    (folder / "config.json").write_text(json.dumps(settings | more))
+    line = ["credit=grpo", f"model={folder}"]
+    with pytest.raises(RunFailed, match=r"model.path: expected attention heads .* 32, 64, .* got 16 .*engine=gpu"):
+        checks.check_engine_arguments(compose_train(line))
+    checks.check_engine_arguments(compose_train([*line, "engine=gpu"]))

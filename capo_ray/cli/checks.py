@@ -12,15 +12,16 @@ from pathlib import Path
 
 from capo_ray.cli.fit import refuse_misfit
 from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib, sized
-from capo_ray.cli.models import Role, find_model, is_fetched, read_facts, read_matrices, size_of
+from capo_ray.cli.models import Role, find_model, head_dim_of, is_fetched, read_facts, read_matrices, size_of
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
-from capo_ray.demand import bfloat16_on_gpus, demand, in_all, models, policy_model
+from capo_ray.demand import ModelUse, bfloat16_on_gpus, demand, in_all, models, policy_model
 from capo_ray.place.transport import choose_transport
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing.engine import CPU_HEAD_DIMS
 from capo_ray.sizing.gpus import BF16_CAPABILITY, found_gpus, sizes_of
 from capo_ray.written import require_written
 
@@ -184,12 +185,25 @@ def check_tensor_parallel(config: TrainConfig) -> None:
             )
 
 
+def _check_heads(model: ModelUse) -> None:
+    """vLLM's CPU build has kernels for some sizes of a head alone, which it says only when the engine starts."""
+    head_dim = head_dim_of(model.name, model.shipped, model.key)
+    if head_dim is not None and head_dim not in CPU_HEAD_DIMS:
+        sizes = ", ".join(map(str, CPU_HEAD_DIMS))
+        raise RunFailed(
+            f"{model.key}: expected attention heads (head_dim) of {sizes}, those that vLLM computes on CPUs, got "
+            f"{head_dim} in {model.name}; take another model, or GPUs (engine=gpu)"
+        )
+
+
 def check_engine_arguments(config: TrainConfig) -> None:
     """What is passed through exists in vLLM, and a step holds a whole prompt where it must."""
     for one in demand(config):
         if one.engine is None or one.model is None:
             continue
         name, part, length = one.section, one.engine, one.model.max_model_len
+        if part.num_gpus == 0:
+            _check_heads(one.model)
         if part.num_gpus == 0 and 0 < part.max_batched_tokens <= length:
             raise RunFailed(
                 f"{name}.max_batched_tokens must be > {length}, the model length, since a prompt is computed whole on "

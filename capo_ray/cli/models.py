@@ -51,6 +51,16 @@ def size_of(name: str, role: Role, key: str) -> tuple[int, Shape | None]:
     return stored or (shape.num_params if shape is not None else 0), shape
 
 
+def head_dim_of(name: str, role: Role, key: str) -> int | None:
+    """The size of an attention head, where the model is here and its config.json says it."""
+    folder = find_model(name, role)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    config = _read_json(folder / "config.json", key)
+    size, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return config.get("head_dim") or (size // heads if size and heads else None)
+
+
 def is_fetched(name: str, folder: Path) -> bool:
     """Whether a model's directory is whole or the user's own; of a hub name the cache may hold some files only."""
     return any(folder.glob("*.safetensors")) or folder != _in_hub_cache(name)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from capo_ray.cli.compose import GROUPS, compose_train, list_choices
@@ -35,6 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--full", "--dry-run=full", dest="full", action="store_true", help="a dry run with the whole configuration"
     )
     parser.add_argument("--json", action="store_true", help="with --dry-run: the plan as JSON")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with --dry-run: try out model files, judge, disks and ports; tell the cost",
+    )
+    parser.add_argument("--price", type=float, metavar="X", help="with --check: what one GPU costs for an hour")
     named = {group: list_choices(group) for group in GROUPS} | {"verifier.kind": verifier_kinds()}
     choices = [f"  {group:<15}{', '.join(names)}" for group, names in named.items() if names]
     examples = (
@@ -51,20 +58,31 @@ def run(args: argparse.Namespace) -> int:
     """The exit code of the run, or 0 once its plan is printed."""
     if args.json and not (args.dry_run or args.full):
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
+    if (args.check or args.price) and not (args.dry_run or args.full):
+        raise SystemExit("--check and --price belong to --dry-run; a run looks at the same when it starts")
     config = compose_train(all_overrides(args))
     for line in _given_twice(args.overrides):
         print(f"capo-ray train: {line}", file=sys.stderr)
     if args.dry_run or args.full:
-        from capo_ray.cli import checks, plan
-
-        print(
-            json.dumps(plan.to_json(config), indent=2) if args.json else plan.to_text(config, full=args.full),
-            flush=True,
-        )
-        checks.check_plan(config)
-        return 0
+        return _tell_plan(config, args)
     train(config)
     return 0
+
+
+def _tell_plan(config: TrainConfig, args: argparse.Namespace) -> int:
+    """0 once the plan is printed and found to fit; 1 where something that was tried out would fail."""
+    from capo_ray.cli import checks, plan, probe
+
+    probes = probe.probe(config, args.price) if args.check else []
+    if args.json:
+        told = plan.to_json(config) | ({"probes": [asdict(one) for one in probes]} if args.check else {})
+        print(json.dumps(told, indent=2), flush=True)
+    else:
+        print(plan.to_text(config, full=args.full), flush=True)
+        if args.check:
+            print(f"\n{probe.to_text(probes)}", flush=True)
+    checks.check_plan(config)
+    return 1 if any(one.state == "bad" for one in probes) else 0
 
 
 def train(config: TrainConfig) -> Path:

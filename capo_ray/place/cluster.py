@@ -133,15 +133,26 @@ def connect(config: Job) -> str:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises what it likes here, bare `Exception` too
-        where = address or "a cluster of this run's own"
-        raise RunFailed(
-            f"expected to reach Ray at {where}, got: {_first_line(error)}; check cluster.address"
-            + (", and set RAY_AUTH_MODE=token if that cluster asks for a token" if address else "")
-        ) from error
+        raise RunFailed(_why_unreached(address, error)) from error
     head = str(ray.get_runtime_context().gcs_address)
     if address:
         _check_token(config, head)  # `auto` named none before
     return head
+
+
+def _why_unreached(address: str, error: Exception) -> str:
+    """What to do where Ray was not reached, or, on a busy machine, did not start in the time that it gives itself."""
+    if address:
+        return (
+            f"expected to reach Ray at {address}, got: {_first_line(error)}; check cluster.address, and set "
+            "RAY_AUTH_MODE=token if that cluster asks for a token"
+        )
+    busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    return (
+        f"expected Ray to start a cluster of this run's own, got: {_first_line(error)}; the machine may be too busy "
+        f"({busy}) or short of memory, or /tmp full: start again when it is quieter, or join a cluster that is up (ray "
+        "start --head, then cluster.address=auto)"
+    )
 
 
 def is_own(config: Job) -> bool:

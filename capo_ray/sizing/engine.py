@@ -26,6 +26,10 @@ class EngineLoad:
     """Tokens of one scheduling step, for the working memory."""
 
 
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of an attention head that vLLM computes on CPUs; a test compares them with vLLM's own."""
+
+
 def kv_bytes_per_token(shape: Shape, unit: int, tensor_parallel: int = 1) -> float:
     """Bytes of keys and values of one token on one GPU; a head is never split, so small models keep whole copies."""
     heads = max(1.0, shape.kv_heads / tensor_parallel)

@@ -31,7 +31,7 @@ from capo_ray.ledger import read_balance
 from capo_ray.loss import soft_value_targets
 from capo_ray.metrics.transcripts import group_line
 from capo_ray.problems import build_problems
-from capo_ray.protocols import Played, Sampling
+from capo_ray.protocols import PartLost, Played, Sampling
 from capo_ray.types import Completion, Group, Problem, Verdict, VersionRun
 from tests.credit_groups import Member, group, judged
 from tests.fakes import FakeEngine, FakeTokenizer, Recorder, fake_parts
@@ -157,6 +157,27 @@ def test_an_environment_with_gymnasiums_face_is_played_and_played_again() -> Non
     assert (ended.text, ended.done, ended.outcome, ended.reward) == ("14", True, 1, 1.0)
 
 
+def test_what_a_terminal_would_colour_is_marked_in_text() -> None:
+    lake = "  (Down)\nSFFF\n\x1b[41mF\x1b[0mHFH\n"
+    assert gymnasium.without_colours(lake) == "  (Down)\nSFFF\n[F]HFH\n"
+    assert gymnasium.without_colours("|\x1b[35mR\x1b[0m: |\x1b[34;1mY\x1b[0m|") == "|(35 R): |(34 Y)|"
+
+
+def test_the_frozen_lake_of_the_real_package_is_played_and_played_again() -> None:
+    pytest.importorskip("gymnasium", reason="gymnasium is not installed")
+    task = Task("p", "", "4", GymnasiumEnvironment(id="FrozenLake-v1").model_dump())
+    said = ("1", "right: 2", "go", "0", "1")
+    replies = [gymnasium.reply(task, said[:k]) for k in range(6)]
+    assert replies[0].text == "\n[S]FFF\nFHFH\nFFFH\nHFFG\n" and [r.legal for r in replies] == [True] * 3 + [
+        False,
+        True,
+        True,
+    ]
+    assert replies[3].state == replies[2].state and "\x1b" not in "".join(r.text for r in replies)
+    gymnasium._KEPT.clear()  # as after the process was killed: the ice is as slippery as it was
+    assert gymnasium.reply(task, said) == replies[5]
+
+
 def test_turns_are_token_in_token_out_and_what_is_read_stands_between_them() -> None:
     engine = Scripted(*CALLS)
     first, second = play(CalculatorEnvironment(), engine, Inside(calculator.reply, CalculatorEnvironment()), n=2)
@@ -198,6 +219,30 @@ def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_come
         (invalid,) = play(config, Scripted(*turns), children)
         assert invalid.told and invalid.told.reward is None and cause in invalid.told.reason
         assert children.stats()["environment/failures_total"] == 2
+
+
+def test_the_siblings_of_an_episode_that_was_lost_play_no_further() -> None:
+    class Losing(Scripted):
+        """Loses the second turn that it is asked for."""
+
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            if len(self.prompts) == 2:
+                raise PartLost("the worker died")
+            await asyncio.sleep(0)
+            return await super().generate(prompt_ids, sampling)
+
+    config, engine = CalculatorEnvironment(), Losing("calc 1+1\n")
+
+    async def lose() -> int:
+        room = playing(config, engine, Inside(calculator.reply, config))
+        with pytest.raises(PartLost):
+            await room.play(QUESTION, [*map(ord, QUESTION.prompt), 10], Sampling(n=4, max_tokens=200, seed=1))
+        asked = len(engine.prompts)
+        engine.prompts.append(())  # from here on it answers again
+        await asyncio.sleep(0.05)
+        return len(engine.prompts) - asked - 1
+
+    assert asyncio.run(lose()) == 0
 
 
 def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp_path: Path) -> None:

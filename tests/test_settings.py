@@ -16,7 +16,7 @@ from capo_ray.cli.chat import render_chat
 from capo_ray.cli.checks import check_model
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
-from capo_ray.cli.settings import check_reachable, check_settings
+from capo_ray.cli.settings import check_packages, check_reachable, check_settings
 from capo_ray.config.sections import DataConfig
 from capo_ray.problems import asset_path, build_problems
 from capo_ray.problems.files import MAX_ROW_BYTES
@@ -100,6 +100,14 @@ def test_a_verifier_is_named_by_its_file_and_may_import_what_lies_beside_it(
     assert verdict.reward == 1
     assert "No such file" in refused("verifier.kind=custom", "verifier.path=./no_rule.py:check")
     assert "name its file, as ./my_rule.py:check" in refused("verifier.kind=custom", "verifier.path=no_rule:check")
+
+
+def test_an_environment_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("credit=grpo", "environment=gymnasium", "data=environment", "steps=turn", "tracking=files")
+    assert "environment.id must name a registered environment" in refused(*words)
+    monkeypatch.setattr("capo_ray.cli.settings.find_spec", lambda name: None)
+    assert "needs the package gymnasium, and it is not installed" in refused(*words, "environment.id=FrozenLake-v1")
+    check_packages(compose_train([*words, "environment.id=tests.own_environment:Line"]))
 
 
 def test_the_shipped_critic_is_refused_for_what_it_cannot_read(tmp_path: Path) -> None:

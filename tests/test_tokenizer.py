@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny import EOS, PAD, SPECIALS, write_tokenizer
+from capo_ray.config.environment import CalculatorEnvironment
+from capo_ray.config.sections import ModelConfig
 from capo_ray.config.steps import DEFAULT_STEPS, SEGMENTERS
 from capo_ray.critics.solutions import read_solutions
 from capo_ray.engines import HfTokenizer, TokenizerRefused
+from capo_ray.environments import Playing, Reply
 from capo_ray.problems.files import format_of, rows_of
-from capo_ray.prompts import build_critic_prompt, build_policy_prompt
-from capo_ray.protocols import step_texts
+from capo_ray.prompts import build_critic_prompt, build_policy_prompt, frame_question
+from capo_ray.protocols import Played, Sampling, step_texts
 from capo_ray.steps import check_spans, split_steps
-from capo_ray.types import Completion, VersionRun
+from capo_ray.types import Completion, Problem, VersionRun
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -336,3 +341,66 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"eos_token": "<eos>",', ""))
     with pytest.raises(TokenizerRefused, match="no eos token"):
         HfTokenizer(tmp_path)
+
+
+class Chat:
+    """An engine that says the given turns, whatever it is asked, and an environment that replies to each in turn."""
+
+    version = 0
+
+    def __init__(self, turns: Sequence[Completion], replies: Sequence[str]) -> None:
+        self.turns, self.replies, self.prompts = turns, replies, list[tuple[int, ...]]()
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+        self.prompts.append(tuple(prompt_ids))
+        return (self.turns[len(self.prompts) - 1],)
+
+    async def ask(self, problem: Problem, said: Sequence[str]) -> Reply:
+        return Reply(self.replies[len(said) - 1] if said else "", done=len(said) == len(self.turns))
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def play_chat(tokenizer: HfTokenizer, said: Sequence[str], replies: Sequence[str], end: str) -> tuple[Played, Chat]:
+    turns = []
+    for text in said:
+        ids = [*tokenizer.encode_data(text), *tokenizer.encode(end)]
+        ends = tokenizer.decode_pieces(ids)[1]
+        turns.append(Completion(ids, (-0.5,) * len(ids), ends, text, (VersionRun(0, len(ids)),), "stop"))
+    chat, model = Chat(turns, [*replies, ""]), ModelConfig(chat_template=True, system_prompt="")
+    problem = Problem("p", "(47+86)*31", "4123")
+
+    def encode(problem: Problem) -> tuple[int, ...]:
+        return frame_question(tokenizer, problem.prompt, model)
+
+    room = Playing(CalculatorEnvironment(), chat, chat, tokenizer, encode, tokenizer.reply_frame(), 4096)  # type: ignore[arg-type]
+    (one,) = asyncio.run(room.play(problem, encode(problem), Sampling(max_tokens=2000)))
+    return one, chat
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", ""])
+def test_turns_in_a_chat_are_the_tokens_of_the_whole_chat(bpe: HfTokenizer, end: str) -> None:
+    """Whether the policy ended its turns or they were cut: then the frame ends them, in words that it reads."""
+    said, replies = ("calc 47+86", "calc 133*31", "\\boxed{4123}"), ("133", "4123")
+    one, chat = play_chat(bpe, said, replies, end)
+    texts = ["(47+86)*31", said[0], replies[0], said[1], replies[1], said[2]]
+    messages = [{"role": "assistant" if k % 2 else "user", "content": text} for k, text in enumerate(texts)]
+    whole = bpe.encode(str(bpe.hf.apply_chat_template(messages, tokenize=False)).removesuffix("<|im_end|>\n") + end)
+    ids = [*one.prompt_ids, *one.response.token_ids.tolist()]
+    assert ids == whole and chat.prompts[2] == tuple(ids[: len(chat.prompts[2])])
+    response = one.response
+    bounds = [0, *response.char_ends.tolist()]
+    assert [response.text[bounds[a] : bounds[b]] for a, b in response.acted] == list(said)
+    assert response.text == bpe.decode(response.token_ids) and response.num_sampled == len(response.logprobs)
+
+
+def test_a_reply_cannot_end_its_turn_in_a_chat(bpe: HfTokenizer) -> None:
+    one, _ = play_chat(bpe, ("a", "b"), (HOSTILE,), "<|im_end|>")
+    (_, first), (second, _) = one.response.acted
+    read = one.response.token_ids[first:second].tolist()
+    assert HOSTILE in bpe.decode(read) and [bpe.decode([i]) or i for i in read if i in bpe.control_ids] == [
+        bpe.hf.convert_tokens_to_ids("<|im_start|>"),
+        bpe.eos_id,
+        bpe.hf.convert_tokens_to_ids("<|im_start|>"),
+    ]

@@ -31,6 +31,7 @@ class _Played:
     total: float
 
 
+_COLOURED = re.compile(r"\x1b\[(\d{1,3})(?:;\d{1,3}){0,4}m([^\x1b]*)\x1b\[0m")
 _KEPT: dict[tuple[str, str, tuple[str, ...]], _Played] = {}
 """The one that replied last: by environment, problem and turns."""
 
@@ -93,7 +94,12 @@ def _action(turn: str, env: Any) -> Any:
 
 def _shown(env: Any, observation: Any) -> str:
     drawn = env.render() if getattr(env, "render_mode", None) == "ansi" else None
-    return drawn if isinstance(drawn, str) else str(observation)
+    return without_colours(drawn) if isinstance(drawn, str) else str(observation)
+
+
+def without_colours(text: str) -> str:
+    """The text with what a terminal would colour in brackets: `[S]` on a ground, `(35 R)` in that colour alone."""
+    return _COLOURED.sub(lambda m: f"[{m[2]}]" if m[1].startswith("4") else f"({m[1]} {m[2]})", text)
 
 
 def _key(observation: Any) -> str:

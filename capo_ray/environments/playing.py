@@ -74,9 +74,12 @@ class Playing:
         first = replace(sampling, max_tokens=min(sampling.max_tokens, self._config.turn_tokens))
         turns = await self._engine.generate(prompt, first)
         episodes = [_Episode(turn, opening.state, last=turn.text) for turn in turns]
-        return tuple(
-            await asyncio.gather(*(self._go_on(problem, prompt, e, sampling, i) for i, e in enumerate(episodes)))
-        )
+        playing = [asyncio.ensure_future(self._go_on(problem, prompt, e, sampling, i)) for i, e in enumerate(episodes)]
+        try:
+            return tuple(await asyncio.gather(*playing))
+        finally:
+            for one in playing:  # the siblings of an episode that was lost would play on for a group that is dropped
+                one.cancel()
 
     async def _go_on(
         self, problem: Problem, prompt: tuple[int, ...], episode: _Episode, sampling: Sampling, index: int

@@ -267,3 +267,24 @@ def test_a_file_that_does_not_fit_is_told_in_a_sentence(tmp_path: Path, text: st
         compose_train(read_file(str(tmp_path / "mine.yaml")))
     with pytest.raises(ConfigError, match=r"got /nowhere\.yaml: No such file"):
         read_file("/nowhere.yaml")
+
+
+def test_resume_auto_begins_a_run_and_goes_on_with_it_by_the_same_line(tmp_path: Path) -> None:
+    line = ["credit=grpo", "learner.lr=3e-5", f"run.dir={tmp_path}", "run.name=one", "resume=auto"]
+    first = compose_train(line)
+    assert first.resume == "" and first.credit.method == "grpo" and first.run.name == "one"
+    (tmp_path / "one").mkdir()
+    write_settings(tmp_path / "one" / "config.yaml", first.model_dump(mode="json"))
+    again = compose_train(line)
+    assert again.resume == str(tmp_path / "one") and again.run.from_zero, "there is no checkpoint yet"
+    (tmp_path / "one" / "checkpoints" / "v000001").mkdir(parents=True)
+    again = compose_train([*line, "learner.lr=1e-5"])
+    assert (again.resume, again.run.from_zero, again.learner.lr) == (str(tmp_path / "one"), False, 1e-5)
+    assert again.credit.method == "grpo" and compose_train(line).learner.lr == 3e-5
+    for words, sentence in (
+        ([*line, "credit=capo"], r"one is a run with credit=grpo, got credit=capo; give that, or another run\.name"),
+        (["resume=auto"], r"resume=auto finds its run by run\.name, which is empty"),
+        ([*line, "lerner.lr=1"], r"did you mean learner\.lr"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            compose_train(words)

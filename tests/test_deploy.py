@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -334,6 +336,77 @@ def test_the_script_of_a_restarted_job_goes_on_where_there_is_a_run(tmp_path: Pa
     assert called() == f"-m capo_ray train resume={tmp_path}/one run.from_zero=true", "no checkpoint is given up"
     (tmp_path / "one" / "checkpoints" / "v000002").mkdir(parents=True)
     assert called() == f"-m capo_ray train resume={tmp_path}/one"
+
+
+def slurm_job(tmp_path: Path, driver: str) -> tuple[list[str], dict[str, str], Path]:
+    """The batch script's line and environment among programs that only say how they were called."""
+    programs = {
+        "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else echo "scontrol $*" >> calls; fi',
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "ray": 'echo "ray $*" >> calls',
+        "python": f'if [ "$1" = -c ]; then echo 10.0.0.1; else echo "$RAY_AUTH_MODE python $*" >> calls; {driver}; fi',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {**os.environ, "CAPO_RAY_BIN": str(tmp_path / "bin"), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+    line = ["bash", str(ROOT / "deploy" / "slurm" / "train.sbatch"), "/shared/runs", "one", "experiment=paper_7b"]
+    return [*line, "data=math", "data.path=/shared/math.jsonl"], {**env, "SLURM_GPUS_ON_NODE": "8"}, tmp_path / "calls"
+
+
+def test_the_slurm_job_starts_ray_on_every_node_and_a_driver_that_goes_on(tmp_path: Path) -> None:
+    line, env, calls = slurm_job(tmp_path, "exit 3")
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    told = sorted(calls.read_text().splitlines())
+    assert told[:2] == [
+        "ray start --block --address=10.0.0.1:6379",
+        "ray start --head --block --node-ip-address=10.0.0.1 --port=6379 --include-dashboard=false",
+    ]
+    (driver,) = (text for text in told if text.startswith("token python -m capo_ray train "))
+    config = compose_train(driver.split()[5:])
+    assert config.run.name == "one" and config.cluster.joined == "10.0.0.1:6379" and not config.resume
+    assert config.cluster.num_nodes * config.cluster.gpus_per_node == 16 and config.cluster.wait_s > 0
+    assert len(told) == 3, "nothing is queued again"
+    asked = subprocess.run([*line[:2], "/shared/runs"], env=env, capture_output=True, text=True, timeout=20)
+    assert asked.returncode == 2 and "expected RUNS NAME" in asked.stderr
+
+
+def test_a_slurm_job_that_is_asked_to_end_waits_for_its_checkpoint_and_is_queued_again(tmp_path: Path) -> None:
+    driver = 'trap "sleep 0.3; echo saved >> calls; exit 143" TERM; touch up; while :; do sleep 0.05; done'
+    line, env, calls = slurm_job(tmp_path, driver)
+    with subprocess.Popen(line, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "up").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        job.terminate()
+        assert job.wait(timeout=30) == 143
+    assert [text for text in calls.read_text().splitlines() if "ray" not in text] == ["saved", "scontrol requeue 7"]
+
+
+def test_the_cluster_of_plain_ray_is_valid_by_rays_own_schema_and_holds_what_its_line_asks_for() -> None:
+    path = ROOT / "deploy" / "ray" / "cluster.yaml"
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = importlib.util.find_spec("ray")
+    assert found is not None and found.origin is not None
+    schema = json.loads((Path(found.origin).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(settings, schema)
+    text = re.sub(r"\\?\n# *", " ", path.read_text())
+    (line,) = re.findall(r"capo-ray submit (.*?) Change:", text)
+    assert main(["submit", "--print", *shlex.split(line.replace("\\", ""))]) == 0
+    config = compose_train(shlex.split(line.replace("\\", ""))[2:])
+    kinds = settings["available_node_types"]
+    for role in demand(config):
+        if role.num_gpus:
+            kind = kinds[
+                {"rollout": config.engine, "critic": config.critic, "learner": config.learner}[role.role].node_resource
+            ]
+            assert kind["max_workers"] * kind["resources"]["GPU"] == role.count * role.num_gpus
+    assert sum(kind.get("max_workers", 0) for kind in kinds.values()) == settings["max_workers"]
+    assert "~/.ray/auth_token" in settings["file_mounts"] and all(
+        "RAY_AUTH_MODE=token" in settings[f"{who}_start_ray_commands"][-1] for who in ("head", "worker")
+    )
 
 
 def test_the_choices_travel_inside_the_package() -> None:

@@ -106,7 +106,7 @@ def test_a_command_that_a_page_shows_is_one_that_there_is(
     name, *rest = [word for word in shlex.split(words, comments=True) if word != "…"]
     if name not in ("train", "sft"):  # what they go on with would have to be an evaluation, or to have checkpoints
         rest = [re.sub(r"^model=(runs|evals)/.*", "model=laptop", word) for word in rest if word[:7] != "resume="]
-    rest = [re.sub(r"^resume=.*", "resume=runs/latest", word) for word in rest]
+    rest = [re.sub(r"^resume=(?!auto).*", "resume=runs/latest", word) for word in rest]
     args = cli._parse(name, import_module(cli.COMMANDS[name][0]), rest)
     compose(name, args)
 

@@ -4,6 +4,7 @@
     model=/any/directory   no such choice, so model.path (critic=… is critic.model)
     learner.lr=1e-5        a key: no `+` needed, since the pydantic models know every key
     resume=RUN             the base is RUN's own configuration in place of the choices
+    resume=auto            the run that run.name names where it has begun, else a new one of that name
 
 Invariant: nothing in a value is ever looked up or evaluated: `${…}` is refused, not resolved, so that a
 configuration cannot draw a secret of the environment into a run directory.
@@ -24,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 import capo_ray
 from capo_ray.checkpoint import read_settings
+from capo_ray.cli.auto import settle_auto
 from capo_ray.cli.overrides import Override, Setting, new_keys, put, split, value_of
 from capo_ray.cli.schema import (
     ConfigError,
@@ -66,6 +68,7 @@ def compose_train(overrides: Sequence[Override], *, judges: bool = False) -> Tra
 
     `judges`: critics are asked whatever the credit method reads.
     """
+    overrides = settle_auto(overrides, compose_train)
     choices, settings = _sort(overrides)
     run = next((s.text for s in settings if s.key == "resume"), "")
     tree = _read_run(run, choices) if run else _compose_choices(choices)

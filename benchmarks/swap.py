@@ -10,7 +10,8 @@ the same time of undisturbed decoding would have given, less those that came, ov
     canary      its own prefill, before anything else is computed
     after       sequences computed anew while others decode on
 Before that, while the engine serves: `beside`, the steps lost to reading, verifying and loading on another thread, and
-of them `no_core`: the stepping thread was ready to run and had no core (the kernel's own count, schedstat). Tokens come
+of them `no_core`: the stepping thread was ready to run and had no core (the kernel's own count, schedstat), beyond
+what it waited so while nothing was loaded, which is in a step's time already (`waiting_frac`). Tokens come
 from vLLM's scheduler, times from the stepping thread's clock; medians of the swaps. Goal: at most two steps
 lost with `keep`, all parts together. Writes swap.json (see records.py).
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import itertools
 import json
 import os
 import statistics
@@ -40,7 +40,7 @@ from capo_ray.weights import Apart, Canary, build_handle
 
 RESULTS = record("swap.json")
 SEQUENCES, PROMPT, RESPONSE, CANARY = 15, 160, 400, CANARY_TOKENS
-BEFORE, AFTER = 120, 10
+BEFORE, MEASURED, AFTER = 120, 60, 10
 GOAL = 2.0
 
 
@@ -99,6 +99,7 @@ class Watch:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=5)
+    parser.add_argument("--running", default="recompute,keep")
     parser.add_argument("--out", default=str(RESULTS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -108,7 +109,7 @@ def main() -> int:
         )
         engine.start()
         try:
-            rows = asyncio.run(measure(engine, directory, arguments.swaps))
+            rows = asyncio.run(measure(engine, directory, arguments.swaps, arguments.running.split(",")))
         finally:
             engine.close()
     result = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "swaps": arguments.swaps, "rows": rows}
@@ -123,8 +124,8 @@ def main() -> int:
     return 0 if rows[-1]["steps_lost"] <= GOAL else 1
 
 
-async def measure(engine: VllmEngine, directory: str, swaps: int) -> list[dict[str, Any]]:
-    """One row per value of `weights.running` that this engine knows."""
+async def measure(engine: VllmEngine, directory: str, swaps: int, values: list[str]) -> list[dict[str, Any]]:
+    """One row per value of `weights.running`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,10 +137,8 @@ async def measure(engine: VllmEngine, directory: str, swaps: int) -> list[dict[s
     canary = Canary(tuple(canary_ids), tuple(picked.tolist()), Apart(1e-3, 1e-3))
     state = dict(model.named_parameters())
     watch, rows, version = Watch(engine), [], 0
-    knows = hasattr(engine.spec, "running")
-    for running in ("recompute", "keep") if knows else ("recompute",):
-        if knows:
-            engine.spec = dataclasses.replace(engine.spec, running=running)
+    for running in values:
+        engine.spec = dataclasses.replace(engine.spec, running=running)  # type: ignore[arg-type]
         lost: list[dict[str, float]] = []
         for _ in range(swaps):
             version += 1
@@ -159,10 +158,14 @@ async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, f
     sampling = Sampling(max_tokens=RESPONSE)
     tasks = [asyncio.create_task(engine.generate([5 + i] * PROMPT, sampling)) for i in range(SEQUENCES)]
     watch.steps.clear()
+    while sum(n == SEQUENCES for _, n in watch.steps) < BEFORE - MEASURED:
+        await asyncio.sleep(0.02)
+    calm_waited, calm = waited_s(engine), time.perf_counter()
     while sum(n == SEQUENCES for _, n in watch.steps) < BEFORE:
         await asyncio.sleep(0.02)
     waited = waited_s(engine)
     sent = time.perf_counter()
+    waiting = (waited - calm_waited) / (sent - calm)
     watch.at_swap = lambda: waited_s(engine)
     await engine.load_weights(handle)
     waited = watch.waited_at_swap - waited
@@ -174,8 +177,8 @@ async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, f
         task.cancel()
     await asyncio.wait(tasks)
     began = watch.parts["swap"][0]
-    before = [t for t, _ in steps if t <= sent][-60:]
-    step_s = statistics.median(b - a for a, b in itertools.pairwise(before))
+    before = [t for t, _ in steps if t <= sent][-MEASURED:]
+    step_s = (before[-1] - before[0]) / (len(before) - 1)
     whole = [i for i, (t, n) in enumerate(steps) if t > done and n == SEQUENCES]
     end = steps[whole[AFTER]][0]
     got = sum(n for t, n in steps if began < t <= end)
@@ -189,7 +192,8 @@ async def one_swap(engine: VllmEngine, watch: Watch, handle: Any) -> dict[str, f
         "step_ms": 1e3 * step_s,
         "beside_ms": 1e3 * (began - sent),
         "beside_steps": (began - sent) / step_s - served,
-        "no_core_steps": waited / step_s,
+        "no_core_steps": (waited - waiting * (began - sent)) / step_s,
+        "waiting_frac": waiting,
         "steps_lost": lost,
         "load_ms": 1e3 * load,
         "load_steps": load / step_s,

@@ -222,11 +222,12 @@ class WorkerPool(Generic[W]):
     # --- supervision -------------------------------------------------------------------------------------------------
 
     async def _make_ready(self, worker: Member[W], room: Room | None = None) -> None:
+        given = room is not None and await room.free()
         worker.handle = self._spawn(worker.index)
         there: ObjectRef[Any] = worker.actor.__ray_ready__.remote()
         start: ObjectRef[int] = worker.actor.start.remote()
         if room is not None:
-            await room.found(there, lambda: not self.num_ready)
+            await room.found(there, lambda: not self.num_ready, given)
         worker.pid = await await_ref(start, self.start_deadline_s, self._name(worker, "start"))
         if self._prepare is not None:
             await self._prepare(worker.actor)

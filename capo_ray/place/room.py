@@ -1,7 +1,8 @@
 """Whether an actor finds room: Ray lets one that fits nowhere wait for ever, without a word.
 
-Judged by what living nodes have in all and by what is free on them. An actor whose process is there has its place;
-until then what it was given counts as taken, so the second limit also covers the start of a process.
+Judged by what living nodes have in all, and by what is free on them. What an actor was given counts as taken while its
+process starts, which takes a minute on a busy machine: so whether room is free is asked before the actor is made, and
+where some was, only a cluster that is too small ends the wait. A node that has just died may still be counted then.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from capo_ray.protocols import RunFailed
 POLL_S = 1.0
 FITS_NOWHERE_S = 15.0
 """For no living node to be large enough, or within the fence."""
-TAKEN_S = 35.0
+FREE_S = 5.0
+"""For what a lost actor held to be given back."""
+TAKEN_S = 50.0
 """For the room on those that are to be taken by others."""
+TAKEN = "others have taken what there is"
 
 
 class NoRoom(RunFailed):
@@ -40,15 +44,26 @@ class Room:
     wait_s: float
     """`cluster.wait_s`."""
 
-    async def found(self, there: ObjectRef[Any], alone: Callable[[], bool]) -> None:
+    async def free(self) -> bool:
+        """Whether some node has room now or within `FREE_S`: an actor that is made then gets it."""
+        ends = time.monotonic() + FREE_S
+        while await asyncio.to_thread(self._lack, False):
+            if time.monotonic() > ends:
+                return False
+            await asyncio.sleep(POLL_S / 4)
+        return True
+
+    async def found(self, there: ObjectRef[Any], alone: Callable[[], bool], given: bool = False) -> None:
         """Returns once the actor that answers `there` has its process, however it ends.
 
         Raises `NoRoom` where there was no room all the while that it was `alone`: with no worker of its role ready.
+        `given`: room was free when it was made, so that what is taken may be its own.
         """
         answer = asyncio.wrap_future(there.future())
         lacking_since = time.monotonic()
         while not (await asyncio.wait({answer}, timeout=POLL_S))[0]:
-            lack, limit_s = await asyncio.to_thread(self.lack) if alone() else ("", 0.0)
+            lack = await asyncio.to_thread(self._lack, given) if alone() else ""
+            limit_s = TAKEN_S if lack == TAKEN else FITS_NOWHERE_S
             if not lack:
                 lacking_since = time.monotonic()
             elif (waited_s := time.monotonic() - lacking_since) > limit_s + self.wait_s:
@@ -59,13 +74,13 @@ class Room:
                 )
         answer.exception()  # seen; whoever waits for the actor's first call is told
 
-    def lack(self) -> tuple[str, float]:
-        """What is missing now, and for how long it may; nothing where some node has room."""
+    def _lack(self, given: bool) -> str:
+        """What is missing now; nothing where some node has room, or has as much in all and it is `given`."""
         if not any(map(self._fits, node_resources())):
-            return "no living node has as much", FITS_NOWHERE_S
+            return "no living node has as much"
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         free = [have for node, have in available_resources_per_node().items() if node in alive]
-        return ("", 0.0) if any(map(self._fits, free)) else ("others have taken what there is", TAKEN_S)
+        return "" if given or any(map(self._fits, free)) else TAKEN
 
     def _fits(self, have: Bundle) -> bool:
         return all(have.get(name, 0.0) >= amount for name, amount in self.ask.items())

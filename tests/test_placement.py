@@ -12,6 +12,8 @@ import pytest
 import ray
 from pydantic import ValidationError
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from capo_ray.config import TrainConfig
 from capo_ray.demand import Demand, find
@@ -214,7 +216,10 @@ class Light:
 
 
 @pytest.mark.real
-def test_the_worker_of_a_node_that_dies_goes_where_room_is_and_where_none_is_the_run_ends(two_nodes: Cluster) -> None:
+def test_the_worker_of_a_node_that_dies_goes_where_room_is_and_where_none_is_the_run_ends(
+    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capo_ray.place.room.FITS_NOWHERE_S", 5.0)  # of 15
     fenced = {node.node_id: node for node in (two_nodes.add_node(num_cpus=1, resources={"lone": 1}) for _ in range(2))}
     two_nodes.wait_for_nodes()
     actor = ray.remote(Light).options(num_cpus=1, resources={"lone": 0.001}, max_concurrency=10)
@@ -237,11 +242,34 @@ def test_the_worker_of_a_node_that_dies_goes_where_room_is_and_where_none_is_the
             died = time.monotonic()
             with pytest.raises(RunFailed, match=r"no living node has as much.*light worker 0, the last of its role"):
                 await elsewhere(pool, lost=second)
-            assert time.monotonic() - died < 60
+            assert time.monotonic() - died < 60 - 10
         finally:
             pool.close()
 
     asyncio.run(go())
+
+
+@pytest.mark.real
+def test_a_reserved_place_is_room_while_nobody_is_in_it(two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capo_ray.place.room.FREE_S", 3.0)
+    group = placement_group([{"CPU": 2.0}, {"CPU": 2.0}])
+    ray.get(group.ready(), timeout=60)
+    room = Room({"CPU": 2.0}, 0.0)
+
+    def sit(bundle: int) -> Any:
+        seat = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        actor = ray.remote(Light).options(num_cpus=2, scheduling_strategy=seat).remote()
+        ray.get(actor.home.remote(), timeout=60)
+        return actor
+
+    try:
+        first = sit(0)
+        assert asyncio.run(room.free()), "the second place"
+        second = sit(1)
+        assert not asyncio.run(room.free())
+    finally:
+        remove_placement_group(group)
+    del first, second
 
 
 @pytest.mark.real

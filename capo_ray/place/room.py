@@ -29,6 +29,7 @@ FREE_S = 5.0
 """For what a lost actor held to be given back."""
 TAKEN_S = 50.0
 """For the room on those that are to be taken by others."""
+GROUP = "_group_"
 TAKEN = "others have taken what there is"
 
 
@@ -80,7 +81,12 @@ class Room:
             return "no living node has as much"
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         free = [have for node, have in available_resources_per_node().items() if node in alive]
-        return "" if given or any(map(self._fits, free)) else TAKEN
+        return "" if given or any(map(self._fits, free)) or any(map(self._seats, free)) else TAKEN
+
+    def _seats(self, have: Bundle) -> bool:
+        """Whether a place that was reserved is empty here: Ray counts it under names of its own, CPU_group_0_1a2b…"""
+        places = {name.partition(GROUP)[2] for name in have if GROUP in name}
+        return any(all(have.get(f"{n}{GROUP}{at}", 0.0) >= amount for n, amount in self.ask.items()) for at in places)
 
     def _fits(self, have: Bundle) -> bool:
         return all(have.get(name, 0.0) >= amount for name, amount in self.ask.items())

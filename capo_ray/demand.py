@@ -183,4 +183,5 @@ def _share(
 
 def _backend(config: Job) -> str:
     learner = config.learner
-    return "plain torch" if learner.backend == "torch" else f"DeepSpeed ZeRO-{learner.zero_stage}"
+    names = {"torch": "plain torch", "fsdp": "FSDP2", "zero": f"DeepSpeed ZeRO-{learner.zero_stage}"}
+    return names[learner.backend]

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,8 @@ from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec, RewardLearner, meeting, zero
 from capo_ray.learners import rank as rank_of_group
-from capo_ray.learners.policy import load_policy
+from capo_ray.learners.backend import Backend
+from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.store import reserve_meeting
 from capo_ray.packing import build_batch
@@ -34,6 +36,9 @@ from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun, WrittenFile
 
 VOCAB = 64
 COVARIANCE = ("clip", "kl")
+FSDP = 4
+"""In place of a ZeRO stage: FSDP2."""
+NUM_KINDS = 5
 Weights = dict[str, torch.Tensor]
 
 
@@ -65,7 +70,8 @@ def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096, packing: st
 
 
 def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
-    learner = LearnerConfig(zero_stage=stage, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)  # type: ignore[arg-type]
+    kind: dict[str, Any] = {"backend": "fsdp"} if stage == FSDP else {"zero_stage": stage}
+    learner = LearnerConfig(**kind, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)
     spec = LearnerSpec(
         model_path=str(model),
         dtype="float32",
@@ -78,8 +84,13 @@ def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSp
     return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
 
 
+def kind_of(spec: LearnerSpec) -> int:
+    """The ZeRO stage of a spec, or FSDP."""
+    return FSDP if spec.learner.backend == "fsdp" else spec.learner.zero_stage
+
+
 def lora_spec(
-    model: str | Path, lora_rank: int = 4, backend: str = "torch", stage: int = 2, **changes: object
+    model: str | Path, lora_rank: int = 4, backend: str = "torch", stage: int = 2, **changes: Any
 ) -> LearnerSpec:
     """A spec that trains adapters of rank `lora_rank` on all linear layers, quickly."""
     spec = make_spec(model, stage, **changes)
@@ -125,7 +136,7 @@ def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
     """Trains with each ZeRO stage in turn; rank 0 leaves the weights and metrics of each, also those after a resume."""
     from safetensors.torch import save_file
 
-    for stage in range(4):
+    for stage in range(NUM_KINDS):
         spec = make_spec(model, stage, rank=rank, world_size=world, init_method=meetings[stage])
         learner = Learner(spec)
         metrics = train(learner, world, rank, budget=200)
@@ -147,7 +158,7 @@ def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
             save_file(after, out / f"after{stage}.safetensors")
             save_file(again, out / f"again{stage}.safetensors")
             (out / f"metrics{stage}.json").write_text(json.dumps(metrics))
-    for point, kind in zip(meetings[4:], COVARIANCE, strict=True):
+    for point, kind in zip(meetings[NUM_KINDS:], COVARIANCE, strict=True):
         learner = Learner(covariance_spec(model, kind, rank=rank, world_size=world, init_method=point))
         metrics = train(learner, world, rank, budget=200)
         weights = learner.named_tensors()
@@ -181,7 +192,7 @@ def refresh_and_resume(spec: LearnerSpec, out: Path) -> None:
     """Asserts that a refreshed reference, kept in parts, is the same after a load, also from the first model."""
     learner = Learner(spec)
     column = make_batch(3, num_ranks=spec.world_size).column(spec.rank)
-    first, refreshed = (out / f"{name}{spec.learner.zero_stage}" for name in ("first", "refreshed"))
+    first, refreshed = (out / f"{name}{kind_of(spec)}" for name in ("first", "refreshed"))
     save(learner, first)
     learner.update(column)
     learner.refresh_reference()
@@ -204,14 +215,15 @@ def train_in_bf16(spec: LearnerSpec, out: Path) -> None:
     weights = learner.named_tensors()
     learner.close()
     if weights is not None:
-        save_file(weights, out / f"bf16_{spec.learner.zero_stage}.safetensors")
+        save_file(weights, out / f"bf16_{kind_of(spec)}.safetensors")
 
 
 def train_adapters(spec: LearnerSpec, out: Path) -> None:
     """Rank 0 leaves its weights after two updates of adapters, and asserts that a resume goes on as if nothing were."""
     from safetensors.torch import save_file
 
-    world, rank, stage = spec.world_size, spec.rank, spec.learner.zero_stage
+    world, rank = spec.world_size, spec.rank
+    stage = kind_of(spec)
     meets = {"world_size": world, "rank": rank, "init_method": spec.init_method}
     learner = Learner(lora_spec(spec.model_path, backend=spec.learner.backend, stage=stage, **meets))
     metrics = train(learner, world, rank, budget=200)
@@ -234,10 +246,7 @@ def train_adapters(spec: LearnerSpec, out: Path) -> None:
 
 def measure_memory(spec: LearnerSpec, out: Path) -> None:
     """Each rank leaves the most anonymous memory (bytes) that it held while both models were loaded and dealt."""
-    device, dtype = torch.device("cpu"), torch.float32
-    deepspeed = zero._import_deepspeed("cpu", spec.rank, spec.world_size)
-    meeting.join("cpu", spec.rank, spec.world_size, spec.init_method, 60)
-    zero._tell(deepspeed, "cpu", 60)
+    deal, leave = (deal_by_fsdp if kind_of(spec) == FSDP else deal_by_zero3)(spec)
     peak, done, before = [0], threading.Event(), anonymous_bytes()
 
     def watch() -> None:
@@ -247,16 +256,44 @@ def measure_memory(spec: LearnerSpec, out: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    policy = load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec))
-    numel = sum(p.numel() for p in policy.parameters())
-    zero._partition(deepspeed, policy, zero._config(3, spec.dtype, 1.0, numel, numel, "cpu"), device, dtype)
-    reference = Reference(spec.model_path, spec, device)
+    held = deal(load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec)))
+    reference = Reference(spec.model_path, spec, torch.device("cpu"))
     done.set()
     watcher.join()
-    held = sum(part.numel() * 4 for part in reference._parts().values())
-    held += sum(p.ds_tensor.numel() * 4 for p in policy.parameters())
-    zero._leave(deepspeed)
-    (out / f"memory{spec.rank}.json").write_text(json.dumps({"peak": peak[0], "held": held}))
+    held += sum(part.numel() * 4 for part in reference._parts().values())
+    leave()
+    (out / f"memory{kind_of(spec)}_{spec.rank}.json").write_text(json.dumps({"peak": peak[0], "held": held}))
+
+
+Dealing = tuple[Callable[[Policy], int], Callable[[], None]]
+
+
+def deal_by_zero3(spec: LearnerSpec) -> Dealing:
+    """How a model is dealt to the ranks, which gives the bytes of this one's part, and how the group is left."""
+    deepspeed = zero._import_deepspeed("cpu", spec.rank, spec.world_size)
+    meeting.join("cpu", spec.rank, spec.world_size, spec.init_method, 60)
+    zero._tell(deepspeed, "cpu", 60)
+
+    def deal(policy: Policy) -> int:
+        numel = sum(p.numel() for p in policy.parameters())
+        config = zero._config(3, spec.dtype, 1.0, numel, numel, "cpu")
+        zero._partition(deepspeed, policy, config, torch.device("cpu"), torch.float32)
+        return sum(p.ds_tensor.numel() * 4 for p in policy.parameters())
+
+    return deal, lambda: zero._leave(deepspeed)
+
+
+def deal_by_fsdp(spec: LearnerSpec) -> Dealing:
+    """As `deal_by_zero3`."""
+    import capo_ray.learners.fsdp  # noqa: F401  # its own memory is none of the model's
+
+    made: list[Backend] = []
+
+    def deal(policy: Policy) -> int:
+        made.append(rank_of_group.build_backend(policy, spec, "cpu"))
+        return sum(4 * master.numel() for master in made[0]._masters.values())  # type: ignore[attr-defined]
+
+    return deal, lambda: made[0].close()
 
 
 def anonymous_bytes() -> int:
@@ -336,5 +373,5 @@ def run_task(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
 
 if __name__ == "__main__":
     stages = sys.argv[4:]
-    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, 4 + len(COVARIANCE))
+    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, NUM_KINDS + len(COVARIANCE))
     sys.exit(run_two_ranks(wanted, num_meetings, sys.argv[1], Path(sys.argv[2])))

@@ -22,6 +22,7 @@ SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remo
 NO_CRITIQUES = "which reads no critiques; remove it or choose credit=capo"
 NO_RESUME = "without resume=RUN: a new run begins at update 0 with the settings given; remove it"
 CONSTANT = "with learner.schedule=constant; remove it or choose learner.schedule=cosine"
+NO_STAGES = "unless learner.backend=zero; remove one of the two"
 NO_ADAPTERS = "with learner.lora.rank=0, which trains the model itself; remove it or set learner.lora.rank"
 NO_REFERENCE = (
     "where no reference is held: with loss.kl_coef=0, or beside learner.lora.rank, whose reference is the model "
@@ -246,7 +247,7 @@ TRAIN = [
     ),
     (
         "learner.backend=torch learner.zero_stage=1",
-        "with learner.backend=torch, whose one rank shards nothing; remove one of the two",
+        NO_STAGES,
     ),
     (
         "reward_model.lr=1e-3",
@@ -276,8 +277,8 @@ TRAIN = [
 ]
 OF_CHAINS = "with data of files; it is read with data.kind=chains"
 FILES = "data.kind=jsonl data.path=/no/such.jsonl model.path=laptop"
-ON_RAY = "learner.backend=deepspeed"
-WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=deepspeed"
+ON_RAY = "learner.backend=zero"
+WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=zero"
 SFT = [
     ("run.from_zero=true", NO_RESUME),
     (
@@ -307,6 +308,7 @@ SFT = [
         for given in ("data.role=policy", FILES)
     ],
     ("learner.schedule=constant learner.min_lr_frac=0.2", CONSTANT),
+    ("learner.backend=fsdp learner.zero_stage=3", NO_STAGES),
     ("learner.lora.alpha=8", NO_ADAPTERS),
     ("learner.zero_stage=1", WITHOUT_RAY),
     ("cluster.address=auto", WITHOUT_RAY),

@@ -17,7 +17,7 @@ from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
-from tests.learner_group import VOCAB, make_batch, make_spec, run_ranks, save
+from tests.learner_group import FSDP, VOCAB, make_batch, make_spec, run_ranks, save
 
 MIB = 1 << 20
 
@@ -47,14 +47,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 
 @pytest.mark.real
-def test_no_rank_of_zero3_ever_holds_a_whole_model_in_memory_of_its_own(
-    large: tuple[Path, int], tmp_path: Path
+@pytest.mark.parametrize("kind", [3, FSDP])
+def test_no_rank_ever_holds_a_whole_model_in_memory_of_its_own(
+    large: tuple[Path, int], tmp_path: Path, kind: int
 ) -> None:
     """fp32 of a bf16 file, and the reference beside it: 4 N / 2 each, and little more at any time."""
     path, n = large
-    run_ranks("memory", path, tmp_path, 3)
+    run_ranks("memory", path, tmp_path, kind)
     for rank in range(2):
-        memory = json.loads((tmp_path / f"memory{rank}.json").read_text())
+        memory = json.loads((tmp_path / f"memory{kind}_{rank}.json").read_text())
         assert memory["held"] == pytest.approx(2 * (4 * n / 2), rel=0.01), memory
         assert memory["held"] * 0.95 < memory["peak"] < memory["held"] * 1.25, memory
 
@@ -134,4 +135,4 @@ def test_an_offloaded_reference_measures_the_same_kl_and_can_be_refreshed_and_ke
 
 @pytest.mark.real
 def test_two_ranks_keep_their_parts_of_a_refreshed_reference(model: Path, tmp_path: Path) -> None:
-    run_ranks("refresh", model, tmp_path, 2, 3)
+    run_ranks("refresh", model, tmp_path, 2, 3, FSDP)

@@ -24,7 +24,7 @@ from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.pretrained import stored_dtype
 from capo_ray.packing import build_batch
 from capo_ray.types import Sample, VersionRun
-from tests.learner_group import VOCAB, Weights, make_batch, make_samples, make_spec, run_ranks, save, trained
+from tests.learner_group import FSDP, VOCAB, Weights, make_batch, make_samples, make_spec, run_ranks, save, trained
 from tests.reward_group import make_reward_spec
 
 CPU = torch.device("cpu")
@@ -213,7 +213,7 @@ def test_checkpointing_keeps_less_of_a_reward_model_too(model: Path, method: str
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3, FSDP])
 def test_a_loss_cut_into_many_microbatches_has_the_same_gradient_norm_in_bf16(model: Path, stage: int) -> None:
     learner = Learner(make_spec(model, stage, dtype="bfloat16", loss=LossConfig(kl_coef=0.0)))
     try:
@@ -247,8 +247,8 @@ def test_bf16_learners_move_as_the_fp32_learner_does(model: Path, tmp_path: Path
 
     exact, exact_metrics = trained(make_spec(model))
     start = start_of(model)
-    run_ranks("bf16", model, tmp_path, 1, 2, 3)
-    for stage in (1, 2, 3):
+    run_ranks("bf16", model, tmp_path, 1, 2, 3, FSDP)
+    for stage in (1, 2, 3, FSDP):
         alone, metrics = trained(make_spec(model, stage, dtype="bfloat16"))
         for weights in (alone, load_file(tmp_path / f"bf16_{stage}.safetensors")):
             assert {w.dtype for w in weights.values()} == {torch.bfloat16}
@@ -259,11 +259,12 @@ def test_bf16_learners_move_as_the_fp32_learner_does(model: Path, tmp_path: Path
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3, FSDP])
 def test_moves_below_bf16s_resolution_add_up(model: Path, stage: int) -> None:
     """Weights of some 0.06 are 2.4e-4 apart in bf16: a move of 1e-5 alone would be lost, twenty are not."""
-    config = LearnerConfig(zero_stage=stage, num_epochs=1, lr=1e-5, schedule="constant")  # type: ignore[arg-type]
-    spec = make_spec(model, dtype="bfloat16", learner=config, loss=LossConfig(kl_coef=0.0))
+    spec = make_spec(model, stage, dtype="bfloat16", loss=LossConfig(kl_coef=0.0))
+    update = {"num_epochs": 1, "lr": 1e-5, "schedule": "constant", "weight_decay": 0.0}
+    spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update=update))
     learner = Learner(spec)
     try:
         before = {k: v.clone() for k, v in learner._backend.shard().items() if k.startswith("master")}
@@ -325,7 +326,7 @@ def test_the_stored_dtype_is_read_from_the_files_and_none_where_they_differ(tmp_
 @pytest.mark.real
 def test_both_ranks_skip_a_move_that_one_of_them_spoils(model: Path, tmp_path: Path) -> None:
     """Where some cells have entropy weights and others none: in ZeRO-3 these two once waited for each other."""
-    run_ranks("skip", model, tmp_path, 0, 1, 2, 3)
+    run_ranks("skip", model, tmp_path, 0, 1, 2, 3, FSDP)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -335,7 +336,7 @@ def test_deepspeed_reads_all_that_it_is_told_for_gpus(stage: int) -> None:
 
     from capo_ray.learners import zero
 
-    read: Any = DeepSpeedConfig(zero._config(stage, "bfloat16", 0.5, 10**10, "cuda"))
+    read: Any = DeepSpeedConfig(zero._config(stage, "bfloat16", 0.5, 10**10, 10**10, "cuda"))
     partition = read.zero_config
     assert partition.overlap_comm is (stage >= 2), "gathers and sums run on streams of their own"
     assert partition.reduce_bucket_size == partition.allgather_bucket_size == zero.BUCKET_NUMEL

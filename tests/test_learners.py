@@ -28,6 +28,7 @@ from capo_ray.protocols import RunFailed
 from capo_ray.types import Sample, WeightedSample
 from tests.learner_group import (
     COVARIANCE,
+    FSDP,
     VOCAB,
     Weights,
     covariance_spec,
@@ -160,7 +161,7 @@ def test_impossible_specs_are_refused() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("stage", "budget"), [(2, 60), (0, 4096), (0, 60), (1, 60), (3, 4096), (3, 60)])
+@pytest.mark.parametrize(("stage", "budget"), [(2, 60), (0, 4096), (0, 60), (1, 60), (3, 4096), (3, 60), (FSDP, 60)])
 def test_microbatches_and_stages_do_not_change_the_update(
     model: Path, baseline: tuple[Weights, dict[str, float]], stage: int, budget: int
 ) -> None:
@@ -171,7 +172,7 @@ def test_microbatches_and_stages_do_not_change_the_update(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP])
 def test_two_ranks_make_the_update_of_one(
     model: Path, baseline: tuple[Weights, dict[str, float]], two_ranks: Path, stage: int
 ) -> None:
@@ -245,7 +246,7 @@ def test_kl_cov_takes_its_share_also_where_covariances_are_equal() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP])
 def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks: Path, stage: int) -> None:
     from safetensors.torch import load_file
 
@@ -257,7 +258,7 @@ def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3, FSDP])
 def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
     model: Path, tmp_path: Path, stage: int
 ) -> None:
@@ -403,7 +404,7 @@ def test_no_reference_model_is_held_without_kl(model: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, 3, FSDP])
 def test_an_export_is_a_model_directory_that_scores_as_the_learner_does(
     model: Path, tmp_path: Path, stage: int
 ) -> None:

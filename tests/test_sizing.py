@@ -10,6 +10,7 @@ import torch
 
 from capo_ray.learners.rank import grow_segments
 from capo_ray.sizing import (
+    AdapterLoad,
     EngineLoad,
     LearnerLoad,
     Shape,
@@ -207,6 +208,25 @@ def test_the_buffers_of_a_stage_by_hand(stage: int, unit: int, on_gpu: bool, exp
     load = dataclasses.replace(load, num_params=2_000_000_000)
     base = sizing_learner.GPU_BASE_BYTES if on_gpu else 0
     assert term(load, "buffers") == expected * 10**6 + base
+
+
+def test_a_rank_of_fsdp_holds_its_part_and_what_a_pass_makes_whole() -> None:
+    """By hand: hidden 4, one head of 4, inner 8, 10 words, not tied; a block is 4 x 16 + 3 x 32 + 2 x 4 = 168 weights.
+
+    Two blocks, embedding and head of 40 each and a norm of 4: 420. Over 2 ranks in bf16: masters 4, moments 8,
+    gradients 4. Whole in a pass: 84 + 2 x 168; gradients of 84 in bf16, and the larger of 84 in fp32 and a block's.
+    """
+    config = QWEN | UNTIED | widths(4, 8, 2, 1, 1, 10) | {"model_type": "llama", "head_dim": 4}
+    load = load_of(config, 1, checkpointing=True, num_ranks=2, on_gpu=False, fsdp=True)
+    assert load.num_params == 420
+    terms = {t.name: t.num_bytes for t in learner_terms(load)}
+    assert [terms[name] for name in ("masters", "moments", "gradients")] == [840, 1680, 840]
+    assert terms["buffers"] == 2 * (84 + 2 * 168) + 2 * 84 + (2 + 4) * 168 and "weights" not in terms
+    adapted = {
+        t.name: t.num_bytes for t in learner_terms(dataclasses.replace(load, adapters=AdapterLoad(1, ("q_proj",))))
+    }
+    assert [adapted[name] for name in ("weights", "masters", "moments")] == [420, 2 * 8 * 4 / 2, 2 * 8 * 8 / 2]
+    assert adapted["buffers"] == 2 * (84 + 2 * 168) + (2 + 4) * 8
 
 
 def test_the_cache_of_a_token_by_hand() -> None:

@@ -181,7 +181,7 @@ def test_sampling_in_batches_equals_greedy_decoding_one_by_one():
 
 
 def test_a_dry_run_tells_placement_and_memory_and_refuses_what_a_run_would(capsys: pytest.CaptureFixture[str]):
-    assert run("--dry-run", "model.path=laptop", "learner.backend=deepspeed", "learner.num_ranks=2") == 0
+    assert run("--dry-run", "model.path=laptop", "learner.backend=zero", "learner.num_ranks=2") == 0
     told = capsys.readouterr().out
     assert "400 updates x 96 = 38,400 examples in all" in told
     assert re.search(r"^learner +2 +1 +0  DeepSpeed ZeRO-2$", told, re.M)
@@ -238,8 +238,8 @@ def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_p
         (["data.kind=jsonl", "data.path=/no/such.jsonl", "model.path=laptop"], "no file"),
         (["data.kind=jsonl", "data.path=/no/such.jsonl"], "data.kind=jsonl needs model.path"),
         (["num_updates=3"], "num_updates is no key; did you mean run.num_updates?"),
-        (["learner.num_ranks=2"], "learner.num_ranks must be 1 (got 2); add learner.backend=deepspeed"),
-        (["learner.backend=deepspeed", "learner.zero_stage=0", "model.dtype=bfloat16"], "set learner.zero_stage=1"),
+        (["learner.num_ranks=2"], "learner.num_ranks must be 1 (got 2); add learner.backend=zero"),
+        (["learner.backend=zero", "learner.zero_stage=0", "model.dtype=bfloat16"], "set learner.zero_stage=1"),
         (["resume=/no/such/run"], "resume: expected a run directory with config.yaml, got /no/such/run"),
         (["learner.num_gpus=1"], "expected 1 GPU(s), found none here; set learner.num_gpus=0"),
     ],

@@ -142,7 +142,7 @@ def test_what_a_run_cannot_go_on_with_is_said(capsys: pytest.CaptureFixture[str]
 def test_two_ranks_of_zero_2_make_the_weights_that_one_rank_makes() -> None:
     keys = (*QUICK, "batch_size=6", "learner.microbatch_tokens=256", "prompt_loss_weight=0.5", "learner.lr=1e-3")
     assert run(*keys, "run.num_updates=4", "out=one") == 0
-    group = ("learner.backend=deepspeed", "learner.num_ranks=2", "learner.zero_stage=2", "run.checkpoint_every=2")
+    group = ("learner.backend=zero", "learner.num_ranks=2", "learner.zero_stage=2", "run.checkpoint_every=2")
     group = (*group, "learner.gradient_checkpointing=true", "learner.num_cpus=0.5")
     assert run(*keys, *group, "run.num_updates=4", "out=two", "run.name=two") == 0
     one, two = weights("one"), weights("two")

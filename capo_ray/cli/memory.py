@@ -202,6 +202,7 @@ def _rank_memory(config: Job, one: Demand, model: Model) -> Memory:
         checkpointing=learner.gradient_checkpointing,
         reference=one.reads_reference and not (on_gpu and _offloads(config)),
         on_gpu=on_gpu,
+        fsdp=learner.backend == "fsdp",
         adapters=AdapterLoad(learner.lora.rank, learner.lora.targets) if _has_adapters(config, one) else None,
     )
     terms = learner_terms(load)
@@ -221,7 +222,7 @@ def _offloads(config: Job) -> bool:
 
 def _stage(learner: RanksConfig, dtype: str) -> int:
     """The ZeRO stage whose terms are those of a rank: plain torch holds what one rank of 0, in bf16 of 1, does."""
-    if learner.backend == "deepspeed":
+    if learner.backend == "zero":
         return learner.zero_stage
     return 0 if dtype == "float32" else 1
 

@@ -73,7 +73,7 @@ def check_reachable(config: TrainConfig) -> None:
 def check_dtype(config: Job) -> None:
     """bf16 weights have fp32 masters, which ZeRO stage 0 does not keep."""
     learner = config.learner
-    if config.model.dtype == "bfloat16" and learner.backend == "deepspeed" and learner.zero_stage == 0:
+    if config.model.dtype == "bfloat16" and learner.backend == "zero" and learner.zero_stage == 0:
         raise RunFailed(
             "model.dtype=bfloat16 needs fp32 masters, which learner.zero_stage=0 does not keep; set "
             "learner.zero_stage=1 or more, or model.dtype=float32"

@@ -14,6 +14,7 @@ from capo_ray.config.base import Idle, Scalar, Section
 from capo_ray.config.lora import LoraConfig
 
 Positive = Annotated[int, Field(ge=1)]
+NO_STAGES = "unless learner.backend=zero; remove one of the two"
 
 
 class JobRunConfig(Section):
@@ -105,8 +106,9 @@ class RanksConfig(Section):
     """The learner group, whatever it learns from."""
 
     num_ranks: Positive = 1
-    backend: Literal["deepspeed", "torch"] = "deepspeed"
-    """What trains: DeepSpeed's ZeRO, or plain torch, which needs neither it nor a second rank."""
+    backend: Literal["zero", "fsdp", "torch"] = "zero"
+    """What trains: DeepSpeed's ZeRO; torch's FSDP2, whose ranks hold equal parts of everything; or plain torch, on one
+    rank. `deepspeed` is the old name of zero."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     lora: LoraConfig = LoraConfig()
     lr: float = Field(1e-4, ge=0)
@@ -130,6 +132,11 @@ class RanksConfig(Section):
     num_threads: Positive = 1
     deadline_s: float = Field(600.0, gt=0)
     """For one update or publish."""
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _by_its_old_name(cls, backend: object) -> object:
+        return "zero" if backend == "deepspeed" else backend
 
     def idle(self) -> tuple[Idle, ...]:
         """What a constant learning rate leaves unread."""

@@ -15,7 +15,7 @@ from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.data import DataConfig as DataConfig
 from capo_ray.config.engine import EngineConfig as EngineConfig
 from capo_ray.config.families import VERIFIERS, offered_functions
-from capo_ray.config.job import FrameConfig, JobRunConfig, RanksConfig
+from capo_ray.config.job import NO_STAGES, FrameConfig, JobRunConfig, RanksConfig
 from capo_ray.config.job import Positive as Positive
 
 
@@ -164,8 +164,8 @@ class LearnerConfig(RanksConfig):
             *super().idle(),
             Idle(
                 ("zero_stage",),
-                self.backend == "torch",
-                "with learner.backend=torch, whose one rank shards nothing; remove one of the two",
+                self.backend != "zero",
+                NO_STAGES,
             ),
         )
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.job import (
+    NO_STAGES,
     FrameConfig,
     JobRunConfig,
     Positive,
@@ -22,7 +23,7 @@ FRAME = tuple(FrameConfig.model_fields)
 OF_FILES = "with data.kind=chains, which reads no file; set data.kind"
 OF_CRITICS = "where no critic is taught; it is read with data.kind=chains data.role=critic"
 OF_CHAINS = "with data of files; it is read with data.kind=chains"
-WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=deepspeed"
+WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=zero"
 
 
 class SftRunConfig(JobRunConfig):
@@ -102,8 +103,9 @@ class SftDataConfig(RowsConfig):
 class SftLearnerConfig(RanksConfig):
     """The learner: the same, with the same learning rate, as in `capo-ray train`."""
 
-    backend: Literal["deepspeed", "torch"] = "torch"
-    """torch: one rank in the command's own process, without Ray; deepspeed: ranks of ZeRO on a Ray cluster."""
+    backend: Literal["zero", "fsdp", "torch"] = "torch"
+    """torch: one rank in the command's own process, without Ray; zero, fsdp: ranks on a Ray cluster, of DeepSpeed's
+    ZeRO or torch's FSDP2."""
     lr: float = Field(1e-3, gt=0)
     warmup_updates: int = Field(20, ge=0)
     min_lr_frac: float = Field(0.05, ge=0, le=1)
@@ -121,7 +123,11 @@ class SftLearnerConfig(RanksConfig):
     def idle(self) -> tuple[Idle, ...]:
         """What only ranks on Ray read."""
         on_ray = ("zero_stage", "num_cpus", "node_resource", "deadline_s")
-        return (*super().idle(), Idle(on_ray, self.backend == "torch", WITHOUT_RAY))
+        return (
+            *super().idle(),
+            Idle(on_ray, self.backend == "torch", WITHOUT_RAY),
+            Idle(("zero_stage",), self.backend == "fsdp", NO_STAGES),
+        )
 
 
 class SftConfig(Section):
@@ -169,7 +175,7 @@ class SftConfig(Section):
         if learner.backend == "torch" and learner.num_ranks > 1:
             raise ValueError(
                 f"learner.backend=torch trains on one rank, so learner.num_ranks must be 1 (got {learner.num_ranks}); "
-                f"add learner.backend=deepspeed to train on more"
+                f"add learner.backend=zero to train on more"
             )
         return self
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,9 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
         )
-    return ZeroBackend(
+    kind = partial(ZeroBackend, stage=config.zero_stage) if config.backend == "zero" else _fsdp()
+    return kind(
         module,
-        stage=config.zero_stage,
         dtype=spec.dtype,
         rank=spec.rank,
         world_size=spec.world_size,
@@ -97,17 +98,24 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
     )
 
 
+def _fsdp() -> Callable[..., Backend]:
+    from capo_ray.learners.fsdp import FsdpBackend  # its imports take seconds that the others need not wait
+
+    return FsdpBackend
+
+
 def layout_of(spec: RankSpec) -> dict[str, object]:
     """What a checkpoint's shards depend on."""
     config = spec.learner
     layout: dict[str, object] = {"backend": config.backend, "world_size": spec.world_size, "dtype": spec.dtype}
     if config.lora.rank:  # another checkpoint's masters are of other shapes
         layout["lora"] = config.lora.model_dump(mode="json")
-    return layout | ({"zero_stage": config.zero_stage} if config.backend == "deepspeed" else {})
+    return layout | ({"zero_stage": config.zero_stage} if config.backend == "zero" else {})
 
 
 def require_layout(ours: dict[str, object], facts: dict[str, Any], path: str) -> None:
     """Raises RunFailed unless a checkpoint's facts hold all of ours."""
+    facts = facts | ({"backend": "zero"} if facts.get("backend") == "deepspeed" else {})  # its name before 2026-11
     for key, value in ours.items():
         if facts.get(key) != value:
             raise RunFailed(

@@ -38,8 +38,8 @@ class RankSpec:
         if self.world_size > 1 and not self.init_method:
             raise ValueError(f"{self.world_size} ranks need an init_method such as tcp://127.0.0.1:29500 (got none)")
         if self.learner.backend == "torch" and self.world_size > 1:
-            raise ValueError(f"learner.backend=torch trains on one rank (got {self.world_size}); use deepspeed")
-        if self.learner.backend == "deepspeed" and self.learner.zero_stage == 0 and self.dtype != "float32":
+            raise ValueError(f"learner.backend=torch trains on one rank (got {self.world_size}); use zero or fsdp")
+        if self.learner.backend == "zero" and self.learner.zero_stage == 0 and self.dtype != "float32":
             raise ValueError(
                 f"learner.zero_stage=0 keeps no fp32 master weights and needs model.dtype=float32 (got {self.dtype}); "
                 f"use zero_stage 1 to 3"

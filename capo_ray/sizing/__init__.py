@@ -6,7 +6,8 @@ Numbers in, numbers out: no model library, no device and no cluster is touched (
 from capo_ray.sizing.adapters import AdapterLoad
 from capo_ray.sizing.bytes import Term, total
 from capo_ray.sizing.engine import EngineLoad, engine_terms, kv_bytes_per_token
-from capo_ray.sizing.learner import LearnerLoad, learner_terms
+from capo_ray.sizing.learner import learner_terms
+from capo_ray.sizing.load import LearnerLoad
 from capo_ray.sizing.nodes import pack
 from capo_ray.sizing.publish import shm_bytes, store_bytes, transfer_deadline_s
 from capo_ray.sizing.shapes import Shape, known_shape, shape_of

@@ -22,6 +22,16 @@ class Term:
         return self.num_bytes / GIB
 
 
+def split(name: str, num_params: int, num_bytes: int, parts: int) -> Term:
+    """The term of numbers that so many parts share evenly."""
+    return Term(name, num_params * num_bytes / parts, f"{num_bytes} B x N{over(parts)}")
+
+
+def over(parts: int) -> str:
+    """How a formula says that it is divided."""
+    return f" / {parts}" if parts > 1 else ""
+
+
 def total(terms: Iterable[Term]) -> float:
     """The bytes of all terms."""
     return sum(term.num_bytes for term in terms)

@@ -11,10 +11,9 @@ The layers' bytes are those that Llama, Qwen2 and Qwen3 of transformers keep wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from capo_ray.sizing.adapters import AdapterLoad
-from capo_ray.sizing.bytes import Term
+from capo_ray.sizing.bytes import Term, over, split
+from capo_ray.sizing.fsdp import GPU_BASE_BYTES, fsdp_buffers, fsdp_states
+from capo_ray.sizing.load import LearnerLoad
 from capo_ray.sizing.shapes import Shape
 
 BUCKET_NUMEL = 200_000_000  # elements of a communication bucket (learners/zero.py; a test holds the two together)
@@ -23,60 +22,46 @@ LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) a
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of logits in fp32: more are not kept (loss/head.py)
 HEAD_BLOCKS = 5  # such blocks at once in the backward pass where logits are kept
 CPU_TILE, GPU_TILE = (256, 4 << 20), (4096, 256 << 20)  # most rows, and bytes in fp32, of a tile of logits
-GPU_BASE_BYTES = 2 << 30  # CUDA context, NCCL, library workspaces and fragments: an allowance, not a count
 ADAM_COPIES = 2  # temporaries of a move, in fp32 copies of what a rank updates
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerLoad:
-    """What one rank of a learner group is asked to hold."""
-
-    shape: Shape
-    num_params: int
-    unit: int
-    """Bytes of a weight."""
-    zero_stage: int
-    num_ranks: int
-    tokens: int
-    """Padded tokens of the largest microbatch."""
-    checkpointing: bool
-    reference: bool
-    """Whether the device holds a part of one; in host memory it is no term of this rank's."""
-    on_gpu: bool
-    adapters: AdapterLoad | None = None
-    """What alone is trained; None: the model itself."""
-
-    @property
-    def num_trained(self) -> int:
-        """Parameters with masters, moments and gradients."""
-        return self.num_params if self.adapters is None else self.adapters.num_params(self.shape)
 
 
 def learner_terms(load: LearnerLoad) -> list[Term]:
     """The terms of one rank's memory; their sum is its fullest moment."""
-    n, u, stage, ranks = load.num_params, load.unit, load.zero_stage, load.num_ranks
-    terms = [_split("weights", n, u, ranks if stage == 3 else 1)]
-    if load.adapters is not None:
-        n = load.num_trained
-        terms.append(_split("adapters", n, u, ranks if stage == 3 else 1))
-    # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
-    if stage in (1, 2) or (stage == 3 and u < 4):
-        terms.append(_split("masters", n, 4, ranks))
-    terms.append(_split("moments", n, 8, ranks if stage else 1))
-    grad = gradient_bytes(load)
-    terms.append(_split("gradients", n, grad, ranks if stage >= 2 else 1))
+    terms = _states(load) if not load.fsdp else fsdp_states(load)
     if load.reference:
-        terms.append(_split("reference", load.num_params, u, reference_shards(load)))
-    terms.append(_buffers(load))
+        terms.append(split("reference", load.num_params, load.unit, reference_shards(load)))
+    terms.append(_buffers(load) if not load.fsdp else fsdp_buffers(load))
     kept, head, layer = _activations(load), _head(load), _layer_at_work(load)
     terms += [kept, max(head, layer, key=lambda term: term.num_bytes)]
     in_pass = sum(term.num_bytes for term in terms[-2:])
-    move, what = ADAM_COPIES * 4 * n / (ranks if stage else 1), f"{ADAM_COPIES} x 4 B x N"
-    what += f"{_over(ranks if stage else 1)} of Adam"
-    if stage == 1 and u < 4 and 4 * min(REDUCE_NUMEL, n) > move:
-        move, what = 4 * min(REDUCE_NUMEL, n), "4 B x a bucket of gradients that is reduced"
+    move, what = _move(load)
     if move > in_pass:
         terms.append(Term("move", move - in_pass, f"{what}, less the two above"))
+    return terms
+
+
+def _move(load: LearnerLoad) -> tuple[float, str]:
+    """The bytes of a move's temporaries, and their formula."""
+    n, parts = load.num_trained, load.num_ranks if load.zero_stage or load.fsdp else 1
+    move, what = ADAM_COPIES * 4 * n / parts, f"{ADAM_COPIES} x 4 B x N{over(parts)} of Adam"
+    if not load.fsdp and load.zero_stage == 1 and load.unit < 4 and 4 * min(REDUCE_NUMEL, n) > move:
+        return 4 * min(REDUCE_NUMEL, n), "4 B x a bucket of gradients that is reduced"
+    return move, what
+
+
+def _states(load: LearnerLoad) -> list[Term]:
+    """Weights, masters, moments and gradients of ZeRO and of plain torch."""
+    n, u, stage, ranks = load.num_params, load.unit, load.zero_stage, load.num_ranks
+    terms = [split("weights", n, u, ranks if stage == 3 else 1)]
+    if load.adapters is not None:
+        n = load.num_trained
+        terms.append(split("adapters", n, u, ranks if stage == 3 else 1))
+    # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
+    if stage in (1, 2) or (stage == 3 and u < 4):
+        terms.append(split("masters", n, 4, ranks))
+    terms.append(split("moments", n, 8, ranks if stage else 1))
+    grad = gradient_bytes(load)
+    terms.append(split("gradients", n, grad, ranks if stage >= 2 else 1))
     return terms
 
 
@@ -156,7 +141,7 @@ def _tiled_head(load: LearnerLoad) -> Term:
 
 def _head_gradient(load: LearnerLoad) -> float:
     """The bytes of the head's own gradient while a pass makes it, where it is trained and no buffer holds it."""
-    if load.adapters is not None:
+    if load.adapters is not None or load.fsdp:
         return 0
     buffered = load.zero_stage >= 2 or (load.zero_stage == 1 and load.unit < 4)
     return 0 if buffered else load.unit * load.shape.vocab * load.shape.hidden
@@ -202,11 +187,3 @@ def _buffers(load: LearnerLoad) -> Term:
     if load.on_gpu:
         parts.append((GPU_BASE_BYTES, "2 GiB for CUDA and NCCL"))
     return Term("buffers", sum(size for size, _ in parts), " + ".join(words for _, words in parts) or "none")
-
-
-def _split(name: str, num_params: int, num_bytes: int, parts: int) -> Term:
-    return Term(name, num_params * num_bytes / parts, f"{num_bytes} B x N{_over(parts)}")
-
-
-def _over(parts: int) -> str:
-    return f" / {parts}" if parts > 1 else ""

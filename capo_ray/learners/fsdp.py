@@ -1,0 +1,170 @@
+"""FSDP2 (`fully_shard`) behind the methods that a learner needs; the one file that knows it.
+
+    a block's weights: rows dealt to the ranks, fp32 masters --before its pass: cast, all-gather--> whole --> freed
+    its gradients --reduce-scatter in fp32 after its backward pass--> this rank's rows --> Adam
+
+A unit is an element of a list of layers; embedding, last norm and head are one more, since the outer two may be tied.
+FSDP averages gradients over ranks; losses here are divided by counts of the whole batch, so `backward` multiplies back.
+
+Invariant: between passes no weight is whole on any rank, and no unit is until the one before it was dealt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from capo_ray.learners import meeting
+from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
+from capo_ray.learners.pretrained import DTYPES
+
+TINY = 1e-6  # in the divisor of clipping, as torch's own has it
+
+
+class FsdpBackend:
+    """One rank of a group. `module` is dealt to the ranks and trained; every method is collective."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dtype: str,
+        rank: int,
+        world_size: int,
+        init_method: str,
+        device: str,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
+        deadline_s: float,
+    ) -> None:
+        meeting.join(device, rank, world_size, init_method, deadline_s)
+        self.device, self.rank = torch.device(device), rank
+        self._module, self._world_size = module, world_size
+        self._dtype, self._max_grad_norm = DTYPES[dtype], max_grad_norm
+        self._deal()
+        # Plain tensors over the same memory: Adam needs to know nothing of how rows are dealt.
+        self._masters = {param: local(param).requires_grad_() for param in trained(module)}
+        self._adam = torch.optim.AdamW(self._masters.values(), lr=0.0, betas=betas, weight_decay=weight_decay)
+
+    def _deal(self) -> None:
+        """Leaves this rank with its rows of each weight: what is trained in fp32, what is frozen in its dtype."""
+        mesh = init_device_mesh(self.device.type, (self._world_size,))
+        own = None if self._dtype == torch.float32 else self._dtype
+        policy = MixedPrecisionPolicy(param_dtype=own, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        # What is cast is cast in one place: freed between parts that stay, copies left a heap in pieces.
+        room = torch.empty(0, dtype=torch.float32, device=self.device)
+        for unit in _units(self._module):
+            params = [param for param in unit.parameters() if not isinstance(param, DTensor)]  # the others were dealt
+            numel = sum(param.numel() for param in params if param.requires_grad)
+            room = room if len(room) >= numel else torch.empty(numel, device=self.device)
+            start = 0
+            for param in params:
+                if param.requires_grad:
+                    part = room[start : start + param.numel()].view(param.shape)
+                    param.data, start = part.copy_(param.data), start + param.numel()
+                else:
+                    param.data = param.data.to(self.device).to(self._dtype)
+            unit.to(self.device)  # buffers
+            # Resharded also where it is the last one: a pass without gradients would leave it whole, and then stale.
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+    def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
+        """As `Backend.forward`."""
+        outputs: tuple[torch.Tensor, ...] = self._module(*args)
+        return outputs
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """As `Backend.backward`."""
+        (loss * self._world_size).backward()
+
+    @torch.no_grad()
+    def move(self, lr: float) -> float:
+        """As `Backend.move`."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        for param, master in self._masters.items():
+            if param.grad is not None:
+                master.grad = local(param.grad)
+                squares += master.grad.square().sum()
+        norm = math.sqrt(float(self.sum_over_ranks(squares)))
+        if math.isfinite(norm):
+            for master in self._masters.values():
+                if master.grad is not None:
+                    master.grad.mul_(min(1.0, self._max_grad_norm / (norm + TINY)))
+            self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        for param in self._masters:
+            param.grad = None
+        return norm
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """As `Backend.sum_over_ranks`."""
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def max_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """As `Backend.max_over_ranks`."""
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def barrier(self) -> None:
+        """As `Backend.barrier`."""
+        dist.barrier()
+
+    @torch.no_grad()
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """As `Backend.visit_weights`; what is visited is gathered and cast as a pass does it."""
+        for portion in portions(self._module):
+            whole = {name: self._whole(param) for name, param in portion.items()}
+            if self.rank == 0:
+                visit(whole)
+
+    @torch.no_grad()
+    def read_weights(self, read: Callable[[str, torch.Tensor], None]) -> None:
+        """As `Backend.read_weights`."""
+        for name, param in self._module.named_parameters():
+            read(name, self._whole(param))
+
+    def _whole(self, param: nn.Parameter) -> torch.Tensor:
+        assert isinstance(param, DTensor), "no weight is whole between passes"
+        cast: DTensor = param.detach().to(self._dtype)  # type: ignore[assignment]  # of a DTensor it is one
+        return cast.full_tensor()
+
+    def shard(self) -> dict[str, torch.Tensor]:
+        """As `Backend.shard`."""
+        return pack_adam(list(self._masters.values()), self._adam)
+
+    def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
+        """As `Backend.load_shard`."""
+        unpack_adam(tensors, list(self._masters.values()), self._adam)
+
+    def close(self) -> None:
+        """As `Backend.close`."""
+        meeting.leave()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows, in the same memory."""
+    assert isinstance(tensor, DTensor)
+    rows: torch.Tensor = tensor.to_local().detach()
+    return rows
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the outermost lists of layers, then the module with all that is left."""
+
+    def lists(parent: nn.Module) -> Iterator[nn.Module]:
+        for child in parent.children():
+            yield from child if isinstance(child, nn.ModuleList) else lists(child)
+
+    yield from lists(module)
+    yield module

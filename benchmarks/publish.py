@@ -1,10 +1,12 @@
 """Seconds from a trained learner to an engine that serves its weights: a real learner actor, a real engine actor.
 
     make bench NAME=publish [ARGS="--models 1M,30M,135M --dtypes float32,bfloat16 --repeats 5"]
+    make bench NAME=publish ARGS="--transports host,gloo,delta --engines 1,2"
 
-Whole publishes are timed from outside; the parts are timed one by one on the same actors afterwards. Everything stands
-beside a memcpy of the same bytes in the learner's process. Models are random, of Qwen2's architecture; 135M has the
-shape of SmolLM2-135M.
+Each transport; `delta` is gloo with `weights.delta_frac`, and 1% of the weights change between publishes, whatever the
+transport. Whole publishes are timed from outside; the parts are timed one by one on the same actors afterwards.
+Everything stands beside a memcpy of the same bytes in the learner's process. Models are random, of Qwen2's
+architecture; 135M has the shape of SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import platform
 import statistics
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from records import record
 from tiny import write_tokenizer
 
@@ -31,12 +35,16 @@ from capo_ray.learners import LearnerSpec
 from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.place.roles.learner import LearnerRank
 from capo_ray.place.roles.rollout import RolloutWorker
+from capo_ray.protocols import WeightsHandle
 from capo_ray.sizing import store_bytes
 from capo_ray.weights import Apart, verify_handle
+from capo_ray.weights.meeting import Meeting
 
 RESULTS = record("publish.json")
 CANARY = tuple(range(3, 3 + CANARY_TOKENS))
 ANY = Apart(100.0, 100.0)
+BUCKET_BYTES = 64 << 20
+CHANGED_FRAC = 0.01
 SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary
     "1M": (128, 4, 4, 2, 512, 256),
     "30M": (384, 12, 6, 2, 1280, 16384),
@@ -46,7 +54,6 @@ SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary
 
 def write_model(path: Path, size: str) -> int:
     """The number of parameters of a random model written under `path`."""
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     hidden, layers, heads, kv_heads, intermediate, vocab = SHAPES[size]
@@ -73,6 +80,16 @@ def write_model(path: Path, size: str) -> int:
 
 class TimedLearner(LearnerRank):
     """A learner rank that also times the parts of a publish."""
+
+    def move(self, frac: float) -> int:
+        """The next version: so much of every tensor changed."""
+        self._learner.version += 1
+        generator = torch.Generator().manual_seed(self._learner.version)
+        with torch.no_grad():
+            for param in self._learner._backend._module.parameters():  # type: ignore[attr-defined]
+                mask = torch.rand(param.shape, generator=generator) < frac
+                param.copy_(torch.where(mask, param * 1.5, param))
+        return self._learner.version
 
     def parts(self) -> dict[str, float]:
         """Seconds of the parts: the canary's forward pass, the gather, the seal's check of the weights, and so on."""
@@ -102,14 +119,14 @@ class TimedLearner(LearnerRank):
         return seconds
 
 
-def measure(size: str, dtype: str, repeats: int, num_threads: int) -> dict[str, Any]:
-    """The figures of one model in one dtype."""
+def measure(size: str, dtype: str, transport: str, num_engines: int, repeats: int, num_threads: int) -> dict[str, Any]:
+    """The figures of one model in one dtype, sent one way."""
     with tempfile.TemporaryDirectory() as folder:
         params = write_model(Path(folder), size)
         spec = LearnerSpec(
             model_path=folder,
             dtype=dtype,
-            learner=LearnerConfig(num_threads=num_threads),
+            learner=LearnerConfig(num_threads=num_threads, backend="torch"),
             loss=LossConfig(kl_coef=0.0),
             temperature=1.0,
             total_updates=1,
@@ -118,11 +135,13 @@ def measure(size: str, dtype: str, repeats: int, num_threads: int) -> dict[str, 
         engine_spec = EngineSpec(model_path=folder, dtype=dtype, max_model_len=256, kv_cache_gib=0.1)  # type: ignore[arg-type]
         env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}}
         learner: Any = ray.remote(TimedLearner).options(num_cpus=1, runtime_env=env).remote(0)
-        engine: Any = ray.remote(RolloutWorker).options(num_cpus=1).remote(engine_spec)
-        ray.get([learner.start.remote(spec, CANARY), engine.start.remote()])
-        rows = [publish(learner, engine) for _ in range(repeats + 1)]
+        made: Any = ray.remote(RolloutWorker).options(num_cpus=0.5)
+        engines = [made.remote(engine_spec) for _ in range(num_engines)]
+        ray.get([learner.start.remote(spec, CANARY), *(engine.start.remote() for engine in engines)])
+        address = ray.get(learner.rendezvous.remote(True))
+        rows = [publish(learner, engines, transport, address) for _ in range(repeats + 1)]
         parts = [ray.get(learner.parts.remote()) for _ in range(repeats)]
-        for actor in (learner, engine):
+        for actor in (learner, *engines):
             ray.kill(actor)
     first, rows = rows[0], rows[1:]
     medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
@@ -132,6 +151,8 @@ def measure(size: str, dtype: str, repeats: int, num_threads: int) -> dict[str, 
         "model": size,
         "parameters": params,
         "dtype": dtype,
+        "transport": transport,
+        "engines": num_engines,
         "bytes": int(ray_bytes(params, dtype)),
         "first_total_s": first["total_s"],
         "range_total_s": [min(row["total_s"] for row in rows), max(row["total_s"] for row in rows)],
@@ -146,30 +167,43 @@ def ray_bytes(params: int, dtype: str) -> int:
     return params * (4 if dtype == "float32" else 2)
 
 
-def publish(learner: Any, engine: Any) -> dict[str, float]:
+def publish(learner: Any, engines: list[Any], transport: str, address: str) -> dict[str, float]:
     """One publish as the driver makes it: with a canary, and then once more without."""
-    seconds = {}
+    figures: dict[str, float] = {}
     for name, allowed in (("total_s", ANY), ("without_canaries_s", None)):
+        number = ray.get(learner.move.remote(CHANGED_FRAC))
         started = time.perf_counter()
-        _, gathered = learner.gather.options(num_returns=2).remote()
-        told, handle = learner.seal.options(num_returns=2).remote(allowed, [gathered])
-        engine.expect_weights.remote(gathered)
-        version, fingerprint, _ = ray.get(told)
-        sent = time.perf_counter()
-        assert ray.get(engine.load_weights.remote(handle, version, fingerprint)) == version
+        if transport == "host":
+            _, gathered = learner.gather.options(num_returns=2).remote()
+            token: Any = [gathered]
+            sent = None
+        else:
+            frac = 0.3 if transport == "delta" else 0.0
+            token = Meeting(address, 1 + len(engines), "gloo", number, 60.0, BUCKET_BYTES, frac)
+            sent, gathered = learner.send.remote(token), WeightsHandle(number, "", token)
+        told, handle = learner.seal.options(num_returns=2).remote(allowed, token)
+        for engine in engines:
+            engine.expect_weights.remote(gathered)
+        version, fingerprint, num_bytes = ray.get(told)
+        ended_sending = time.perf_counter()
+        held = ray.get([engine.load_weights.remote(handle, version, fingerprint) for engine in engines])
+        assert held == [number] * len(engines)
         ended = time.perf_counter()
-        seconds[name] = ended - started
+        figures[name] = ended - started
+        figures["sent_bytes"] = num_bytes if sent is None else ray.get(sent)[2]["weights/sent_mib"] * 2**20
         if allowed is not None:
-            seconds["learner_s"], seconds["engine_s"] = sent - started, ended - sent
-            seconds["engine_paused_s"] = ray.get(engine.ping.remote())["swap_s"]
+            figures["learner_s"], figures["engine_s"] = ended_sending - started, ended - ended_sending
+            figures["engine_paused_s"] = max(one["swap_s"] for one in ray.get([e.ping.remote() for e in engines]))
         del gathered, handle
-    return seconds
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="1M,30M,135M")
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--transports", default="host", help="of host, gloo and delta")
+    parser.add_argument("--engines", default="1", help="how many, of each way")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the learner, as learner.num_threads")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -180,8 +214,9 @@ def main() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=store, log_to_driver=False)
     rows = []
     for size in args.models.split(","):
-        for dtype in args.dtypes.split(","):
-            rows.append(measure(size, dtype, args.repeats, args.threads))
+        ways = product(args.dtypes.split(","), args.transports.split(","), map(int, args.engines.split(",")))
+        for dtype, transport, num_engines in ways:
+            rows.append(measure(size, dtype, transport, num_engines, args.repeats, args.threads))
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
     args.out.write_text(json.dumps({"threads": args.threads, "machine": machine, "rows": rows}, indent=1) + "\n")

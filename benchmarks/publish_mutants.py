@@ -39,11 +39,14 @@ from capo_ray.weights import (
     allowance,
     apart,
     build_handle,
+    read_manifest,
 )
+from capo_ray.weights.meeting import WireLost
 
 sys.path.insert(0, str(Path(__file__).parent))
 from publish_mutants_parts import State, engine_mutants, sender_mutants, transit_mutants
 from records import record
+from wire import Mutant, Wire, wire_mutants
 
 STEP = 4e-4  # learning rate 1e-4 x four moves
 
@@ -93,6 +96,21 @@ class World:
         """Why the engine refuses the handle, or nothing."""
         try:
             asyncio.run(self.engine.load_weights(handle))
+        except WeightsRefused as error:
+            return str(error)
+        return ""
+
+    wire: Wire
+    """To the engine that there is when the mutants of the wire begin."""
+
+    def verdict_of(self, mutant: Mutant) -> str:
+        """Why the engine does not hold what came in buckets in place of version 9, or nothing."""
+        right, way, announced = self.versions[9], mutant.on_the_way, mutant.announced
+        try:
+            self.wire.publish(mutant.sent, 9, self.canary(right), right, on_the_way=way, announced=announced)
+        except WireLost as error:
+            self.wire = Wire(self.engine)  # a member left the group
+            return str(error)
         except WeightsRefused as error:
             return str(error)
         return ""
@@ -164,6 +182,9 @@ def run(path: str, dtype: str, repeats: int, clean: int) -> dict[str, Any]:
                 world.engine = VllmEngine(world.engine.spec)
                 world.engine.start()
         note("engine", name, verdicts, None)
+    world.wire = Wire(world.engine)
+    for mutant in wire_mutants(right, world.versions[8], read_manifest(old.manifest)):
+        note("wire", mutant.name, [world.verdict_of(mutant) for _ in range(repeats)], None)
     alarms, distances = clean_publishes(world, clean)
     world.engine.close()
     return {
@@ -187,8 +208,13 @@ def clean_publishes(world: World, count: int) -> tuple[int, list[Apart]]:
         masters = {n: t + STEP / 8 * torch.randn(t.shape, generator=generator).sign() for n, t in masters.items()}
         state = {n: t.to(world.versions[0][n].dtype) for n, t in masters.items()}
         canary = world.canary(state)
-        handle = build_handle(state, version, canary)
-        alarms += bool(world.verdict(handle))
+        if version % 2:
+            alarms += bool(world.verdict(build_handle(state, version, canary)))
+        else:
+            try:
+                world.wire.publish(state, version, canary)
+            except WeightsRefused:
+                alarms += 1
         held = world.engine._stepper.held
         if held is not None and held.version == version:
             distances.append(apart(held.engine, held.learner))
@@ -203,6 +229,7 @@ def clean_publishes(world: World, count: int) -> tuple[int, list[Apart]]:
 def reason_of(verdict: str) -> str:
     """Which check refused."""
     words = {
+        "come with the tensors": "places",
         "announced": "fingerprint",
         "is damaged": "checksum",
         "bytes, expected": "size",
@@ -213,6 +240,8 @@ def reason_of(verdict: str) -> str:
         "does not hold": "names",
         "was sent no weights": "layers",
         "not sent all": "layers",
+        "did not come whole": "wire",
+        "ended within": "wire",
     }
     return next((name for word, name in words.items() if word in verdict), verdict[:60] or "not refused")
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from capo_ray.protocols import Sampling
+from capo_ray.weights import Apart, Canary, WeightsRefused
 from tests import test_engines
 from tests.test_engines import LONG, World, check, close_to
 
@@ -36,6 +37,21 @@ def test_two_workers_sample_score_and_take_new_weights(world: World) -> None:
         assert {run.version for run in done.versions} == {7}
     test_engines.test_a_swap_in_mid_generation_closes_a_run_of_versions_and_stays_exact(world)
     assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))
+
+
+def test_each_of_two_workers_receives_in_buckets_and_refuses_what_is_damaged(world: World) -> None:
+    from benchmarks.wire import Wire
+
+    ids = world.engine.tokenizer.encode(LONG)
+    wire, state = Wire(world.engine, bucket_bytes=1 << 14), world.perturbed(21)
+    canary = Canary(tuple(ids), tuple(world.logprobs(ids, 1, state)), Apart(1e-3, 1e-3))
+    assert wire.publish(state, 21, canary) == 21
+    (score,) = asyncio.run(world.engine.score([ids], [1]))
+    assert close_to(score, world.logprobs(ids, 1, state))
+    damaged = {**state, "model.norm.weight": state["model.norm.weight"] + 1e-6}
+    with pytest.raises(WeightsRefused, match=r"tensor model\.norm\.weight of version 22 is damaged"):
+        wire.publish(damaged, 22, canary, state)
+    world.load(seed=23, version=23)
 
 
 def test_no_memory_that_the_workers_share_has_a_name_that_would_outlive_a_killed_engine(world: World) -> None:

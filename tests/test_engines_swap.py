@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine, arrival
+from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
 from capo_ray.engines.twin import Twin, worker_model
 from capo_ray.protocols import Sampling, WeightsHandle
 from capo_ray.types import Completion
-from capo_ray.weights import WeightsRefused, build_handle, iterate_tensors
+from capo_ray.weights import WeightsRefused, build_handle, iterate_tensors, payload
 from tests.engine_world import kept_logprobs, scheduling_ahead
 from tests.test_engines import LONG, World, check, close_to
 
@@ -185,8 +185,8 @@ def test_a_payload_that_was_expected_is_read_and_loaded_once_and_then_judged(
     if not other:
         handle = dataclasses.replace(handle, payload=gathered.payload)
     read: list[object] = []
-    usual = arrival.checksums
-    monkeypatch.setattr(arrival, "checksums", lambda *args: read.append(args[1]) or usual(*args))
+    usual = payload.checksums
+    monkeypatch.setattr(payload, "checksums", lambda *args: read.append(args[1]) or usual(*args))
 
     async def both() -> int:
         world.engine.expect_weights(gathered)

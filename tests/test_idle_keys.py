@@ -269,6 +269,14 @@ TRAIN = [
         "weights.canary_every=0 weights.canary_tolerance=0.1",
         "with weights.canary_every=0, which never compares; remove one of the two",
     ),
+    (
+        "weights.transport=host weights.bucket_mib=8",
+        "with weights.transport=host, which sends no buckets; remove one of the two",
+    ),
+    (
+        "weights.delta_frac=0.2",
+        "where weights.transport=auto takes host memory, which it does without GPUs; name a transport",
+    ),
     ("tracking.project=mine", NO_TRACKER),
     ("cluster.address=auto cluster.num_cpus=4", SIZED),
     ("cluster.wait_s=60", NO_ADDRESS),

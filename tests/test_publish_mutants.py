@@ -28,3 +28,7 @@ def test_every_mutant_of_a_publish_is_refused_and_no_clean_one(dtype: str) -> No
     assert all(by[f"{what} loaded{way}"] == ["layers"] for what in ("nothing", "a layer not") for way in ("", KNOWN))
     assert by["whole older handle, relabelled"] == ["fingerprint"] == by["canary taken out, resealed"]
     assert by["half of the tensors old"] == ["checksum"] == by["old payload under the new manifest"]
+    wire = {row["mutant"]: row["by"] for row in result["mutants"] if row["place"] == "wire"}
+    assert len(wire) == 14 and wire["a tensor cut on the way"] == ["wire"]
+    assert wire["half of the tensors old"] == ["checksum"] == wire["two tensors of one shape swapped"]
+    assert wire["a tensor lost on the way"] == ["places"] == wire["names swapped on the way"]

@@ -340,3 +340,18 @@ def test_a_checksum_sees_a_flip_a_swap_and_a_move_anywhere() -> None:
             assert checksum(bytes_of) != whole or a == b
     moved = np.concatenate([payload[BLOCK_BYTES : 2 * BLOCK_BYTES], payload[:BLOCK_BYTES], payload[2 * BLOCK_BYTES :]])
     assert checksum(moved) != whole and checksum(payload[:0]) == 0
+
+
+def test_each_worker_of_an_engine_must_have_been_sent_what_was_announced() -> None:
+    """Half of the workers with older tensors, in another order or with one less: refused by what came to them."""
+    handle = build_handle(tensors(), 3, CANARY)
+    manifest = read_manifest(handle.manifest)
+    found = {(e.offset, e.num_bytes): e.checksum for e in manifest.tensors}
+    came = dataclasses.replace(manifest, tensors=manifest.places, canary=None)
+    assert verify_handle(handle, found=found, came=came) == manifest
+    older = {place: seen ^ 1 if place == max(found) else seen for place, seen in found.items()}
+    with pytest.raises(WeightsRefused, match="is damaged, or not what the learner holds"):
+        verify_handle(handle, found=older, came=came)
+    for tensors_ in (came.tensors[:-1], came.tensors[::-1]):
+        with pytest.raises(WeightsRefused, match=r"must come with the tensors that its manifest names \(got "):
+            verify_handle(handle, found=found, came=dataclasses.replace(came, tensors=tensors_))

@@ -16,6 +16,7 @@ from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.config.job import RanksConfig
 from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
+from capo_ray.place.transport import choose_transport
 from capo_ray.problems.chains_tokenizer import vocabulary
 from capo_ray.sizing import (
     AdapterLoad,
@@ -116,7 +117,8 @@ def estimate_memory(config: Job) -> list[Memory]:
         rows = [role_memory(config, one, policy_of(config)) for one in demand(config)]
         return rows if config.in_process else [*rows, _driver_memory(config, policy_of(config))]
     rows = [_process_memory(config, one) if one.model is None else role_memory(config, one) for one in demand(config)]
-    return [*rows, *_offloaded_references(config), _driver_memory(config, policy_of(config))]
+    policy = policy_of(config)
+    return [*rows, *_offloaded_references(config), *_coming_versions(config, policy), _driver_memory(config, policy)]
 
 
 def role_memory(config: Job, one: Demand, model: Model | None = None) -> Memory:
@@ -182,6 +184,33 @@ def _offloaded_references(config: TrainConfig) -> list[Memory]:
     return rows
 
 
+def _coming_versions(config: Job, policy: Model) -> list[Memory]:
+    """Host memory in which engines make a version ready while they serve the one before, one row for all of them."""
+    if not isinstance(config, TrainConfig):
+        return []
+    engine, unit = config.engine, DTYPE_BYTES[config.model.dtype]
+    by_host = choose_transport(config).name == "host"
+    version, word = unit * policy.num_params, f"{unit} B x N"
+    terms = [Term("version", version, word)]
+    if by_host and engine.num_gpus and engine.tensor_parallel == 1:
+        return []  # read where it lies in the object store
+    if config.weights.delta_frac and not by_host:
+        terms.append(Term("the one before", version, f"{word}, for weights.delta_frac"))
+    # One file for all workers of an engine, or what each has received itself.
+    count = engine.num_workers * (1 if by_host else engine.tensor_parallel)
+    return [Memory("next version", count, False, tuple(terms), bool(policy.num_params), policy.num_params)]
+
+
+def _sent_terms(config: TrainConfig, policy: Model) -> list[Term]:
+    """Rank 0's memory for what it sends."""
+    unit, weights = DTYPE_BYTES[config.model.dtype], config.weights
+    version, word = unit * policy.num_params, f"{unit} B x N"
+    if choose_transport(config).name == "host":
+        return [Term("version that is sent", version, f"rank 0's copy, {word}")]
+    terms = [Term("buckets", 2 * weights.bucket_mib << 20, f"2 x {weights.bucket_mib} MiB")]
+    return terms + [Term("version before", version, f"rank 0's copy, {word}")] * bool(weights.delta_frac)
+
+
 def largest_microbatch(config: Job) -> int:
     """Padded tokens of the largest microbatch: a sample longer than the budget stands alone."""
     return max(config.learner.microbatch_tokens, policy_model(config).max_model_len)
@@ -231,8 +260,8 @@ def _driver_memory(config: Job, policy: Model) -> Memory:
     unit = DTYPE_BYTES[config.model.dtype]
     version = unit * policy.num_params if publishes(config) else 0
     terms = [Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"), _store_term(config, version)]
-    if publishes(config):
-        terms.append(Term("version that is sent", version, f"rank 0's copy, {unit} B x N"))
+    if isinstance(config, TrainConfig):
+        terms += _sent_terms(config, policy)
     return Memory("driver and Ray", 1, False, tuple(terms), bool(policy.num_params))
 
 

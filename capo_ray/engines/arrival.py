@@ -1,7 +1,7 @@
-"""What an engine does with a payload that has come, while it still serves: loads it beside and reads it in passing.
+"""What an engine does with a version that comes, while it still serves: loads it beside and reads it in passing.
 
-    expected(payload) ----> checksums, twin --+
-    load_weights(sealed handle) --------------+--> compared with the manifest, then a swap
+    expected(token) -------> Receiver --> checksums, twin --+
+    load_weights(sealed handle) ----------------------------+--> compared with the manifest, then a swap
 
 Nothing is judged here: the checksums are compared with a manifest that was announced, and the twin is taken only if
 that manifest names the same tensors at the same places of the same memory.
@@ -10,30 +10,66 @@ that manifest names the same tensors at the same places of the same memory.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.route import Route
-from capo_ray.engines.swap import in_process
+from capo_ray.engines.swap import in_process, verify_for
 from capo_ray.engines.twin import Twin, can_have_twin, worker_model
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Found, HostReceiver, Manifest, Receiver, WeightsRefused, as_bytes
+from capo_ray.weights import (
+    CollectiveReceiver,
+    Found,
+    HostReceiver,
+    Manifest,
+    Receiver,
+    WeightsRefused,
+    as_bytes,
+    read_manifest,
+)
+from capo_ray.weights.meeting import Meeting, Seat, WireLost
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
 
+LOOK_S = 0.02
+"""Between two looks at workers that receive by themselves."""
+
+Between = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
+"""Calls something between two steps of the engine."""
+
 
 @dataclass(slots=True)
 class Arrival:
-    """What is known of a payload."""
+    """What is known of a version."""
 
-    payload: Any
+    token: Any
     manifest: Manifest | None = None
     found: Found = field(default_factory=dict)
     """The checksum of the bytes from an offset on, so many of them."""
+    came: list[tuple[Manifest, Found]] = field(default_factory=list)
+    """What each worker of the engine was sent, by a transport that leaves no payload in host memory."""
+    source: dict[str, Any] | None = None
+    """Where workers find what was sent; None: in the payload."""
     twin: Twin | None = None
     failure: Exception | None = None
     """Why the twin could not be loaded: no fault of the layers that serve."""
+    lost: WireLost | None = None
+    """Why it did not come."""
+
+    def verify(
+        self, handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool, num_threads: int
+    ) -> Manifest:
+        """As `swap.verify_for`, of what came to each worker."""
+        if self.lost is not None:
+            raise self.lost
+        for came, found in self.came:
+            verify_for(handle, shapes, dtype, tied, num_threads, found, came)
+        if self.source is not None:
+            self.source["manifest"] = handle.manifest
+            return read_manifest(handle.manifest)
+        return verify_for(handle, shapes, dtype, tied, num_threads, self.found)
 
     def twin_for(self, manifest: Manifest) -> Twin | None:
         """What was loaded beside, if it is what `manifest` says; raises what loading raised."""
@@ -45,19 +81,20 @@ class Arrival:
 
 
 class Arrivals:
-    """The payload that is expected next, if any. On one event loop."""
+    """The version that is expected next, if any. On one event loop; `between`: as `VllmEngine._between_steps`."""
 
-    def __init__(self, num_threads: int, *, beside: bool, tied: bool) -> None:
-        self._num_threads, self._beside, self._tied = num_threads, beside, tied
+    def __init__(self, num_threads: int, between: Between, *, beside: bool, tied: bool) -> None:
+        self._num_threads, self._between, self._beside, self._tied = num_threads, between, beside, tied
         self._route: Route | None = None
-        self._coming: tuple[tuple[int, int], asyncio.Task[Arrival]] | None = None
+        self._seat = Seat()
+        self._coming: tuple[object, asyncio.Task[Arrival]] | None = None
 
     def expect(self, engine: LLMEngine, handle: WeightsHandle) -> None:
-        """Begin on a payload whose handle may not be sealed yet."""
+        """Begin on a version whose handle may not be sealed yet."""
         self._coming = _place(handle), asyncio.create_task(self._receive(engine, handle))
 
     async def of(self, engine: LLMEngine, handle: WeightsHandle) -> Arrival:
-        """What is known of the handle's payload, begun on now unless it was expected."""
+        """What is known of the handle's version, begun on now unless it was expected."""
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == _place(handle):
             return await coming[1]
@@ -67,31 +104,75 @@ class Arrivals:
         """Reads and loads; a handle that cannot be read is left to whoever verifies it."""
         arrival = Arrival(handle.payload)
         try:
-            receiver = HostReceiver(handle, self._num_threads)
-            await asyncio.to_thread(self._take, engine, arrival, receiver)
-            arrival.manifest, arrival.found = receiver.manifest, receiver.found
+            if isinstance(handle.payload, Meeting):
+                await self._meet(engine, arrival, handle.payload)
+            else:
+                receiver = HostReceiver(handle, self._num_threads)
+                await asyncio.to_thread(self._take, self._model_beside(engine), arrival, receiver)
+                arrival.found = receiver.found
         except WeightsRefused:
             pass
+        except WireLost as error:
+            arrival.lost = error
         return arrival
 
-    def _take(self, engine: LLMEngine, arrival: Arrival, receiver: Receiver) -> None:
+    async def _meet(self, engine: LLMEngine, arrival: Arrival, meeting: Meeting) -> None:
+        """Receive at a meeting: here, or in each of the engine's worker processes."""
+        if not in_process(engine):
+            arrival.came = await self._meet_by_workers(meeting)
+            arrival.source = {"received": meeting.version}
+            return
+        model = self._model_beside(engine)
+        receiver = CollectiveReceiver(self._seat, meeting, keep=model is None)
+        await asyncio.to_thread(self._take, model, arrival, receiver)
+        arrival.came = [(receiver.manifest, receiver.found)]
+        arrival.source = {"tensors": receiver.kept}
+
+    async def _meet_by_workers(self, meeting: Meeting) -> list[tuple[Manifest, Found]]:
+        """What each worker received, on a thread of its own: it serves on meanwhile."""
+        await self._between(lambda engine: engine.collective_rpc("begin_receiving", args=(asdict(meeting),)))
+        while True:
+            told = await self._between(lambda engine: engine.collective_rpc("received"))
+            if all(one is not None for one in told):
+                break
+            await asyncio.sleep(LOOK_S)
+        for _, _, lost in told:
+            if lost:
+                raise WireLost(lost)
+        return [(read_manifest(manifest), dict(found)) for manifest, found, _ in told]
+
+    def _model_beside(self, engine: LLMEngine) -> Any:
+        """The model that can be loaded beside itself; None where there is no such."""
+        if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
+            return model
+        return None
+
+    def _take(self, model: Any, arrival: Arrival, receiver: Receiver) -> None:
         """Load the arrival's twin, where the model can have one, and see every tensor."""
         try:
-            if self._beside and in_process(engine) and can_have_twin(model := worker_model(engine)):
-                known = self._route if self._route is not None and self._route.fits(receiver.manifest) else None
+            if model is not None:
+                known = self._route
+                if isinstance(receiver, HostReceiver) and known is not None and not known.fits(receiver.manifest):
+                    known = None  # of a version in buckets this is seen on the way
                 twin = Twin(model, tied=self._tied, route=known)
                 twin.load(receiver.take())
                 self._route = twin.route
                 arrival.twin = twin
-        except WeightsRefused:
+        except (WeightsRefused, WireLost):
             raise
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the twin
             arrival.failure = error
         receiver.finish()
+        arrival.manifest = receiver.manifest
 
 
-def _place(handle: WeightsHandle) -> tuple[int, int]:
-    """Where the payload lies and how long it is; the same only for the same bytes, as long as they are held."""
+def _place(handle: WeightsHandle) -> object:
+    """What the version's bytes are told by: their meeting, or where they lie and how many they are.
+
+    The same only for the same bytes, as long as they are held.
+    """
+    if isinstance(handle.payload, Meeting):
+        return handle.payload
     try:
         array = as_bytes(handle.payload)
     except WeightsRefused:

@@ -36,9 +36,10 @@ def verify_for(
     tied: bool,
     num_threads: int = 1,
     found: Found | None = None,
+    came: Manifest | None = None,
 ) -> Manifest:
     """The handle's manifest, once its bytes and its names, shapes and dtypes were compared with the model's."""
-    manifest = verify_handle(handle, num_threads, found)
+    manifest = verify_handle(handle, num_threads, found, came)
     got = {entry.name: entry for entry in manifest.tensors}
     optional = {_TIED} if tied else set()
     missing = sorted(set(shapes) - set(got) - optional)

@@ -1,9 +1,10 @@
 """vLLM's weight-transfer interface over host memory: a worker takes one payload, verified before, and loads it.
 
-    start_weight_update -> update_weights(manifest, payload | path) -> finish_weight_update
+    start_weight_update -> update_weights(manifest, payload | path | tensors | received) -> finish_weight_update
 
-In one process the payload is handed over as it is; across processes it is a private file in shared memory, mapped by
-each worker. Importing this module registers the backend, in the engine's process and in every worker's.
+In one process the payload, or what came in its place, is handed over as it is; across processes it is a private file in
+shared memory, mapped by each worker, or each worker has received it itself (`weights.collective`). Importing this
+module registers the backend, in the engine's process and in every worker's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from capo_ray.weights import iterate_tensors
+from capo_ray.weights import CollectiveReceiver, iterate_tensors
+from capo_ray.weights.meeting import Meeting, Seat, WireLost
 
 BACKEND = "shared_memory"
 
@@ -37,11 +40,15 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """One whole version: its manifest and either the bytes or the path of a file that holds them."""
+    """One whole version: its manifest, and where it is: one of the others."""
 
     manifest: str
     payload: Any = None
     path: str | None = None
+    tensors: Any = None
+    """By their names."""
+    received: int | None = None
+    """The version that this worker holds ready."""
 
 
 class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
@@ -49,6 +56,18 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
 
     init_info_cls = SharedMemoryInitInfo
     update_info_cls = SharedMemoryUpdateInfo
+
+    _reception: Reception | None = None
+
+    def begin_receiving(self, meeting: Meeting) -> None:
+        """Begin to take a version at a meeting, beside what this worker does."""
+        seat = Seat(self.device.index) if self._reception is None else self._reception.seat
+        self._reception = Reception(seat, meeting)
+
+    def received(self) -> tuple[str, list[tuple[tuple[int, int], int]], str] | None:
+        """The places and checksums of what came, and why it did not come whole, if so; None while it is coming."""
+        assert self._reception is not None
+        return self._reception.told()
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         """Nothing to open."""
@@ -96,6 +115,13 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Load every tensor; the engine has compared the payload with its manifest before it came here."""
+        if update_info.received is not None:
+            assert self._reception is not None
+            load_tensors(self.model, iter(self._reception.give(update_info.received).items()))
+            return
+        if update_info.tensors is not None:
+            load_tensors(self.model, iter(update_info.tensors.items()))
+            return
         if update_info.path is None:
             load_tensors(self.model, iterate_tensors(update_info.manifest, update_info.payload))
             return
@@ -129,8 +155,48 @@ def require_all_layers(model: Any, *, tied: bool) -> None:
         raise RuntimeError(f"the layer {name} was sent no weights: it still holds those of an older version")
 
 
+class Reception:
+    """One version on its way to one worker, on a thread of its own."""
+
+    def __init__(self, seat: Seat, meeting: Meeting) -> None:
+        self.seat, self._version, self._lost = seat, meeting.version, ""
+        self._receiver = CollectiveReceiver(seat, meeting, keep=True)
+        self._thread = threading.Thread(target=self._take, name="receives weights", daemon=True)
+        self._thread.start()
+
+    def told(self) -> tuple[str, list[tuple[tuple[int, int], int]], str] | None:
+        """As `SharedMemoryTransfer.received`."""
+        if self._thread.is_alive():
+            return None
+        return self._receiver.manifest.to_json(), list(self._receiver.found.items()), self._lost
+
+    def give(self, version: int) -> dict[str, torch.Tensor]:
+        """The tensors of a version, which are then no longer kept here."""
+        if version != self._version or self._lost or self._thread.is_alive():
+            raise RuntimeError(f"this worker does not hold version {version} whole")
+        kept, self._receiver.kept = self._receiver.kept, {}
+        return kept
+
+    def _take(self) -> None:
+        try:
+            self._receiver.finish()
+        except WireLost as error:
+            self._lost = str(error)
+
+
 class TransferExtension:
     """Mixed into vLLM's worker class; its import is what registers the backend in a worker process."""
+
+    weight_transfer_engine: Any
+
+    def begin_receiving(self, meeting: dict[str, Any]) -> None:
+        """As `SharedMemoryTransfer.begin_receiving`."""
+        self.weight_transfer_engine.begin_receiving(Meeting(**meeting))
+
+    def received(self) -> tuple[str, list[tuple[tuple[int, int], int]], str] | None:
+        """As `SharedMemoryTransfer.received`."""
+        told: tuple[str, list[tuple[tuple[int, int], int]], str] | None = self.weight_transfer_engine.received()
+        return told
 
 
 @contextmanager

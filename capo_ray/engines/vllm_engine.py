@@ -18,7 +18,7 @@ from capo_ray.engines.requests import completion, sampling_params, score_params,
 from capo_ray.engines.runtime import build_engine, close_engine, verify_threads
 from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
-from capo_ray.engines.swap import staged, swap, verify_for
+from capo_ray.engines.swap import staged, swap
 from capo_ray.engines.tokenizer import HfTokenizer
 from capo_ray.engines.twin import Twin
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
@@ -57,7 +57,8 @@ class VllmEngine:
         config = self._stepper.engine.model_config
         self._vocab_size = config.get_vocab_size()
         self._tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
-        self._arrivals = Arrivals(verify_threads(self.spec), beside=self.spec.device == "cpu", tied=self._tied)
+        beside, threads = self.spec.device == "cpu", verify_threads(self.spec)
+        self._arrivals = Arrivals(threads, self._between_steps, beside=beside, tied=self._tied)
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
         self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.takes_weights else {}
@@ -169,22 +170,24 @@ class VllmEngine:
             self._arrivals.expect(self._stepper.engine, handle)
 
     async def load_weights(self, handle: WeightsHandle) -> int:
-        """The version now held, after verification; raises `WeightsRefused` and serves nothing otherwise."""
+        """The version now held, after verification; raises `WeightsRefused` and serves nothing otherwise.
+
+        Where it did not come, `WireLost`, and what served serves on.
+        """
         self._stepper.raise_if_broken()
         if not self.spec.takes_weights:
             raise WeightsRefused("this engine was started with takes_weights=False and takes no weights")
         engine, threads = self._stepper.engine, verify_threads(self.spec)
         arrival = await self._arrivals.of(engine, handle)
         try:
-            manifest = await asyncio.to_thread(
-                verify_for, handle, self._shapes, self.spec.dtype, self._tied, threads, arrival.found
-            )
+            model = (self._shapes, self.spec.dtype, self._tied)
+            manifest = await asyncio.to_thread(arrival.verify, handle, *model, threads)
         except WeightsRefused as error:
             refused = error  # `error` itself is unbound once this block ends
             await self._between_steps(lambda _: self._refuse(refused))
             raise
         async with AsyncExitStack() as stack:
-            source: dict[str, Any] | Twin | None = await self._loaded(arrival, manifest)
+            source: dict[str, Any] | Twin | None = await self._loaded(arrival, manifest) or arrival.source
             if source is None:
                 source = await asyncio.to_thread(stack.enter_context, staged(engine, handle))
             await self._between_steps(lambda _: self._swap(source, manifest))

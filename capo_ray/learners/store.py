@@ -43,3 +43,8 @@ def build_store(init_method: str, rank: int, world_size: int, timeout: datetime.
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     return dist.TCPStore(host, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach())
+
+
+def listen(address: str, num_members: int, timeout: datetime.timedelta) -> dist.Store:
+    """The store at an address that this process reserved, once all members of its group have come."""
+    return build_store(address, 0, num_members, timeout)

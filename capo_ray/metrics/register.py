@@ -61,6 +61,7 @@ class Metric:
 
 ROOMS = {
     "rollout": "Responses of an update, and the engines that sample them (as of their last ping, within seconds)",
+    "weights": "Versions of the weights on their way to the engines (`weights.transport`)",
     "environment": "Replies between the turns of responses, over the run (`environment.kind`)",
     "verifier": "Verdicts of an update, and the workers that check answers since their start",
     "critic": "Critiques of an update, of the run, and of the critic tier",
@@ -127,6 +128,9 @@ METRICS = (
     Metric("rollout/refused_swaps_total", "Weights refused.", "sum"),
     Metric("rollout/swap_s", "Pause of an engine for its last weights.", "mean"),
     Metric("rollout/swap_s_max", "Longest pause of an engine for weights.", "max"),
+    Metric("weights/sent_mib", "Size of the last version on its way, once for all engines; not with `host`."),
+    Metric("weights/changed_frac", "Weights whose bits changed since the version before; with weights.delta_frac."),
+    Metric("weights/fallbacks_total", "Versions that went through host memory because their transport failed."),
     Metric("rollout/busy_s_total", "Seconds that engines computed.", "sum"),
     Metric("rollout/engine_steps_total", "Steps that engines made.", "sum"),
     Metric("rollout/serving_frac", "Engines that serve.", "mean"),

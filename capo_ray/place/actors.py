@@ -11,7 +11,7 @@ from capo_ray.checkpoint import write_state
 from capo_ray.config import TrainConfig
 from capo_ray.demand import demand
 from capo_ray.place.placement import Places, shares_devices
-from capo_ray.place.publish import HostPublisher
+from capo_ray.place.publish import build_publisher
 from capo_ray.place.ranks import RankActors
 from capo_ray.place.role import Part, Role, Site
 from capo_ray.place.roles.critic import CRITIC
@@ -19,7 +19,6 @@ from capo_ray.place.roles.learner import LEARNER
 from capo_ray.place.roles.reward_model import REWARD_MODEL
 from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER
-from capo_ray.protocols import Publisher
 from capo_ray.runs.layout import WORKERS_FILE
 
 ROLES: tuple[Role[Any], ...] = (ROLLOUT, VERIFIER, CRITIC, LEARNER, REWARD_MODEL)
@@ -35,7 +34,7 @@ class Actors:
         site = Site(config, run_dir, self._places, canary_ids)
         wanted = {one.role for one in demand(config)}
         self._parts: dict[str, Part] = {role.name: role.build(site) for role in ROLES if role.name in wanted}
-        self.publisher: Publisher = HostPublisher(self.part(LEARNER), self.part(ROLLOUT))
+        self.publisher = build_publisher(config, self.part(LEARNER), self.part(ROLLOUT))
 
     def find(self, role: Role[P]) -> P | None:
         """The part of a role; None where the run does without it."""
@@ -64,7 +63,8 @@ class Actors:
 
     def stats(self) -> dict[str, float]:
         """The figures of all parts, names as in metrics."""
-        return {name: value for part in self._parts.values() for name, value in part.stats().items()}
+        own = {name: value for part in self._parts.values() for name, value in part.stats().items()}
+        return own | self.publisher.stats()
 
     def restarts(self) -> dict[str, float]:
         """How often the workers of each role were replaced."""

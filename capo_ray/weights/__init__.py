@@ -10,6 +10,7 @@ arrive.
 
 from capo_ray.weights.canary import START, Apart, Canary, Held, WeightsRefused, allowance, apart
 from capo_ray.weights.checkpoint import checkpoint_files, checkpoint_shapes, publish_bytes
+from capo_ray.weights.collective import CollectiveReceiver, CollectiveSender
 from capo_ray.weights.manifest import Manifest, TensorEntry, read_manifest
 from capo_ray.weights.payload import (
     Found,
@@ -27,6 +28,8 @@ __all__ = [
     "START",
     "Apart",
     "Canary",
+    "CollectiveReceiver",
+    "CollectiveSender",
     "Found",
     "Held",
     "HostReceiver",

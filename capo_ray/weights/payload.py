@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,13 @@ def read_tensors(
         yield entry.name, _view(piece, entry)
 
 
-def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | None = None) -> Manifest:
+def verify_handle(
+    handle: WeightsHandle, num_threads: int = 1, found: Found | None = None, came: Manifest | None = None
+) -> Manifest:
     """The handle's manifest, once it is the announced one and every tensor of the payload was compared with it.
 
-    `found` is what `checksums` made of this very payload before; without it the bytes are read now.
+    `found` is what a receiver made of these very bytes before; without it they are read now. `came`: what tensors a
+    receiver was sent, where they are no payload in host memory.
     """
     manifest = read_manifest(handle.manifest)
     if manifest.version != handle.version:
@@ -99,20 +103,42 @@ def verify_handle(handle: WeightsHandle, num_threads: int = 1, found: Found | No
             f"version {manifest.version} was announced with fingerprint {handle.fingerprint[:12]}, but these weights "
             f"have {manifest.fingerprint[:12]}: they are of another version or were changed on the way"
         )
-    array = _sized(manifest, handle.payload)
     names = [entry.name for entry in manifest.tensors]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise WeightsRefused(f"tensor {twice} of version {manifest.version} comes twice")
-    known = found if found else checksums(manifest, array, num_threads)
+    known = _seen(manifest, came, found) if came is not None else _read(manifest, handle.payload, num_threads, found)
     for entry in manifest.tensors:
-        _piece(entry, array)
         if known.get((entry.offset, entry.num_bytes)) != entry.checksum:
             raise WeightsRefused(
                 f"tensor {entry.name} of version {manifest.version} is damaged, or not what the learner holds "
                 f"(checksum differs); publish it again"
             )
     return manifest
+
+
+def _read(manifest: Manifest, payload: object, num_threads: int, found: Found | None) -> Found:
+    """The checksums of a payload as long as the manifest says."""
+    array = _sized(manifest, payload)
+    for entry in manifest.tensors:
+        _piece(entry, array)
+    return found if found else checksums(manifest, array, num_threads)
+
+
+def _seen(manifest: Manifest, came: Manifest, found: Found | None) -> Found:
+    """The checksums of the tensors that came, which must be those of the manifest and in its order."""
+    if came.places != manifest.places or came.payload_bytes != manifest.payload_bytes:
+        pairs = zip_longest(came.places, manifest.places)
+        got, expected = next(((a, b) for a, b in pairs if a != b), (None, None))
+        raise WeightsRefused(
+            f"version {manifest.version} must come with the tensors that its manifest names (got {_named(got)}, "
+            f"expected {_named(expected)}); publish it again"
+        )
+    return found or {}
+
+
+def _named(entry: TensorEntry | None) -> str:
+    return "the end" if entry is None else f"{entry.name} {entry.dtype}{list(entry.shape)}"
 
 
 def _sized(manifest: Manifest, payload: object) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -10,7 +10,7 @@ check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -55,8 +55,50 @@ class Witness:
             self.seen[name] = _dtype(name, tensor), tuple(tensor.shape), found
 
 
+class Places:
+    """What a version holds and where it lies: one tensor after the other, each at a multiple of 64 bytes."""
+
+    def __init__(self) -> None:
+        self.entries: list[TensorEntry] = []
+        self.used = 0
+        """Bytes, up to where the next one goes."""
+
+    def add(self, name: str, tensor: torch.Tensor) -> TensorEntry:
+        """Where the next tensor goes."""
+        offset, size = self.used, tensor.numel() * tensor.element_size()
+        self.used += -(-size // ALIGNMENT) * ALIGNMENT
+        self.entries.append(TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, UNSEALED))
+        return self.entries[-1]
+
+    def manifest(self, version: int, canary: Canary | None, witness: Witness | None = None) -> Manifest:
+        """The manifest of the version, sealed if a witness saw its weights.
+
+        Raises `RunFailed` where other tensors were gathered than the model holds.
+        """
+        entries = self.entries if witness is None else self._sealed(version, witness)
+        return Manifest(version, self.used, tuple(entries), canary)
+
+    def handle(
+        self, version: int, payload: object, canary: Canary | None, witness: Witness | None = None
+    ) -> WeightsHandle:
+        """As `manifest`, with what leads to the bytes."""
+        manifest = self.manifest(version, canary, witness)
+        return WeightsHandle(version, manifest.to_json(), payload, manifest.fingerprint, self.used)
+
+    def _sealed(self, version: int, witness: Witness) -> list[TensorEntry]:
+        gathered = {entry.name: (entry.dtype, entry.shape) for entry in self.entries}
+        held = {name: (dtype, shape) for name, (dtype, shape, _) in witness.seen.items()}
+        if gathered != held or len(gathered) < len(self.entries):
+            odd = sorted(name for name in gathered.keys() | held.keys() if gathered.get(name) != held.get(name))
+            raise RunFailed(
+                f"version {version} must be gathered as the model holds it (got {len(self.entries)} tensors, it holds "
+                f"{len(held)}; other or missing: {odd[:3]}); resume from the last checkpoint"
+            )
+        return [replace(entry, checksum=witness.seen[entry.name][2]) for entry in self.entries]
+
+
 class PayloadWriter:
-    """Writes versions into a buffer of its own, one after the other; on `num_threads` threads.
+    """`transport.Sender` into a buffer of its own, one version after the other; on `num_threads` threads.
 
     A handle's payload is a view of that buffer: valid until the next version is begun.
     """
@@ -67,17 +109,16 @@ class PayloadWriter:
         self.begin(0)
 
     def begin(self, version: int, num_bytes: int = 0) -> None:
-        """Start on a version of about `num_bytes`; what was written before is gone."""
-        self._version, self._used = version, 0
-        self._entries: list[TensorEntry] = []
+        """As `Sender.begin`; what was written before is gone."""
+        self._version, self._places = version, Places()
         self._expected_bytes = num_bytes
 
     def add(self, portion: Mapping[str, torch.Tensor]) -> None:
-        """Write some tensors, whole; returns once their memory may be used again."""
-        entries = [self._place(name, tensor) for name, tensor in portion.items()]
+        """As `Sender.add`."""
+        written = self._places.used
+        entries = [self._places.add(name, tensor) for name, tensor in portion.items()]
         on_gpu = any(tensor.is_cuda for tensor in portion.values())
-        self._make_room(on_gpu)
-        self._entries += entries
+        self._make_room(written, on_gpu)
         if on_gpu:
             for entry, tensor in zip(entries, portion.values(), strict=True):
                 self._copy(entry, tensor)
@@ -86,49 +127,33 @@ class PayloadWriter:
             list(self._threads.map(self._copy, entries, portion.values()))
 
     def gathered(self) -> WeightsHandle:
-        """What was written, not sealed: enough to begin on it, and refused by whoever verifies it."""
-        return self._handle(self._entries, None)
+        """As `Sender.gathered`."""
+        return self._places.handle(self._version, self._payload(), None)
 
     def seal(self, witness: Witness, canary: Canary | None) -> WeightsHandle:
-        """The handle of the version, whose checksums are those of the weights that `witness` saw.
+        """As `Sender.seal`."""
+        return self._places.handle(self._version, self._payload(), canary, witness)
 
-        Raises `RunFailed` where other tensors were gathered than the model holds.
-        """
-        gathered = {entry.name: (entry.dtype, entry.shape) for entry in self._entries}
-        held = {name: (dtype, shape) for name, (dtype, shape, _) in witness.seen.items()}
-        if gathered != held or len(gathered) < len(self._entries):
-            odd = sorted(name for name in gathered.keys() | held.keys() if gathered.get(name) != held.get(name))
-            raise RunFailed(
-                f"version {self._version} must be gathered as the model holds it (got {len(self._entries)} tensors, it "
-                f"holds {len(held)}; other or missing: {odd[:3]}); resume from the last checkpoint"
-            )
-        return self._handle([replace(entry, checksum=witness.seen[entry.name][2]) for entry in self._entries], canary)
+    def release(self) -> None:
+        """Give the buffer back: what is sent next goes another way."""
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
-    def _handle(self, entries: Sequence[TensorEntry], canary: Canary | None) -> WeightsHandle:
-        """A handle over the buffer."""
-        manifest = Manifest(self._version, self._used, tuple(entries), canary)
-        payload = self._buffer.numpy()[: self._used]
-        return WeightsHandle(self._version, manifest.to_json(), payload, manifest.fingerprint, self._used)
-
-    def _place(self, name: str, tensor: torch.Tensor) -> TensorEntry:
-        """Where the next tensor goes."""
-        offset, size = self._used, tensor.numel() * tensor.element_size()
-        self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return TensorEntry(name, _dtype(name, tensor), tuple(tensor.shape), offset, size, UNSEALED)
+    def _payload(self) -> object:
+        return self._buffer.numpy()[: self._places.used]
 
     def _copy(self, entry: TensorEntry, tensor: torch.Tensor) -> None:
         """Write one tensor; from a GPU the copy is only begun."""
         target = self._buffer[entry.offset : entry.offset + entry.num_bytes]
-        target.copy_(_flat(tensor), non_blocking=True)
+        target.copy_(as_flat(tensor), non_blocking=True)
 
-    def _make_room(self, on_gpu: bool) -> None:
+    def _make_room(self, written: int, on_gpu: bool) -> None:
         """A buffer that holds what is placed; page-locked for a GPU, and otherwise not touched before it is written."""
-        if self._used <= len(self._buffer):
+        if self._places.used <= len(self._buffer):
             return
-        old, wanted = self._buffer, max(self._used, self._expected_bytes)
+        old, wanted = self._buffer, max(self._places.used, self._expected_bytes)
         self._buffer = torch.empty(wanted, dtype=torch.uint8, pin_memory=on_gpu)
-        written = min(len(old), self._entries[-1].offset + self._entries[-1].num_bytes if self._entries else 0)
-        self._buffer[:written] = old[:written]
+        kept = min(len(old), written)
+        self._buffer[:kept] = old[:kept]
 
 
 def build_handle(
@@ -171,11 +196,11 @@ def require_finite(tensors: Mapping[str, torch.Tensor], version: int) -> None:
 
 def _checksum(tensor: torch.Tensor) -> int:
     """The checksum of a tensor's bytes."""
-    return checksum(_flat(tensor).cpu().numpy())
+    return checksum(as_flat(tensor).cpu().numpy())
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Its bytes, row-major."""
+def as_flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, row-major."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

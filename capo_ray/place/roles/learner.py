@@ -14,13 +14,15 @@ from ray.actor import ActorHandle
 from capo_ray.config import Job, TrainConfig
 from capo_ray.demand import policy_model
 from capo_ray.learners import Learner, LearnerSpec
-from capo_ray.place.face import send_for_two, spawn
+from capo_ray.learners.store import listen
+from capo_ray.place.face import send, send_for_two, spawn
 from capo_ray.place.placement import Places
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, UpdateReport, WeightedSample, WrittenFile
-from capo_ray.weights import Apart, Canary, PayloadWriter, Witness
+from capo_ray.weights import Apart, Canary, CollectiveSender, PayloadWriter, Sender, Witness
+from capo_ray.weights.meeting import Meeting, WireLost
 
 
 class LearnerRank(GroupRank):
@@ -33,7 +35,7 @@ class LearnerRank(GroupRank):
         self._learner = Learner(spec)
         self._learner.require_files_weights()
         self._canary_ids = tuple(canary_ids)
-        self._writer = PayloadWriter(spec.learner.num_threads)
+        self._writer, self._wire = PayloadWriter(spec.learner.num_threads), CollectiveSender(listen)
         self._witness = Witness(spec.learner.num_threads)
         return os.getpid()
 
@@ -47,15 +49,27 @@ class LearnerRank(GroupRank):
 
     def gather(self) -> tuple[int, WeightsHandle | None]:
         """(version), and the weights as every engine can load them, not sealed yet (rank 0; nothing elsewhere)."""
+        self._sender: Sender = self._writer
         self._writer.begin(self._learner.version, self._learner.weight_bytes)
         self._learner.visit_weights(self._writer.add)
         # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
         return self._learner.version, None if self._rank else self._writer.gathered()
 
-    def seal(
-        self, allowed: Apart | None, gathered: Sequence[object]
-    ) -> tuple[tuple[int, str, int], WeightsHandle | None]:
-        """(version, fingerprint, bytes), and the sealed handle, whose payload is where `gathered` is (rank 0).
+    def send(self, meeting: Meeting) -> tuple[int, str, dict[str, float]]:
+        """(version, why it did not reach all, figures) of the weights, sent bucket by bucket from rank 0."""
+        self._sender, version = self._wire, self._learner.version
+        self._writer.release()
+        if self._rank:  # it stands in the gather and is shown nothing
+            self._learner.visit_weights(lambda _: None)
+            return version, "", {}
+        self._wire.meet(replace(meeting, version=version))
+        self._wire.begin(version)
+        self._learner.visit_weights(self._wire.add)
+        self._wire.gathered()
+        return version, self._wire.failure, self._wire.figures()
+
+    def seal(self, allowed: Apart | None, gathered: object) -> tuple[tuple[int, str, int], WeightsHandle | None]:
+        """(version, fingerprint, bytes), and the sealed handle, whose payload is `gathered` (rank 0).
 
         It is of the weights as they lie in the model now, finite and not moved since: what was gathered and is not the
         same is refused by the engines. A canary scored by them goes with it where it is said how far engines may lie
@@ -70,7 +84,7 @@ class LearnerRank(GroupRank):
         self._learner.visit_weights(self._witness.add)
         if self._rank:
             return (version, "", 0), None
-        handle = replace(self._writer.seal(self._witness, canary), payload=gathered)
+        handle = replace(self._sender.seal(self._witness, canary), payload=gathered)
         return (version, handle.fingerprint, handle.num_bytes), handle
 
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
@@ -100,6 +114,8 @@ class LearnerActors(RankActors[LearnerRank]):
         self._spec, self._canary_ids, self._canary_every = spec, canary_ids, canary_every
         self._num_publishes = 0
         self.allowed: Apart | None = None
+        self.sent: dict[str, float] = {}
+        """Figures of the last version that was sent in buckets."""
 
     async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Returns once all ranks have met and built the model."""
@@ -122,32 +138,66 @@ class LearnerActors(RankActors[LearnerRank]):
         """As `LearnerGroup.refresh_reference`."""
         await self._all(LearnerRank.refresh_reference, lambda _: ())
 
-    async def publishable(self, ahead: Callable[[WeightsHandle], None] | None = None) -> WeightsHandle:
-        """A handle whose payload refers to rank 0's own handle: the bytes go from node to node, not by here.
+    async def publishable(
+        self, ahead: Callable[[WeightsHandle], None] | None = None, meeting: Meeting | None = None
+    ) -> WeightsHandle:
+        """A handle that refers to rank 0's own: the bytes do not come by here.
 
-        The bytes come before their seal: while engines read and load them the ranks score the canary.
+        They go to a meeting, or into Ray's object store, and before their seal: while engines read and load them the
+        ranks score the canary. `ahead` is called with where they are. Raises `WireLost` where they did not reach all.
         """
         every = self._canary_every
-        allowed = self.allowed if every and self._num_publishes % every == 0 else None
+        handle = await self._send(self.allowed if every and self._num_publishes % every == 0 else None, ahead, meeting)
+        if handle.version != self.version:
+            raise RunFailed(
+                f"expected version {self.version} of the weights from every learner rank, got {handle.version}; go on "
+                f"from the last checkpoint with resume={self._run_dir}"
+            )
         self._num_publishes += 1
-        gathered = [send_for_two(rank, LearnerRank.gather) for rank in self._ranks]
-        payload = gathered[0][1]
-        sealed = [send_for_two(rank, LearnerRank.seal, allowed, [payload]) for rank in self._ranks]
+        return handle
+
+    async def latest(self) -> WeightsHandle:
+        """As `publishable`, for one engine alone: of the version that the ranks hold once they come to it."""
+        return await self._send(self.allowed if self._canary_every else None, None, None)
+
+    async def meeting_place(self) -> str:
+        """An address on rank 0's node that members of a group can come to."""
+        reserved = send(self._ranks[0], GroupRank.rendezvous, self._alone)
+        return (await self._gather([(reserved, "learner rank 0 (a place to send from)")]))[0]
+
+    async def _send(
+        self, allowed: Apart | None, ahead: Callable[[WeightsHandle], None] | None, meeting: Meeting | None
+    ) -> WeightsHandle:
+        """The handle of the version that all ranks hold, sent and sealed."""
+        sent: list[ObjectRef[Any]]
+        if meeting is None:
+            gathered = [send_for_two(rank, LearnerRank.gather) for rank in self._ranks]
+            sent = [ref for ref, _ in gathered]
+            there: object = gathered[0][1]
+            where: object = [there]  # in a list Ray leaves the reference as it is
+        else:
+            sent = [send(rank, LearnerRank.send, meeting) for rank in self._ranks]
+            there = where = meeting
+        sealed = [send_for_two(rank, LearnerRank.seal, allowed, where) for rank in self._ranks]
         if ahead is not None:
-            ahead(WeightsHandle(self.version, "", payload))
+            ahead(WeightsHandle(self.version, "", there))
         calls: list[tuple[ObjectRef[Any], str]] = [
-            *((ref, f"learner rank {i} (publish: gather)") for i, (ref, _) in enumerate(gathered)),
+            *((ref, f"learner rank {i} (publish: send)") for i, ref in enumerate(sent)),
             *((ref, f"learner rank {i} (publish: seal)") for i, (ref, _) in enumerate(sealed)),
         ]
-        told: list[tuple[int, str, int]] = (await self._gather(calls))[len(self._ranks) :]
-        versions = {version for version, _, _ in told}
-        if versions != {self.version}:
+        answers = await self._gather(calls)
+        if meeting is not None:
+            version, lost, self.sent = answers[0]
+            if lost:
+                raise WireLost(f"the learner could not send version {version}: {lost}")
+        told: list[tuple[int, str, int]] = answers[len(self._ranks) :]
+        if len(versions := {version for version, _, _ in told}) != 1:
             raise RunFailed(
-                f"expected version {self.version} of the weights from every learner rank, got {sorted(versions)}; go "
-                f"on from the last checkpoint with resume={self._run_dir}"
+                f"expected one version of the weights from every learner rank, got {sorted(versions)}; go on from the "
+                f"last checkpoint with resume={self._run_dir}"
             )
-        _, fingerprint, num_bytes = told[0]
-        return WeightsHandle(self.version, "", sealed[0][1], fingerprint, num_bytes)
+        version, fingerprint, num_bytes = told[0]
+        return WeightsHandle(version, "", sealed[0][1], fingerprint, num_bytes)
 
     async def logprobs(
         self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]

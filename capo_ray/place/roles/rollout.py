@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,9 +22,16 @@ from capo_ray.place.room import room_of
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion
+from capo_ray.weights.meeting import Meeting, WireLost
 
 SWAP_S = 600.0
 """For an engine to take in new weights where `weights.deadline_s` is left to their size, which the driver counts."""
+LOOK_S = 0.1
+"""Between two looks for a version that is to be announced."""
+NOT_COME = -1
+"""In place of a version: the transport failed, and what served before serves on."""
+Latest = Callable[[], Awaitable[WeightsHandle]]
+"""A version in host memory, as new as the one announced or newer."""
 
 
 class RolloutWorker:
@@ -56,11 +63,14 @@ class RolloutWorker:
         self._engine.expect_weights(gathered)
 
     async def load_weights(self, handle: WeightsHandle, version: int, fingerprint: str) -> int:
-        """As `VllmEngine.load_weights`; version and fingerprint are those that the driver has from the learner."""
+        """As `VllmEngine.load_weights`, or `NOT_COME`; the driver has version and fingerprint from the learner."""
         if isinstance(handle.payload, list):  # the bytes came by themselves, before the seal
             gathered: WeightsHandle = await handle.payload[0]
             handle = replace(handle, payload=gathered.payload)
-        return await self._engine.load_weights(replace(handle, version=version, fingerprint=fingerprint))
+        try:
+            return await self._engine.load_weights(replace(handle, version=version, fingerprint=fingerprint))
+        except WireLost:
+            return NOT_COME
 
 
 class RolloutPool(Tier[RolloutWorker]):
@@ -69,6 +79,7 @@ class RolloutPool(Tier[RolloutWorker]):
     def __init__(self, config: TrainConfig, spawn: Callable[[int], ActorHandle[RolloutWorker]]) -> None:
         self._config = config
         self._weights: WeightsHandle | None = None
+        self._latest: Latest | None = None
         self.pool = WorkerPool(
             "rollout",
             spawn,
@@ -94,18 +105,22 @@ class RolloutPool(Tier[RolloutWorker]):
         """As `VllmEngine.expect_weights`, on every ready worker."""
         self.pool.tell(RolloutWorker.expect_weights, _sent(handle))
 
-    async def load_weights(self, handle: WeightsHandle) -> int:
+    async def load_weights(self, handle: WeightsHandle, latest: Latest | None = None) -> int:
         """The version held by every ready worker; one that refuses or is lost is replaced by one that holds it.
 
-        One that answers with another version is replaced as well: its tokens would all be dropped as too old.
+        One that answers with another version is replaced as well: its tokens would all be dropped as too old. `latest`
+        is for workers that come later, where `handle` is of no use to them. Raises `WireLost` where one says that the
+        version did not come to it.
         """
-        self._weights = handle
+        self._weights, self._latest = handle, latest
         results = await self.pool.broadcast(
             RolloutWorker.load_weights,
             *(_sent(handle), handle.version, handle.fingerprint),
             deadline_s=self._deadline_s(handle),
-            accept=lambda held: _require_version(held, handle),
+            accept=lambda held: None if held == NOT_COME else _require_version(held, handle),
         )
+        if NOT_COME in results:
+            raise WireLost(f"version {handle.version} did not come to {results.count(NOT_COME)} of the engines")
         refusals = [r for r in results if isinstance(r, Exception) and not isinstance(r, PartLost | PartTimeout)]
         if refusals:
             first = refusals[0]
@@ -129,17 +144,30 @@ class RolloutPool(Tier[RolloutWorker]):
         return self._config.weights.deadline_s or transfer_deadline_s(handle.num_bytes)
 
     async def _bring_to_version(self, worker: ActorHandle[RolloutWorker]) -> None:
-        """Load the announced weights into a fresh worker, again if a newer version was announced meanwhile."""
-        while (handle := self._weights) is not None:
+        """Load the announced weights into a fresh worker, again if a newer version was announced meanwhile.
+
+        One that was brought to a version before its publish serves nobody until then, unless it is the only one.
+        """
+        while (announced := self._weights) is not None:
+            handle = announced if self._latest is None else await self._latest()
             ref = send(worker, RolloutWorker.load_weights, _sent(handle), handle.version, handle.fingerprint)
             held = await await_ref(ref, self._deadline_s(handle), "rollout worker (first weights)")
             _require_version(held, handle)
-            if handle is self._weights:
+            while handle.version > self._announced and self.pool.num_ready:
+                await asyncio.sleep(LOOK_S)
+            if handle.version >= self._announced:
                 return
+
+    @property
+    def _announced(self) -> int:
+        """The version that was announced last."""
+        return self._weights.version if self._weights is not None else 0
 
 
 def _sent(handle: WeightsHandle) -> WeightsHandle:
     """The sealed handle: what is announced refers to it, and Ray puts it in the reference's place."""
+    if isinstance(handle.payload, Meeting):
+        return handle
     reference: Any = handle.payload
     return cast(WeightsHandle, reference)
 

@@ -144,7 +144,7 @@ def _rollout(config: TrainConfig) -> Demand:
 def _verifier(config: TrainConfig) -> Demand:
     part = config.verifier
     note = f"{part.kind}, {part.num_processes} child process(es)"
-    return Demand("verifier", "verifier", part.num_workers, 0.0, 0.0, "", note)
+    return Demand("verifier", "verifier", part.num_workers, 0.0, 0.0, part.node_resource, note)
 
 
 def _critic(config: TrainConfig) -> Demand | None:

@@ -16,6 +16,8 @@ import pytest
 from capo_ray.config import TrainConfig
 from capo_ray.learners.store import build_store
 from capo_ray.place import capacity, cluster
+from capo_ray.place.placement import GRAIN
+from capo_ray.place.roles.verifier import options_of
 from capo_ray.protocols import RunFailed
 
 
@@ -124,3 +126,12 @@ def test_a_cluster_that_does_not_start_in_time_says_what_may_help() -> None:
     words = cluster._why_unreached("", late)
     assert "timed out during startup" in words and "may be too busy (load" in words and "cluster.address=auto" in words
     assert "check cluster.address" in cluster._why_unreached("10.0.0.1:6379", late) and "\n" not in words
+
+
+def test_verifiers_go_only_where_their_resource_is() -> None:
+    fenced = TrainConfig.model_validate({"verifier": {"node_resource": "verifier", "num_workers": 2}})
+    assert options_of(fenced.verifier)["resources"] == {"verifier": GRAIN}
+    assert options_of(TrainConfig().verifier)["resources"] == {}
+    assert [bundle for bundle in capacity.bundles_of(fenced) if "verifier" in bundle] == [{"verifier": GRAIN}] * 2
+    said = capacity.shortage(fenced, [{"CPU": 64.0}])
+    assert "verifier.node_resource=verifier is announced by no node" in said

@@ -101,6 +101,8 @@ class VerifierConfig(Section):
     tolerance: float = Field(0.01, ge=0, lt=1)
     """kind=numeric: how far an answer may be from the reference, as a share of it; 0: the same value."""
     num_workers: Positive = 1
+    node_resource: str = ""
+    """A custom Ray resource that the nodes for these workers announce: they go nowhere else; empty: any node."""
     num_processes: Positive = 1
     """Child processes per worker."""
     timeout_s: float = Field(1.0, gt=0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import VerifierConfig
 from capo_ray.place.face import spawn
+from capo_ray.place.placement import GRAIN
 from capo_ray.place.pool import MANY_AT_ONCE, WorkerPool
 from capo_ray.place.role import Role, Site, Tier
 from capo_ray.types import Verdict
@@ -54,8 +56,14 @@ class VerifierTier(Tier[VerifierWorker]):
 
 def build(site: Site) -> VerifierTier:
     """Verifier workers, not started."""
-    options = {"num_cpus": 0} | MANY_AT_ONCE
-    return VerifierTier(site.config, lambda _: spawn(VerifierWorker, options, site.config.verifier))
+    config = site.config.verifier
+    return VerifierTier(site.config, lambda _: spawn(VerifierWorker, options_of(config), config))
+
+
+def options_of(config: VerifierConfig) -> dict[str, Any]:
+    """What Ray is asked for each worker: no whole core, since it mostly waits, and its fence."""
+    fence = {config.node_resource: GRAIN} if config.node_resource else {}
+    return {"num_cpus": 0, "resources": fence} | MANY_AT_ONCE
 
 
 VERIFIER = Role("verifier", build)

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from capo_ray.config.credit import CapoConfig
 from capo_ray.config.sections import TrackingConfig
+from capo_ray.credit import assign_credit
 from capo_ray.metrics import (
     FanOut,
     JsonlTracker,
@@ -45,6 +47,7 @@ from capo_ray.types import (
     Verdict,
     VersionRun,
 )
+from tests import view_run
 
 
 @pytest.fixture
@@ -238,6 +241,24 @@ def test_tensorboard_events_hold_the_figures(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("eval/accuracy_frac")] == [(1, 0.25), (2, 0.875)]
     assert events.Tags()["scalars"] == ["eval/accuracy_frac"]
     assert updates(tmp_path / "metrics.jsonl") == [1, 2]
+
+
+def test_tensorboard_shows_transcripts_as_text_that_is_not_believed(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trackers = build_trackers(TrackingConfig(), tmp_path, {})
+    writer = TranscriptWriter(tmp_path / "transcripts.jsonl", None, trackers.show)
+    group = view_run.one_group(2, view_run.HOSTILE)
+    writer.write_group(4, group, assign_credit(group, CapoConfig(), 0.0))
+    trackers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (event,) = events.Tensors("transcripts")
+    (text,) = event.tensor_proto.string_val
+    lines = text.decode().splitlines()
+    assert event.step == 4 and lines[0] == "**question, of update 4**" and "**wrong** (3 critiques)" in lines
+    assert any(line.startswith("    wrong 1.00  -") and line.endswith("2+2=5") for line in lines)
+    assert all(line.startswith("    ") for line in lines if "<img" in line) and "\u202e" not in text.decode()
 
 
 def one_group() -> tuple[Group, GroupCredit]:

@@ -29,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--working-dir", default="", help="send this checkout along (needs an absolute run.dir)")
     parser.add_argument("--submission-id", default="", help="name of the job")
     parser.add_argument("--python", default="python", help="interpreter on the cluster that has capo-ray")
-    parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    waiting = parser.add_mutually_exclusive_group()
+    waiting.add_argument("--follow", action="store_true", help="print the job's log until it ends (the default)")
+    waiting.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     parser.add_argument("--print", action="store_true", help="print the line and do nothing")
 
 

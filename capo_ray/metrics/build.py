@@ -35,6 +35,12 @@ class FanOut:
         for name, tracker in list(self._optional.items()):
             self._attempt(name, lambda tracker=tracker: tracker.log(metrics, update=update))  # type: ignore[misc]
 
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Give a transcript's line to the trackers that show texts."""
+        for name, tracker in list(self._optional.items()):
+            if isinstance(tracker, TensorBoardTracker):
+                self._attempt(name, lambda tracker=tracker: tracker.show(line))  # type: ignore[misc]
+
     def close(self) -> None:
         """Close all of them."""
         self._record.close()

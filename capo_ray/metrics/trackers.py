@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.base import flat_keys
+from capo_ray.metrics.told import to_markdown
 
 
 class TensorBoardTracker:
-    """Scalars as TensorBoard events under `directory`; with `resume_from` = v, what was shown after v is hidden.
+    """Figures and transcripts as TensorBoard events under `directory`; what was shown after `resume_from` is hidden.
 
     Written by tensorboard's own event writer: the one in torch.utils would import torch into the driver.
     """
 
     def __init__(self, directory: Path, resume_from: int | None = None) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2, summary_pb2.Summary
+        self._metadata, self._tensor = summary_pb2.SummaryMetadata, tensor_pb2.TensorProto
         self._writer = EventFileWriter(str(directory))
         if resume_from is not None:
             start = self._event.SessionLog(status=self._event.SessionLog.START)
@@ -32,6 +34,15 @@ class TensorBoardTracker:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in _finite(metrics).items()]
         event = self._event.Event(wall_time=time.time(), step=update, summary=self._summary(value=values))
         self._writer.add_event(event)
+        self._writer.flush()
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Add a transcript's line to the page of texts."""
+        text = self._tensor(dtype="DT_STRING", string_val=[to_markdown(line).encode()])
+        plugin = self._metadata.PluginData(plugin_name="text")
+        value = self._summary.Value(tag="transcripts", metadata=self._metadata(plugin_data=plugin), tensor=text)
+        summary = self._summary(value=[value])
+        self._writer.add_event(self._event.Event(wall_time=time.time(), step=line["update"], summary=summary))
         self._writer.flush()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ that reads it. It begins with `head`, so that a reader of many groups need not p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,24 @@ from capo_ray.votes import majority_word
 
 
 class TranscriptWriter:
-    """Appends groups to a JSONL file; with `resume_from` = v, lines of updates > v are cut away first."""
+    """Appends groups to a JSONL file; with `resume_from` = v, lines of updates > v are cut away first.
 
-    def __init__(self, path: Path, resume_from: int | None = None) -> None:
+    `show` gets each line as well, once it is written.
+    """
+
+    def __init__(
+        self, path: Path, resume_from: int | None = None, show: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         keep_rows(path, resume_from)
-        self._path = path
+        self._path, self._show = path, show
 
     def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
         """Append its line."""
-        line = to_line(group_line(update, group, credit))
+        told = group_line(update, group, credit)
         with self._path.open("ab") as file:
-            file.write(line)
+            file.write(to_line(told))
+        if self._show is not None:
+            self._show(told)
 
 
 def group_line(update: int, group: Group, credit: GroupCredit) -> dict[str, Any]:

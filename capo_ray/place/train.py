@@ -126,12 +126,12 @@ async def _train(
 ) -> RunOutcome:
     """The outcome of the pipeline over started actors, from `state` on."""
     resume_from = state.version if config.resume else None
-    # In a thread: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
-    cutting = asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from)
-    transcripts = await files_within(config, run_dir, f"the reading of {TRANSCRIPTS_FILE}", cutting)
     tracker = await start_trackers(config, run_dir, resume_from)
     engine = actors.part(ROLLOUT)
     with contextlib.closing(tracker), open_environment(config, engine, tokenizer) as environment:
+        # In a thread: what earlier sessions wrote is read and cut, which may be gigabytes of transcripts.
+        cutting = asyncio.to_thread(TranscriptWriter, run_dir / TRANSCRIPTS_FILE, resume_from, tracker.show)
+        transcripts = await files_within(config, run_dir, f"the reading of {TRANSCRIPTS_FILE}", cutting)
         parts = Parts(
             config=config,
             tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.cli import checks, main, memory, plan
+from capo_ray.cli import architecture, checks, main, memory, plan
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.fit import refuse_misfit
 from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
@@ -128,6 +128,41 @@ def test_adapters_alone_have_masters_moments_and_gradients(model: Path) -> None:
         184 * size for size in (4, 4, 8, 4, 4)
     ]
     assert terms["activations"] == 16 * (244 - 32 + 112 + 16)
+
+
+@pytest.mark.parametrize(
+    ("more", "packing", "words"),
+    [
+        (
+            {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+            "shared",
+            "final_logit_softcapping=30.0 in",
+        ),
+        ({"logit_scale": 0.25}, "padded", "got logit_scale=0.25 in"),
+        ({"logits_scaling": 8.0}, "shared", "got logits_scaling=8.0 in"),
+        ({"attn_logit_softcapping": 50.0}, "shared", "attn_logit_softcapping=50.0 in"),
+        ({"attention_chunk_size": 8192}, "shared", "attention_chunk_size=8192 in"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "shared", "got linear_attention in"),
+        ({"layer_types": ["conv"], "conv_L_cache": 3}, "shared", "got conv, conv_L_cache, of a recurrence in"),
+        ({"model_type": "gpt_oss"}, "shared", "got attention sinks in"),
+    ],
+)
+def test_models_that_a_learner_cannot_train_are_refused_by_what_their_config_says(
+    model: Path, more: dict[str, object], packing: str, words: str
+) -> None:
+    """The keys of Gemma 2, Cohere 2, Granite, Llama 4, Qwen3-Next, LFM2 and gpt-oss."""
+    kept = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(kept | more))
+    said = sentence(config_with(model, f"learner.packing={packing}"))
+    assert words in said and said.startswith("model.path: ")
+    head = "logits are its head" in said
+    assert said.endswith("give another model" if head else "set learner.packing=padded")
+    plain = {"final_logit_softcapping": None, "logit_scale": 1.0, "layer_types": ["sliding_attention"]}
+    (model / "config.json").write_text(json.dumps(kept | plain))
+    architecture.check_architecture(config_with(model))
+    if not head:
+        (model / "config.json").write_text(json.dumps(kept | more))
+        architecture.check_architecture(config_with(model, "learner.packing=padded"))
 
 
 def test_layers_that_get_adapters_and_are_not_there_are_refused_before_anything_starts(model: Path) -> None:

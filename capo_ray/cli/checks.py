@@ -10,13 +10,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from capo_ray.cli.architecture import check_adapters, check_architecture
 from capo_ray.cli.fit import refuse_misfit
 from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib, sized
-from capo_ray.cli.models import Role, find_model, head_dim_of, is_fetched, read_facts, read_matrices, size_of
+from capo_ray.cli.models import (
+    Role,
+    find_model,
+    head_dim_of,
+    is_fetched,
+    read_facts,
+    size_of,
+)
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
-from capo_ray.demand import ModelUse, bfloat16_on_gpus, demand, in_all, models, policy_model
+from capo_ray.demand import ModelUse, bfloat16_on_gpus, demand, in_all, models
 from capo_ray.place.transport import choose_transport
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
@@ -35,6 +43,7 @@ def check_plan(config: TrainConfig) -> None:
     """Raise the first reason why this run could not go well wherever it is started: what a dry run tells."""
     for model in models(config):
         check_model(model.name, model.shipped, model.key, model.max_model_len)
+    check_architecture(config)
     check_adapters(config)
     check_lengths(config)
     check_engine_arguments(config)
@@ -144,16 +153,6 @@ def check_data(config: Job) -> None:
             raise RunFailed(str(error).replace("data.path", key)) from error
         if all(path.stat().st_size == 0 for path in files):
             raise RunFailed(f"{key}: expected at least one row in {name}, got an empty file")
-
-
-def check_adapters(config: Job) -> None:
-    """The layers that get adapters are there, as far as the model's files are."""
-    lora, model = config.learner.lora, policy_model(config)
-    folder = find_model(model.name, model.shipped) if lora.rank else None
-    if folder is not None and any(folder.glob("*.safetensors")):
-        from capo_ray.learners.adapters import targets_of
-
-        targets_of(read_matrices(folder, model.key), lora.targets, str(folder))
 
 
 def check_lengths(config: TrainConfig) -> None:

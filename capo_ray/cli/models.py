@@ -66,6 +66,11 @@ def is_fetched(name: str, folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or folder != _in_hub_cache(name)
 
 
+def read_config(folder: Path, key: str) -> dict[str, Any]:
+    """The `config.json` of a model's directory."""
+    return _read_json(folder / "config.json", key)
+
+
 def read_facts(folder: Path, key: str) -> ModelFacts:
     """The facts of a Hugging Face directory; raises `RunFailed` naming `key` where it does not look like one."""
     _require_plain_files(folder, key)

@@ -9,8 +9,7 @@ import torch
 from capo_ray.learners import attention
 from capo_ray.learners.microbatch import Inputs, shared_inputs, to_inputs
 from capo_ray.protocols import RunFailed
-
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+from capo_ray.sizing import KNOWN_LAYERS
 
 
 def hidden_states(trunk: Any, inputs: Inputs) -> torch.Tensor:

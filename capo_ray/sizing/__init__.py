@@ -9,10 +9,12 @@ from capo_ray.sizing.engine import EngineLoad, engine_terms, kv_bytes_per_token
 from capo_ray.sizing.learner import learner_terms
 from capo_ray.sizing.load import LearnerLoad
 from capo_ray.sizing.nodes import pack
+from capo_ray.sizing.oddities import KNOWN_LAYERS, odd_head, odd_layers
 from capo_ray.sizing.publish import shm_bytes, store_bytes, transfer_deadline_s
 from capo_ray.sizing.shapes import Shape, known_shape, shape_of
 
 __all__ = [
+    "KNOWN_LAYERS",
     "AdapterLoad",
     "EngineLoad",
     "LearnerLoad",
@@ -22,6 +24,8 @@ __all__ = [
     "known_shape",
     "kv_bytes_per_token",
     "learner_terms",
+    "odd_head",
+    "odd_layers",
     "pack",
     "shape_of",
     "shm_bytes",

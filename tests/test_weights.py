@@ -31,7 +31,7 @@ from capo_ray.weights import (
     read_manifest,
     verify_handle,
 )
-from capo_ray.weights.checksum import BLOCK_BYTES, checksum
+from capo_ray.weights.checksum import BLOCK_BYTES, checksum, device_checksum
 
 ALLOWED = Apart(1e-3, 1e-3)
 CANARY = Canary((5, 6, 7), (-0.25, -1.5), ALLOWED)
@@ -355,3 +355,12 @@ def test_each_worker_of_an_engine_must_have_been_sent_what_was_announced() -> No
     for tensors_ in (came.tensors[:-1], came.tensors[::-1]):
         with pytest.raises(WeightsRefused, match=r"must come with the tensors that its manifest names \(got "):
             verify_handle(handle, found=found, came=dataclasses.replace(came, tensors=tensors_))
+
+
+@pytest.mark.parametrize("size", [0, 5, BLOCK_BYTES, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES + 77])
+@pytest.mark.parametrize("offset", [0, 2, 8])
+def test_a_checksum_that_is_summed_on_the_device_is_the_hosts(size: int, offset: int) -> None:
+    """On the CPU, whose sums of 64-bit words wrap around as a GPU's do."""
+    flat = torch.randint(0, 256, (size + offset,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    part = flat[offset:]
+    assert device_checksum(part) == checksum(part.numpy())

@@ -12,6 +12,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import torch
 
 BLOCK_BYTES = 1 << 18
 _COLUMNS = 1024
@@ -27,3 +28,16 @@ def checksum(flat: np.ndarray[Any, Any], start: int = 0) -> int:
         else:
             start = zlib.crc32(block.data, start)
     return start
+
+
+def device_checksum(flat: torch.Tensor) -> int:
+    """The checksum of a tensor of bytes, summed where it lies: 3% of them come to the host."""
+    if flat.storage_offset() % torch.int64.itemsize:
+        flat = flat.clone()  # a part of a larger tensor, between two words
+    whole = len(flat) // BLOCK_BYTES * BLOCK_BYTES
+    words = flat[:whole].view(torch.int64).view(-1, BLOCK_BYTES // (8 * _COLUMNS), _COLUMNS)
+    start = 0
+    for rows, columns in zip(words.sum(2).cpu().numpy(), words.sum(1).cpu().numpy(), strict=True):
+        start = zlib.crc32(columns.data, zlib.crc32(rows.data, start))
+    rest = flat[whole:].cpu().numpy()
+    return zlib.crc32(rest.data, start) if len(rest) else start

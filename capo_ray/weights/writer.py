@@ -18,7 +18,7 @@ import torch
 
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights.canary import Canary
-from capo_ray.weights.checksum import checksum
+from capo_ray.weights.checksum import checksum, device_checksum
 from capo_ray.weights.manifest import UNSEALED, Manifest, TensorEntry
 
 ALIGNMENT = 64  # of Ray's object store, and more than any dtype needs
@@ -196,7 +196,8 @@ def require_finite(tensors: Mapping[str, torch.Tensor], version: int) -> None:
 
 def _checksum(tensor: torch.Tensor) -> int:
     """The checksum of a tensor's bytes."""
-    return checksum(as_flat(tensor).cpu().numpy())
+    flat = as_flat(tensor)
+    return device_checksum(flat) if flat.is_cuda else checksum(flat.numpy())
 
 
 def as_flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 help:
 	@echo "make install            the environment in .venv, pinned by constraints.txt"
-	@echo "make train ARGS=…       the main job (ARGS: overrides, as credit=grpo)"
+	@echo "make train ARGS=…       the main job, experiment=novice (ARGS: overrides, as credit=grpo)"
 	@echo "make test               every test"
 	@echo "make check              make lint and the fast tests"
 	@echo "make lint               format, lint, types, import contracts"
@@ -44,7 +44,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "== installed: $(BIN)/capo-ray (source $(BIN)/activate puts it on PATH)"
 
 train: install
-	$(BIN)/capo-ray train $(ARGS)
+	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=novice) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

@@ -33,6 +33,13 @@ def test_no_overrides_give_the_defaults_of_the_models() -> None:
     assert compose_train([]) == TrainConfig()
 
 
+def test_the_main_job_has_a_credit_of_its_own_and_any_other_in_its_place() -> None:
+    credit = compose_train(["experiment=novice"]).credit
+    assert (credit.method, credit.w_process) == ("capo", 3.0)
+    assert compose_train(["experiment=novice", "credit=capo"]).credit == TrainConfig().credit
+    assert compose_train(["experiment=novice", "credit=grpo"]).credit.method == "grpo"
+
+
 def test_a_key_needs_no_plus_and_a_plus_does_no_harm() -> None:
     plain = compose_train(["learner.lr=1e-5"])
     assert plain.learner.lr == 1e-5

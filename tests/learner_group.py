@@ -244,6 +244,21 @@ def train_adapters(spec: LearnerSpec, out: Path) -> None:
         (out / f"lora{stage}.json").write_text(json.dumps(metrics))
 
 
+def go_on_from_one(spec: LearnerSpec, out: Path) -> None:
+    """Rank 0 leaves its weights as one rank's checkpoint `one` holds them, and after an update from there."""
+    from safetensors.torch import save_file
+
+    learner = Learner(spec)
+    learner.load(str(out / "one"))
+    loaded = learner.named_tensors()
+    learner.update(make_batch(3, num_ranks=spec.world_size).column(spec.rank))
+    after = learner.named_tensors()
+    learner.close()
+    if loaded is not None and after is not None:
+        save_file(loaded, out / f"loaded{kind_of(spec)}.safetensors")
+        save_file(after, out / f"grown{kind_of(spec)}.safetensors")
+
+
 def measure_memory(spec: LearnerSpec, out: Path) -> None:
     """Each rank leaves the most anonymous memory (bytes) that it held while both models were loaded and dealt."""
     deal, leave = (deal_by_fsdp if kind_of(spec) == FSDP else deal_by_zero3)(spec)
@@ -304,6 +319,7 @@ def anonymous_bytes() -> int:
 
 TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
     "bf16": train_in_bf16,
+    "grow": go_on_from_one,
     "lora": train_adapters,
     "memory": measure_memory,
     "refresh": refresh_and_resume,

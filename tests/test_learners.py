@@ -36,6 +36,7 @@ from tests.learner_group import (
     make_batch,
     make_samples,
     make_spec,
+    run_ranks,
     save,
     train,
     trained,
@@ -255,6 +256,47 @@ def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks:
     trained_before = load_file(two_ranks / f"trained{stage}.safetensors")
     assert all(torch.equal(after[k], again[k]) for k in after)
     assert any(not torch.equal(after[k], trained_before[k]) for k in after)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP])
+def test_one_rank_of_another_backend_goes_on_from_a_checkpoint_of_two(model: Path, two_ranks: Path, stage: int) -> None:
+    from safetensors.torch import load_file
+
+    for backend in ("torch", "fsdp") if stage != FSDP else ("torch", "zero"):
+        spec = make_spec(model, 3)
+        spec = dataclasses.replace(spec, learner=spec.learner.model_copy(update={"backend": backend}))
+        learner = Learner(spec)
+        try:
+            assert learner.load(str(two_ranks / f"checkpoint{stage}")) == 2
+            loaded = learner.named_tensors()
+            learner.update(make_batch(3).column(0))
+            after = learner.named_tensors()
+        finally:
+            learner.close()
+        assert loaded is not None and after is not None
+        expected = load_file(two_ranks / f"trained{stage}.safetensors")
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected), "masters are the weights"
+        assert_same_update(after, load_file(two_ranks / f"after{stage}.safetensors"), start_weights(model))
+
+
+@pytest.mark.real
+def test_two_ranks_go_on_from_a_checkpoint_of_one(model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    spec = make_spec(model)
+    learner = Learner(dataclasses.replace(spec, learner=spec.learner.model_copy(update={"backend": "torch"})))
+    train(learner, 1, 0)
+    save(learner, tmp_path / "one")
+    weights = learner.named_tensors()
+    learner.update(make_batch(3).column(0))
+    after = learner.named_tensors()
+    assert weights is not None and after is not None
+    run_ranks("grow", model, tmp_path, 1, 2, 3, FSDP)
+    for kind in (1, 2, 3, FSDP):
+        loaded = load_file(tmp_path / f"loaded{kind}.safetensors")
+        assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+        assert_same_update(load_file(tmp_path / f"grown{kind}.safetensors"), after, start_weights(model))
 
 
 @pytest.mark.real

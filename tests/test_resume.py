@@ -88,9 +88,6 @@ def test_a_change_of_what_the_run_is_about_is_refused_by_name_or_taken_on_purpos
         ("run.name", "two"),
         ("run.dir", "/elsewhere"),
         ("model.dtype", "bfloat16"),
-        ("learner.num_ranks", 2),
-        ("learner.backend", "torch"),
-        ("learner.zero_stage", 3),
         ("learner.lora.rank", 4),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from capo_ray.learners.relayout import Pieces
 from capo_ray.learners.shards import copy_to_host
 from capo_ray.protocols import RunFailed
 
@@ -59,6 +60,9 @@ class Backend(Protocol):
     def shard(self) -> dict[str, torch.Tensor]:
         """Copies of this rank's masters and of Adam's state of each, on the CPU: `master.i` and `state.i.key`."""
 
+    def pieces(self) -> Pieces:
+        """Which numbers of which weights each master of `shard` holds."""
+
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restores what `shard` gave, on a backend of the same kind, stage and number of ranks."""
 
@@ -90,6 +94,12 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
     return [param for param in module.parameters() if param.requires_grad]
 
 
+def whole_pieces(module: nn.Module) -> Pieces:
+    """The pieces of masters that are the trained weights themselves."""
+    sizes = {name: param.numel() for name, param in module.named_parameters() if param.requires_grad}
+    return [(numel, [(name, 0, 0, numel)]) for name, numel in sizes.items()]
+
+
 def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[str, torch.Tensor]:
     """As `Backend.shard`."""
     tensors: dict[str, torch.Tensor] = {}
@@ -104,18 +114,19 @@ def pack_adam(masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> dict[
 def unpack_adam(tensors: dict[str, torch.Tensor], masters: Sequence[torch.Tensor], adam: torch.optim.AdamW) -> None:
     """Restores what `pack_adam` gave."""
     shapes = [tuple(tensors[f"master.{i}"].shape) for i in range(len(masters)) if f"master.{i}" in tensors]
-    if shapes != [tuple(m.shape) for m in masters]:
+    flat = [(master.numel(),) for master in masters]  # as it comes from another layout
+    if shapes != flat and shapes != [tuple(m.shape) for m in masters]:
         raise RunFailed(
             f"a checkpoint must hold the shards of this model, stage and number of ranks "
             f"(got masters {shapes[:3]}, expected {[tuple(m.shape) for m in masters[:3]]})"
         )
     adam.state.clear()
     for i, master in enumerate(masters):
-        master.copy_(tensors[f"master.{i}"])
+        master.copy_(tensors[f"master.{i}"].view(master.shape))
         prefix = f"state.{i}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if state:  # Adam keeps its move counter on the CPU
             adam.state[master] = {
-                key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                key: value.clone() if key == "step" else value.view(master.shape).to(master.device, copy=True)
                 for key, value in state.items()
             }

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from capo_ray.learners import meeting
 from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
 from capo_ray.learners.pretrained import DTYPES
+from capo_ray.learners.relayout import Pieces, cut
 
 TINY = 1e-6  # in the divisor of clipping, as torch's own has it
 
@@ -142,6 +143,18 @@ class FsdpBackend:
     def shard(self) -> dict[str, torch.Tensor]:
         """As `Backend.shard`."""
         return pack_adam(list(self._masters.values()), self._adam)
+
+    def pieces(self) -> Pieces:
+        """As `Backend.pieces`: rows, dealt as evenly as they can be from the first rank on."""
+        found: Pieces = []
+        for name, param in self._module.named_parameters():
+            if param in self._masters:
+                rows = -(-param.shape[0] // self._world_size)
+                width = param.numel() // param.shape[0]
+                start = rows * self.rank * width
+                own = self._masters[param].numel()
+                found.append((own, cut([(name, 0, param.numel())], start, own)))
+        return found
 
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """As `Backend.load_shard`."""

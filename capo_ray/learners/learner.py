@@ -268,16 +268,14 @@ class Learner:
         return shards.snapshot(
             self.spec.rank,
             self._backend.shard(),
-            {**counts, **rank.layout_of(self.spec)},
+            {**counts, **rank.layout_of(self.spec), "pieces": self._backend.pieces()},
             extra=extra,
             policy=(ModelSource(self._model_config, self.spec.model_path), policy) if policy else None,
         )
 
     def load(self, path: str) -> int:
-        """The version restored from `path`; RunFailed when it was saved by another layout of ranks."""
-        tensors, facts = shards.read_shard(Path(path), self.spec.rank)
-        rank.require_layout(rank.layout_of(self.spec), facts, path)
-        self._backend.load_shard(tensors)
+        """The version restored from `path`; RunFailed where another dtype or other adapters saved it."""
+        facts = rank.restore(self._backend, self.spec, path)
         if self._reference is not None:
             self._reference.load(Path(path))
         self.version, self._moves = facts["version"], facts["moves"]

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
+from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam, whole_pieces
 from capo_ray.learners.pretrained import place
+from capo_ray.learners.relayout import Pieces
 
 
 class PlainBackend:
@@ -100,6 +101,10 @@ class PlainBackend:
     def shard(self) -> dict[str, torch.Tensor]:
         """As `Backend.shard`."""
         return pack_adam(list(self._masters.values()), self._adam)
+
+    def pieces(self) -> Pieces:
+        """As `Backend.pieces`."""
+        return whole_pieces(self._module)
 
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """As `Backend.load_shard`."""

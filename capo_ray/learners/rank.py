@@ -7,15 +7,18 @@ import random
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from capo_ray.learners import shards
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.plain import PlainBackend
 from capo_ray.learners.pretrained import DTYPES
+from capo_ray.learners.relayout import read_pieces
 from capo_ray.learners.spec import RankSpec
 from capo_ray.learners.zero import ZeroBackend
 from capo_ray.protocols import RunFailed
@@ -111,6 +114,37 @@ def layout_of(spec: RankSpec) -> dict[str, object]:
     if config.lora.rank:  # another checkpoint's masters are of other shapes
         layout["lora"] = config.lora.model_dump(mode="json")
     return layout | ({"zero_stage": config.zero_stage} if config.backend == "zero" else {})
+
+
+DEALT = ("backend", "world_size", "zero_stage")
+"""What of a layout may be another: masters are then dealt anew, by the pieces that they say they hold."""
+
+
+def restore(backend: Backend, spec: RankSpec, path: str) -> dict[str, Any]:
+    """The facts of the policy's checkpoint at `path`, whose masters and Adam's state the backend takes over."""
+    directory, ours = Path(path), layout_of(spec)
+    there = spec.rank if (directory / f"rank{spec.rank}.json").is_file() else 0  # of its files, where they are fewer
+    tensors, facts = shards.read_shard(directory, there)
+    same = all(facts.get(key) == ours.get(key) for key in DEALT)
+    if not same and "pieces" in facts:
+        refreshed = list(directory.glob("reference_rank*.json"))
+        if refreshed and facts["world_size"] != spec.world_size:
+            raise RunFailed(
+                f"the checkpoint {path} holds a refreshed reference in parts of {facts['world_size']} ranks (got "
+                f"{spec.world_size}); resume with learner.num_ranks={facts['world_size']}"
+            )
+        require_layout({key: value for key, value in ours.items() if key not in DEALT}, facts, path)
+        found = len(list(directory.glob("rank*.json")))
+        if found != facts["world_size"]:
+            raise RunFailed(
+                f"the checkpoint {path} was saved with world_size={facts['world_size']} (got shards of {found} ranks); "
+                f"it is not whole: resume from another one"
+            )
+        backend.load_shard(read_pieces(directory, backend.pieces()))
+    else:
+        require_layout(ours, facts, path)
+        backend.load_shard(tensors)
+    return facts
 
 
 def require_layout(ours: dict[str, object], facts: dict[str, Any], path: str) -> None:

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import nn
 
 from capo_ray.learners import meeting
-from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
+from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam, whole_pieces
 from capo_ray.learners.pretrained import DTYPES, place
+from capo_ray.learners.relayout import Piece, Pieces, cut, end_to_end
 
 BUCKET_NUMEL = 200_000_000
 
@@ -136,6 +137,32 @@ class ZeroBackend:
     def shard(self) -> dict[str, torch.Tensor]:
         """Copies of this rank's masters and of Adam's state of each, on the CPU: `master.i` and `state.i.key`."""
         return pack_adam(self._masters(), self._adam)
+
+    def pieces(self) -> Pieces:
+        """As `Backend.pieces`."""
+        if self.stage == 0:
+            return whole_pieces(self._engine.module)
+        names = {param: name for name, param in self._engine.module.named_parameters()}
+        found: Pieces = []
+        for group, master in enumerate(self._masters()):
+            size = master.numel()
+            if self.stage == 3:  # the ranks' parts of each weight, padded to equal size, end to end
+                parts = [(names[param], param) for param in self._optimizer.fp16_groups[group]]
+                sizes = end_to_end([(name, param.partition_numel()) for name, param in parts])
+                its: list[Piece] = []
+                for (name, param), (_, offset, part) in zip(parts, sizes, strict=True):
+                    own = cut([(name, 0, param.ds_numel)], part * self.rank, part)
+                    its += [(name, offset, begin, end) for _, _, begin, end in own]
+                found.append((size, its))
+            elif hasattr(self._optimizer, "bf16_groups"):
+                weights = end_to_end([(names[param], param.numel()) for param in self._optimizer.bf16_groups[group]])
+                found.append((size, cut(weights, size * self.rank, size)))
+            else:
+                params = self._optimizer.round_robin_bit16_groups[group]
+                offsets = self._optimizer.round_robin_bit16_offsets[group]
+                weights = [(names[param], at, param.numel()) for param, at in zip(params, offsets, strict=True)]
+                found.append((size, cut(weights, size * self.rank, size)))
+        return found
 
     def load_shard(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restores what `shard` gave, on a backend of the same stage and number of ranks."""

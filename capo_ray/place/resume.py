@@ -1,7 +1,6 @@
 """Going on with a run: what may differ from the run's own settings, and which checkpoint it goes on from.
 
-    fixed      names and shards: never            run.name, run.dir, model.dtype, numbers of ranks, backend, ZeRO stage,
-                                                     LoRA
+    fixed      names and shards: never            run.name, run.dir, model.dtype, LoRA, ranks of a reward model
     meaning    what the run is about: only with   model.path, reward_model.path, run.seed, credit.method, data
                run.changes_allowed=[key]
     the rest   taken and recorded                 lr, num_updates, deadlines, …
@@ -26,9 +25,6 @@ SESSION_KEYS = ("resume", "run.from_zero", "run.changes_allowed")
 _IDENTITY = ("run.name", "run.dir")
 _SHARDS = (
     "model.dtype",
-    "learner.num_ranks",
-    "learner.backend",
-    "learner.zero_stage",
     "learner.lora.rank",
     "learner.lora.alpha",
     "learner.lora.targets",

@@ -110,6 +110,7 @@ def test_eapo_asks_critics_whether_the_block_is_wrong() -> None:
     assert [request.name for request in config.evidence()] == ["critiques"]
     credit = assign_credit(group(*members), config)
     assert credit.advantages == ((-0.5, 0.0), (0.5, 0.0), (0.0, 0.0))
+    assert credit.step_weights == ((0.5, 0.0), (0.0, 0.0), (0.0, 0.0)) and credit.valid_critiques == (2, 2, 1)
 
 
 def test_eapo_refuses_a_question_without_a_context_and_a_member_without_a_score() -> None:

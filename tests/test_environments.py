@@ -245,7 +245,9 @@ def test_the_siblings_of_an_episode_that_was_lost_play_no_further() -> None:
     assert asyncio.run(lose()) == 0
 
 
-def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lose_every", [0, 11])
+def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp_path: Path, lose_every: int) -> None:
+    """Also where every so many calls of the engine are lost, in the middle of an episode mostly."""
     words = ["credit=grpo", "environment=calculator", "steps=turn", "data=environment", "run.num_updates=2"]
     words += ["rollout.group_size=4", "learner.groups_per_batch=2", "run.eval_every=0", "run.eval_problems=4"]
     config = compose_train([*words, "rollout.max_response_tokens=200", "verifier.kind=exact"])
@@ -260,7 +262,12 @@ def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp
             return tuple(guess if i % 2 else one for i, one in enumerate(said))
 
     class Solver(Half):
+        calls = 0
+
         async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
+            self.calls += 1
+            if lose_every and self.calls % lose_every == 0:
+                raise PartLost("the worker died")
             question = "".join(map(chr, prompt_ids)).partition("\n")[0]
             first = question[1 : question.index(")")]
             self.turns = (
@@ -284,7 +291,8 @@ def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp
         text = "".join(chr(sample.token_ids[t]) for start, end in sample.spans for t in range(start, end))
         assert text.startswith("calc") == bool(sample.acted) and (sample.advantages[0] > 0) == bool(sample.acted)
     balance = read_balance(tmp_path / "ledger.sqlite")
-    assert balance.counts["trained"] == 16
+    assert balance.counts["trained"] == 16 and not balance.trained_twice
+    assert any(sample.key.attempt for sample in samples) == bool(lose_every), "a lost group is played again"
     tracker: Recorder = parts.tracker  # type: ignore[assignment]
     rows = [row for _, row in tracker.rows if "rollout/turns_mean" in row]
     assert len(rows) == 2 and all(row["rollout/turns_mean"] == 2.0 for row in rows)  # three turns, or one

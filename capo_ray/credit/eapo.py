@@ -54,7 +54,16 @@ def eapo(group: Group, config: EapoConfig, progress: float = 0.0) -> GroupCredit
             _spread(member, reward, config.w_evidence * score)
             for member, reward, score in zip(group.members, rewards, scores, strict=True)
         ],
+        [
+            _blame(member, e if config.asked(Critiques) else None)
+            for member, e in zip(group.members, worths, strict=True)
+        ],
     )
+
+
+def _blame(member: Judged, worth: float | None) -> list[float]:
+    """[K]: how wrong critics hold the block to be; the other steps are not asked about."""
+    return [1.0 - worth if worth is not None and k == 0 else 0.0 for k in range(len(member.steps))]
 
 
 def worth_of(member: Judged, config: EapoConfig) -> float | None:

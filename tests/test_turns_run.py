@@ -1,4 +1,4 @@
-"""A run of turns on real parts: Ray, vLLM and a learner play the grid puzzle with a policy that has a chat template."""
+"""A run of turns on real parts: Ray, vLLM and DeepSpeed play the grid puzzle with a policy that has a chat template."""
 
 from __future__ import annotations
 
@@ -73,8 +73,6 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "verifier.kind=exact",
         "stream.max_age=0",
         "run.num_updates=2",
-        "run.eval_problems=4",
-        "learner.backend=torch",
     )
     assert finish(process, run_dir) == 0, log_of(run_dir)
     return run_dir

@@ -271,11 +271,11 @@ TRAIN = [
     ),
     (
         "weights.transport=host weights.bucket_mib=8",
-        "with weights.transport=host, which sends no buckets; remove one of the two",
+        "with weights.transport=host, which sends no buckets; name gloo or nccl, or remove it",
     ),
     (
         "weights.delta_frac=0.2",
-        "where weights.transport=auto takes host memory, which it does without GPUs; name a transport",
+        "with weights.transport=auto, which sends no buckets; name gloo or nccl, or remove it",
     ),
     ("tracking.project=mine", NO_TRACKER),
     ("cluster.address=auto cluster.num_cpus=4", SIZED),

@@ -28,13 +28,14 @@ GPUS = ("learner=gpu", "engine=gpu")
     ("given", "taken"),
     [
         ((), "host"),
-        (GPUS, "nccl"),
+        (GPUS, "host"),
+        ((*GPUS, "weights.transport=nccl"), "nccl"),
         ((*GPUS, "engine.num_gpus=0.5"), "host"),
         ((*GPUS, "weights.transport=host"), "host"),
         (("weights.transport=gloo",), "gloo"),
     ],
 )
-def test_auto_takes_nccl_where_learner_and_engines_have_gpus_of_their_own(given: tuple[str, ...], taken: str) -> None:
+def test_auto_takes_what_has_been_run_and_a_named_transport_is_taken(given: tuple[str, ...], taken: str) -> None:
     assert choose_transport(compose_train([*given])).name == taken
 
 

@@ -206,8 +206,8 @@ class WeightsConfig(Section):
 
     transport: Literal["auto", "host", "gloo", "nccl", "ipc"] = "auto"
     """What carries a version: `host`, once through host memory and Ray's object store to each node; `gloo` (CPUs) and
-    `nccl` (GPUs), in buckets to all engines at once; `ipc`, within one GPU. `auto`: what fits the placement, and the
-    dry run tells which."""
+    `nccl` (GPUs), in buckets to all engines at once; `ipc`, within one GPU. `auto`: `host`, until
+    `nccl` has been run on GPUs; the dry run tells."""
     bucket_mib: int = Field(64, ge=1, le=2048)
     """Of a version that is sent in buckets: two of them lie in rank 0's memory in place of a copy of the model."""
     delta_frac: float = Field(0.0, ge=0, le=1)
@@ -228,10 +228,10 @@ class WeightsConfig(Section):
     def idle(self) -> tuple[Idle, ...]:
         """The tolerance of a comparison that is never made, and buckets that are not sent."""
         never = "with weights.canary_every=0, which never compares; remove one of the two"
-        whole = "with weights.transport=host, which sends no buckets; remove one of the two"
+        whole = f"with weights.transport={self.transport}, which sends no buckets; name gloo or nccl, or remove it"
         return (
             Idle(("canary_tolerance",), self.canary_every == 0, never),
-            Idle(("bucket_mib", "delta_frac"), self.transport == "host", whole),
+            Idle(("bucket_mib", "delta_frac"), self.transport in ("auto", "host"), whole),
         )
 
 

@@ -101,11 +101,6 @@ class TrainConfig(Section):
             idle_without_gpus(any(part.num_gpus for part in (self.engine, self.critic, *learners))),
             *self.credit.idle_beside(self),
             Idle(
-                ("weights.bucket_mib", "weights.delta_frac"),
-                self.weights.transport == "auto" and not (self.engine.num_gpus >= 1 and self.learner.num_gpus >= 1),
-                "where weights.transport=auto takes host memory, which it does without GPUs; name a transport",
-            ),
-            Idle(
                 ("critic",),
                 votes is None,
                 f"with credit={self.credit.method}, which reads no critiques; remove it or choose credit=capo",

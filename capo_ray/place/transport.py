@@ -32,7 +32,10 @@ def choose_transport(config: TrainConfig) -> Transport:
     found = f"learner.num_gpus={learner:g} and engine.num_gpus={engine:g}"
     if given == "auto":
         if _is_whole(learner) and _is_whole(engine):
-            return Transport("nccl", "learner and engines have GPUs of their own; where it fails, host memory serves")
+            # nccl is the code of gloo with another group, but where a broadcast between GPUs hangs, torch's watchdog
+            # ends the process before host memory could serve: not for a run that did not ask for it.
+            why = "one copy in each node's memory; weights.transport=nccl has not been run on GPUs yet, name it to try"
+            return Transport("host", why)
         return Transport("host", "one copy in each node's memory serves all of its engines")
     if given == "nccl" and not (_is_whole(learner) and _is_whole(engine)):
         raise RunFailed(

@@ -61,7 +61,7 @@ def _begin(name: str, task: Task) -> _Played:
 
         spec = gymnasium.spec(name)
         shows = "ansi" in getattr(pkgutil.resolve_name(str(spec.entry_point)), "metadata", {}).get("render_modes", ())
-        env = gymnasium.make(name, **({"render_mode": "ansi"} if shows else {}))
+        env = gymnasium.make(name, render_mode="ansi") if shows else gymnasium.make(name)
     observation, _ = env.reset(seed=int(task.answer))
     shown = _shown(env, observation)
     return _Played(env, Reply(shown, _key(observation)), 0.0)

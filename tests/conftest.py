@@ -35,7 +35,23 @@ def hub_as_a_user_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
-BESIDE = ("test_cluster_lost", "test_learners", "test_learner_memory", "test_learner_numerics", "test_reward_learner")
+BESIDE = tuple(
+    f"test_{stem}"
+    for stem in [
+        "cluster_lost",
+        "learners",
+        "learner_memory",
+        "learner_numerics",
+        "reward_learner",
+        "lora",
+        "ranks",
+        "supervised",
+        "supervised_runs",
+        "placement",
+        "nodes",
+        "critics_keeper",
+    ]
+)
 """Files with real tests but no engine: they wait, or compute on a rank or two."""
 
 

@@ -186,7 +186,7 @@ def _offloaded_references(config: TrainConfig) -> list[Memory]:
 
 def _coming_versions(config: Job, policy: Model) -> list[Memory]:
     """Host memory in which engines make a version ready while they serve the one before, one row for all of them."""
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, TrainConfig) or not publishes(config):
         return []
     engine, unit = config.engine, DTYPE_BYTES[config.model.dtype]
     by_host = choose_transport(config).name == "host"
@@ -260,7 +260,7 @@ def _driver_memory(config: Job, policy: Model) -> Memory:
     unit = DTYPE_BYTES[config.model.dtype]
     version = unit * policy.num_params if publishes(config) else 0
     terms = [Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"), _store_term(config, version)]
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig) and publishes(config):
         terms += _sent_terms(config, policy)
     return Memory("driver and Ray", 1, False, tuple(terms), bool(policy.num_params))
 

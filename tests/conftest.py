@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,27 @@ def pytest_collection_finish() -> None:
 def hub_as_a_user_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine in this process switches the hub off for as long as the process lives; later tests are other users."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of random weights for learners, over the `VOCAB` tokens of their batches."""
+    from benchmarks.tiny import write_tiny_model
+    from tests.learner_group import VOCAB
+
+    path = tmp_path_factory.mktemp("model")
+    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A cluster of this process's own, for actors that ask for little."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 BESIDE = tuple(

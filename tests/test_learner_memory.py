@@ -17,18 +17,9 @@ from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
-from tests.learner_group import FSDP, VOCAB, make_batch, make_spec, run_ranks, save
+from tests.learner_group import FSDP, make_batch, make_spec, run_ranks, save
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
 
 
 @pytest.fixture(scope="module")

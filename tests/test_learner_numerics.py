@@ -24,19 +24,10 @@ from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.pretrained import stored_dtype
 from capo_ray.packing import build_batch
 from capo_ray.types import Sample, VersionRun
-from tests.learner_group import FSDP, VOCAB, Weights, make_batch, make_samples, make_spec, run_ranks, save, trained
+from tests.learner_group import FSDP, Weights, make_batch, make_samples, make_spec, run_ranks, save, trained
 from tests.reward_group import make_reward_spec
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
 
 
 def cell() -> Microbatch:

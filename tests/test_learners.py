@@ -29,7 +29,6 @@ from capo_ray.types import Sample, WeightedSample
 from tests.learner_group import (
     COVARIANCE,
     FSDP,
-    VOCAB,
     Weights,
     covariance_spec,
     export,
@@ -41,15 +40,6 @@ from tests.learner_group import (
     train,
     trained,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
 
 
 @pytest.fixture(scope="module")

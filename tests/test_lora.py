@@ -19,18 +19,9 @@ from capo_ray.learners.backend import home_of, portions
 from capo_ray.learners.microbatch import to_microbatch
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.protocols import RunFailed
-from tests.learner_group import FSDP, NUM_KINDS, VOCAB, Weights, export, lora_spec, make_batch, run_ranks, save, train
+from tests.learner_group import FSDP, NUM_KINDS, Weights, export, lora_spec, make_batch, run_ranks, save, train
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
 
 
 @pytest.fixture

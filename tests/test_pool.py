@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,6 @@ from capo_ray.place.restarts import MAX_BROKEN, RESTART_WINDOW_S, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 
 real = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def make_worker(fails_without: Path | None = None, error: type[Exception] = ValueError) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place.ranks import PINGS, GroupRank, RankActors
 from capo_ray.protocols import RunFailed
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("local_ray")]
 
 
 def make_ranks() -> tuple[Any, RankActors[Any]]:

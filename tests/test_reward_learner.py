@@ -21,19 +21,10 @@ from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Group, Judged, Verdict
-from tests.learner_group import VOCAB, save
+from tests.learner_group import save
 from tests.reward_group import make_groups, make_reward_spec, rewards_of, train_on
 
 Rows = list[tuple[float, ...]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +13,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place.roles.rollout import RolloutPool, RolloutWorker
 from capo_ray.protocols import RunFailed, WeightsHandle
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("local_ray")]
 
 
 def make_actor() -> Any:

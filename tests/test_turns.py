@@ -138,15 +138,6 @@ def test_ages_and_the_ledger_count_sampled_tokens() -> None:
     assert targets == [0, 1, 2, 3, 0, 1]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from benchmarks.tiny import write_tiny_model
-
-    path = tmp_path_factory.mktemp("model")
-    write_tiny_model(path, vocab=[chr(0x100 + i) for i in range(VOCAB - 3)], init_scale=3.0)
-    return path
-
-
 def test_turns_of_one_sample_move_the_weights_as_samples_of_their_own(model: Path) -> None:
     rng = np.random.default_rng(0)
     ids, spans = rng.integers(3, VOCAB, 20).tolist(), ((4, 9), (12, 15), (15, 19))

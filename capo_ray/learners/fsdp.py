@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -29,7 +28,7 @@ from capo_ray.learners.relayout import Pieces, cut
 TINY = 1e-6  # in the divisor of clipping, as torch's own has it
 
 
-class FsdpBackend:
+class FsdpBackend(meeting.Collectives):
     """One rank of a group. `module` is dealt to the ranks and trained; every method is collective."""
 
     def __init__(
@@ -106,20 +105,6 @@ class FsdpBackend:
         for param in self._masters:
             param.grad = None
         return norm
-
-    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """As `Backend.sum_over_ranks`."""
-        dist.all_reduce(values, op=dist.ReduceOp.SUM)
-        return values
-
-    def max_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """As `Backend.max_over_ranks`."""
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        return values
-
-    def barrier(self) -> None:
-        """As `Backend.barrier`."""
-        dist.barrier()
 
     @torch.no_grad()
     def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:

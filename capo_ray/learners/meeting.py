@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+import torch
 import torch.distributed as dist
 
 from capo_ray.learners.store import build_store
@@ -23,6 +24,24 @@ def join(device: str, rank: int, world_size: int, init_method: str, deadline_s: 
             f"learner rank {rank} of {world_size} could not meet the others at {init_method} within "
             f"{deadline_s:.0f} s: {error}"
         ) from error
+
+
+class Collectives:
+    """What ranks that have met do together, of a `Backend`."""
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """As `Backend.sum_over_ranks`."""
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def max_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """As `Backend.max_over_ranks`."""
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def barrier(self) -> None:
+        """As `Backend.barrier`."""
+        dist.barrier()
 
 
 def leave() -> None:

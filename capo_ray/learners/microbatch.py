@@ -98,8 +98,10 @@ def shared_inputs(
         tails: dict[bytes, Span] = {}
         for member in members:
             ids = token_ids[member][starts[member] :]
-            tail = tails.get(key_of(ids)) or tails.setdefault(key_of(ids), add(ids))
-            columns[member] = np.concatenate([np.arange(*prompt), np.arange(*tail)])
+            key = key_of(ids)
+            if key not in tails:
+                tails[key] = add(ids)
+            columns[member] = np.concatenate([np.arange(*prompt), np.arange(*tails[key])])
         begins, ends = zip(*tails.values(), strict=True)
         seen.append(((begins[0], ends[-1]), prompt))
     for (member,) in (members for members in groups if len(members) == 1):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from capo_ray.learners import meeting
@@ -30,7 +29,7 @@ from capo_ray.learners.relayout import Piece, Pieces, cut, end_to_end
 BUCKET_NUMEL = 200_000_000
 
 
-class ZeroBackend:
+class ZeroBackend(meeting.Collectives):
     """One rank of a ZeRO group. `module` is moved, partitioned and trained; every method is collective."""
 
     def __init__(
@@ -100,20 +99,6 @@ class ZeroBackend:
         self._engine.step()
         self._engine.enable_backward_allreduce = True
         return norm
-
-    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum of every rank's `values`."""
-        dist.all_reduce(values, op=dist.ReduceOp.SUM)
-        return values
-
-    def max_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The elementwise maximum of every rank's `values`."""
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        return values
-
-    def barrier(self) -> None:
-        """Returns once every rank has come here."""
-        dist.barrier()
 
     @torch.no_grad()
     def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.extra import check_extra
-from capo_ray.engines.heap import keep_freed_memory
+from capo_ray.engines.heap import imported_for_good, keep_freed_memory
 from capo_ray.engines.nameless import take_names_away
 from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
@@ -65,8 +65,9 @@ with its default of 128 the k votes on a short prompt share nothing."""
 def build_engine(spec: EngineSpec) -> LLMEngine:
     """The loaded vLLM engine; call on the thread that will step it (a GPU's current device is per thread)."""
     prepare_environment(spec)
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
+    with imported_for_good():
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
     require_device(spec)
     args = engine_args(spec)

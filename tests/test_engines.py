@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from benchmarks.tiny import write_tiny_model
+from capo_ray.cli.compose import compose_train
+from capo_ray.config.credit import EvidenceScore
 from capo_ray.engines import EngineSpec, VllmEngine
+from capo_ray.evidence.quotes import QuoteSource
+from capo_ray.evidence.source import Doors
 from capo_ray.protocols import PartLost, PartTimeout, Sampling, WeightsHandle
-from capo_ray.types import Completion
+from capo_ray.types import Completion, Problem
 from capo_ray.weights import Apart, Canary, WeightsRefused, build_handle
+from tests.credit_groups import Member, group
 
 pytestmark = pytest.mark.real
 LONG = "Count: " + " ".join(str(i) for i in range(120)) + "\n"  # about 400 characters: three blocks of 128
@@ -164,6 +171,25 @@ def test_scores_equal_those_of_the_model_also_when_prefixes_are_shared(world: Wo
         for ids, start, got in zip(sequences, starts, scores, strict=True):
             assert close_to(got, world.logprobs(ids, start) if start < len(ids) else [])
     assert world.engine.stats()["cached_prompt_tokens_total"] > 0
+
+
+def test_what_a_response_quotes_is_worth_the_answers_likelihood_behind_that_alone(world: World) -> None:
+    config, tokenizer = compose_train(["credit=eapo", "credit.answer_cue=="]), world.engine.tokenizer
+    asked = config.credit.asked(EvidenceScore)
+
+    def encode(problem: Problem) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(problem.prompt))
+
+    others: dict[str, Any] = dict.fromkeys(("verifier", "judge", "reward_model", "ledger"))
+    doors = Doors(config, tokenizer, world.engine, encode_prompt=encode, stops={}, **others)
+    texts = ["<evidence>[2] z:3+4</evidence>\n\n7", "7", "<evidence>[1] q:1+1\n[2] z:3+4</evidence>\n\n7"]
+    members = group(*(Member(1, [1], text=text) for text in texts)).members
+    problem = Problem("p", "[1] q:1+1\n[2] z:3+4\n?z", "12")
+    found = asyncio.run(QuoteSource(asked, doors).gather(problem, members, 0.0))
+    shown = [tokenizer.encode(f"{sentences}?z=12") for sentences in ("[2] z:3+4\n", problem.prompt[:-2])]
+    one, both = (math.exp(fmean(world.logprobs(ids, len(ids) - 2))) for ids in shown)
+    assert [e.more["evidence_score"] for e in found] == pytest.approx([one, 0.0, both], rel=1e-3)
+    assert abs(one - both) > 1e-2 * one  # or a mistaken context would pass
 
 
 def test_a_response_ends_with_a_token_or_a_text_that_stops_it(world: World) -> None:

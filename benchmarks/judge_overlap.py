@@ -38,6 +38,7 @@ from capo_ray.critics.panel import Panel
 from capo_ray.flow import Pipeline
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.state import RunState
+from capo_ray.types import Watched
 
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_overlap_parts import (
@@ -71,11 +72,11 @@ class Watch(Pipeline):
         self.trained: list[list[str]] = []
         self.credit: dict[str, Credit] = {}
 
-    async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
+    async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float], watched: Watched) -> None:
         self.ends.append(time.perf_counter())
         self.trained.append([g.group.problem.id for g in groups])
         self.credit |= {g.group.problem.id: tuple(map(tuple, g.credit.advantages)) for g in groups}
-        await super()._after_update(groups, figures)
+        await super()._after_update(groups, figures, watched)
 
 
 @dataclass

@@ -179,7 +179,7 @@ class Watcher:
     def update(self, **figures: Any) -> None:
         """Nothing."""
 
-    def write_group(self, update: int, group: Any, credit: Any) -> None:
+    def write_group(self, update: int, group: Any, credit: Any, watched: Any) -> None:
         """The first response."""
         self.texts.append(group.members[0].trajectory.response.text)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -251,15 +251,19 @@ class Batch:
     """One update's samples, laid out as grid[microbatch][rank]; every rank has the same number of microbatches.
 
     A cell may be empty; its rank then runs a forward pass of weight zero so that collectives stay matched. `kl_scale`
-    multiplies loss.kl_coef in this update.
+    multiplies loss.kl_coef in this update. Of the samples in `watched` the report tells tokens, for people to look at.
     """
 
     grid: tuple[tuple[tuple[WeightedSample, ...], ...], ...]
     kl_scale: float = 1.0
+    watched: frozenset[TrajectoryKey] = frozenset()
 
     def column(self, rank: int) -> tuple[tuple[WeightedSample, ...], ...]:
         """The microbatches of one rank."""
         return tuple(row[rank] for row in self.grid)
+
+
+Watched: TypeAlias = Mapping[TrajectoryKey, Mapping[str, FloatArray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +272,8 @@ class UpdateReport:
 
     A move whose loss or gradient is not finite is not made: then `skipped` is true, and `nonfinite` names the samples
     whose own loss is not finite, or so large that no gradient could be. `moved` is false where no move was made at all:
-    the version's weights are those of the one before.
+    the version's weights are those of the one before. `watched` has of each watched sample `policy_logprobs` and
+    `policy_entropies` [A], of the weights before the update.
     """
 
     version: int
@@ -277,6 +282,7 @@ class UpdateReport:
     moved: bool = True
     skipped: bool = False
     nonfinite: tuple[TrajectoryKey, ...] = ()
+    watched: Watched = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

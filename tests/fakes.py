@@ -195,7 +195,9 @@ class FakeLearner:
         self.version += 1
         self.samples += samples
         self.kl_scales.append(batch.kl_scale)
-        return UpdateReport(self.version, {"loss/objective_mean": 0.0, "loss/entropy_nats": self.entropy_nats}, 0.001)
+        told = {s.key: {"policy_logprobs": s.sampler_logprobs - 0.5} for s in samples if s.key in batch.watched}
+        figures = {"loss/objective_mean": 0.0, "loss/entropy_nats": self.entropy_nats}
+        return UpdateReport(self.version, figures, 0.001, watched=told)
 
     async def refresh_reference(self) -> None:
         self.references.append(self.version)

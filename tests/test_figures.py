@@ -11,6 +11,7 @@ from capo_ray.config.credit import GrpoConfig
 from capo_ray.credit import assign_credit
 from capo_ray.flow.figures import CriticScore
 from capo_ray.flow.group import CreditedGroup
+from capo_ray.flow.idle import Idle
 from capo_ray.flow.shown import last_judged, shown
 from capo_ray.place.report import _credit_words
 from capo_ray.types import Evidence
@@ -51,12 +52,27 @@ def test_a_run_says_in_the_end_what_its_credit_did() -> None:
     assert _credit_words(told) == words
 
 
+def test_the_idle_share_of_a_tier_is_of_the_seconds_since_its_workers_last_told() -> None:
+    def told(busy: float, up: float, **others: float) -> dict[str, float]:
+        seconds = {"time/wait_for_batch_s": 1.0, "time/update_s": 2.0, "time/publish_s": 1.0}
+        return idle.figures(seconds | {"rollout/busy_s_total": busy, "rollout/up_s_total": up} | others)
+
+    idle = Idle()
+    assert told(6.0, 8.0) == {"learner/idle_frac": 0.25, "rollout/idle_frac": 0.25}
+    assert told(6.0, 8.0) == {"learner/idle_frac": 0.25}, "no ping since"
+    assert told(7.0, 18.0)["rollout/idle_frac"] == 0.9, "1 s of 10"
+    assert "rollout/idle_frac" not in told(1.0, 2.0), "another worker, whose counters begin anew"
+    assert told(3.0, 6.0)["rollout/idle_frac"] == 0.5
+    critics = {"critic/engine_busy_s_total": 3.0, "critic/engine_up_s_total": 2.0}  # a step that ended a moment later
+    assert told(3.0, 6.0, **critics)["critic/idle_frac"] == 0.0
+
+
 def test_whoever_watches_sees_the_newest_judged_response_with_most_blame() -> None:
     group = one_group(1)
     credited = CreditedGroup(group, assign_credit(group, TrainConfig().credit, 0.0), {}, 0.0)
-    figures = {"rollout/reward_mean": 0.75, "time/wait_for_batch_s": 1.0, "time/update_s": 2.0, "time/publish_s": 1.0}
+    figures = {"rollout/reward_mean": 0.75, "learner/idle_frac": 0.25}
     told = shown([credited], figures)
-    assert (told["reward"], told["idle"], told["agreement"]) == (0.75, 0.25, None)
+    assert (told["reward"], told["idle"], told["agreement"]) == (0.75, {"learner": 0.25}, None)
     assert told["judged"]["question"] == group.problem.prompt and told["judged"]["verdict"] == "wrong"
     steps = [("1+1=2\n", 0.0), ("2+2=5\n", 1.0), ("so 1 done", 0.0)]
     assert told["judged"]["steps"] == steps

@@ -425,6 +425,30 @@ def test_recompute_takes_the_learners_own_logprobs_and_kl_starts_at_zero(model: 
     assert metrics["loss/mismatch_kl_nats"] > 0.01
 
 
+@pytest.mark.parametrize("packing", ["shared", "padded"])
+def test_of_watched_samples_the_tokens_are_told_as_the_weights_before_the_update_had_them(
+    model: Path, packing: str
+) -> None:
+    spec = make_spec(model, loss=LossConfig(kl_coef=0.0))
+    options = {"backend": "torch", "num_epochs": 2, "packing": packing, "microbatch_tokens": 60}
+    learner = Learner(dataclasses.replace(spec, learner=spec.learner.model_copy(update=options)))
+    samples = make_samples(3)
+    watched = frozenset({samples[2].key, samples[7].key})
+    told = learner.update(make_batch(3, budget=60, packing=packing).column(0), watched=watched).watched
+    learner.close()
+    assert told.keys() == watched
+    policy = load_policy(str(model), "float32")
+    for sample in (samples[2], samples[7]):
+        ids, length = list(sample.token_ids), sample.num_response_tokens
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([ids])).logits[0, -length - 1 : -1] / spec.temperature
+        table = torch.log_softmax(logits, dim=-1)
+        wanted = table.gather(1, torch.tensor(ids[-length:])[:, None]).squeeze(1)
+        entropies = -(table.exp() * table).sum(-1)
+        assert told[sample.key]["policy_logprobs"] == pytest.approx(wanted.numpy(), abs=1e-5)
+        assert told[sample.key]["policy_entropies"] == pytest.approx(entropies.numpy(), abs=1e-5)
+
+
 @pytest.mark.real
 def test_no_reference_model_is_held_without_kl(model: Path) -> None:
     learner = Learner(make_spec(model, loss=LossConfig(kl_coef=0.0)))

@@ -184,6 +184,10 @@ def test_transcripts_show_credit_token_by_token(clean: Path) -> None:
     assert len(responses) == 4 * 4
     assert all("".join(response["tokens"]) == response["text"] for response in responses)
     assert any(a != 0 for response in responses for a in response["credit"]["advantages"])
+    fresh = [response for line in lines if line["update"] == 1 for response in line["responses"]]
+    for response in fresh:  # of the weights that sampled them, and by every rank
+        assert response["policy_logprobs"] == pytest.approx(response["logprobs"], abs=1e-4)
+        assert len(response["policy_entropies"]) == len(response["tokens"]) and min(response["policy_entropies"]) >= 0
 
 
 def test_export_gives_a_model_that_transformers_reads(clean: Path, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from capo_ray.arrays import frozen
 from capo_ray.config.credit import CapoConfig
 from capo_ray.config.sections import TrackingConfig
 from capo_ray.credit import assign_credit
@@ -280,13 +282,16 @@ def test_a_transcript_shows_what_was_written_what_was_judged_and_what_each_token
     path = tmp_path / "transcripts.jsonl"
     writer = TranscriptWriter(path)
     group, credit = one_group()
-    writer.write_group(5, group, credit)
+    told = {group.members[0].trajectory.key: {"policy_logprobs": frozen((-0.5, -0.25), np.float32)}}
+    writer.write_group(5, group, credit, told)
     writer.write_group(10, group, credit)
     line = read_rows(path)[0]
     assert path.read_bytes().startswith(b'{"head": {"update": 5, ')
     assert line["head"]["rewards"] == [0] and line["head"]["flagged_steps"] == 2 and line["head"]["split_steps"] == 0
     assert line["head"]["against_verifier"] == 0 and line["update"] == 5 and line["question"] == "what?"
     (response,) = line["responses"]
+    assert response["policy_logprobs"] == [-0.5, -0.25]
+    assert "policy_logprobs" not in read_rows(path)[1]["responses"][0]
     assert response["text"] == "ab" and response["tokens"] == ["a", "b"] and response["steps"] == [[0, 1], [1, 2]]
     assert (response["reward"], response["reason"], response["extracted"]) == (0, "wrong", "4")
     assert response["flagged"] == [[0, 1], None] and response["votes"][0]["text"] == "raw <text>"
@@ -375,13 +380,15 @@ def test_the_live_page_shows_the_last_judged_response_and_believes_nothing_of_it
     screen = Screen("a run", num_updates=4)
     steps = [(f"{k}+1 = {k + 1}\n", 0.0) for k in range(9)]
     steps[7] = ("7+1 = 9 \x1b[31m[bold]\u202e\n", 0.75)
-    screen.update(update=1, idle=0.25, precision=0.5, judged={"question": "q?\n", "verdict": "wrong", "steps": steps})
+    screen.update(update=1, precision=0.5, judged={"question": "q?\n", "verdict": "wrong", "steps": steps})
+    screen.update(update=2, idle={"engines": 0.25, "learner": 0.5})
+    screen.update(update=3, idle={"learner": 0.0})  # the engines have not told anew
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     console.print(screen._page())
     page = console.file.getvalue()  # type: ignore[attr-defined]
     assert "last judged  q?  wrong" in page and "✗ 7  7+1 = 9 \\x1b[31m[bold]\\u202e  wrong 0.75" in page
     assert "  6  6+1 = 7" in page and " 0  0+1" not in page, "the flagged step stands among those shown"
-    for text in ("learner idle", "0.250", "critic precision", "0.500"):
+    for text in ("idle", "engines 25%  learner 0%", "critic precision", "0.500"):
         assert text in page
     screen.update(judged={"question": "", "verdict": "right", "steps": []})
     console.print(screen._page())

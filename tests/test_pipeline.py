@@ -19,6 +19,7 @@ from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
 from capo_ray.flow.state import RunState, read_checkpoint
+from capo_ray.metrics import TranscriptWriter, read_rows
 from capo_ray.problems import Curriculum
 from capo_ray.protocols import JudgeRequest, PartLost, RunFailed, Sampling
 from capo_ray.runs.layout import REWARD_MODEL_DIR, STATE_FILE
@@ -99,6 +100,18 @@ def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Pat
     assert balance.balanced and balance.open == 0
     assert balance.counts["trained"] == len(trained) == 12 * 3 * 4
     assert max(Counter(trained).values()) == 1
+
+
+def test_transcripts_have_the_learners_logprobs_of_every_trained_token(tmp_path: Path) -> None:
+    path = tmp_path / "transcripts.jsonl"
+    config = make_config(run={"transcripts_every": 5, "transcript_groups": 2})
+    run(fake_parts(tmp_path, config, transcripts=TranscriptWriter(path)))
+    lines = read_rows(path)
+    assert [line["update"] for line in lines] == [1, 1, 5, 5, 10, 10, 12, 12]
+    responses = [response for line in lines for response in line["responses"]]
+    assert len(responses) == 8 * 4
+    for response in responses:
+        assert response["policy_logprobs"] == [pytest.approx(x - 0.5) for x in response["logprobs"]]
 
 
 def test_a_checkpoint_leaves_out_no_problem_that_is_drawn_while_it_is_written(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.metrics.register import COUNTED, METRICS, REGISTER, ROOMS, UNITS, merge, unregistered
+from capo_ray.metrics.register import METRICS, REGISTER, ROOMS, merge, unregistered
+from capo_ray.metrics.units import COUNTED, UNITS
 from capo_ray.place.pool import WorkerPool
 from scripts.pages.metrics import build_page
 

@@ -91,6 +91,14 @@ def test_a_live_run_is_clicked_through(page: Any, address: str, run_dir: Path) -
     assert "vote 1" in page.locator("#tip").text_content()
     page.get_by_role("button", name="weights version").click()
     page.locator('button[aria-pressed="true"]', has_text="weights version").wait_for()
+    page.keyboard.press("4")
+    page.locator('button[aria-pressed="true"]', has_text="log ratio to the sampler").wait_for()
+    titles = [span.get_attribute("title") for span in last.locator(".step").nth(1).locator("span[title]").all()]
+    assert titles == ["tokens 2 to 3: -0.5"]
+    assert last.locator(".step").nth(0).locator("span[title]").first.get_attribute("title") == "tokens 0 to 1: 0"
+    page.get_by_role("button", name="entropy").click()
+    page.locator('button[aria-pressed="true"]', has_text="entropy").wait_for()
+    assert page.get_by_text("no entropy was kept").count() == 0
     last.locator(".step").nth(1).click()
     page.wait_for_url("**step=1**")
     kept = page.url  # a link opens the same step

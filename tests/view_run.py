@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from capo_ray.checkpoint import write_settings
 from capo_ray.config import TrainConfig
 from capo_ray.credit import assign_credit
@@ -22,6 +24,7 @@ from capo_ray.types import (
     TrajectoryKey,
     Verdict,
     VersionRun,
+    Watched,
 )
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>\u202e\u0007"
@@ -53,6 +56,13 @@ def one_group(number: int, words: str = "", size: int = 4) -> Group:
     return Group(number, Problem(f"p{number}", f"{words} question {number}", "2"), tuple(map(member, range(size))))
 
 
+def learner_words(group: Group) -> Watched:
+    """The learner's logprobs: those of the engine, but 0.5 nats less for the second step; entropies of 1 nat."""
+    apart = np.array([0, 0, -0.5, -0.5, 0, 0], np.float32)
+    told = {m.trajectory.key: m.trajectory.response.logprobs + apart for m in group.members}
+    return {key: {"policy_logprobs": row, "policy_entropies": np.ones(6)} for key, row in told.items()}
+
+
 def make_run(path: Path, *, updates: int = 6, words: str = HOSTILE, **credit: Any) -> Path:
     """The directory of an ended run of CAPO that kept one group of each update."""
     config = TrainConfig.model_validate({"credit": {"method": "capo", **credit}, "run": {"num_updates": updates}})
@@ -67,7 +77,8 @@ def make_run(path: Path, *, updates: int = 6, words: str = HOSTILE, **credit: An
         for state in ("generated", "verified", "critiqued", "credited"):
             ledger.record(keys, state)
         ledger.record(keys, "trained", update=update)
-        transcripts.write_group(update, group, assign_credit(group, config.credit, (update - 1) / updates))
+        credit = assign_credit(group, config.credit, (update - 1) / updates)
+        transcripts.write_group(update, group, credit, learner_words(group))
         tracker.log({"rollout/reward_mean": update / 10, "critic/agreement_frac": 0.9}, update=update)
     tracker.log(
         {"eval/accuracy_frac": 0.75, "eval/accuracy_low_frac": 0.7, "eval/accuracy_high_frac": 0.8}, update=updates

@@ -63,7 +63,7 @@ class PlainLearner(_OneRank):
         """As `LearnerGroup.update`."""
         column = batch.column(0)
         self.num_tokens += sum(len(weighted.sample.token_ids) for cell in column for weighted in cell)
-        return self._learner.update(column, batch.kl_scale)
+        return self._learner.update(column, batch.kl_scale, batch.watched)
 
     async def refresh_reference(self) -> None:
         """As `LearnerGroup.refresh_reference`."""

@@ -23,7 +23,7 @@ from capo_ray.protocols import (
     Trainer,
     Verifier,
 )
-from capo_ray.types import Group, GroupCredit, Problem
+from capo_ray.types import Group, GroupCredit, Problem, Watched
 
 StepTruth = Callable[[Problem, Sequence[str]], frozenset[int]]
 
@@ -38,8 +38,8 @@ class Progress(Protocol):
 class Transcripts(Protocol):
     """Where sampled groups are written down for people to read."""
 
-    def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
-        """Append the line of a group."""
+    def write_group(self, update: int, group: Group, credit: GroupCredit, watched: Watched) -> None:
+        """Append the line of a group; `watched` as in `UpdateReport`."""
 
 
 @dataclass(frozen=True, slots=True)

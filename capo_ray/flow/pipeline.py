@@ -26,17 +26,18 @@ from capo_ray.flow.budgets import Budgets, batch_deadline_s
 from capo_ray.flow.evaluate import EvalReport, HeldOut
 from capo_ray.flow.figures import update_figures
 from capo_ray.flow.group import GROUP_FAILURES, CreditedGroup, GroupWay
+from capo_ray.flow.idle import Idle
 from capo_ray.flow.judging import judge_figures
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.outcome import RunOutcome, first_cause
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.saving import Saver
-from capo_ray.flow.shown import shown
+from capo_ray.flow.shown import kept, shown
 from capo_ray.flow.state import RunState
 from capo_ray.flow.training import Training, record_update
 from capo_ray.flow.waking import unless_woken
 from capo_ray.protocols import PartTimeout, RunFailed
-from capo_ray.types import Problem, UpdateReport
+from capo_ray.types import Problem, UpdateReport, Watched
 
 MAX_ATTEMPTS = 2
 MAX_TOO_LONG = 1000
@@ -71,7 +72,7 @@ class Pipeline:
         self.buffer: SlotBuffer[CreditedGroup] = SlotBuffer(
             self.num_slots, config.stream.max_age, on_stale=self._drop_stale
         )
-        self.budgets = Budgets(config)
+        self.budgets, self._idle = Budgets(config), Idle()
         self._wake = asyncio.Event()
         self.saver = Saver(self.parts, self.state, self._moment, self._wake.set, self.parts.ledger.check)
         self._stop: str | None = None
@@ -245,10 +246,11 @@ class Pipeline:
         }
         figures |= self.parts.problems.train.figures()
         figures |= {name: float(value) for name, value in self.parts.part_stats().items()}
+        figures |= self._idle.figures(figures)
         step_s = waited_s + report.seconds + publish_s
         figures |= judge_figures(groups, self.parts.config, waited_s=waited_s, step_s=step_s)
         figures |= self.state.critic.figures() | self.budgets.figures() | self.way.figures()
-        await self._after_update(groups, figures)
+        await self._after_update(groups, figures, report.watched)
 
     async def _update_on(self, taken: Sequence[Taken[CreditedGroup]]) -> Trained:
         """The groups as they were trained, the report and what became of their samples, all written down."""
@@ -266,13 +268,12 @@ class Pipeline:
         self.state.num_masked_tokens += aged.num_masked if report.moved else 0
         return groups, report, aged
 
-    async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float]) -> None:
+    async def _after_update(self, groups: Sequence[CreditedGroup], figures: dict[str, float], watched: Watched) -> None:
         parts, run, version = self.parts, self.parts.config.run, self.state.version
         if run.eval_every and version % run.eval_every == 0 and version < run.num_updates:
             self.held_out.begin(version)
-        if version % run.transcripts_every == 0 or version in (1, run.num_updates):
-            for one in groups[: run.transcript_groups or None]:
-                await asyncio.to_thread(parts.transcripts.write_group, version, one.group, one.credit)
+        for one in kept(groups, run, version):
+            await asyncio.to_thread(parts.transcripts.write_group, version, one.group, one.credit, watched)
         parts.tracker.log(figures, update=version)
         parts.progress.update(update=version, queues=self._queues(), **shown(groups, figures))
         if version % run.checkpoint_every == 0 or version == run.num_updates:

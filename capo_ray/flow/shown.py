@@ -1,10 +1,11 @@
-"""What a person who watches a run is told of an update: a few of its figures, and one judged response."""
+"""What a person who watches a run is told of an update: its figures, one judged response, whole groups now and then."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from capo_ray.config.sections import RunConfig
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.protocols import step_texts
 
@@ -14,14 +15,25 @@ TOLD = {
     "precision": "critic/voted_precision_frac",
     "flagged": "credit/flagged_frac",
 }
+IDLE = {
+    "engines": "rollout/idle_frac",
+    "verifiers": "verifier/idle_frac",
+    "critics": "critic/idle_frac",
+    "learner": "learner/idle_frac",
+}
+
+
+def kept(groups: Sequence[CreditedGroup], run: RunConfig, update: int) -> Sequence[CreditedGroup]:
+    """Those of an update's groups that go into the transcripts."""
+    told = update % run.transcripts_every == 0 or update in (1, run.num_updates)
+    return groups[: run.transcript_groups or None] if told else ()
 
 
 def shown(groups: Sequence[CreditedGroup], figures: Mapping[str, float]) -> dict[str, Any]:
-    """Figures for `Progress.update`, those that there are; `idle` is the learner's share of waiting for its batch."""
+    """Figures for `Progress.update`, those that there are; `idle` has the share of each tier that tells."""
     told: dict[str, Any] = {name: figures.get(figure) for name, figure in TOLD.items()}
-    waited = figures["time/wait_for_batch_s"]
-    whole = waited + figures["time/update_s"] + figures["time/publish_s"]
-    return told | {"idle": waited / whole if whole else None, "judged": last_judged(groups)}
+    idle = {words: figures[figure] for words, figure in IDLE.items() if figure in figures}
+    return told | {"idle": idle, "judged": last_judged(groups)}
 
 
 def last_judged(groups: Sequence[CreditedGroup]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from capo_ray.flow.entropy_control import EntropyControl
 from capo_ray.flow.group import CreditedGroup, to_samples
 from capo_ray.flow.off_loop import off_loop
 from capo_ray.flow.parts import Parts
+from capo_ray.flow.shown import kept
 from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
 from capo_ray.protocols import Ledger, RunFailed
@@ -46,8 +47,9 @@ class Training:
         trained = self._entropy.weigh(trained)
         num_tokens = sum(group.num_tokens for group in trained)
         batch = await off_loop(self._build_batch, trained, num_tokens=num_tokens)
+        watched = frozenset(key for one in kept(trained, config.run, self._state.version + 1) for key in one.keys)
         report, second = await asyncio.gather(
-            self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress))),
+            self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress), watched=watched)),
             self._update_reward_model(groups),
         )
         self._watch(report, second)

@@ -36,7 +36,7 @@ class LearnerAlone:
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `Trainer.update`."""
-        return await self._in_turn(self._learner.update, batch.column(0), batch.kl_scale)
+        return await self._in_turn(self._learner.update, batch.column(0), batch.kl_scale, batch.watched)
 
     async def snapshot(self) -> int:
         """As `Trainer.snapshot`."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import torch
 
 from capo_ray.learners import rank, shards
 from capo_ray.learners.adapters import MODEL_FILE, Adapters
+from capo_ray.learners.cell import MAX_TOKEN_LOSS, Cell, figures_of, spoilers
 from capo_ray.learners.covariance import picked_tokens
 from capo_ray.learners.export import ModelSource
 from capo_ray.learners.file_names import FileNames
-from capo_ray.learners.microbatch import Microbatch, to_inputs, to_microbatch
+from capo_ray.learners.microbatch import to_inputs, to_microbatch
 from capo_ray.learners.outward import Outward
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES
@@ -39,19 +39,6 @@ from capo_ray.loss import (
 )
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey, UpdateReport, WeightedSample
-
-MAX_TOKEN_LOSS = 1e18  # beyond it the square of a gradient leaves fp32: one stage would skip, another clip to it alone
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A microbatch with what is known of its tokens before the first pass; tensors are [N] or None."""
-
-    keys: tuple[TrajectoryKey, ...]
-    tokens: Microbatch
-    reference: torch.Tensor | None
-    picked: torch.Tensor | None
-    kl_coef: float
 
 
 class Learner:
@@ -78,15 +65,20 @@ class Learner:
             return AdapterReference(self._backend, self._adapters)
         return Reference(self.spec.model_path, self.spec, self._backend.device)
 
-    def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float = 1.0) -> UpdateReport:
+    def update(
+        self,
+        column: tuple[tuple[WeightedSample, ...], ...],
+        kl_scale: float = 1.0,
+        watched: Set[TrajectoryKey] = frozenset(),
+    ) -> UpdateReport:
         """The report of one batch trained; `column` is this rank's microbatches, as many as every other rank's.
 
-        `kl_scale` (see `Batch`) multiplies loss.kl_coef.
+        `kl_scale` and `watched` as in `Batch`.
         """
         if not column:
             raise ValueError("an update needs at least one microbatch (got 0)")
         started = time.perf_counter()
-        starts: list[torch.Tensor] = []  # the learner's own logprobs before the first move
+        starts: list[tuple[torch.Tensor, torch.Tensor]] = []  # own logprobs and entropies before the first move
         tally = Tally()
         nonfinite: tuple[TrajectoryKey, ...] | None = None
         with rank.memory_told(self.spec, "training on a batch"):
@@ -103,9 +95,10 @@ class Learner:
             moved=tally.num_moves > 0,
             skipped=nonfinite is not None,
             nonfinite=nonfinite or (),
+            watched=figures_of(watched, cells, starts),
         )
 
-    def _prepare(self, column: Sequence[Sequence[WeightedSample]], kl_coef: float) -> list[_Cell]:
+    def _prepare(self, column: Sequence[Sequence[WeightedSample]], kl_coef: float) -> list[Cell]:
         """The cells of a column, each with what the loss needs to know beforehand."""
         spec = self.spec
         microbatches = [to_microbatch(cell, self._backend.device, shared=spec.shared) for cell in column]
@@ -116,11 +109,11 @@ class Learner:
             if self._reference is not None and kl_coef > 0:
                 reference = self._reference.logprobs(tokens, spec.temperature)
             keys = tuple(weighted.sample.key for weighted in samples)
-            cells.append(_Cell(keys, tokens, reference, picked, kl_coef))
+            cells.append(Cell(keys, tokens, reference, picked, kl_coef))
         return cells
 
     def _pass(
-        self, cells: Sequence[_Cell], starts: list[torch.Tensor], tally: Tally
+        self, cells: Sequence[Cell], starts: list[tuple[torch.Tensor, torch.Tensor]], tally: Tally
     ) -> tuple[TrajectoryKey, ...] | None:
         """One pass over the batch and one move; the first pass fills `starts`.
 
@@ -132,9 +125,9 @@ class Learner:
             tokens = cell.tokens
             logprobs, entropies = self._backend.forward(tokens.inputs, self.spec.temperature)
             if first:
-                starts.append(logprobs.detach())
-                figures.append(mismatch_figures(starts[index], tokens.sampler_logprobs, tokens.weights))
-            loss, seen = self._loss(cell, logprobs, entropies, starts[index])
+                starts.append((logprobs.detach(), entropies.detach()))
+                figures.append(mismatch_figures(starts[index][0], tokens.sampler_logprobs, tokens.weights))
+            loss, seen = self._loss(cell, logprobs, entropies, starts[index][0])
             figures.append(seen)
             if index + 1 < len(cells):
                 self._backend.backward(loss)
@@ -149,13 +142,13 @@ class Learner:
         norm = self._backend.move(rate)
         if not math.isfinite(norm):
             losses = [one.token_losses for one in figures if one.token_losses is not None]
-            return _spoilers(cells, losses)
+            return spoilers(cells, losses)
         self._moves += 1
         tally.add_pass(combined, lr=rate, grad_norm=norm, microbatches=len(cells))
         return None
 
     def _loss(
-        self, cell: _Cell, logprobs: torch.Tensor, entropies: torch.Tensor, start: torch.Tensor
+        self, cell: Cell, logprobs: torch.Tensor, entropies: torch.Tensor, start: torch.Tensor
     ) -> tuple[torch.Tensor, Figures]:
         """The loss of one cell and its figures."""
         config, tokens, picked = self.spec.loss, cell.tokens, cell.picked
@@ -286,12 +279,3 @@ class Learner:
     def close(self) -> None:
         """Leaves the group; called once."""
         self._backend.close()
-
-
-def _spoilers(cells: Sequence[_Cell], losses: Sequence[torch.Tensor]) -> tuple[TrajectoryKey, ...]:
-    """The samples with a token whose loss [N] is not finite, or too large for a finite gradient."""
-    keys: list[TrajectoryKey] = []
-    for cell, loss in zip(cells, losses, strict=True):
-        bad = cell.tokens.sequences[~(loss.abs() <= MAX_TOKEN_LOSS)]
-        keys += [cell.keys[i] for i in bad.unique().tolist() if cell.keys]
-    return tuple(keys)

@@ -24,7 +24,6 @@ ROWS = (
     ("critic agreement", "agreement"),
     ("critic precision", "precision"),
     ("steps flagged", "flagged"),
-    ("learner idle", "idle"),
     ("loss", "loss"),
 )
 
@@ -56,6 +55,9 @@ def draw(
         if name in figures:
             course = sparkline(list(courses.get(name, ()))) if has_blocks else ""
             body.add_row(label, f"{figures[name]:.3f}", course)
+    if idle := figures.get("idle"):
+        shares = "  ".join(f"{tier} {share:.0%}" for tier, share in idle.items())
+        body.add_row("idle", "", Text(shares, style="default"))
     if figures["queues"]:
         counts = "  ".join(f"{name} {count}" for name, count in figures["queues"].items())
         body.add_row("queues", "", Text(counts, style="default"))

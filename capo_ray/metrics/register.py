@@ -1,6 +1,6 @@
 """Every figure that a run logs: what it says, its unit, and how the values of several workers become one.
 
-    room/quantity_unit      rollout/reward_mean, critic/restarts_total: the last word is one of `UNITS` or `COUNTED`
+    room/quantity_unit      rollout/reward_mean, critic/restarts_total: the last word is one of `units`
 
 Invariants: a figure has one name, one meaning and one source; docs/metrics.md is made from here, and a test finds every
 name of the code here and every name from here in the code. A name that is missing here ends no run: it is averaged.
@@ -14,31 +14,6 @@ from statistics import fmean
 from typing import Literal
 
 Merge = Literal["", "sum", "mean", "max", "min"]
-
-UNITS = {
-    "frac": "share, 0 to 1",
-    "s": "seconds",
-    "nats": "nats",
-    "tokens": "tokens",
-    "mib": "MiB",
-    "total": "how many since the start; after `s`: seconds since the start",
-    "mean": "a mean",
-    "max": "the largest",
-    "corr": "correlation, -1 to 1",
-    "norm": "Euclidean norm",
-    "rate": "factor of a gradient",
-    "coef": "factor of a loss term",
-    "ratio": "a quotient",
-    "alarm": "1 where it rings, else 0",
-    "response": "`…_per_response`: how many for each response",
-    "critique": "`…_per_critique`: how many for each answer of a critic",
-    "updates": "updates behind a set of weights",
-    "": "other words: how many of these there are, now or this time",
-}
-"""What the last word of a name says."""
-COUNTED = frozenset(
-    ("calls", "groups", "lanes", "microbatches", "pairs", "problems", "requests", "responses", "trackers", "workers")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +107,8 @@ METRICS = (
     Metric("weights/changed_frac", "Weights whose bits changed since the version before; with weights.delta_frac."),
     Metric("weights/fallbacks_total", "Versions that went through host memory because their transport failed."),
     Metric("rollout/busy_s_total", "Seconds that engines computed.", "sum"),
+    Metric("rollout/up_s_total", "Seconds that they were there, as of the same pings.", "sum"),
+    Metric("rollout/idle_frac", "Their seconds without anything to compute, of those since the row before."),
     Metric("rollout/engine_steps_total", "Steps that engines made.", "sum"),
     Metric("rollout/serving_frac", "Engines that serve.", "mean"),
     Metric("rollout/turns_mean", "Turns of a response, where an environment replies."),
@@ -160,6 +137,8 @@ METRICS = (
     Metric("verifier/peak_mib", "The most memory that a checker held.", "max"),
     Metric("verifier/cpu_s_total", "Processor time of the children.", "sum"),
     Metric("verifier/busy_s_total", "Seconds that children had something to do.", "sum"),
+    Metric("verifier/up_s_total", "Seconds that they were there, as of the same pings.", "sum"),
+    Metric("verifier/idle_frac", "Their seconds without anything to do, of those since the row before."),
     Metric("verifier/queued_pairs", "Pairs that wait for a child.", "sum"),
     Metric("critic/votes_per_response", "Votes that came back."),
     Metric("critic/valid_votes_per_response", "Votes that could be read."),
@@ -196,6 +175,8 @@ METRICS = (
     Metric("critic/running_requests", "Requests that the critics' engines compute.", "sum"),
     Metric("critic/waiting_requests", "Requests in the critics' engines' queues.", "sum"),
     Metric("critic/engine_busy_s_total", "Seconds that the critics' engines computed.", "sum"),
+    Metric("critic/engine_up_s_total", "Seconds that they were there, as of the same pings.", "sum"),
+    Metric("critic/idle_frac", "Their seconds without anything to compute, of those since the row before."),
     Metric("critic/prefix_hit_tokens_total", "Prompt tokens found in the prefix cache.", "sum"),
     Metric("critic/canary_recall_frac", "Wrong steps of the canaries that were found.", "mean"),
     Metric("critic/canary_precision_frac", "Flagged steps of the canaries that are wrong.", "mean"),
@@ -237,6 +218,7 @@ METRICS = (
     Metric("entropy/target_nats", "The entropy that is steered to."),
     Metric("entropy/weight_mean", "Weight of a token's entropy."),
     Metric("entropy/weighted_frac", "Tokens with such a weight."),
+    Metric("learner/idle_frac", "Share of the update's seconds (wait, update, publish) spent waiting for its batch."),
     Metric("learner/grad_norm", "Gradient before clipping; the mean over passes."),
     Metric("learner/learning_rate", "In the last pass."),
     Metric("learner/loss_tokens", "Tokens that the loss counts."),

@@ -46,7 +46,13 @@ class Screen:
         self._num_errors = 0
         self._started = time.monotonic()
         self._last_line = -float("inf")
-        self._figures: dict[str, Any] = {"phase": "starting", "update": 0, "num_updates": num_updates, "queues": {}}
+        self._figures: dict[str, Any] = {
+            "phase": "starting",
+            "update": 0,
+            "num_updates": num_updates,
+            "queues": {},
+            "idle": {},
+        }
         self._pace = Pace()
         self._rewards: deque[float] = deque(maxlen=40)
         self._held_out: deque[float] = deque(maxlen=40)
@@ -66,6 +72,7 @@ class Screen:
             if name in given:
                 history.append(given[name])
         phase_before = self._figures["phase"]
+        given["idle"] = self._figures["idle"] | given.get("idle", {})  # workers tell every few seconds
         self._figures.update(given)
         if self._live is None:
             news = "held_out" in given or (

@@ -19,8 +19,10 @@ import numpy.typing as npt
 from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
 from capo_ray.steps.quotes import needed
-from capo_ray.types import Critique, Group, GroupCredit, Judged
+from capo_ray.types import Critique, Group, GroupCredit, Judged, Watched
 from capo_ray.votes import majority_word
+
+NOTHING: Watched = {}
 
 
 class TranscriptWriter:
@@ -35,17 +37,17 @@ class TranscriptWriter:
         keep_rows(path, resume_from)
         self._path, self._show = path, show
 
-    def write_group(self, update: int, group: Group, credit: GroupCredit) -> None:
+    def write_group(self, update: int, group: Group, credit: GroupCredit, watched: Watched = NOTHING) -> None:
         """Append its line."""
-        told = group_line(update, group, credit)
+        told = group_line(update, group, credit, watched)
         with self._path.open("ab") as file:
             file.write(to_line(told))
         if self._show is not None:
             self._show(told)
 
 
-def group_line(update: int, group: Group, credit: GroupCredit) -> dict[str, Any]:
-    """The line of a group and of the credit that it was trained with in `update`."""
+def group_line(update: int, group: Group, credit: GroupCredit, watched: Watched = NOTHING) -> dict[str, Any]:
+    """The line of a group, of the credit that it was trained with in `update` and of what the learner said of it."""
     return {
         "head": _head(update, group),
         "update": update,
@@ -53,7 +55,7 @@ def group_line(update: int, group: Group, credit: GroupCredit) -> dict[str, Any]
         "question": group.problem.prompt,
         "answer": group.problem.answer,
         **({"solution": group.problem.solution} if needed(group.problem.prompt, group.problem.solution) else {}),
-        "responses": [_response(group, credit, i) for i in range(len(group.members))],
+        "responses": [_response(group, credit, watched, i) for i in range(len(group.members))],
     }
 
 
@@ -80,7 +82,7 @@ def _split(votes: list[Critique]) -> int:
     return len(frozenset().union(*flags) - frozenset.intersection(*flags)) if flags else 0
 
 
-def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:
+def _response(group: Group, credit: GroupCredit, watched: Watched, index: int) -> dict[str, Any]:
     member = group.members[index]
     key, response, verdict = member.trajectory.key, member.trajectory.response, member.verdict
     turns = {"acted": [list(span) for span in response.acted]} if response.acted else {}
@@ -91,6 +93,7 @@ def _response(group: Group, credit: GroupCredit, index: int) -> dict[str, Any]:
         "tokens": _token_texts(member),
         **turns,
         "logprobs": _numbers(response.over_tokens(response.logprobs)),
+        **{name: _numbers(response.over_tokens(row)) for name, row in watched.get(key, {}).items()},
         "versions": [[run.version, run.end] for run in response.versions],
         "finish": response.finish,
         "steps": [list(span) for span in member.steps],

@@ -62,6 +62,7 @@ class Lane(threading.Thread):
         self._stopping = threading.Event()
         self.counts: Counter[str] = Counter()
         self.audited: list[str] = []
+        self.began = time.monotonic()
         self.busy_s = self.slowest_s = self.cpu_s = self.peak_mib = 0.0
 
     def run(self) -> None:

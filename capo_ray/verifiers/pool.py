@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -151,6 +152,7 @@ class VerifierPool:
             "verifier/peak_mib": max((lane.peak_mib for lane in lanes), default=0.0),
             "verifier/cpu_s_total": sum(lane.cpu_s for lane in lanes),
             "verifier/busy_s_total": sum(lane.busy_s for lane in lanes),
+            "verifier/up_s_total": sum(time.monotonic() - lane.began for lane in lanes),
             "verifier/queued_pairs": float(self._jobs.qsize() + self._suspects.qsize()),
         }
 

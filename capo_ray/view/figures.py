@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 from capo_ray.ledger.lives import read_lives
@@ -63,28 +62,8 @@ def _tokens_rate(rows: Sequence[dict[str, Any]]) -> list[Point]:
     return [[row["update"], grown / passed] for row, grown, passed in found]
 
 
-def _engines_idle(rows: Sequence[dict[str, Any]]) -> list[Point]:
-    """Share of the engines' seconds, each engine having a clock of its own."""
-    points: list[Point] = []
-    for row, grown, passed in _growth(rows, "rollout/busy_s_total"):
-        share = grown / (passed * (row.get("rollout/ready_workers") or 1))
-        points.append([row["update"], min(1.0, max(0.0, 1 - share))])
-    return points
-
-
-def _learner_idle(rows: Sequence[dict[str, Any]]) -> list[Point]:
-    points: list[Point] = []
-    for before, after in pairwise(rows):
-        worked, passed = after.get("time/update_s"), after.get("unix_s", 0) - before.get("unix_s", 0)
-        if worked is not None and passed > 0:
-            points.append([after["update"], max(0.0, 1 - worked / passed)])
-    return points
-
-
 MADE: dict[str, Callable[[Sequence[dict[str, Any]]], list[Point]]] = {
     "tokens_per_second": _tokens_rate,
-    "engines_idle": _engines_idle,
-    "learner_idle": _learner_idle,
 }
 
 _FILTERS: dict[str, Callable[[dict[str, Any]], bool]] = {

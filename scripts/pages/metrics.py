@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from capo_ray.metrics.register import METRICS, ROOMS, UNITS
+from capo_ray.metrics.register import METRICS, ROOMS
+from capo_ray.metrics.units import UNITS
 
 HEAD = """# Metrics
 

@@ -55,6 +55,7 @@ class CriticWorker:
         """Load the model, if any; the process id."""
         store = RemoteStore(self._keeper) if self._keeper is not None else None
         self._judge, self._engine = await open_judge(self._spec, self._config, self._vote, self._quorum, store)
+        self._began = time.monotonic()
         return os.getpid()
 
     async def ping(self) -> dict[str, float]:
@@ -67,6 +68,7 @@ class CriticWorker:
             "critic/running_requests": engine["running_requests"],
             "critic/waiting_requests": engine["waiting_requests"],
             "critic/engine_busy_s_total": engine["busy_s_total"],
+            "critic/engine_up_s_total": time.monotonic() - self._began,
             "critic/prefix_hit_tokens_total": engine["cached_prompt_tokens_total"],
         }
 

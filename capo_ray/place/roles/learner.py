@@ -20,7 +20,7 @@ from capo_ray.place.placement import Places
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
 from capo_ray.protocols import RunFailed, WeightsHandle
-from capo_ray.types import Batch, UpdateReport, WeightedSample, WrittenFile
+from capo_ray.types import Batch, TrajectoryKey, UpdateReport, WeightedSample, WrittenFile
 from capo_ray.weights import Apart, Canary, CollectiveSender, PayloadWriter, Sender, Witness
 from capo_ray.weights.meeting import Meeting, WireLost
 
@@ -39,9 +39,11 @@ class LearnerRank(GroupRank):
         self._witness = Witness(spec.learner.num_threads)
         return os.getpid()
 
-    def update(self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float) -> UpdateReport:
+    def update(
+        self, column: tuple[tuple[WeightedSample, ...], ...], kl_scale: float, watched: frozenset[TrajectoryKey]
+    ) -> UpdateReport:
         """The report of one batch."""
-        return self._learner.update(column, kl_scale)
+        return self._learner.update(column, kl_scale, watched)
 
     def refresh_reference(self) -> None:
         """As `LearnerGroup.refresh_reference`."""
@@ -130,9 +132,11 @@ class LearnerActors(RankActors[LearnerRank]):
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; figures are already summed over ranks, samples are each rank's own."""
-        reports = await self._all(LearnerRank.update, lambda rank: (batch.column(rank), batch.kl_scale))
+        reports = await self._all(LearnerRank.update, lambda rank: (batch.column(rank), batch.kl_scale, batch.watched))
         self.version = reports[0].version
-        return replace(reports[0], nonfinite=tuple(key for report in reports for key in report.nonfinite))
+        nonfinite = tuple(key for report in reports for key in report.nonfinite)
+        watched = {key: told for report in reports for key, told in report.watched.items()}
+        return replace(reports[0], nonfinite=nonfinite, watched=watched)
 
     async def refresh_reference(self) -> None:
         """As `LearnerGroup.refresh_reference`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -43,12 +44,13 @@ class RolloutWorker:
     async def start(self) -> int:
         """Load the model; the process id."""
         await asyncio.to_thread(self._engine.start)
+        self._began = time.monotonic()
         return os.getpid()
 
     async def ping(self) -> dict[str, float]:
         """The engine's figures; raises if it is broken."""
         self._engine.ping()
-        return self._engine.stats()
+        return self._engine.stats() | {"rollout/up_s_total": time.monotonic() - self._began}
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
         """As `TextEngine.generate`."""

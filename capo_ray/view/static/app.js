@@ -75,7 +75,7 @@ function follow() {
   events.onerror = () => { document.getElementById("status").textContent = "the server is gone; this page shows what it had"; };
 }
 
-const KEYS = [["o", "overview"], ["g", "groups"], ["c", "critic"], ["f", "flow"], ["j / k", "the next, the previous group"], ["1 … 6", "what colours the tokens"],
+const KEYS = [["o", "overview"], ["g", "groups"], ["c", "critic"], ["f", "flow"], ["j / k", "the next, the previous group"], ["1 … 7", "what colours the tokens"],
   ["w", "what if"], ["/", "search"], ["t", "dark or light"], ["?", "this list"]];
 
 document.addEventListener("keydown", (event) => {
@@ -88,7 +88,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "?") document.getElementById("keys").click();
   else if (["group", "whatif"].includes(page) && "jk".includes(key)) go(page, { ...where, sample: "", step: "", group: Math.max(0, Number(where.group) + (key === "j" ? 1 : -1)) });
   else if (page === "group" && key === "w") go("whatif", { run: where.run, group: where.group });
-  else if (page === "group" && "123456".includes(key)) go("group", { ...where, strip: Object.keys(STRIPS)[Number(key) - 1] });
+  else if (page === "group" && "1234567".includes(key)) go("group", { ...where, strip: Object.keys(STRIPS)[Number(key) - 1] });
 });
 
 document.getElementById("theme").addEventListener("click", () => {

@@ -10,6 +10,10 @@ function ticks(low, high, wanted = 4) {
   return found;
 }
 
+// How lines of one colour are told apart: the stroke, and how a legend writes it.
+const STROKES = { true: ["5 4", "- - "], dots: ["1.5 3.5", "··· "], both: ["10 3 1.5 3", "-·- "] };
+const legend = (lines) => lines.map(([, words, dashed]) => `${STROKES[dashed]?.[1] ?? "— "}${words}`).join("   ");
+
 // lines: [{name, colour, points: [[x, y, low, high]], dashed}]; onpick(line, x) when a dot is clicked.
 function lineChart(lines, { share = false, onpick = null, height = 190, label = "" } = {}) {
   const W = 420, H = height, L = 44, R = 8, T = 8, B = 22;
@@ -32,7 +36,7 @@ function lineChart(lines, { share = false, onpick = null, height = 190, label = 
       svg.append(el("svg:polygon", { points: [...there, ...back].join(" "), fill: line.colour, opacity: 0.16 }));
     }
     svg.append(el("svg:polyline", { points: thin(points).map((p) => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: line.colour,
-      "stroke-width": 1.8, "stroke-dasharray": line.dashed ? "5 4" : null }));
+      "stroke-width": 1.8, "stroke-dasharray": STROKES[line.dashed]?.[0] }));
     for (const p of thin(points, 160)) {
       const dot = el("svg:circle", { class: "dot", cx: X(p[0]), cy: Y(p[1]), r: points.length > 60 ? 2.4 : 3.4, fill: line.colour, tabindex: -1 });
       const between = Number.isFinite(p[2]) ? ` (${number(p[2])} to ${number(p[3])})` : "";

@@ -9,7 +9,7 @@ async function criticPage(where) {
   const card = (title, wanted, share) => {
     const lines = wanted.filter(([name]) => series[name]?.length).map(([name, words, dashed]) => ({ name: words, dashed, colour: RUN_COLOURS[0], points: series[name] }));
     return lines.length ? el("section", { class: "card" }, el("h2", {}, title), lineChart(lines, { share, label: title, onpick: (_, update) => go("groups", { run, update }) }),
-      el("div", { class: "note" }, wanted.map(([, words, dashed]) => `${dashed ? "- - " : "— "}${words}`).join("   "))) : null;
+      el("div", { class: "note" }, legend(wanted))) : null;
   };
   const told = await source.get(`runs/${run}/critic`);
   const examples = (title, list) => list.length ? el("section", {}, el("h2", {}, title), el("ul", {}, list.map((one) => el("li", {},

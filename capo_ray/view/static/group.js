@@ -1,13 +1,14 @@
 // One group: its siblings side by side, every step with its votes, every token in the colour of a strip.
 "use strict";
 
-const STRIPS = { advantages: "advantage", token_rewards: "token reward", logprobs: "surprise (−logprob)", entropies: "entropy", versions: "weights version", none: "plain" };
+const STRIPS = { advantages: "advantage", token_rewards: "token reward", logprobs: "surprise (−logprob)", ratios: "log ratio to the sampler", entropies: "entropy", versions: "weights version", none: "plain" };
 
 function stripOf(response, name) {
   const credit = response.credit || {}, n = response.tokens.length;
   if (name === "advantages" || name === "token_rewards") return credit[name] || null;
   if (name === "logprobs") return response.logprobs ? response.logprobs.map((x) => (x === null ? 0 : -Math.abs(x))) : null;
-  if (name === "entropies") return response.entropies ? response.entropies.map((x) => -Math.abs(x)) : null;
+  if (name === "ratios") return response.policy_logprobs && response.logprobs ? response.policy_logprobs.map((x, t) => (x === null || response.logprobs[t] === null ? 0 : x - response.logprobs[t])) : null;
+  if (name === "entropies") return (response.entropies || response.policy_entropies)?.map((x) => -Math.abs(x)) || null;
   if (name === "versions") {
     const row = [];
     for (const [version, end] of response.versions || []) while (row.length < Math.min(end, n)) row.push(version);
@@ -102,8 +103,8 @@ async function groupPage(where) {
     const step = event.target.closest(".step");
     if (step && !String(getSelection())) change({ sample: block.dataset.sample, step: step.dataset.step });
   }));
-  const shade = strip === "none" ? null : el("span", { class: "note" }, el("span", { class: "swatch", style: colour(16) }), "raised, newer   ",
-    el("span", { class: "swatch", style: colour(-16) }), "lowered, surprising, older");
+  const shade = strip === "none" ? null : el("span", { class: "note" }, el("span", { class: "swatch", style: colour(16) }), "raised, likelier to the learner, newer   ",
+    el("span", { class: "swatch", style: colour(-16) }), "lowered, less likely, surprising, older");
   return [el("h1", {}, `Update ${line.update}, problem `, shown(line.id)), el("div", { class: "card" }, el("div", { class: "said" }, shown(line.question)),
     line.answer ? el("div", { class: "note" }, "reference ", el("code", {}, shown(line.answer))) : null),
     el("div", { class: "bar" }, buttons, orders, el("a", { href: `#/whatif?${new URLSearchParams({ run, group })}` }, "what if another method had given the credit?"), shade),

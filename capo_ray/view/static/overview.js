@@ -10,7 +10,7 @@ const CARDS = [
   { title: "What credit did", share: true, lines: [["credit/flagged_frac", "tokens flagged"], ["credit/saved_by_process_frac", "groups saved by process", true]] },
   { title: "Age of trained tokens", lines: [["stream/age_mean", "mean"], ["stream/age_max", "oldest", true]] },
   { title: "Tokens sampled per second", lines: [["tokens_per_second", "tokens/s"]] },
-  { title: "Idle share", share: true, lines: [["engines_idle", "engines"], ["learner_idle", "learner", true]] },
+  { title: "Idle share", share: true, lines: [["rollout/idle_frac", "engines"], ["learner/idle_frac", "learner", true], ["critic/idle_frac", "critics", "dots"], ["verifier/idle_frac", "verifiers", "both"]] },
   { title: "Seconds of an update", lines: [["time/update_s", "update"], ["time/wait_for_batch_s", "waiting", true], ["time/publish_s", "publish", true]] },
   { title: "Response length", lines: [["rollout/response_tokens_mean", "tokens"]] },
   { title: "Entropy", lines: [["loss/entropy_nats", "nats"]] },
@@ -29,9 +29,8 @@ async function overviewPage() {
     })));
     if (!lines.some((line) => line.points.length)) return null;
     const pick = (line, update) => go("groups", { run: line.run.id, update });
-    const note = card.lines.map(([, words, dashed]) => `${dashed ? "- - " : "— "}${words}`).join("   ");
     return el("section", { class: "card" }, el("h2", {}, card.title), lineChart(lines, { share: card.share, onpick: pick, label: card.title }),
-      el("div", { class: "note" }, note));
+      el("div", { class: "note" }, legend(card.lines)));
   });
   const alarms = runs.flatMap((run) => run.alarms.map((name) => el("p", { class: "wrong" }, `${run.name}: alarm ${name}`)));
   return [el("h1", {}, "Overview"), runTable(runs), alarms, el("div", { class: "cards" }, cards),

@@ -128,6 +128,15 @@ def test_models_as_transformers_has_them_give_the_same_with_prompts_shared(kind:
     assert_same(run(shared, to_inputs(rows, starts, CPU)), theirs)  # padded rows are taken as well
 
 
+def test_a_cpus_kernel_is_called_once_for_all_segments_of_about_one_length() -> None:
+    rows, starts = to_rows([(10, [17, 20, 24, 22]), (10, [18, 23, 19]), (10, [70])])
+    segments = to_shared_inputs(rows, starts, CPU).segments
+    assert segments is not None
+    found = sorted((call.causal, call.num, len(call.rows)) for call in segments.padded)
+    prompts, siblings, long = (True, 2, 20), (True, 7, 143), (True, 1, 80)  # the last has no sibling: prompt and all
+    assert found == [(False, 1, 60), (False, 1, 83), long, prompts, siblings]
+
+
 def test_the_first_token_of_a_response_brings_its_gradient_to_the_prompt() -> None:
     model = build("qwen2")
     share_prompts(model, "qwen2")

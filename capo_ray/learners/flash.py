@@ -2,8 +2,9 @@
 
 A response's row is the softmax over two ranges of keys: its own segment, and the prompt. Each range goes through the
 kernel by itself, which also gives the log of its sum, and the two are put together by these sums; backward, the kernel
-is given the joint output and sum, so that its gradients are those of the joint softmax. Nothing is masked, padded or
-computed twice, and the prompt's keys get the gradients of all siblings added up.
+is given the joint output and sum, so that its gradients are those of the joint softmax. Nothing is masked or computed
+twice, and the prompt's keys get the gradients of all siblings added up. On a CPU segments of about one length are
+padded to one call: a call for each would take longer than what it computes.
 
 W tokens of the row, H heads (fewer of keys and values where they are grouped), D numbers a head.
 """
@@ -50,27 +51,25 @@ class _Segmented(torch.autograd.Function):
 
 
 class _Cpu:
-    """One call a segment. Sums are [1, H, W] in fp32."""
+    """One call for all segments of about one length, and one for all prompts of one length. Sums are [W, H] in fp32."""
 
     @staticmethod
     def forward(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        sums = query.new_empty(query.shape[0], *query.shape[2:0:-1], dtype=torch.float32).transpose(1, 2)
-        for rows, keys, causal in _calls(segments):
-            q, k, v, out, total = (
-                *map(_cut, (query, key, value), (rows, keys, keys)),
-                _cut(output, rows),
-                sums[..., slice(*rows)],
-            )
-            part, its = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-            if causal:
-                out.copy_(part)
-                total.copy_(its)
-            else:
-                _join(out, total, part, its)
-        return output, sums
+        q, k, v = (_flat(x) for x in (query, key, value))
+        output, sums = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2]).float()
+        for call in segments.padded:
+            heads = call.heads(q, call.row_ids), *(call.heads(x, call.key_ids) for x in (k, v))
+            made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, call.causal, scale=scale)
+            part, its = map(call.unpadded, made)
+            if not call.causal:
+                own = part, its
+                part, its = (x.index_select(0, call.rows) for x in (output, sums))
+                _join(part, its, *own)
+            output.index_copy_(0, call.rows, part)
+            sums.index_copy_(0, call.rows, its)
+        return output.transpose(0, 1)[None], sums
 
     @staticmethod
     def backward(
@@ -83,16 +82,23 @@ class _Cpu:
         segments: Segments,
         scale: float,
     ) -> tuple[torch.Tensor, ...]:
-        by_query, by_key, by_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for rows, keys, causal in _calls(segments):
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                _cut(grad, rows), _cut(query, rows), _cut(key, keys), _cut(value, keys),
-                _cut(output, rows), sums[..., slice(*rows)], 0.0, causal, scale=scale,
-            )  # fmt: skip
-            for whole, span, part in zip((by_query, by_key, by_value), (rows, keys, keys), parts, strict=True):
-                place = _cut(whole, span)
-                place.copy_(part) if causal else place.add_(part)
-        return by_query, by_key, by_value
+        g, q, k, v, out = (_flat(x) for x in (grad, query, key, value, output))
+        by_query, by_key, by_value = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        for call in segments.padded:
+            grads, queries, outputs, its = (call.heads(x, call.row_ids) for x in (g, q, out, sums))
+            # A row that stands there to pad has no gradient, and so gives none to the keys that it sees.
+            grads.transpose(1, 2).flatten(0, 1).index_fill_(0, call.made, 0.0)
+            keys, values = (call.heads(x, call.key_ids) for x in (k, v))
+            for_query, *for_keys = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grads, queries, keys, values, outputs, its.contiguous(), 0.0, call.causal, scale=scale
+            )
+            by_query.index_add_(0, call.rows, call.unpadded(for_query))
+            for whole, part in zip((by_key, by_value), for_keys, strict=True):
+                if call.causal:
+                    whole.index_add_(0, call.rows, call.unpadded(part))
+                else:
+                    whole.index_add_(0, call.key_ids, part.transpose(1, 2).flatten(0, 1))
+        return tuple(x.transpose(0, 1)[None] for x in (by_query, by_key, by_value))
 
 
 class _Cuda:
@@ -164,24 +170,12 @@ def _joint(segments: Segments) -> Iterator[tuple[slice, slice, tuple[torch.Tenso
         yield slice(rows[0][0], rows[-1][1]), slice(keys[0][0], keys[-1][1]), lengths
 
 
-def _calls(segments: Segments) -> Iterator[tuple[Span, Span, bool]]:
-    """(rows, keys, whether causal) of every call, those of own segments first."""
-    for span in segments.own:
-        yield span, span, True
-    for rows, keys in segments.seen:
-        yield rows, keys, False
-
-
 def _join(out: torch.Tensor, total: torch.Tensor, part: torch.Tensor, its: torch.Tensor) -> None:
     """Adds to `out` [..., W, D] with log sums `total` [..., W] a part over other keys, in place."""
     both = torch.logaddexp(total, its)
     joined = out * torch.exp(total - both)[..., None] + part * torch.exp(its - both)[..., None]
     out.copy_(joined)
     total.copy_(both)
-
-
-def _cut(heads: torch.Tensor, span: Span) -> torch.Tensor:
-    return heads[:, :, span[0] : span[1]]
 
 
 def _flat(heads: torch.Tensor) -> torch.Tensor:

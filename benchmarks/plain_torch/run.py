@@ -72,10 +72,13 @@ class Run:
         self.quality: list[dict[str, Any]] = [self.pipeline.state.critic.summary()]
         self.paused = [0.0, 0.0]
 
-    async def go(self) -> dict[str, Any]:
-        """The record of the whole run."""
+    async def go(self, before: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The record of the whole run; `before` is the first point of its curve where another arm has measured it."""
         self.started = time.process_time(), time.monotonic()
-        await self.evaluate(0)
+        if before is None:
+            await self.evaluate(0)
+        else:
+            self.curve.append(before)
         await self.pipeline.run()
         return {"curve": self.curve, "figures": self.thirds()}
 
@@ -197,8 +200,8 @@ def pass_at(k: int, rights: Sequence[bool]) -> float:
     return 1.0 - math.comb(len(rights) - sum(rights), k) / math.comb(len(rights), k)
 
 
-def record(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
-    """A finished run with its name."""
+def record(arm: Arm, seed: int, settings: Settings, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A finished run with its name; `before` as in `Run.go`."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(arm, seed, settings, Path(folder))
-        return {"operations": settings.operations, "arm": arm.name, "seed": seed, **asyncio.run(run.go())}
+        return {"operations": settings.operations, "arm": arm.name, "seed": seed, **asyncio.run(run.go(before))}

@@ -2,6 +2,7 @@
 
     make bench NAME=learning ARGS="--operations 8 --seeds 5"
     make bench NAME=learning ARGS="--plot"                       the figures in docs/ and the table, from what has run
+    make bench NAME=learning ARGS="--plot --operations 4 --results benchmarks/results/novice.jsonl"
 
 The shipped `Pipeline`, credit, packing, learner and critics in one process: no Ray and no vLLM, but an engine on bare
 tensors (`plain_torch/`, compared with transformers at every start) behind the same doors. An arm is a list of overrides
@@ -44,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from plain_torch import headroom
 from plain_torch.arms import ARMS, MAIN, Arm, parse_arm
 from plain_torch.model import Model, check_against_library
 from plain_torch.parts import reads_critiques
@@ -81,7 +83,10 @@ def main() -> int:
         print(f"\n{passes}")
     if args.pass_plot:
         draw_passes([row for row in shown if "pass_at" in row["curve"][-1]], args.pass_plot)
-    if args.plot:
+    if args.plot and not any(row["arm"] == "grpo" for row in rows):  # GRPO at several rates: a world with headroom
+        tables = headroom.write(rows, args.operations, ROOT.parent / "docs", ROOT / "results" / "credit_fidelity.json")
+        print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
+    elif args.plot:
         draw(rows, ROOT.parent / "docs")
         fill(ROOT.parent / "docs" / "results.md", rows)
     return 0

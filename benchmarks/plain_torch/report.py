@@ -167,10 +167,15 @@ def pass_table(rows: Sequence[Row]) -> str:
     """For each run that has them pass@k before the first update and after the last: sharpening, or more."""
     lines = []
     for row in rows:
-        ends = [row["curve"][at].get("pass_at", {}) for at in (0, -1)]
+        ends = pass_at_ends(row)
         for k in sorted(ends[0].keys() & ends[1].keys(), key=int):
             lines.append(f"| `{row['arm']}` | {row['seed']} | {k} | {ends[0][k]:.3f} | {ends[1][k]:.3f} |")
     return "\n".join(["| arm | seed | k | pass@k before | after |", "|---|---|---|---|---|", *lines]) if lines else ""
+
+
+def pass_at_ends(row: Row) -> list[dict[str, float]]:
+    """pass@k before the first update and after the last; empty where it was not measured."""
+    return [row["curve"][at].get("pass_at", {}) for at in (0, -1)]
 
 
 def costs(rows: Sequence[Row], grpo: Sequence[Row]) -> list[str]:

@@ -1,13 +1,15 @@
-# make install | train | test | check | lint | bench NAME=… | docs | site | lock | clean
+# make install | train | train-language | test | check | lint | bench NAME=… | docs | site | lock | clean
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install train test check lint bench docs site lock clean
+.PHONY: help install train train-language test check lint bench docs site lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_PINS := $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")'
 ARGS ?=
+MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
+LANGUAGE := outputs/language/sft
 # An index with CPU builds of torch, where pip would choose a CUDA one (PyTorch publishes one): TORCH_INDEX_URL=…
 TORCH_INDEX_URL ?=
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL),)
@@ -19,6 +21,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 help:
 	@echo "make install            the environment in .venv, pinned by constraints.txt"
 	@echo "make train ARGS=…       the main job, experiment=novice (ARGS: overrides, as credit=grpo)"
+	@echo "make train-language     a real model on word problems, experiment=language (MODEL: another than SmolLM2-135M-Instruct)"
 	@echo "make test               every test"
 	@echo "make check              make lint and the fast tests"
 	@echo "make lint               format, lint, types, import contracts"
@@ -45,6 +48,13 @@ $(STAMP): constraints.txt pyproject.toml
 
 train: install
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=novice) $(ARGS)
+
+# The supervised stage only where its model is not there yet.
+train-language: install
+	test -e $(LANGUAGE)/config.json || $(BIN)/capo-ray sft model.path=$(MODEL) data.kind=words data.max_steps=4 \
+		batch_size=16 run.num_updates=40 learner.lr=5e-5 learner.warmup_updates=4 learner.num_threads=2 \
+		learner.microbatch_tokens=1024 max_tokens=192 out=$(LANGUAGE)
+	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language model.path=$(LANGUAGE)) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

@@ -73,8 +73,9 @@ TRAIN = [
     ),
     (
         "data=gsm8k data.path=x critic.flag_unasked=true",
-        "unless data.kind=chains, whose steps a rule can compare with the question; remove it",
+        "unless data.kind=chains or words, whose steps a rule can compare with the question; remove it",
     ),
+    ("data.max_steps=3", "unless data.kind=words; remove it or choose data=words"),
     ("data.haystack_size=4", "unless data.kind=haystack; remove it"),
     (
         "data=haystack data.eval_path=x",
@@ -283,7 +284,7 @@ TRAIN = [
     ("engine.num_gpus=1 cluster.num_nodes=2", NO_NODES),
     ("cluster.gpus_per_node=8", NO_GPU),
 ]
-OF_CHAINS = "with data of files; it is read with data.kind=chains"
+OF_CHAINS = "with other data than chains; it is read with data.kind=chains"
 FILES = "data.kind=jsonl data.path=/no/such.jsonl model.path=laptop"
 ON_RAY = "learner.backend=zero"
 WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=zero"
@@ -293,17 +294,19 @@ SFT = [
         "model.path=laptop model.num_layers=2",
         "with model.path, whose model has its sizes; remove one of the two",
     ),
+    ("model.chat_template=true", "with data.kind=chains, whose prompts have a form of their own; set data.kind"),
     *[
-        (key, "with data.kind=chains, which reads no file; set data.kind")
-        for key in ("model.chat_template=true", "data.split=test")
+        (f"{kind} data.split=test", "with data that are made on the spot, and read from no file; set data.kind")
+        for kind in ("data.kind=chains", "data.kind=words data.max_steps=4 model.path=laptop")
     ],
     (f"{FILES} model.chat_template_args.x=1", NO_CHAT),
     (
         f"{FILES} data.split=test",
         "where data.path names files, which are all read; remove it, or name a folder of several splits",
     ),
-    (f"{FILES} data.min_steps=2", OF_CHAINS),
+    (f"{FILES} data.min_steps=2", "with data of files; it is read with data.kind=chains and words"),
     (f"{FILES} eval_steps=3", OF_CHAINS),
+    (f"{FILES} data.role=critic", OF_CHAINS),
     *[
         (
             f"{given} data.error_prob=0.1",

@@ -242,11 +242,11 @@ def check_lengths(config: TrainConfig, problems: list[Problem], folder: Path) ->
             f"{shortest + answer} or more, or lower rollout.max_response_tokens"
         )
     least = min(count(problem.solution or "") for problem in problems)
-    if data.kind == "chains" and least > answer:
+    if data.knows_steps and least > answer:
         raise RunFailed(
-            f"expected answers of data.chain_steps={data.chain_steps} to fit into rollout.max_response_tokens="
+            f"expected answers of data.kind={data.kind} to fit into rollout.max_response_tokens="
             f"{answer}, but the shortest solution has {least} tokens; raise rollout.max_response_tokens and "
-            "model.max_model_len, or lower data.chain_steps"
+            "model.max_model_len, or lower the operations of a problem"
         )
 
 

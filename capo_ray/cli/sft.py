@@ -98,7 +98,7 @@ def check(config: SftConfig) -> None:
     check_gpus(config)
     check_packages(config)
     check_data(config)
-    if config.data.kind != "chains" and not reads_hub(config.data):
+    if not config.data.makes_problems and not reads_hub(config.data):
         read_lessons(config.data, RowReport(FIRST_ROWS), [], FIRST_ROWS)
     if config.data.kind == "chains" and config.data.role == "critic" and config.eval_problems:
         load_model(str(asset_path(config.eval_policy, "policy")))  # a missing one is told now, not after the training

@@ -106,8 +106,9 @@ class CriticConfig(EngineBase):
     calculator_modulus: int = Field(0, ge=0)
     """Check arithmetic modulo this (10 for data=chains); 0: ordinary arithmetic."""
     flag_unasked: bool = False
-    """In one-digit chains, flag in every critique also the steps that a rule sees not to be the ones asked for (another
-    operand, operator or digit, or no step at all); it does no arithmetic, so a critic need only know results."""
+    """In chains and word problems, flag in every critique also the steps that a rule sees not to be the ones asked for
+    (another operand, operator or digit, or no step at all; of word problems a number that is neither in the question
+    nor an earlier result); it does no arithmetic, so a critic need only know results."""
     canary_every: int = Field(0, ge=0)
     """Groups per worker between judgements of solutions whose wrong steps are known; 0: never."""
     canary_path: str = ""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capo_ray.config.base import Idle
 from capo_ray.config.curriculum import CurriculumConfig
-from capo_ray.config.job import Positive, RowsConfig
+from capo_ray.config.job import MAX_TOLD, Positive, RowsConfig
 
 
 class DataConfig(RowsConfig):
     """The problems."""
 
-    kind: Literal["chains", "environment", "synthetic", "haystack", "files", "jsonl", "csv", "parquet", "hub"] = (
-        "chains"  # type: ignore[assignment]
-    )
+    kind: Literal[
+        "chains", "words", "environment", "synthetic", "haystack", "files", "jsonl", "csv", "parquet", "hub"
+    ] = "chains"  # type: ignore[assignment]
     """As for supervised training, and environment: the problems that `environment.kind` makes; synthetic: the worked
     problems at `path` with other numbers, made as they are asked for; haystack: one chain, or one problem of those at
     `path`, among others whose sentences stand in the same context."""
@@ -41,7 +41,17 @@ class DataConfig(RowsConfig):
     """kind=haystack: chains, or problems, in one context."""
     chain_steps: Positive = 6
     """kind=chains and kind=haystack without a path: operations per problem."""
+    min_steps: Positive = 2
+    """kind=words: fewest operations per problem."""
+    max_steps: int = Field(4, ge=1, le=MAX_TOLD)
+    """kind=words: most operations per problem."""
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _from_few_to_many(self) -> DataConfig:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"data.min_steps must be <= data.max_steps (got {self.min_steps} > {self.max_steps})")
+        return self
 
     @property
     def makes_problems(self) -> bool:
@@ -81,6 +91,11 @@ class DataConfig(RowsConfig):
                 ("chain_steps",),
                 self.kind != "chains" and not self._hides_chains,
                 "unless data.kind=chains; remove it or choose data=chains",
+            ),
+            Idle(
+                ("min_steps", "max_steps"),
+                self.kind != "words",
+                "unless data.kind=words; remove it or choose data=words",
             ),
             Idle(("haystack_size",), self.kind != "haystack", "unless data.kind=haystack; remove it"),
             Idle(

@@ -70,12 +70,17 @@ class FrameConfig(Section):
         return (Idle(("chat_template_args",), not self.chat_template, why),)
 
 
+MAX_TOLD = 6
+"""Most operations of a word problem: of more, stories of numbers up to a hundred grow rare."""
+
+
 class RowsConfig(Section):
     """Files or a data set, and where the question stands in their rows."""
 
-    kind: Literal["chains", "files", "jsonl", "csv", "parquet", "hub"] = "chains"
-    """`files`: each file is what its first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2);
-    jsonl, csv, parquet: anything else is refused; hub: a data set by name, which needs the package `datasets`."""
+    kind: Literal["chains", "words", "files", "jsonl", "csv", "parquet", "hub"] = "chains"
+    """chains: one-digit sums, words: word problems in English, both made on the spot; `files`: each file is what its
+    first bytes say (JSON lines or arrays, CSV, Parquet, Arrow; gzip, zstd, bzip2); jsonl, csv, parquet: anything else
+    is refused; hub: a data set by name, which needs the package `datasets`."""
     path: str = ""
     """File, folder (also one of `save_to_disk`) or pattern such as `data/train-*.parquet`; with hub a data set's name,
     or `NAME:CONFIG` of one that has several."""
@@ -93,9 +98,14 @@ class RowsConfig(Section):
         return (Idle(("split",), self._names_files(self.path), why),)
 
     @property
+    def knows_steps(self) -> bool:
+        """Whether the truth of every step is known: of chains and of word problems."""
+        return self.kind in ("chains", "words")
+
+    @property
     def makes_problems(self) -> bool:
         """Whether problems are made on the spot, and no file is read."""
-        return self.kind in ("chains", "environment")
+        return self.kind in ("chains", "words", "environment")
 
     def _names_files(self, path: str) -> bool:
         """Whether a path stands for files, not for a data set or folder of which a split is to be chosen."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.job import (
+    MAX_TOLD,
     NO_STAGES,
     FrameConfig,
     JobRunConfig,
@@ -19,10 +20,12 @@ from capo_ray.config.job import (
 )
 from capo_ray.config.sections import ClusterConfig, LearnerConfig, TrackingConfig
 
+OF_FRAMED = "with data.kind=chains, whose prompts have a form of their own; set data.kind"
 FRAME = tuple(FrameConfig.model_fields)
-OF_FILES = "with data.kind=chains, which reads no file; set data.kind"
+OF_FILES = "with data that are made on the spot, and read from no file; set data.kind"
 OF_CRITICS = "where no critic is taught; it is read with data.kind=chains data.role=critic"
-OF_CHAINS = "with data of files; it is read with data.kind=chains"
+OF_CHAINS = "with other data than chains; it is read with data.kind=chains"
+OF_MADE = "with data of files; it is read with data.kind=chains and words"
 WITHOUT_RAY = "with learner.backend=torch, which trains in this process without Ray; add learner.backend=zero"
 
 
@@ -71,9 +74,9 @@ class SftDataConfig(RowsConfig):
     role: Literal["policy", "critic"] = "policy"
     """kind=chains: whose lessons; from scratch it also chooses the tokenizer."""
     min_steps: Positive = 2
-    """kind=chains: fewest operations per problem."""
+    """kind=chains, words: fewest operations per problem."""
     max_steps: Positive = 8
-    """kind=chains: most operations per problem."""
+    """kind=chains, words: most operations per problem."""
     error_prob: float = Field(0.35, ge=0, le=1)
     """kind=chains, role=policy: how often a demonstrated result is replaced by a random digit."""
     label_error_prob: float = Field(0.0, ge=0, le=1)
@@ -88,8 +91,9 @@ class SftDataConfig(RowsConfig):
         """What the other kind of lessons reads."""
         of_files = ("path", "split", "question_column", "solution_column", "max_bad_rows")
         return (
-            Idle(of_files, self.kind == "chains", OF_FILES),
-            Idle(("role", "min_steps", "max_steps"), self.kind != "chains", OF_CHAINS),
+            Idle(of_files, self.makes_problems, OF_FILES),
+            Idle(("min_steps", "max_steps"), not self.makes_problems, OF_MADE),
+            Idle(("role",), self.kind != "chains", OF_CHAINS),
             Idle(
                 ("error_prob", "unlearnt_frac"),
                 self.kind != "chains" or self.role == "critic",
@@ -171,6 +175,8 @@ class SftConfig(Section):
             raise ValueError(
                 f"data.min_steps must be <= data.max_steps (got {self.data.min_steps} > {self.data.max_steps})"
             )
+        if self.data.kind == "words" and self.data.max_steps > MAX_TOLD:
+            raise ValueError(f"data.max_steps must be <= {MAX_TOLD} with data.kind=words (got {self.data.max_steps})")
         learner = self.learner
         if learner.backend == "torch" and learner.num_ranks > 1:
             raise ValueError(
@@ -185,7 +191,7 @@ class SftConfig(Section):
             idle_without_resume(self.resume),
             idle_without_gpus(self.learner.num_gpus > 0),
             Idle(("cluster",), self.in_process, WITHOUT_RAY),
-            Idle(tuple(f"model.{name}" for name in FRAME), self.data.kind == "chains", OF_FILES),
+            Idle(tuple(f"model.{name}" for name in FRAME), self.data.kind == "chains", OF_FRAMED),
             Idle(("eval_problems", "eval_steps", "eval_policy"), self.data.kind != "chains", OF_CHAINS),
             Idle(("eval_policy",), self.data.role == "policy", OF_CRITICS),
             Idle(

@@ -111,8 +111,8 @@ class TrainConfig(Section):
             ),
             Idle(
                 ("critic.flag_unasked",),
-                self.data.kind != "chains",
-                "unless data.kind=chains, whose steps a rule can compare with the question; remove it",
+                not self.data.knows_steps,
+                "unless data.kind=chains or words, whose steps a rule can compare with the question; remove it",
             ),
             *self.reward_model.idle_for(objective),
             *self.learner.idle_for(

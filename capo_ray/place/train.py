@@ -41,8 +41,7 @@ from capo_ray.place.roles.verifier import VERIFIER
 from capo_ray.place.session import Session, files_within, find_latest, in_session, start_trackers
 from capo_ray.place.trust import require_trust
 from capo_ray.place.watch import ClusterWatch
-from capo_ray.problems import ProblemSet, build_problems
-from capo_ray.problems.chains import true_wrong_steps
+from capo_ray.problems import ProblemSet, build_problems, true_wrong_steps
 from capo_ray.protocols import RunFailed, RunStopped
 from capo_ray.runs.layout import (
     CURVE_FILE,
@@ -148,7 +147,7 @@ async def _train(
             tracker=tracker,
             transcripts=transcripts,
             progress=screen,
-            step_truth=true_wrong_steps if config.data.kind == "chains" else None,
+            step_truth=true_wrong_steps if config.data.knows_steps else None,
             quarantine=Quarantine(run_dir / QUARANTINE_FILE),
             part_stats=actors.stats,
         )

@@ -15,6 +15,7 @@ from capo_ray.problems.columns import Layout, find_lesson, question_of, solution
 from capo_ray.problems.rows import RowReport, read_rows
 from capo_ray.problems.sources import ProblemSet, collect
 from capo_ray.problems.streams import PlainSource, RowSource
+from capo_ray.problems.words import word_lessons
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
@@ -28,7 +29,7 @@ class LessonSource(PlainSource):
     def next_problem(self, progress: float = 0.0) -> Problem:
         prompt, completion = next(self._lessons)
         self._index += 1
-        return Problem(f"lesson-{self._index}", prompt, completion, None, "chains")
+        return Problem(f"lesson-{self._index}", prompt, completion)
 
     def state(self) -> dict[str, int]:
         return {"index": self._index}
@@ -47,6 +48,8 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
     if config.kind == "chains":
         taught = config.error_prob, config.unlearnt_frac
         return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, *taught)), ())
+    if config.kind == "words":
+        return ProblemSet(LessonSource(lambda: word_lessons(seed, lengths)), ())
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = RowSource(read_lessons(config, report, notes), seed)
     return ProblemSet(rows, (), tuple(report.bad), notes=tuple(notes))
@@ -54,7 +57,7 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
 
 def read_lessons(config: SftDataConfig, report: RowReport, notes: list[str], limit: int | None = None) -> list[Problem]:
     """The lessons of the first `limit` rows, at least one; as `read_problems`."""
-    assert config.kind != "chains"
+    assert config.kind != "chains" and config.kind != "words"
     given = [name for name in (config.question_column, config.solution_column) if name]
 
     def find(row: Mapping[str, Any]) -> Layout:

@@ -12,7 +12,7 @@ from typing import Any
 
 from capo_ray.config.environment import EnvironmentBase
 from capo_ray.config.sections import DataConfig
-from capo_ray.problems import haystack
+from capo_ray.problems import haystack, words
 from capo_ray.problems.chains import make_problem
 from capo_ray.problems.columns import (
     BOXED,
@@ -61,6 +61,13 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
             return [make_problem(HELD_OUT_SEED, i, steps, "held_out") for i in range(n)]
 
         return ProblemSet(_with_curriculum(chains, config, seed), drawn, chain_steps=steps)
+    if config.kind == "words":
+        lengths = (config.min_steps, config.max_steps)
+
+        def told(n: int) -> list[Problem]:
+            return [words.make_problem(HELD_OUT_SEED, i, lengths, "held_out") for i in range(n)]
+
+        return ProblemSet(_with_curriculum(words.WordSource(lengths, seed), config, seed), told)
     if config.kind == "environment":
         assert environment is not None, "data.kind=environment is refused without one"
         own = EnvironmentSource(environment, seed)
@@ -118,7 +125,7 @@ def read_problems(
 
     `notes` gets a line on columns that were found, and on turns of chats that were left out.
     """
-    assert config.kind != "chains" and config.kind != "environment"
+    assert config.kind != "chains" and config.kind != "environment" and config.kind != "words"
     kind: Kind = "files" if config.kind == "synthetic" or config.kind == "haystack" else config.kind
     given = [name for name in (config.question_column, config.answer_column) if name]
 
@@ -126,7 +133,7 @@ def read_problems(
         return find_layout(row, config.question_column, config.answer_column, config.answer_marker)
 
     rows = read_rows(kind, path, split, report, given if len(given) == 2 else ())
-    words = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
+    said = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
 
     def make(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
         problem = to_problem(layout, row, problem_id, source)
@@ -136,7 +143,7 @@ def read_problems(
             problem, *haystack.read_sentences(row, config.context_column, config.evidence_column)
         )
 
-    return collect(islice(rows, limit), path, find, make, words, report, notes)
+    return collect(islice(rows, limit), path, find, make, said, report, notes)
 
 
 def collect(

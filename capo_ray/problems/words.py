@@ -1,0 +1,175 @@
+r"""The world of word problems: a few sums told in English, in which the truth of every step is known.
+
+    prompt    Mia has 3 boxes with 6 shells in each. She gives 5 shells to Omar. How many shells does Mia have now?
+    response  Mia has 3 * 6 = 18 shells.
+              Mia has 18 - 5 = 13 shells left.
+              \boxed{13}
+
+What is asked is a list of operations, each on numbers of the question or results of earlier ones. A step is wrong when
+it computes what is not among those still to be done (on the results *shown*), when a result is wrong, when it has an
+equals sign that is not of one sum of two numbers, or when it boxes anything but the last result, or before all is done.
+A wrong result that is carried forward does not make a step wrong, and neither does a sentence without a calculation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from capo_ray.problems.chains import HELD_OUT_FRAC, Split
+from capo_ray.problems.stories import Operation, Telling, tell
+from capo_ray.problems.streams import PlainSource
+from capo_ray.types import Problem
+
+Lengths = tuple[int, int]
+"""Fewest and most operations, both included."""
+Sum = tuple[Fraction, str, Fraction, Fraction]
+"""left, sign, right, shown result."""
+
+_APPLY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+_NUMBER = r"\$?(\d{1,9}(?:\.\d{1,9})?)"
+_SUM = re.compile(
+    rf"(?<![\d.+\-*/] )(?<![\d.+\-*/]){_NUMBER} ?([+\-*/]) ?{_NUMBER} ?= ?{_NUMBER}(?!\.?\d)(?! ?[+\-*/=])"
+)
+_BOXED = re.compile(rf"\\boxed\{{{_NUMBER}\}}")
+_IN_WORDS = {"twice": Fraction(2)}
+
+
+@dataclass(frozen=True, slots=True)
+class WordProblem(Problem):
+    """A `Problem` whose steps have a known truth; its solution is a right response, its answer the last result."""
+
+    operations: tuple[Operation, ...] = ()
+
+
+class WordSource(PlainSource):
+    """Word problems drawn by (seed, index); they never run out, so the epoch stays 0."""
+
+    def __init__(self, lengths: Lengths, seed: int) -> None:
+        self._lengths, self._seed, self._index = lengths, seed, 0
+
+    def next_problem(self, progress: float = 0.0) -> Problem:
+        problem = make_problem(self._seed, self._index, self._lengths)
+        self._index += 1
+        return problem
+
+    def state(self) -> dict[str, int]:
+        return {"seed": self._seed, "epoch": 0, "index": self._index}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self._seed, self._index = int(state["seed"]), int(state["index"])
+
+
+def make_problem(seed: int, index: int, lengths: Lengths, split: Split = "train") -> WordProblem:
+    """Problem number `index` of a seed, always the same."""
+    rng = random.Random(f"words/{split}/{lengths}/{seed}/{index}")
+    while True:
+        telling = tell(rng, rng.randint(*lengths))
+        if split_of(telling) == split:
+            break
+    answer = str(telling.operations[-1].value)
+    return WordProblem(
+        id=f"words-{split}-{seed}-{index}",
+        prompt=telling.prompt,
+        answer=answer,
+        solution="\n".join([*telling.lines, f"\\boxed{{{answer}}}"]),
+        source="words",
+        operations=telling.operations,
+    )
+
+
+def split_of(telling: Telling) -> Split:
+    """The side to which a problem belongs for good, by its parts and numbers: names and wording do not matter."""
+    bucket = int.from_bytes(hashlib.sha256(telling.key.encode()).digest()[:4], "big")
+    return "held_out" if bucket < HELD_OUT_FRAC * 2**32 else "train"
+
+
+def word_lessons(seed: int, lengths: Lengths) -> Iterator[tuple[str, str]]:
+    """Endless (question, solution) pairs of training problems, those that a run of another seed draws."""
+    source = WordSource(lengths, seed)
+    while True:
+        problem = source.next_problem()
+        yield problem.prompt, problem.solution or ""
+
+
+def true_wrong_steps(problem: WordProblem, response_steps: Sequence[str]) -> frozenset[int]:
+    """The 0-based indices of the wrong steps of a response (step texts with or without their delimiters)."""
+    shown: dict[int, Fraction] = {}
+    wrong = set()
+    for index, text in enumerate(response_steps):
+        sums = _SUM.findall(text)
+        if len(sums) != text.count("="):
+            wrong.add(index)
+        for left, sign, right, result in map(_read, sums):
+            place = _find(problem.operations, shown, left, sign, right)
+            if place is None or _apply(left, sign, right) != result:
+                wrong.add(index)
+            if place is not None:
+                shown[place] = result
+        if "\\boxed" in text:
+            box, last = _BOXED.search(text), len(problem.operations) - 1
+            if not box or len(shown) <= last or Fraction(box[1]) != shown[last]:
+                wrong.add(index)
+    return frozenset(wrong)
+
+
+def unasked_steps(problem: Problem, response_steps: Sequence[str]) -> frozenset[int]:
+    """Steps that can be told to be wrong from the question without arithmetic, and without its solution.
+
+    One that is neither a sum nor a box, takes a number that neither the question nor an earlier step has, or boxes
+    another number than the last result, or any before all numbers of the question were used (each is needed here). It
+    is blind to the wrong operation on the right numbers.
+    """
+    asked = {Fraction(number) for number in re.findall(r"\d+", problem.prompt)}
+    asked |= {value for word, value in _IN_WORDS.items() if word in problem.prompt.lower()}
+    known, unused, last = set(asked), set(asked), None
+    unasked = set()
+    for index, text in enumerate(response_steps):
+        sums, box = [_read(found) for found in _SUM.findall(text)], _BOXED.search(text)
+        if len(sums) != text.count("=") or not (sums or box):
+            unasked.add(index)
+        for left, _, right, result in sums:
+            if not {left, right} <= known:
+                unasked.add(index)
+            unused -= {left, right}
+            known.add(result)
+            last = result
+        if "\\boxed" in text and (not box or Fraction(box[1]) != last or unused):
+            unasked.add(index)
+    return frozenset(unasked)
+
+
+def _read(found: tuple[str, str, str, str]) -> Sum:
+    left, sign, right, result = found
+    return Fraction(left), sign, Fraction(right), Fraction(result)
+
+
+def _apply(left: Fraction, sign: str, right: Fraction) -> Fraction | None:
+    """The value of a sum; None where there is none."""
+    return None if sign == "/" and right == 0 else _APPLY[sign](left, right)
+
+
+def _find(
+    operations: Sequence[Operation], shown: Mapping[int, Fraction], left: Fraction, sign: str, right: Fraction
+) -> int | None:
+    """The first operation still to be done that takes these numbers, as far as they were shown; None: there is none."""
+    for place, operation in enumerate(operations):
+        if place in shown or operation.sign != sign:
+            continue
+        a, b = (
+            Fraction(value) if of < 0 else shown.get(of)
+            for value, of in ((operation.left, operation.left_of), (operation.right, operation.right_of))
+        )
+        if (left, right) == (a, b) or (sign in "+*" and (left, right) == (b, a)):
+            return place
+    return None

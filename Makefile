@@ -52,9 +52,9 @@ train: install
 # The supervised stage only where its model is not there yet.
 train-language: install
 	test -e $(LANGUAGE)/config.json || $(BIN)/capo-ray sft model.path=$(MODEL) data.kind=words data.max_steps=4 \
-		batch_size=16 run.num_updates=40 learner.lr=5e-5 learner.warmup_updates=4 learner.num_threads=2 \
-		learner.microbatch_tokens=1024 max_tokens=192 out=$(LANGUAGE)
-	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language model.path=$(LANGUAGE)) $(ARGS)
+		batch_size=16 run.num_updates=16 learner.lr=5e-5 learner.schedule=constant learner.warmup_updates=4 \
+		learner.num_threads=2 learner.microbatch_tokens=1024 max_tokens=192 out=$(LANGUAGE)
+	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)

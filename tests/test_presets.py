@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from capo_ray.cli.compose import compose_train, conf_dir, list_choices
 from capo_ray.cli.fit import bundles, refuse_misfit
 from capo_ray.cli.memory import estimate_memory
 from capo_ray.cli.pace import estimate_pace
+from capo_ray.cli.sft import read_config
 from capo_ray.config import TrainConfig
 from capo_ray.protocols import RunFailed
+from tests.model_files import write_model
 
+ROOT = Path(__file__).parents[1]
 PAPER = [name for name in list_choices("experiment") if name.startswith("paper_")]
 # arXiv 2508.02298: critic, vote and learning rate of each policy; the 32B is not in it.
 OF_THE_PAPER: dict[str, tuple[str, str, float]] = {
@@ -103,3 +108,22 @@ def test_a_try_of_the_endpoint_lasts_as_long_as_the_votes_that_it_asks_for() -> 
     config = compose_train(["critic=endpoint", "critic.endpoint.base_url=http://host", "critic.endpoint.model=m"])
     assert config.critic.endpoint.request_deadline_s >= 2 * config.critic.max_tokens / 30
     assert config.critic.deadline_s >= config.critic.endpoint.request_deadline_s
+
+
+def test_a_real_model_on_word_problems_starts_from_the_supervised_stage_of_its_make_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(write_model(tmp_path / "model"))
+    assert main(["train", "experiment=language", f"model.path={model}", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert 'data.kind="words"' in shown
+    assert "critic            1    0.5     0  calculator" in shown
+    grpo = preset("language", "credit=grpo")
+    assert (grpo.credit.method, grpo.steps.segmenter, grpo.data.kind) == ("grpo", "newline", "words")
+    # The recipe of the target is a configuration of the supervised stage, and its model is where the run looks.
+    done = subprocess.run(
+        ["make", "-n", "-o", "install", "train-language"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    keys = shlex.split(done.replace("\\\n", " ").partition("capo-ray sft")[2].partition("\n")[0])
+    assert read_config([key if "model.path" not in key else f"model.path={model}" for key in keys]).data.kind == "words"
+    assert f"out={preset('language').model.path}" in keys

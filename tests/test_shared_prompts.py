@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from capo_ray.learners.attention import NAME
 from capo_ray.learners.microbatch import Inputs, padded_inputs, shared_inputs, to_inputs
-from capo_ray.learners.policy import Policy, load_policy
+from capo_ray.learners.policy import Policy, load_policy, require_plain_head
 from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.learners.trunk import share_prompts
 from capo_ray.protocols import RunFailed
@@ -166,6 +167,27 @@ def test_a_model_whose_layers_mix_tokens_otherwise_is_refused_by_name() -> None:
     chunked.config.attention_chunk_size = 8
     with pytest.raises(RunFailed, match=r"has attention_chunk_size; set learner\.packing=padded"):
         share_prompts(chunked, "some/llama")
+
+
+class ByShape(nn.Module):
+    """A head that rounds as kernels of bfloat16 do: otherwise where the product has another shape."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        product = self.head(hidden)
+        return product if hidden.dim() == 3 else product * (1 + 2**-7)
+
+
+def test_a_head_of_bfloat16_that_rounds_by_shape_is_plain_and_one_that_caps_is_not() -> None:
+    model = build("llama").to(torch.bfloat16)
+    model.set_output_embeddings(ByShape(model.get_output_embeddings()))
+    require_plain_head(model, "some/llama")
+    capped = build("gemma2", head_dim=8, final_logit_softcapping=30.0).to(torch.bfloat16)
+    with pytest.raises(RunFailed, match="scales or caps them"):
+        require_plain_head(capped, "some/gemma")
 
 
 @pytest.mark.parametrize("at_token", [True, False])

@@ -56,14 +56,14 @@ def load_policy(
     what = "model.path must be a causal language model"
     options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
     model = load_pretrained(AutoModelForCausalLM, what, path, dtype, **options)
-    _require_plain_head(model, path)
+    require_plain_head(model, path)
     if shared:
         share_prompts(model, path)
     return Policy(model)
 
 
 @torch.no_grad()
-def _require_plain_head(model: Any, path: str) -> None:
+def require_plain_head(model: Any, path: str) -> None:
     """Raises RunFailed for a model whose logits are not simply its head applied to its last hidden state."""
     inputs = to_inputs([[1, 2]], [1], torch.device("cpu"))
     logits = model(input_ids=inputs.input_ids, use_cache=False).logits

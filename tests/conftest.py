@@ -67,6 +67,7 @@ BESIDE = tuple(
         "reward_learner",
         "lora",
         "ranks",
+        "lost_rank",
         "supervised",
         "supervised_runs",
         "placement",

@@ -196,6 +196,18 @@ def test_ranks_are_packed_on_one_node_and_an_engine_over_two_gpus_finds_its_node
     assert len(rollout[1]) == 2 and first[1] != second[1]
 
 
+@pytest.mark.real
+def test_ranks_whose_node_has_just_died_do_not_wait_for_room_until_the_start_is_over(
+    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capo_ray.place.placement.FITS_NOWHERE_S", 1.0)
+    learner = {"num_ranks": 2, "num_cpus": 0.5, "node_resource": "gone"}
+    reserved = Places(TrainConfig.model_validate({"learner": learner}))
+    with pytest.raises(RunFailed, match=r"expected room for the 2 ranks of learner, .* got none within 1 s; add nodes"):
+        asyncio.run(asyncio.wait_for(reserved.reserve(), 30))
+    reserved.close()
+
+
 def test_engines_on_shares_of_a_gpu_start_in_turn() -> None:
     assert shares_devices(config({"placement": "colocated"}))
     assert not shares_devices(config({"num_gpus": 1}, num_gpus=2))

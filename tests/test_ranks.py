@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from capo_ray.config import TrainConfig
+from capo_ray.place.face import send
 from capo_ray.place.ranks import PINGS, GroupRank, RankActors
 from capo_ray.protocols import RunFailed
 
@@ -36,6 +37,9 @@ def make_ranks() -> tuple[Any, RankActors[Any]]:
             if self._rank == 0:
                 join("cpu", 0, 2, meeting, 600)
             time.sleep(60)
+
+        def fail(self) -> None:
+            raise RuntimeError("Connection closed by peer")
 
         def work(self, seconds: float) -> None:
             time.sleep(seconds)
@@ -103,5 +107,20 @@ def test_ranks_that_wait_for_one_another_say_at_the_deadline_where_they_stand() 
         said = str(failed.value)
         assert "learner rank 0 (meet) did not answer within 2 s (rank 0 is at store.py:" in said, said
         assert "rank 1 is in no call of ours); go on from the last checkpoint with resume=runs/lost" in said, said
+
+    asyncio.run(go())
+
+
+def test_a_rank_that_died_is_the_cause_where_another_that_worked_with_it_is_heard_first() -> None:
+    async def go() -> None:
+        sleeper, ranks = make_ranks()
+        try:
+            await ranks._start(sleeper.start, lambda rank, _: (False,))
+            os.kill(ranks.pids()[1], signal.SIGKILL)
+            first = send(ranks._ranks[0], sleeper.fail), "learner rank 0 (fail)"
+            with pytest.raises(RunFailed, match=r"^learner rank 1 \(ping\) was lost: .* resume=runs/lost$"):
+                await asyncio.wait_for(ranks._gather([first]), 30)
+        finally:
+            ranks.close()
 
     asyncio.run(go())

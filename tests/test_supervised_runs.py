@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from capo_ray.checkpoint import CheckpointStore, read_settings
 from capo_ray.cli import main
-from capo_ray.cli.sft import read_config
 from capo_ray.config import SftConfig
 from capo_ray.metrics import read_rows
 from capo_ray.metrics.register import unregistered
@@ -136,18 +135,3 @@ def test_what_a_run_cannot_go_on_with_is_said(capsys: pytest.CaptureFixture[str]
     assert "is a run of capo-ray sft" in capsys.readouterr().err
     assert run("resume=runs/one", "run.num_updates=4") == 0
     assert len(json.loads(Path("runs/one/model/recipe.json").read_text())["first_losses"]) == 4
-
-
-@pytest.mark.real
-def test_two_ranks_of_zero_2_make_the_weights_that_one_rank_makes() -> None:
-    keys = (*QUICK, "batch_size=6", "learner.microbatch_tokens=256", "prompt_loss_weight=0.5", "learner.lr=1e-3")
-    assert run(*keys, "run.num_updates=4", "out=one") == 0
-    group = ("learner.backend=zero", "learner.num_ranks=2", "learner.zero_stage=2", "run.checkpoint_every=2")
-    group = (*group, "learner.gradient_checkpointing=true", "learner.num_cpus=0.5")
-    assert run(*keys, *group, "run.num_updates=4", "out=two", "run.name=two") == 0
-    one, two = weights("one"), weights("two")
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
-    first = [row["loss/objective_mean"] for row in read_rows(Path("runs/two/metrics.jsonl"))]
-    assert first == pytest.approx(json.loads(Path("one/recipe.json").read_text())["first_losses"], abs=1e-5)
-    assert CheckpointStore(Path("runs/two/checkpoints"), keep=2).versions() == [2, 4]
-    assert read_config(["resume=runs/two"]).learner.num_ranks == 2

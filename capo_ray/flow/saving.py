@@ -16,7 +16,7 @@ from typing import Any
 from capo_ray.checkpoint import Draft
 from capo_ray.flow.parts import Parts, SftParts
 from capo_ray.flow.state import RunState, SftState
-from capo_ray.protocols import RunFailed
+from capo_ray.protocols import PartLost, RunFailed
 from capo_ray.runs.layout import LEARNER_DIR, POLICY_DIR, REWARD_MODEL_DIR, STATE_FILE
 
 
@@ -91,7 +91,8 @@ class Saver:
                     await self.save_last()
         except Exception as error:  # noqa: BLE001 the run's own failure is told, this one beside it
             if error is not cause:
-                cause.add_note(f"no checkpoint of version {self._state.version} could be saved: {error!r}")
+                why = "its learner is lost" if isinstance(error.__cause__, PartLost) else repr(error)
+                cause.add_note(f"no checkpoint of version {self._state.version} could be saved: {why}")
 
     def _note(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -108,14 +108,22 @@ def look(question: Question) -> dict[str, Any]:
     }
 
 
+def alive_nodes() -> list[dict[str, Any]]:
+    """What Ray knows of the nodes of the joined cluster that it holds for alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def tell_time() -> float:
     """The clock of the node on which this runs."""
     return time.time()
 
 
 def ask_all(question: Question) -> list[Facts]:
-    """The facts of every living node of the joined cluster, in the order of their hosts."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    """The facts of every living node of the joined cluster, in the order of their hosts.
+
+    One that has died may be counted for a while; what found it gone is no answer of a node.
+    """
+    alive = alive_nodes()
     ask: Any = ray.remote(num_cpus=0, max_retries=0)(look)
     clock: Any = ray.remote(num_cpus=0, max_retries=0)(tell_time)
 
@@ -134,7 +142,8 @@ def ask_all(question: Question) -> list[Facts]:
             theirs: float = ray.get(clock.options(**on(node)).remote(), timeout=max(0.1, ends - time.monotonic()))
             now = time.time()
         except Exception as error:  # noqa: BLE001 - it is the node's answer, and becomes a fault
-            found.append(Facts(**known, error=one_line(error)))
+            if node["NodeID"] in {one["NodeID"] for one in alive_nodes()}:
+                found.append(Facts(**known, error=one_line(error)))
             continue
         offset: dict[str, Any] = {"clock_s": theirs - (asked + now) / 2, "clock_error_s": (now - asked) / 2}
         found.append(Facts(**known, **answer, **offset))
@@ -189,7 +198,7 @@ def check_nodes(config: Job, run_dir: Path | None = None) -> None:
     """
     with token_in(run_dir) if run_dir else contextlib.nullcontext("") as token:
         question = question_of(config, token)
-        if len([node for node in ray.nodes() if node["Alive"]]) == 1:
+        if len(alive_nodes()) == 1:
             facts = [Facts(node="", host=socket.gethostname(), **look(question))]
         else:
             facts = ask_all(question)

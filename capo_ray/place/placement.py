@@ -30,6 +30,8 @@ GRAIN = 0.001
 ONE_NODE_S = 10.0
 """How long ranks wait for room on a single node that is large enough, before they take several."""
 POLL_S = 0.1
+FITS_NOWHERE_S = 15.0
+"""For no living node to be large enough, or within the fence: one that has just died may have been counted before."""
 
 Bundle = dict[str, float]
 
@@ -79,7 +81,7 @@ class Places:
             await self._take(home, "STRICT_PACK", ends)
         for home in _rank_homes(self.config):
             whole = {name: sum(b.get(name, 0.0) for b in home.bundles) for b in home.bundles for name in b}
-            if any(all(node.get(n, 0.0) >= amount for n, amount in whole.items()) for node in node_resources()):
+            if any(fits(whole, node) for node in node_resources()):
                 try:
                     await self._take(home, "STRICT_PACK", min(ends, time.monotonic() + ONE_NODE_S))
                     continue
@@ -93,15 +95,18 @@ class Places:
             remove_placement_group(group)
 
     async def _take(self, home: _Home, strategy: str, ends: float) -> None:
-        began = time.monotonic()
+        began = fitted = time.monotonic()
         group = placement_group(home.bundles, strategy=strategy)
         self._groups.append(group)
         while placement_group_table(group)["state"] != "CREATED":
-            if time.monotonic() > ends:
+            now, nodes = time.monotonic(), node_resources()
+            if all(any(fits(bundle, node) for node in nodes) for bundle in home.bundles):
+                fitted = now
+            if now > min(ends, fitted + FITS_NOWHERE_S + self.config.cluster.wait_s):
                 raise RunFailed(
                     f"expected room for {home.what}, which asks for {home.bundles}"
                     f"{' on one node' if strategy == 'STRICT_PACK' else ''}, and got none within "
-                    f"{time.monotonic() - began:.0f} s; add nodes, or lower what is asked for (see --dry-run)"
+                    f"{now - began:.0f} s; add nodes, or lower what is asked for (see --dry-run)"
                 )
             await asyncio.sleep(POLL_S)
         self._seats |= {member: (group, bundle) for member, bundle in home.members.items()}
@@ -115,6 +120,11 @@ def shares_devices(config: Job) -> bool:
 def node_resources() -> list[dict[str, float]]:
     """What every living node of the joined cluster has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def fits(bundle: Bundle, have: Bundle) -> bool:
+    """Whether what there is, of a node, is as much as a bundle asks for."""
+    return all(have.get(name, 0.0) >= amount for name, amount in bundle.items())
 
 
 def _engine_homes(config: Job) -> list[_Home]:

@@ -34,7 +34,7 @@ in a call that lets nobody else run). Longer than for a worker: a rank cannot be
 START_SILENT_S = 120.0
 """The same while ranks start: on a busy machine the loading of a library lets nobody else run for a while."""
 WHERE_S = 5.0
-"""What ranks have to say where they stand, once one of them is late."""
+"""What ranks have to say where they stand, once one of them is late, or that they are there, once one has failed."""
 
 
 class GroupRank:
@@ -191,8 +191,24 @@ class RankActors(Generic[RankT]):
         except (PartLost, PartTimeout) as error:
             where = await self._where() if isinstance(error, PartTimeout) else ""
             raise RunFailed(f"{error}{where}; go on from the last checkpoint with resume={self._run_dir}") from error
+        except Exception as error:
+            # A rank whose partner died in a collective may be heard before the death: that is the cause.
+            if (lost := await self._find_lost()) is None:
+                raise
+            raise RunFailed(f"{lost}; go on from the last checkpoint with resume={self._run_dir}") from error
         finally:
             work.cancel()
+
+    async def _find_lost(self) -> PartLost | None:
+        """Of a rank whose process is gone; None where all are there, busy or not."""
+        pings = (self._ping(rank, WHERE_S) for rank in range(self._num_ranks))
+        told = await asyncio.gather(*pings, return_exceptions=True)
+        return next((error for error in told if isinstance(error, PartLost)), None)
+
+    async def _ping(self, rank: int, silent_s: float) -> None:
+        """Returns once the rank has answered."""
+        ping = send(self._ranks[rank], GroupRank.ping, lane=PINGS)
+        await await_ref(ping, silent_s, f"{self._role} rank {rank} (ping)")
 
     async def _where(self) -> str:
         """Where each rank stands, in brackets: a late one may wait for another."""
@@ -210,14 +226,10 @@ class RankActors(Generic[RankT]):
         """Ask every rank now and then whether it is there; returns once one is not, whose loss ends every call."""
         assert self._lost is not None
 
-        async def check(rank: int) -> None:
-            ping = send(self._ranks[rank], GroupRank.ping, lane=PINGS)
-            await await_ref(ping, self._silent_s, f"{self._role} rank {rank} (ping)")
-
         try:
             while True:
                 await asyncio.sleep(PING_EVERY_S)
-                await asyncio.gather(*(check(rank) for rank in range(self._num_ranks)))
+                await asyncio.gather(*(self._ping(rank, self._silent_s) for rank in range(self._num_ranks)))
         except Exception as error:  # noqa: BLE001 - told to whoever calls the ranks, now or next
             self._lost.set_result(one_line(error))
 

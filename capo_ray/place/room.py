@@ -19,12 +19,10 @@ from ray._private.state import available_resources_per_node
 
 from capo_ray.config import Job
 from capo_ray.demand import find
-from capo_ray.place.placement import Bundle, ask_of, bundle_of, node_resources
+from capo_ray.place.placement import FITS_NOWHERE_S, Bundle, ask_of, bundle_of, fits, node_resources
 from capo_ray.protocols import RunFailed
 
 POLL_S = 1.0
-FITS_NOWHERE_S = 15.0
-"""For no living node to be large enough, or within the fence."""
 FREE_S = 5.0
 """For what a lost actor held to be given back."""
 TAKEN_S = 50.0
@@ -89,7 +87,7 @@ class Room:
         return any(all(have.get(f"{n}{GROUP}{at}", 0.0) >= amount for n, amount in self.ask.items()) for at in places)
 
     def _fits(self, have: Bundle) -> bool:
-        return all(have.get(name, 0.0) >= amount for name, amount in self.ask.items())
+        return fits(self.ask, have)
 
 
 def room_of(config: Job, role: str) -> Room:

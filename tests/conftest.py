@@ -69,7 +69,6 @@ BESIDE = tuple(
         "ranks",
         "lost_rank",
         "supervised",
-        "supervised_runs",
         "placement",
         "nodes",
         "critics_keeper",

@@ -66,7 +66,8 @@ def demand(config: Job) -> tuple[Demand, ...]:
         return (_learner(config),)
     if isinstance(config, ServeConfig):
         critic = _critic(config) if isinstance(config, JudgedServeConfig) else None
-        return (_rollout(config), _verifier(config), *([critic] if critic is not None else []))
+        served = [] if config.endpoint.base_url else [_rollout(config)]
+        return (*served, _verifier(config), *([critic] if critic is not None else []))
     found = (_rollout(config), _verifier(config), _critic(config), _learner(config), _reward_model(config))
     return tuple(one for one in found if one is not None)
 

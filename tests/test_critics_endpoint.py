@@ -16,9 +16,9 @@ from aiohttp import web
 
 from capo_ray.config.critic import CriticConfig, EndpointConfig
 from capo_ray.critics.endpoint import EndpointJudge
-from capo_ray.critics.key import Secret, read_key
-from capo_ray.critics.retries import Breaker, RetryBudget, backoff_s, retry_after_s
 from capo_ray.protocols import JudgeRequest
+from capo_ray.served.key import Secret, read_key
+from capo_ray.served.retries import Breaker, RetryBudget, backoff_s, retry_after_s
 from capo_ray.types import Critique, Problem
 
 KEY = "sk-canary-0123456789"
@@ -55,6 +55,7 @@ class Server:
     async def __aenter__(self) -> str:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/v1/completions", self._handle)
         app.router.add_get("/v1/models", self._list)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
@@ -405,4 +406,4 @@ def test_a_blank_behind_the_address_is_no_part_of_it() -> None:
     config = CriticConfig(
         backend="endpoint", endpoint=EndpointConfig(base_url="http://h/v1/ ", model="m"), rubric="paper"
     )
-    assert EndpointJudge(config, vote="majority", quorum=1)._endpoint._url == "http://h/v1/chat/completions"
+    assert EndpointJudge(config, vote="majority", quorum=1)._endpoint._posts._url == "http://h/v1/chat/completions"

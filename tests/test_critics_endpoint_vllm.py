@@ -1,4 +1,4 @@
-"""The endpoint critic against vLLM's own OpenAI server, started on the CPU with the shipped critic."""
+"""The endpoint critic, and a served policy, against vLLM's own OpenAI server, which holds the shipped critic."""
 
 import asyncio
 import os
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from capo_ray.config.api import ApiConfig
 from capo_ray.config.critic import CriticConfig, EndpointConfig
 from capo_ray.critics.canary import CanaryCase, chain_cases
 from capo_ray.critics.endpoint import EndpointJudge
+from capo_ray.engines import HfTokenizer, ServedEngine
 from capo_ray.problems import asset_path
-from capo_ray.protocols import JudgeRequest
-from capo_ray.types import Critique
+from capo_ray.protocols import JudgeRequest, Sampling
+from capo_ray.types import Completion, Critique
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 START_S = 200
@@ -115,3 +117,33 @@ def test_what_it_refuses_abstains_in_its_own_words(url: str) -> None:
     (votes,) = ask(url, [case], 1, endpoint=EndpointConfig(base_url=url, model="another"))
     assert votes[0].flagged is None
     assert votes[0].reason.startswith("refused: HTTP 404 at /v1/chat/completions: ") and "another" in votes[0].reason
+
+
+def test_a_served_policy_answers_token_ids_as_the_model_itself_does(url: str) -> None:
+    # The critic in the policy's place: what is asked is a prompt, whoever reads it.
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = asset_path("laptop", "critic")
+    tokenizer, model = HfTokenizer(path), AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    prompts = [tokenizer.encode_data(case.problem.prompt) for case in chain_cases(3, 4, seed=8)]
+
+    async def go() -> list[Completion]:
+        api = ApiConfig(base_url=url, model="judge")
+        engine = ServedEngine(api, tokenizer, max_tokens=24, deadline_s=200)
+        try:
+            await engine.start()
+            greedy = [await engine.generate(prompt, Sampling(temperature=0.0, max_tokens=24)) for prompt in prompts]
+            drawn = await engine.generate(prompts[0], Sampling(n=3, seed=7, max_tokens=24))
+            again = await engine.generate(prompts[0], Sampling(n=2, seed=8, max_tokens=24))
+        finally:
+            await engine.leave()
+        # Sample i is drawn under seed + i, as by our own engines: an interrupted evaluation goes on with the same.
+        assert [list(one.token_ids) for one in drawn[1:]] == [list(one.token_ids) for one in again]
+        return [one for (one,) in greedy]
+
+    for prompt, one in zip(prompts, asyncio.run(go()), strict=True):
+        ids = torch.tensor([prompt])
+        told = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_id)[0, len(prompt) :]
+        assert list(one.token_ids) == told.tolist()
+        assert one.text == tokenizer.decode(told.tolist())

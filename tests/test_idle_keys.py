@@ -332,6 +332,11 @@ SFT = [
     ("eval_problems=0 eval_steps=3", "with eval_problems=0, which leaves the closing evaluation out"),
 ]
 EVAL = [
+    (
+        "endpoint.base_url=http://h/v1 endpoint.model=m engine.max_num_seqs=8",
+        "with endpoint.base_url, whose engines are its own; remove it",
+    ),
+    ("endpoint.max_in_flight=8", "without endpoint.base_url; set it too"),
     ("engine.seeded=false", "in an evaluation, which is always seeded; remove it"),
     ("eval.temperature=0 eval.top_p=0.9", "with eval.temperature=0, where every response is greedy; remove it"),
     ("model.chat_template=false model.chat_template_args.x=1", NO_CHAT),

@@ -131,9 +131,10 @@ def _check(config: EvalConfig) -> None:
     from capo_ray.cli import checks
 
     serving, model = config.serving(), config.model
-    checks.check_model(model.path, "policy", "model", model.max_model_len)
-    checks.check_engine_arguments(serving)
-    checks.check_tensor_parallel(serving)
+    if not config.is_served:
+        checks.check_model(model.path, "policy", "model", model.max_model_len)
+        checks.check_engine_arguments(serving)
+        checks.check_tensor_parallel(serving)
     checks.check_gpus(serving)
     if not config.cluster.joined:
         checks.check_memory(serving)

@@ -45,7 +45,9 @@ MAY_CHANGE = (
     "eval.path",
     "rollout.deadline_s",
 )
-"""Of an evaluation that goes on, beside engine.* and cluster.*: none changes what an answered question was."""
+"""Of an evaluation that goes on: none changes what an answered question was."""
+FREE = ("engine.", "cluster.", "model.", "endpoint.")
+"""Beside them; `model.` is compared apart, and who serves the model, if anybody, is as free as the engines."""
 OF_THE_RUN = ("model", "engine", "verifier", "cluster")
 
 
@@ -146,7 +148,7 @@ def differences(evaluation: Path, config: BenchConfig) -> dict[str, Any]:
     return {
         key: before.get(key)
         for key, value in flat_keys(config.model_dump()).items()
-        if before.get(key) != value and key not in MAY_CHANGE and not key.startswith(("engine.", "cluster.", "model."))
+        if before.get(key) != value and key not in MAY_CHANGE and (key == "endpoint.model" or not key.startswith(FREE))
     }
 
 

@@ -130,8 +130,9 @@ def _check(config: SolveConfig) -> None:
     serving = config.serving()
     for model in models(serving):
         checks.check_model(model.name, model.shipped, model.key, model.max_model_len)
-    checks.check_engine_arguments(serving)
-    checks.check_tensor_parallel(serving)
+    if not config.is_served:
+        checks.check_engine_arguments(serving)
+        checks.check_tensor_parallel(serving)
     checks.check_gpus(serving)
     if config.search.asks_critic:
         settings.check_rubric(serving)

@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from capo_ray.config.base import Idle, Section
+from capo_ray.config.api import ApiConfig
+from capo_ray.config.base import Idle
 from capo_ray.config.engine import EngineBase
 from capo_ray.config.job import Positive
 
-START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
-"""An endpoint's time to begin an answer, and the slowest rate of one answer that is not taken for a hang."""
 SAME_VOTES = "with critic.backend=calculator, whose votes are all the same; remove it or choose another backend"
 OF_AN_ENGINE = (
     *("model", "dtype", "num_gpus", "placement", "tensor_parallel", "max_num_seqs", "max_model_len", "kv_cache_gib"),
@@ -22,39 +21,15 @@ OF_A_MODEL = ("rubric", "show_solution", "temperature", "top_p", "max_tokens", "
 """Keys of how a model is asked."""
 
 
-class EndpointConfig(Section):
-    """backend=endpoint: any OpenAI-compatible chat API. The key itself is never part of a config."""
+class EndpointConfig(ApiConfig):
+    """backend=endpoint: any OpenAI-compatible chat API. Tries of a group's votes share the group's deadline."""
 
-    base_url: str = ""
-    """Such as `https://host/v1`; `/chat/completions` is added."""
-    model: str = ""
-    """The model's name there."""
-    key_file: str = ""
-    """File that holds the API key (a mounted secret)."""
-    key_env: str = ""
-    """Environment variable that holds the API key, where there is no file."""
-    request_deadline_s: float = Field(0.0, ge=0)
-    """For one try of one request; 0: 30 s and a tenth of a second for each of `critic.max_tokens`. A request that is
-    late is not sent again to the same server."""
+    section: ClassVar[str] = "critic.endpoint"
+
     parameters: Literal["plain", "reasoning"] = "plain"
     """`reasoning`: send `max_completion_tokens` and no temperature or top_p, as OpenAI's reasoning models want it."""
-    max_retries: int = Field(3, ge=0)
-    """Tries beside the first, per vote; those of a group share the group's deadline."""
-    retry_wait_s: float = Field(0.5, ge=0)
-    """Wait before the first retry; doubles with each, with jitter."""
-    hedge_after_s: float = Field(0.0, ge=0)
-    """Send a second copy of a request that has not answered after this long; 0: never."""
-    max_in_flight: Positive = 32
-    """Requests under way at once."""
-    breaker_failures: Positive = 8
-    """Failures in a row after which nothing is sent for `breaker_open_s` (or what the server's Retry-After asks)."""
-    breaker_open_s: float = Field(15.0, ge=0)
     votes_per_request: int = Field(0, ge=0)
     """Votes in one request (`n`), which share its prefill; 0: all of a response's. Use 1 where `n` is refused."""
-
-    def request_limit_s(self, max_tokens: int) -> float:
-        """The seconds for one try of a request for answers of at most `max_tokens`."""
-        return self.request_deadline_s or START_S + max_tokens / FLOOR_TOKENS_PER_S
 
 
 class CriticConfig(EngineBase):

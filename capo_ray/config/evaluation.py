@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from capo_ray.config import sections as s
+from capo_ray.config.api import ApiConfig
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.job import idle_without_gpus
 from capo_ray.config.train import TrainConfig
@@ -95,6 +96,9 @@ class EvalRolloutConfig(Section):
 class ServeConfig(TrainConfig):
     """A run without a learner, and whatever else it would need one for: engines and verifiers alone."""
 
+    endpoint: ApiConfig = ApiConfig()
+    """In place of the engines, where it names an address."""
+
 
 class JudgedServeConfig(ServeConfig):
     """The same with critics, whose votes are put together as `credit` says."""
@@ -111,6 +115,9 @@ class BenchConfig(Section):
     data: EvalDataConfig = EvalDataConfig()
     rollout: EvalRolloutConfig = EvalRolloutConfig()
     engine: s.EngineConfig = s.EngineConfig()
+    endpoint: ApiConfig = ApiConfig()
+    """A server of completions (vLLM's, SGLang's, …) in place of engines of our own; `model.path` is then where the
+    tokenizer of what it serves is read."""
     verifier: s.VerifierConfig = s.VerifierConfig()
     cluster: s.ClusterConfig = s.ClusterConfig()
     resume: str = ""
@@ -120,6 +127,22 @@ class BenchConfig(Section):
         """The same as a run without a learner; `verifier`: the kind of another verifier."""
         return ServeConfig(**self._parts(verifier))
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server elsewhere answers, and no engine of ours."""
+        return bool(self.endpoint.base_url)
+
+    def idle_of_server(self) -> tuple[Idle, ...]:
+        """The keys of whichever does not answer."""
+        return (
+            Idle(
+                ("engine", "model.dtype"),
+                self.is_served,
+                "with endpoint.base_url, whose engines are its own; remove it",
+            ),
+            Idle(("endpoint",), not self.is_served, "without endpoint.base_url; set it too"),
+        )
+
     def _parts(self, verifier: str) -> dict[str, Any]:
         judge = self.verifier.model_copy(update={"kind": verifier}) if verifier else self.verifier
         return {
@@ -127,6 +150,7 @@ class BenchConfig(Section):
             "model": self.model,
             "rollout": s.RolloutConfig(**self.rollout.model_dump()),
             "engine": self.engine,
+            "endpoint": self.endpoint,
             "verifier": judge,
             "cluster": self.cluster,
         }
@@ -140,6 +164,7 @@ class EvalConfig(BenchConfig):
     def idle(self) -> tuple[Idle, ...]:
         """Seeds that are always drawn, samples that are all greedy, and GPUs that nobody asks for."""
         return (
+            *self.idle_of_server(),
             idle_without_gpus(self.engine.num_gpus > 0),
             Idle(("engine.seeded",), True, "in an evaluation, which is always seeded; remove it"),
             Idle(

@@ -93,6 +93,7 @@ class SolveConfig(BenchConfig):
         """Seeds that are always drawn, GPUs that nobody asks for, critics and cuts that the search does not read."""
         name, asks = self.search.method, self.search.asks_critic
         return (
+            *self.idle_of_server(),
             idle_without_gpus(self.engine.num_gpus > 0 or (asks and self.critic.num_gpus > 0)),
             Idle(("engine.seeded",), True, "in a search, which is always seeded; remove it"),
             Idle(("critic.show_solution",), True, "in a search, whose critic never sees the solution; remove it"),

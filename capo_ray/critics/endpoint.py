@@ -1,40 +1,29 @@
 """A critic behind any OpenAI-compatible chat API.
 
-    prompt text (escaped, fenced) -> POST {base_url}/chat/completions, n votes -> replies
-                                     retries in a budget, hedges, breaker; the group's deadline above all
-                                     too long for the server's context -> once more with the room that it names
-
-Invariants
-- What the server says of a failure stands in the critique's reason, shortened, the key blotted out.
-- The key comes from a file or the environment at the time of use; it is in no config, repr, error or pickle, and
-   goes to no address but the configured one (redirects are not followed).
+prompt text (escaped, fenced) -> `served.Posts`, n votes -> replies          the group's deadline above all
+                                 too long for the server's context -> once more with the room that it names
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
-
-import aiohttp
 
 from capo_ray.config.credit import asks_once
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.grammar import verdict_regex
 from capo_ray.critics.guarded import StoreDoor
-from capo_ray.critics.key import read_key
 from capo_ray.critics.panel import FAILED, LATE, REFUSED, Asking, Panel, Reply
-from capo_ray.critics.replies import MAX_REPLY_BYTES, RequestFailed, read_replies, refusal
-from capo_ray.critics.retries import Breaker, RetryBudget, backoff_s
 from capo_ray.critics.room import has_context_words, least_answer_tokens, room_from
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.prompts import build_critic_text, load_rubric
+from capo_ray.served import Posts, RequestFailed
 
-CONNECT_S = 10.0
+KINDS = {"failed": FAILED, "refused": REFUSED, "late": f"{LATE}: "}
+"""What becomes of a vote whose request failed so."""
 
 
 @dataclass
@@ -54,44 +43,27 @@ class EndpointSource:
     """Votes from an API."""
 
     def __init__(self, config: CriticConfig, *, greedy: bool) -> None:
-        endpoint = config.endpoint
-        base_url = endpoint.base_url.strip().rstrip("/")
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ValueError(
-                "critic.endpoint.base_url must be http(s)://host[:port]/path, without user or query"
-                + (f" (got no http:// or https:// before {base_url})" if base_url and "//" not in base_url else "")
-            )
-        if not endpoint.model:
-            raise ValueError("critic.backend=endpoint needs critic.endpoint.model, the model's name there (got none)")
-        self._config, self._endpoint = config, endpoint
-        self._key = read_key(endpoint)
-        self._url, self._models_url = base_url + "/chat/completions", base_url + "/models"
-        self._path = parts.path + "/chat/completions"
-        self._limit_s = endpoint.request_limit_s(config.max_tokens)
-        self._last_error = ""
+        self._config, self._endpoint = config, config.endpoint
+        limit_s = config.endpoint.request_limit_s(config.max_tokens)
+        self._posts = Posts(config.endpoint, "/chat/completions", limit_s, read_replies)
         self._rubric = load_rubric(config.rubric)
         self._temperature = 0.0 if greedy else config.temperature
-        self._budget, self._rng = RetryBudget(), random.Random()
-        self._breaker = Breaker(endpoint.breaker_failures, endpoint.breaker_open_s)
-        self._session: aiohttp.ClientSession | None = None
-        self._slots: asyncio.Semaphore | None = None
-        self.model = f"{parts.hostname}/{endpoint.model}"
+        self.model = self._posts.model
         self.sampling: dict[str, object] = {
             "temperature": self._temperature,
             "top_p": 1.0 if greedy else config.top_p,
             "max_tokens": config.max_tokens,
             "constrain": config.constrain,
         }
-        if endpoint.parameters != "plain":
-            self.sampling["parameters"] = endpoint.parameters
+        if self._endpoint.parameters != "plain":
+            self.sampling["parameters"] = self._endpoint.parameters
 
     @property
     def counts(self) -> dict[str, float]:
         """Retries (hedges included) and openings of the breaker."""
         return {
-            "critic/retries_total": float(self._budget.spent),
-            "critic/breaker_opened_total": float(self._breaker.times_opened),
+            "critic/retries_total": float(self._posts.budget.spent),
+            "critic/breaker_opened_total": float(self._posts.breaker.times_opened),
         }
 
     async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
@@ -143,127 +115,28 @@ class EndpointSource:
 
     async def _request(self, post: _Post) -> list[Reply]:
         """The replies of one request, with retries; one failed reply per vote when all is in vain."""
-        reason, kind = f"circuit open (the last error: {self._last_error})", FAILED
-        attempt = 0
-        while self._breaker.allows():
-            try:
-                replies = await self._hedged(post.body)
-            except RequestFailed as error:
-                reason, kind = str(error), error.kind
-                self._judge_failure(error)
-                if (shorter := await self._shortened(post, error)) is not None:
-                    post = shorter
-                    continue
-                last = attempt == self._endpoint.max_retries
-                if not error.again or last or not self._budget.spend():
-                    break
-                await asyncio.sleep(backoff_s(attempt, self._endpoint.retry_wait_s, error.wait_s, self._rng))
-                attempt += 1
-            except asyncio.CancelledError:
-                self._breaker.abandoned()
-                raise
-            else:
-                self._breaker.succeeded()
-                return replies
-        return [Reply("", failure=reason, kind=kind)] * post.num_votes
+        try:
+            return await self._posts.ask(post.body, lambda error: self._shorter(post, error))
+        except RequestFailed as error:
+            return [Reply("", failure=str(error), kind=KINDS[error.kind])] * post.num_votes
 
-    def _judge_failure(self, error: RequestFailed) -> None:
-        """A server that refuses is up; anything else counts towards the breaker."""
-        if error.kind == REFUSED:
-            self._breaker.succeeded()
-        else:
-            self._last_error = str(error)
-            self._breaker.failed(error.wait_s or 0.0)
-
-    async def _shortened(self, post: _Post, error: RequestFailed) -> _Post | None:
-        """The request with as many answer tokens as the server has room for; None where that was not what it said.
-
-        Raises nothing: where the room is below what an answer needs, the request is not sent again.
-        """
-        if error.kind != REFUSED or post.shortened or not has_context_words(error.words):
+    async def _shorter(self, post: _Post, error: RequestFailed) -> dict[str, Any] | None:
+        """The body with as many answer tokens as the server has room for; None where that was not what it said, or the
+        room is below what an answer needs."""
+        if error.kind != "refused" or post.shortened or not has_context_words(error.words):
             return None
         num_chars = len(post.body["messages"][0]["content"])
         room = room_from(error.words, num_chars)
         if room is None:
-            room = room_from(error.words, num_chars, await self._context())
+            room = room_from(error.words, num_chars, await self._posts.context())
         if room is None or room < post.least:
             return None
-        return replace(post, body={**post.body, self._limit_name: min(room, self._config.max_tokens)}, shortened=True)
-
-    async def _context(self) -> int | None:
-        """The model's context in tokens as the server lists it; None where it does not."""
-        session, _ = self._connect()
-        try:
-            async with (
-                asyncio.timeout(CONNECT_S),
-                session.get(self._models_url, headers=self._headers(), allow_redirects=False) as response,
-            ):
-                models = json.loads(await response.content.read(MAX_REPLY_BYTES))["data"]
-            own = [m for m in models if m.get("id") == self._endpoint.model]
-            return int(own[0]["max_model_len"])
-        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError, AttributeError):
-            return None
-
-    async def _hedged(self, body: dict[str, Any]) -> list[Reply]:
-        """The first good answer of one try, or of a second copy sent when the first is slow."""
-        tries = {asyncio.create_task(self._try(body))}
-        try:
-            if self._endpoint.hedge_after_s > 0:
-                done, _ = await asyncio.wait(tries, timeout=self._endpoint.hedge_after_s)
-                if not done and self._budget.spend():
-                    tries.add(asyncio.create_task(self._try(body)))
-            pending = tries
-            while True:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                good = [task for task in done if task.exception() is None]
-                if good or not pending:
-                    return (good or list(done))[0].result()
-        finally:
-            for task in tries:
-                task.cancel()
-            await asyncio.gather(*tries, return_exceptions=True)
-
-    async def _try(self, body: dict[str, Any]) -> list[Reply]:
-        """The replies of one POST; raises `RequestFailed`."""
-        self._budget.earn()
-        session, slots = self._connect()
-        try:
-            async with (
-                slots,
-                asyncio.timeout(self._limit_s),
-                session.post(self._url, json=body, headers=self._headers(), allow_redirects=False) as response,
-            ):
-                raw = await response.content.read(MAX_REPLY_BYTES)
-                while len(raw) < MAX_REPLY_BYTES and not response.content.at_eof():
-                    raw += await response.content.read(MAX_REPLY_BYTES - len(raw))
-                if response.status != 200:
-                    retry_after = response.headers.get("Retry-After", "")
-                    raise refusal(response.status, raw, retry_after, self._path, self._key.reveal())
-        except aiohttp.ConnectionTimeoutError:
-            raise RequestFailed(f"no connection in {CONNECT_S:g} s", again=True) from None
-        except TimeoutError:
-            # Sent again at once it would only add to the load that made it late.
-            limit = f"no answer in {self._limit_s:g} s (critic.endpoint.request_deadline_s)"
-            raise RequestFailed(limit, again=False, kind=f"{LATE}: ") from None
-        except aiohttp.ClientError as error:
-            # Its text may quote headers; its kind is enough.
-            raise RequestFailed(f"connection failed ({type(error).__name__})", again=True) from None
-        return read_replies(raw)
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key.reveal()}"} if self._key.reveal() else {}
-
-    def _connect(self) -> tuple[aiohttp.ClientSession, asyncio.Semaphore]:
-        if self._session is None or self._slots is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S))
-            self._slots = asyncio.Semaphore(self._endpoint.max_in_flight)
-        return self._session, self._slots
+        post.shortened = True
+        return {**post.body, self._limit_name: min(room, self._config.max_tokens)}
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-        self._session = self._slots = None
+        await self._posts.close()
 
 
 class EndpointJudge(Panel):
@@ -282,3 +155,25 @@ class EndpointJudge(Panel):
     async def close(self) -> None:
         """Close the connections."""
         await self._endpoint.close()
+
+
+def read_replies(raw: bytes) -> list[Reply]:
+    """The choices of an answer; raises what comes of one that is not in the API's form."""
+    answer = json.loads(raw)
+    choices = answer["choices"]
+    usage = answer.get("usage")
+    return [
+        Reply(
+            text=str(choice["message"].get("content") or ""),
+            truncated=choice.get("finish_reason") == "length",
+            output_tokens=_count(usage, "completion_tokens") // max(1, len(choices)),
+            prompt_tokens=_count(usage, "prompt_tokens"),
+        )
+        for choice in choices
+    ]
+
+
+def _count(usage: object, name: str) -> int:
+    """A number of tokens that the server says, 0 where it says none: a good answer does not depend on it."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value > 0 else 0

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from capo_ray.critics.retries import Breaker
 from capo_ray.critics.store import HELD_S, CritiqueStore
+from capo_ray.served.retries import Breaker
 from capo_ray.types import Critique
 
 ERRORS_IN_A_ROW = 3

@@ -1,6 +1,7 @@
 """Engines, verifiers and critics for a command that trains nothing: started, worked with once, and ended.
 
 join or start Ray -> engines, one verifier tier for each way of judging, critics where they are asked -> work -> ended
+                     (or a server elsewhere: endpoint.base_url)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from capo_ray.config.evaluation import BenchConfig, JudgedServeConfig
 from capo_ray.critics.outage import PatientJudge
 from capo_ray.demand import policy_model
-from capo_ray.engines import HfTokenizer
+from capo_ray.engines import HfTokenizer, ServedEngine
 from capo_ray.flow.outcome import first_cause
 from capo_ray.place import cluster, nodes
 from capo_ray.place.ending import Ending, ends_soon_after_failure
@@ -27,7 +28,7 @@ from capo_ray.place.roles.critic import CRITIC
 from capo_ray.place.roles.rollout import ROLLOUT, RolloutPool
 from capo_ray.place.roles.verifier import VERIFIER, VerifierTier
 from capo_ray.place.watch import ClusterWatch
-from capo_ray.protocols import Judge, RunStopped
+from capo_ray.protocols import Judge, RunFailed, RunStopped
 
 AHEAD = 2
 """Responses under way for each place in an engine, so that none is empty while a verdict is waited for."""
@@ -37,7 +38,7 @@ AHEAD = 2
 class Crew:
     """Who works for the command."""
 
-    engine: RolloutPool
+    engine: RolloutPool | ServedEngine
     verifiers: Mapping[str, VerifierTier]
     """By kind."""
     judge: Judge | None
@@ -86,22 +87,24 @@ async def _serve(
 
     address = await cluster.join(serving, tell)
     ending.watch()
-    in_flight = AHEAD * config.engine.num_workers * config.engine.max_num_seqs
+    places = config.engine.num_workers * config.engine.max_num_seqs
+    in_flight = config.endpoint.max_in_flight if config.is_served else AHEAD * places
     with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
         await watch.guard(nodes.asked(serving))
-        tell(f"starting engines on {address}")
-        async with _started(config, kinds, directory, watch) as (engine, verifiers, judge):
+        tell(f"starting engines on {address}" if not config.is_served else f"asking {config.endpoint.base_url}")
+        async with _started(config, kinds, directory, watch, tokenizer) as (engine, verifiers, judge):
             await watch.guard(work(Crew(engine, verifiers, judge, tokenizer, stops, in_flight)))
 
 
 @asynccontextmanager
 async def _started(
-    config: BenchConfig, kinds: set[str], directory: Path, watch: ClusterWatch
-) -> AsyncIterator[tuple[RolloutPool, dict[str, VerifierTier], Judge | None]]:
+    config: BenchConfig, kinds: set[str], directory: Path, watch: ClusterWatch, tokenizer: HfTokenizer
+) -> AsyncIterator[tuple[RolloutPool | ServedEngine, dict[str, VerifierTier], Judge | None]]:
     """The engines, a verifier for each kind, and the critics if there are any; all ended afterwards."""
     serving = config.serving()
     places = Places(serving)
-    engine = ROLLOUT.build(Site(serving, directory, places))
+    served = _served(config, tokenizer) if config.is_served else None
+    engine = served or ROLLOUT.build(Site(serving, directory, places))
     verifiers: dict[str, VerifierTier] = {
         kind: VERIFIER.build(Site(config.serving(kind), directory, places)) for kind in kinds
     }
@@ -122,3 +125,16 @@ async def _started(
         for part in parts:
             part.close()
         places.close()
+        if served is not None:
+            await served.leave()
+
+
+def _served(config: BenchConfig, tokenizer: HfTokenizer) -> ServedEngine:
+    """The policy at `endpoint.base_url`; raises `RunFailed` where it cannot be asked."""
+    rollout = config.rollout
+    try:
+        return ServedEngine(
+            config.endpoint, tokenizer, max_tokens=rollout.max_response_tokens, deadline_s=rollout.deadline_s
+        )
+    except (ValueError, OSError) as error:
+        raise RunFailed(str(error)) from error

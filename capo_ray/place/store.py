@@ -21,11 +21,11 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from capo_ray.critics.guarded import GuardedStore
-from capo_ray.critics.retries import Breaker
 from capo_ray.critics.store import StoreHeld
 from capo_ray.place.calls import await_ref, end_actor
 from capo_ray.place.face import send, spawn
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
+from capo_ray.served.retries import Breaker
 from capo_ray.types import Critique
 
 ASK_S = 10.0

@@ -16,7 +16,6 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.panel import was_not_answered
-from capo_ray.critics.retries import RetryBudget
 from capo_ray.place.face import spawn
 from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.place.placement import shares_devices
@@ -26,6 +25,7 @@ from capo_ray.place.room import room_of
 from capo_ray.place.store import RemoteStore, StoreKeeper, StoreTier
 from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout
 from capo_ray.runs.layout import CRITIQUES_FILE
+from capo_ray.served.retries import RetryBudget
 from capo_ray.types import Critique, Problem
 
 if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without

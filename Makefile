@@ -57,7 +57,7 @@ train-language: install
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language) $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=25 $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -33,6 +33,7 @@ def in_a_new_process(code: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_import_brings_nothing_and_the_first_name_no_heavy_package() -> None:
     first, then = in_a_new_process(
         "import sys; before = set(sys.modules); import json, capo_ray\n"
@@ -51,6 +52,7 @@ def test_type_checkers_are_told_the_names_that_there_are() -> None:
         capo_ray.tain  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "import capo_ray.credit.audit; "])
 def test_the_room_of_credit_is_called_as_the_function(before: str) -> None:
     code = f"{before}import json, capo_ray; print(json.dumps([g.id for g in capo_ray.credit({saved()!r}, 'grpo')]))"
@@ -161,6 +163,7 @@ def test_a_configuration_is_the_same_by_words_and_as_a_tree() -> None:
     assert capo_ray.compose(words).learner.lr == 1e-5
 
 
+@pytest.mark.slow
 def test_pieces_join_to_the_text_and_leave_the_tokenizer_as_it_is() -> None:
     from transformers import AutoTokenizer
 

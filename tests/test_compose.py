@@ -54,11 +54,13 @@ def test_the_overrides_of_the_manual_compose() -> None:
     assert (config.data.kind, config.data.path, config.data.answer_marker) == ("files", "train.jsonl", "####")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list_choices("credit"))
 def test_every_listed_credit_choice_composes(method: str) -> None:
     assert compose_train([f"credit={method}"]).credit.method in CREDIT_METHODS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group, choice",
     [(group, choice) for group in GROUPS if group not in ("credit", "data") for choice in list_choices(group)],

@@ -166,6 +166,7 @@ def test_slips_that_people_overlooked_are_still_found() -> None:
     assert held(r"2 \left(3 + 4\right) = 15") == [False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit", ["1+", "(", "9", "\\frac{", "=1", "3 = 4 ", "<<", "a ", "2^", "1 x ", "**", " ", "-", "1,000", ".", "1/2 "]
 )

@@ -125,6 +125,7 @@ def test_two_thousand_mangled_critiques_are_read_or_abstain() -> None:
     assert outcomes == {"read", "abstained"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

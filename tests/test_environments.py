@@ -245,6 +245,7 @@ def test_the_siblings_of_an_episode_that_was_lost_play_no_further() -> None:
     assert asyncio.run(lose()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose_every", [0, 11])
 def test_a_run_of_turns_trains_what_was_said_and_accounts_for_every_response(tmp_path: Path, lose_every: int) -> None:
     """Also where every so many calls of the engine are lost, in the middle of an episode mostly."""

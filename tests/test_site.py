@@ -97,6 +97,7 @@ def test_pages_show_commands() -> None:
     assert len(shown()) > 60 and {words.split()[0] for _, words in shown()} >= set(cli.COMMANDS) - {"export"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "words"), shown())
 def test_a_command_that_a_page_shows_is_one_that_there_is(
     page: str, words: str, somewhere: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,6 +130,7 @@ def test_groups_are_not_dropped_for_being_long(
     assert dropped_frac < 0.01
 
 
+@pytest.mark.slow
 def test_every_token_young_enough_is_trained_and_no_other(aged: Callable[[int], World]) -> None:
     world = aged(1)
     num_trained, num_partly = 0, 0
@@ -170,6 +171,7 @@ def test_every_token_young_enough_is_trained_and_no_other(aged: Callable[[int], 
     assert balance.reasons["stale"] + balance.counts["trained"] == 30 * GROUPS * SIBLINGS
 
 
+@pytest.mark.slow
 def test_a_long_response_loses_about_as_much_of_its_weight_as_a_short_one(aged: Callable[[int], World]) -> None:
     world = aged(2)
     kept = {str(w.sample.key): sum(x > 0 for x in w.loss_weights) for _, batch in world.learner.seen for w in batch}

@@ -149,6 +149,7 @@ def plant(one: Candidate, rng: random.Random) -> Candidate:
                    .replace(f"<<{text}+0={wrong}>>{told}", f"<<{wrong}-0={wrong}>>{wrong}"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_planted_wrong_answers_are_caught_and_right_ones_kept() -> None:
     programs = read_programs("train", rows("train.jsonl"))
     assert 60 <= len(programs) <= 70, "of 80, of which ten were carried because they are none"

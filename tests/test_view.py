@@ -227,6 +227,7 @@ def test_a_run_is_running_while_its_driver_lives(tmp_path: Path) -> None:
         assert Run(path).status == status
 
 
+@pytest.mark.slow
 def test_capo_ray_view_prints_its_address_and_serves_until_it_is_ended(run_dir: Path) -> None:
     import httpx
 

@@ -55,6 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_what_the_package_reads(wheel: Path) -> None:
     """Every tracked file of the package, and what `_conf` links to."""
     listed = subprocess.run(["git", "ls-files", "capo_ray", "conf"], cwd=ROOT, capture_output=True, text=True)
@@ -71,6 +72,7 @@ def test_the_wheel_carries_what_the_package_reads(wheel: Path) -> None:
     assert {"cpu", "gpu", "view", "parity"} <= extras
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_plans_credits_and_verifies_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     words = ["pip", "install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", str(site), str(wheel)]

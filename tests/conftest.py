@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.wheel import shared_wheel
+
 # Before torch is imported. Two threads for a model of a million weights wait for each other longer than they work: on a
 # busy machine a second of work took four minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,6 +57,19 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout; `site` beside its folder has it installed."""
+    folder = tmp_path_factory.getbasetemp()
+    return shared_wheel((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "wheel")
+
+
+@pytest.fixture(scope="session")
+def site(wheel: Path) -> Path:
+    """Where the wheel is installed, far from the checkout."""
+    return wheel.parents[1] / "site"
 
 
 BESIDE = tuple(

@@ -1,4 +1,7 @@
-"""What `kubectl kustomize` makes of a directory, for the little that deploy/ uses: one resource and JSON patches."""
+"""What `kubectl kustomize` makes of a directory, for the little that deploy/ uses: one RayJob and JSON patches of it.
+
+Resources beside the first are as they stand in their files: `beside`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ import yaml
 
 
 def render(folder: Path) -> dict[str, Any]:
-    """The one resource of a kustomization with its patches applied."""
+    """The first resource of a kustomization with its patches applied."""
     settings = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
-    (name,) = settings["resources"]
-    source = (folder / name).resolve()
+    source = (folder / settings["resources"][0]).resolve()
     if source.is_dir():
         job = render(source)
     else:
@@ -25,17 +27,26 @@ def render(folder: Path) -> dict[str, Any]:
     return job
 
 
+def beside(folder: Path) -> list[dict[str, Any]]:
+    """The other resources of a kustomization."""
+    names = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"][1:]
+    return [one for name in names for one in yaml.safe_load_all((folder / name).read_text(encoding="utf-8"))]
+
+
 def _apart(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _apart(item) for key, item in value.items()}
     return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
-def _apply(document: Any, op: str, path: str, value: Any) -> None:
-    """One operation of RFC 6902; `replace` asks for something to replace."""
+def _apply(document: Any, op: str, path: str, value: Any = None) -> None:
+    """One operation of RFC 6902; `replace` asks for something to replace, `remove` for an element of a list."""
     *way, last = [word.replace("~1", "/").replace("~0", "~") for word in path.split("/")[1:]]
     for word in way:
         document = document[int(word)] if isinstance(document, list) else document[word]
+    if op == "remove":
+        del document[int(last)]
+        return
     if isinstance(document, list):
         assert op == "add" and last == "-", (op, path)
         document.append(value)

@@ -28,12 +28,14 @@ from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir
 from capo_ray.cli.memory import policy_of
 from capo_ray.demand import demand
-from tests.kustomize import render
+from tests.kustomize import beside, render
 
 ROOT = Path(capo_ray.__file__).parent.parent
 KUBERAY = ROOT / "deploy" / "kuberay"
 MANIFEST = KUBERAY / "rayjob.yaml"
-OVERLAYS = (".", "infiniband", "autoscaling", "four_nodes")
+OVERLAYS = (".", "infiniband", "autoscaling", "four_nodes", "endpoint_critic")
+GPUS = {"four_nodes": 32, "endpoint_critic": 4}
+"""Of the run's cluster, where they are not 8."""
 
 
 def manifest() -> dict[str, Any]:
@@ -46,8 +48,18 @@ def groups(job: dict[str, Any]) -> list[dict[str, Any]]:
     return result
 
 
+@pytest.fixture(autouse=True)
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mounted secret."""
+    (tmp_path / "judge_key").write_text("key")
+    monkeypatch.setattr("tests.test_deploy.KEYS", tmp_path)
+
+
+KEYS = Path("/keys")
+
+
 def overrides_of(job: dict[str, Any]) -> list[str]:
-    script, _, _, *overrides = shlex.split(job["spec"]["entrypoint"])
+    script, _, _, *overrides = shlex.split(job["spec"]["entrypoint"].replace("=/keys/", f"={KEYS}/"))
     assert (ROOT / "scripts" / Path(script).name).is_file()
     return overrides
 
@@ -142,11 +154,11 @@ def test_a_rayjobs_cluster_holds_exactly_the_gpus_that_its_entrypoint_asks_for(o
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_entrypoint_of_every_rayjob_passes_its_dry_run(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 GPUs, and 32 for four nodes; the memory of 80 GB devices comes with the experiment."""
+    """The memory of 80 GB devices comes with the experiment."""
     overrides = overrides_of(render(KUBERAY / overlay))
     assert main(["train", "--dry-run", *overrides]) == 0, capsys.readouterr().err
     cluster = compose_train(overrides).cluster
-    assert cluster.num_nodes * cluster.gpus_per_node == (32 if overlay == "four_nodes" else 8)
+    assert cluster.num_nodes * cluster.gpus_per_node == GPUS.get(overlay, 8)
     assert cluster.gpu_memory_gib == 79
 
 
@@ -198,6 +210,31 @@ def test_the_overlays_change_what_they_say() -> None:
     assert growing["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert [(g["minReplicas"], g["maxReplicas"]) for g in groups(growing)] == [(0, 2), (0, 4), (0, 1), (0, 1)]
     assert compose_train(overrides_of(growing)).cluster.wait_s > 0
+
+
+def test_the_judge_beside_a_run_is_what_its_entrypoint_asks_and_its_pods_are_valid() -> None:
+    """By the schema of a worker group's pods, which has Kubernetes' own of a pod."""
+    job = render(KUBERAY / "endpoint_critic")
+    assert [group["groupName"] for group in groups(job)] == ["rollout", "learner", "verifier"]
+    service, deployment = beside(KUBERAY / "endpoint_critic")
+    pod = deployment["spec"]["template"]
+    group = schema()["properties"]["spec"]["properties"]["rayClusterSpec"]["properties"]["workerGroupSpecs"]
+    wanted = group["items"]["properties"]["template"]
+    jsonschema.Draft202012Validator(plain(wanted)).validate(pod)
+    assert unknown_keys(pod["spec"], wanted["properties"]["spec"]) == []
+    labels = pod["metadata"]["labels"]
+    assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
+    (container,) = pod["spec"]["containers"]
+    (port,) = service["spec"]["ports"]
+    assert port["targetPort"] == container["ports"][0]["containerPort"]
+    words = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    critic = compose_train(overrides_of(job)).critic
+    name, number = service["metadata"]["name"], port["port"]
+    assert critic.endpoint.base_url == f"http://{name}:{number}/v1" and words["--port"] == str(number)
+    assert critic.endpoint.model == words["--served-model-name"]
+    keys = {one["name"]: one.get("valueFrom", {}).get("secretKeyRef") for one in container["env"]}
+    assert keys["VLLM_API_KEY"] == {"name": "capo-ray-keys", "key": Path(critic.endpoint.key_file).name}
+    assert critic.max_tokens < int(words["--max-model-len"])
 
 
 def test_a_run_ends_by_itself_before_its_job_is_cut_off() -> None:

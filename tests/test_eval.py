@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import capo_ray
 from capo_ray.checkpoint import CheckpointStore, write_settings
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, list_choices
@@ -315,12 +316,16 @@ def test_the_shipped_policy_is_evaluated_on_a_file_of_ones_own(
     data = tmp_path / "chains.jsonl"
     chains = [make_problem(0, i, 6, "held_out") for i in range(16)]
     data.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in chains))
-    words = ["eval", "model=laptop", "suite=own", f"eval.path={data}", "eval.num_samples=4", "eval.temperature=1"]
-    words += ["eval.top_p=1", f"run.dir={tmp_path}", "run.name=e", "rollout.max_response_tokens=96", "--json"]
-    assert main(words) == 0
-    told = json.loads(capfd.readouterr().out)["suites"]["own"]
+    words = ["model=laptop", "suite=own", f"eval.path={data}", "eval.num_samples=4", "eval.temperature=1"]
+    words += ["eval.top_p=1", f"run.dir={tmp_path}", "run.name=e", "rollout.max_response_tokens=96"]
+    found = capo_ray.evaluate(words)
+    told = found.suites["own"]
+    assert found.directory == tmp_path / "e" and found.comparison == {}
     assert told["num_problems"] == 16 and 0 < told["avg_at_k"] <= told["pass_at_k"]
     assert told["greedy_accuracy"] > told["avg_at_k"] and told["tokens_per_s"] > 0
     assert len((tmp_path / "e" / "responses.jsonl").read_text().splitlines()) == 16 * 5
-    assert main([*words, "eval.limit=8"]) == 0, "the same name goes on, and all is there"
+    capfd.readouterr()
+    assert main(["eval", *words, "--json"]) == 0, "the same name goes on, and all is there"
+    assert json.loads(capfd.readouterr().out)["suites"]["own"] == told
+    assert main(["eval", *words, "--json", "eval.limit=8"]) == 0
     assert json.loads(capfd.readouterr().out)["suites"]["own"]["num_problems"] == 8

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from capo_ray.problems import build_problems
 from capo_ray.runs.layout import CRITIQUES_FILE, LEDGER_FILE
 from tests.own_package import write_package
 from tests.test_critics_figures import OF_THE_TIER, PROMISED
+from tests.wheel import outside
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(420)]
 
@@ -38,9 +39,18 @@ SMALL = (
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
 
 
-def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A `capo-ray train` process whose run directory is `run_dir`."""
-    words = [sys.executable, "-m", "capo_ray", "train"]
+FROM_PYTHON = """
+import json, sys, capo_ray
+run = capo_ray.train(sys.argv[1:])
+print("RETURNED", json.dumps([str(run.directory), run.summary["updates"]]))
+"""
+
+
+def start(
+    run_dir: Path, *overrides: str, program: Sequence[str] = (sys.executable, "-m", "capo_ray", "train"), **where: Any
+) -> subprocess.Popen[str]:
+    """A `capo-ray train` process, or that of another program, whose run directory is `run_dir`."""
+    words = list(program)
     if not any(word.startswith("resume=") for word in overrides):
         words += [*SMALL, f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
     words += overrides
@@ -48,8 +58,8 @@ def start(run_dir: Path, *overrides: str) -> subprocess.Popen[str]:
     # Tests in the background of a shell inherit that Ctrl-C is ignored; the run must not.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     # A cluster that an earlier test began in this process has switched tokens on for every later one.
-    env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k == "RAY_AUTH_MODE"}
-    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=env, preexec_fn=heed)
+    env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k == "RAY_AUTH_MODE"} | where.pop("env", {})
+    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True, env=env, preexec_fn=heed, **where)
 
 
 def finish(process: subprocess.Popen[str], run_dir: Path, deadline_s: float = 300) -> int:
@@ -95,8 +105,8 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of CAPO over two learner ranks, its canaries held to 1e-4."""
+def clean(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Iterator[Path]:
+    """A run of CAPO over two learner ranks, its canaries held to 1e-4: the installed wheel, far from the checkout."""
     run_dir = tmp_path_factory.mktemp("runs") / "clean"
     process = start(
         run_dir,
@@ -107,9 +117,18 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "learner.lr=1e-3",
         "weights.canary_tolerance=1e-4",
         "critic.min_f1=0.5",
+        program=[str(site / "bin" / "capo-ray"), "train"],
+        cwd=run_dir.parent,
+        env=outside(site),
     )
     assert finish(process, run_dir) == 0, log_of(run_dir)
     yield run_dir
+
+
+def test_the_installed_wheel_is_what_trained(clean: Path, site: Path) -> None:
+    """Python leaves the bytecode of what it imports beside it: the driver's modules, and those of workers alone."""
+    ran = {path.name.split(".")[0] for path in (site / "capo_ray").rglob("*.pyc")}
+    assert {"pipeline", "learner", "vllm_engine", "lane"} <= ran
 
 
 def num_stale(run_dir: Path) -> int:
@@ -218,11 +237,13 @@ def test_critic_workers_killed_over_and_over_cost_no_group_its_critiques(tmp_pat
     # On-policy and at a learning rate of next to nothing: a run that loses no group trains the first problems in turn.
     # More updates than are made beside three kills: an idle machine makes two or three between a start and a kill.
     run_dir, num_updates = tmp_path / "critics", 14
-    process = start(run_dir, f"run.num_updates={num_updates}", "stream.max_age=0", "learner.lr=1e-7", "credit.quorum=3")
+    words = (f"run.num_updates={num_updates}", "stream.max_age=0", "learner.lr=1e-7", "credit.quorum=3")
+    process = start(run_dir, *words, program=[sys.executable, "-c", FROM_PYTHON])  # as a user of the library does
     wait_for(lambda: updates_of(run_dir) >= 1, process, run_dir, "the first update")
     num_killed = kill_critics(run_dir, process, every_s=1.0, num_kills=4)
     assert finish(process, run_dir) == 0, log_of(run_dir)
     assert num_killed >= 3
+    assert f"RETURNED {json.dumps([str(run_dir), num_updates])}" in log_of(run_dir)
     problems = build_problems(TrainConfig().data, TrainConfig().run.seed).train
     assert problems_of(run_dir, "trained") == {problems.next_problem().id for _ in range(num_updates * 4)}
     assert ledger_of(run_dir)["balanced"] is True and ledger_of(run_dir)["trained_twice"] == 0

@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCES = ("capo_ray", "conf", "pyproject.toml", "README.md", "LICENSE")
+from tests.wheel import ROOT, outside
+
 WORK = """
 import sys, pathlib, capo_ray, capo_ray.cli as cli, capo_ray.view.server
 assert pathlib.Path(capo_ray.__file__).is_relative_to(sys.argv[1]), capo_ray.__file__
@@ -25,34 +24,6 @@ assert cli.main(["credit", "capo", "--input", "groups.jsonl", "--json"]) == 0
 print("--", flush=True)
 assert cli.main(["verify", "--input", "pairs.jsonl", "--processes", "1"]) == 0
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of a copy, since a build leaves its own folders beside the sources."""
-    if int(version("setuptools").split(".")[0]) < 78:
-        pytest.skip("the build backend is older than pyproject.toml asks for: pip install 'setuptools>=78'")
-    copy = tmp_path_factory.mktemp("sources")
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, copy / name)
-    words = [
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(copy / "dist"),
-        str(copy),
-    ]
-    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=200)
-    (path,) = (copy / "dist").glob("capo_ray-*.whl")
-    return path
 
 
 @pytest.mark.slow
@@ -73,16 +44,15 @@ def test_the_wheel_carries_what_the_package_reads(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_plans_credits_and_verifies_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    words = ["pip", "install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", str(site), str(wheel)]
-    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=100)
+def test_the_installed_wheel_plans_credits_and_verifies_far_from_the_checkout(site: Path, tmp_path: Path) -> None:
+    """It trains in the main job's tests."""
     shutil.copy(ROOT / "examples" / "saved_rollouts.jsonl", tmp_path / "groups.jsonl")
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"answer": "3", "response": "The answer is 3."}) + "\n")
-    env = {**os.environ, "PYTHONPATH": str(site)}
 
     def printed(*line: str) -> str:
-        done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            line, cwd=tmp_path, env=os.environ | outside(site), capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

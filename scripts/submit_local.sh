@@ -75,7 +75,7 @@ if curl -sf -o /dev/null "http://127.0.0.1:$dashboard/api/version"; then
 fi
 submitted=yes
 code=0
-"$bin/python" -m capo_ray submit --address "http://127.0.0.1:$dashboard" --submission-id "$job" --python "$bin/python" \
+"$bin/python" -m capo_ray submit --follow --address "http://127.0.0.1:$dashboard" --submission-id "$job" --python "$bin/python" \
   "run.dir=$PWD/runs" "$@" || code=$?
 submitted=""
 exit "$code"

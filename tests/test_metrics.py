@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,9 @@ class Recorder:
             raise ConnectionError("service unavailable")
         self.rows.append({**metrics, "update": update})
 
+    def show(self, line: Mapping[str, Any]) -> None:
+        self.rows.append({"shown": line["update"]})
+
     def close(self) -> None:
         self.log({"closed": 1.0}, update=-1)
 
@@ -259,6 +263,10 @@ def test_tensorboard_shows_transcripts_as_text_that_is_not_believed(tmp_path: Pa
     (text,) = event.tensor_proto.string_val
     lines = text.decode().splitlines()
     assert event.step == 4 and lines[0] == "**question, of update 4**" and "**wrong** (3 critiques)" in lines
+    table = [[cell.strip() for cell in one.strip("|").split("|")] for one in lines if one.startswith("|")]
+    assert table[0] == ["response", "verdict", "steps", "held wrong", "critiques", "advantage"] and len(table) == 6
+    assert table[2][:5] == ["1", "right", "3", "0", "3"] and table[5][:5] == ["4", "wrong", "3", "1", "3"]
+    assert float(table[2][5]) > 0 > float(table[5][5])
     assert any(line.startswith("    wrong 1.00  -") and line.endswith("2+2=5") for line in lines)
     assert all(line.startswith("    ") for line in lines if "<img" in line) and "\u202e" not in text.decode()
 

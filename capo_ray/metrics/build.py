@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from capo_ray.config.sections import TrackingConfig
 from capo_ray.metrics.rows import JsonlTracker
@@ -16,6 +16,13 @@ from capo_ray.runs.layout import METRICS_FILE, TENSORBOARD_DIR
 _log = logging.getLogger(__name__)
 
 
+class Showing(Tracker, Protocol):
+    """A tracker that people look at."""
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Show a transcript's line."""
+
+
 class FanOut:
     """The record and the optional trackers (`protocols.Tracker`).
 
@@ -23,7 +30,7 @@ class FanOut:
     `metrics/dropped_trackers`.
     """
 
-    def __init__(self, record: Tracker, optional: Mapping[str, Tracker]) -> None:
+    def __init__(self, record: Tracker, optional: Mapping[str, Showing]) -> None:
         self._record = record
         self._optional = dict(optional)
         self.num_dropped = 0
@@ -36,10 +43,9 @@ class FanOut:
             self._attempt(name, lambda tracker=tracker: tracker.log(metrics, update=update))  # type: ignore[misc]
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Give a transcript's line to the trackers that show texts."""
+        """Give a transcript's line to the optional trackers."""
         for name, tracker in list(self._optional.items()):
-            if isinstance(tracker, TensorBoardTracker):
-                self._attempt(name, lambda tracker=tracker: tracker.show(line))  # type: ignore[misc]
+            self._attempt(name, lambda tracker=tracker: tracker.show(line))  # type: ignore[misc]
 
     def close(self) -> None:
         """Close all of them."""
@@ -63,10 +69,10 @@ def build_trackers(
 
     `resume_from` is the version of the checkpoint that the run goes on from: later rows are cut away.
     """
-    makers: dict[str, Callable[[], Tracker]] = {
+    makers: dict[str, Callable[[], Showing]] = {
         "tensorboard": lambda: TensorBoardTracker(run_dir / TENSORBOARD_DIR, resume_from),
         "wandb": lambda: WandbTracker(config.project, run_dir, run_config, resume_from is not None),
-        "mlflow": lambda: MlflowTracker(config.project, run_dir, run_config),
+        "mlflow": lambda: MlflowTracker(config.project, run_dir, run_config, resume_from is not None),
     }
     record = JsonlTracker(run_dir / METRICS_FILE, resume_from)
     optional = {}

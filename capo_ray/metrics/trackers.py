@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ray.config.base import flat_keys
-from capo_ray.metrics.told import to_markdown
+from capo_ray.metrics.told import COLUMNS, to_markdown, to_rows
 
 
 class TensorBoardTracker:
@@ -56,6 +56,8 @@ class WandbTracker:
     def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
         import wandb
 
+        self._table: Any = wandb.Table
+        self._shown: tuple[int, list[list[Any]]] = (-1, [])  # update, rows of its table so far
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
@@ -69,25 +71,47 @@ class WandbTracker:
         """Send the finite figures as step `update`."""
         self._run.log(_finite(metrics), step=update)
 
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Add a transcript's line to the table of its update."""
+        update, rows = self._shown
+        rows = [*(rows if update == line["update"] else []), *map(list, to_rows(line))]
+        self._shown = (line["update"], rows)
+        self._run.log({"transcripts": self._table(columns=list(COLUMNS), data=rows)}, step=line["update"])
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
 
 
 class MlflowTracker:
-    """One MLflow run in the experiment `project`; the tracking URI comes from MLFLOW_TRACKING_URI."""
+    """One MLflow run in the experiment `project`, named like the run directory; the newest of that name on resume.
 
-    def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any]) -> None:
+    The tracking URI comes from MLFLOW_TRACKING_URI. Parameters are those of the first session: MLflow lets none change.
+    """
+
+    def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
         import mlflow
 
         self._mlflow: Any = mlflow
-        self._mlflow.set_experiment(project)
+        experiment = self._mlflow.set_experiment(project)
+        if resumed:
+            found = self._mlflow.MlflowClient().search_runs(
+                [experiment.experiment_id], f'attributes.run_name = "{run_dir.name}"', max_results=1
+            )
+            if found:
+                self._mlflow.start_run(run_id=found[0].info.run_id)
+                return
         self._mlflow.start_run(run_name=run_dir.name)
         self._mlflow.log_params({name: str(value)[:250] for name, value in flat_keys(run_config).items()})
 
     def log(self, metrics: Mapping[str, float], *, update: int) -> None:
         """Send the finite figures as step `update`."""
         self._mlflow.log_metrics(_finite(metrics), step=update)
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Keep a transcript's line as a text among the run's artifacts."""
+        name = f"transcripts/update_{line['update']:06d}_group_{line['head']['group']}.md"
+        self._mlflow.log_text(to_markdown(line), name)
 
     def close(self) -> None:
         """End the run."""

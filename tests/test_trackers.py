@@ -1,0 +1,100 @@
+"""Weights & Biases without a network and MLflow with a local store: the real clients, where they are installed.
+
+Neither is among the packages of `make install`: `pip install wandb mlflow` into another environment runs these tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capo_ray.config.credit import CapoConfig
+from capo_ray.config.sections import TrackingConfig
+from capo_ray.credit import assign_credit
+from capo_ray.metrics import TranscriptWriter, build_trackers
+from tests.view_run import HOSTILE, one_group
+
+SETTINGS = {"credit": {"method": "capo"}, "learner": {"lr": 1e-6}}
+
+
+def follow_a_run(run_dir: Path, **tracking: bool) -> None:
+    """Two updates with a transcript, and after a resume a third one."""
+    config = TrackingConfig(tensorboard=False, project="tries", **tracking)  # type: ignore[arg-type]
+    run_dir.mkdir()
+    trackers = build_trackers(config, run_dir, SETTINGS)
+    trackers.log({"eval/accuracy_frac": 0.25, "loss/kl_nats": math.nan}, update=1)
+    group = one_group(2, HOSTILE)
+    writer = TranscriptWriter(run_dir / "transcripts.jsonl", None, trackers.show)
+    writer.write_group(2, group, assign_credit(group, CapoConfig(), 0.0))
+    trackers.log({"eval/accuracy_frac": 0.5}, update=2)
+    trackers.close()
+    again = build_trackers(config, run_dir, {**SETTINGS, "learner": {"lr": 1e-5}}, resume_from=2)
+    again.log({"eval/accuracy_frac": 0.75}, update=3)
+    again.close()
+    assert trackers.num_dropped == again.num_dropped == 0
+
+
+def records_of(path: Path) -> Iterator[Any]:
+    """The records of wandb's own file: blocks of 32 KiB, a record in one piece or more, each with a head of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, held = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        held += content[at + 7 : at + 7 + length]
+        if kind in (1, 4):  # whole, or the last piece
+            yield Record.FromString(held)
+            held = b""
+        at += 7 + length
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+
+
+def test_wandb_keeps_figures_settings_and_transcripts_of_a_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    follow_a_run(tmp_path / "run7", wandb=True)
+    files = sorted((tmp_path / "run7" / "wandb").glob("offline-run-*-run7/run-run7.wandb"))
+    assert len(files) == 2  # each session's, of one run
+    records = [record for file in files for record in records_of(file)]
+    rows = []
+    for record in records:
+        if record.HasField("history"):
+            rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+    found = {row["_step"]: row for row in rows}
+    assert {step: row["eval/accuracy_frac"] for step, row in found.items()} == {1: 0.25, 2: 0.5, 3: 0.75}
+    assert "loss/kl_nats" not in found[1]
+    assert (found[2]["transcripts/ncols"], found[2]["transcripts/nrows"]) == (9, 4)
+    (table,) = (tmp_path / "run7" / "wandb").rglob("*.table.json")
+    rows = json.loads(table.read_text())["data"]
+    assert [row[4] for row in rows] == ["right"] * 3 + ["wrong"] and "\u202e" not in rows[0][3]
+    runs = {record.run.run_id for record in records if record.HasField("run")}
+    kept = {i.key: json.loads(i.value_json) for r in records if r.HasField("run") for i in r.run.config.update}
+    assert runs == {"run7"} and kept["credit"] == {"method": "capo"}
+
+
+def test_mlflow_keeps_figures_parameters_and_transcripts_of_a_run_in_a_local_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # beside a database, which mlflow-skinny does not bring
+    follow_a_run(tmp_path / "run7", mlflow=True)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tries")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("run7", "FINISHED")
+    assert run.data.params == {"credit.method": "capo", "learner.lr": "1e-06"}
+    history = client.get_metric_history(run.info.run_id, "eval/accuracy_frac")
+    assert [(one.step, one.value) for one in history] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert "loss/kl_nats" not in run.data.metrics
+    (text,) = (tmp_path / "store").rglob("artifacts/transcripts/update_000002_group_2.md")
+    assert "**wrong** (3 critiques)" in text.read_text() and "\u202e" not in text.read_text()

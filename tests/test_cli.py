@@ -227,7 +227,7 @@ def test_an_exported_policy_has_a_card_that_names_no_folder_of_this_machine(tmp_
     settings["model"]["path"] = "/home/somebody/models/own"
     settings["model"]["system_prompt"] = "Think."
     write_settings(run / "config.yaml", settings)
-    told = {"updates": 3, "accuracy_is": "sampled at 1", "initial_accuracy": 0.25, "final_accuracy": 0.75}
+    told = {"updates": 3, "accuracy_is": "sampled at temperature 1", "initial_accuracy": 0.25, "final_accuracy": 0.75}
     (run / "summary.json").write_text(json.dumps(told | {"final_accuracy_ci95": [0.7, 0.8]}))
     card = card_of(run, 3)
     assert card.startswith("---\nlibrary_name: transformers\n") and "base_model" not in card

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -156,6 +157,7 @@ def test_the_ledger_of_a_run_balances(clean: Path) -> None:
 
 
 def test_the_critic_was_measured_before_the_first_group(clean: Path) -> None:
+    assert re.search(r"update 0/4  waiting for .*learner 0/2", log_of(clean)), "whom the start waits for is said"
     assert "critic: F1 of first errors" in log_of(clean)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -382,6 +383,24 @@ def test_the_live_page_shows_progress_pace_and_queues() -> None:
     for text in ("a run", "rollout", "2/4 updates", "held-out accuracy", "0.750", "0.900", "finished 3", "left 0:00"):
         assert text in page, page
     assert sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█ "
+
+
+def test_the_last_page_of_a_run_stays_on_the_terminal_above_the_closing_table() -> None:
+    stream = Terminal()
+    with Screen("a run", num_updates=2, stream=stream) as screen:
+        screen.update(phase="rollout", update=1, held_out=0.25)
+        screen.update(phase="summary", update=2, held_out=0.75)
+        screen.final_table({"updates": 2})
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).rpartition("╭")[2]
+    for text in ("│ done ", "2/2 updates", "held-out accuracy  0.750", "updates  2"):
+        assert text in last, last
+    assert "left" not in last
+    assert not re.search(r"\x1b\[(\d*A|2K)", stream.getvalue().rpartition("╭")[2]), "nothing goes back over it"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_the_live_page_shows_the_last_judged_response_and_believes_nothing_of_it() -> None:

@@ -20,7 +20,7 @@ MAX_STEPS = 6
 WIDEST = 100
 ROWS = (
     ("held-out accuracy", "held_out"),
-    ("training accuracy", "reward"),
+    ("reward of trained groups", "reward"),
     ("critic agreement", "agreement"),
     ("critic precision", "precision"),
     ("steps flagged", "flagged"),
@@ -33,16 +33,21 @@ def draw(
     courses: Mapping[str, Sequence[float]],
     title: str,
     clock: str,
-    spinner: Spinner,
+    spinner: Spinner | None,
     has_blocks: bool,
 ) -> RenderableType:
-    """The page: phase and time, progress, figures with their course, queues, the last judged response."""
+    """The page: phase and time, progress, figures with their course, queues, the last judged response.
+
+    Without a spinner it is the last one of a run, which stays.
+    """
     done, total = figures["update"], figures["num_updates"]
     head = Table.grid(expand=True, padding=(0, 1))
     head.add_column(ratio=1)
     head.add_column(justify="right", no_wrap=True)
-    spinner.update(text=Text(figures["phase"], style="cyan"))
-    head.add_row(spinner, Text(clock, style="dim"))
+    phase = Text(figures["phase"], style="cyan")
+    if spinner is not None:
+        spinner.update(text=phase)
+    head.add_row(spinner or phase, Text(clock, style="dim"))
     bar = Table.grid(expand=True, padding=(0, 1))
     bar.add_column(ratio=1)
     bar.add_column(justify="right", no_wrap=True)

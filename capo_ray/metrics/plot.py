@@ -37,7 +37,7 @@ def _draw_accuracy(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         _smooth(training[1]),
         color=TRAINING,
         linewidth=1.8,
-        label=f"training rollouts (mean of {SMOOTHING})",
+        label=f"responses of trained groups (mean of {SMOOTHING})",
     )
     band = [_series(rows, f"eval/accuracy_{end}_frac") for end in ("low", "high")]
     if band[0][0]:

@@ -57,7 +57,7 @@ class Screen:
         self._rewards: deque[float] = deque(maxlen=40)
         self._held_out: deque[float] = deque(maxlen=40)
         self._has_blocks = self._console.encoding.lower().startswith("utf")
-        self._spinner = Spinner("dots" if self._has_blocks else "line", style="cyan")
+        self._spinner: Spinner | None = Spinner("dots" if self._has_blocks else "line", style="cyan")
 
     def update(self, **figures: Any) -> None:
         """Show `phase`, `update`, `num_updates`, `queues`, `judged` (a response: question, verdict, steps with weights)
@@ -81,7 +81,8 @@ class Screen:
             self._print_line(now=news)
 
     def final_table(self, rows: Mapping[str, object] | Sequence[tuple[str, object]]) -> None:
-        """End the live page and print name and value of each row."""
+        """End the live page, which stays, and print name and value of each row."""
+        self._figures["phase"] = "done"
         self._stop_live()
         pairs = list(rows.items()) if isinstance(rows, Mapping) else list(rows)
         if not self._console.is_terminal:
@@ -98,9 +99,7 @@ class Screen:
     def __enter__(self) -> Screen:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             try:
-                self._live = Live(
-                    console=self._console, get_renderable=self._page, refresh_per_second=4, transient=True
-                )
+                self._live = Live(console=self._console, get_renderable=self._page, refresh_per_second=4)
                 self._live.start()
             except Exception:  # noqa: BLE001 - an odd terminal; counted, and the run shows lines instead
                 self._num_errors += 1
@@ -115,6 +114,7 @@ class Screen:
     def _stop_live(self) -> None:
         live, self._live = self._live, None
         if live is not None:
+            self._spinner = None
             try:
                 live.stop()
             except Exception:  # noqa: BLE001 - as above
@@ -153,7 +153,7 @@ class Screen:
 
     def _build_page(self) -> RenderableType:
         courses = {"held_out": self._held_out, "reward": self._rewards}
-        clock = _clock(self._elapsed()) + (f"   {left}" if (left := self._left()) else "")
+        clock = _clock(self._elapsed()) + (f"   {left}" if self._spinner and (left := self._left()) else "")
         return draw(self._figures, courses, self._title, clock, self._spinner, self._has_blocks)
 
     def _elapsed(self) -> float:

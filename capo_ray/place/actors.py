@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -34,6 +35,7 @@ class Actors:
         site = Site(config, run_dir, self._places, canary_ids)
         wanted = {one.role for one in demand(config)}
         self._parts: dict[str, Part] = {role.name: role.build(site) for role in ROLES if role.name in wanted}
+        self._say: Callable[[str], None] | None = None
         self.publisher = build_publisher(config, self.part(LEARNER), self.part(ROLLOUT))
 
     def find(self, role: Role[P]) -> P | None:
@@ -48,18 +50,21 @@ class Actors:
         """The groups of ranks by role, which is also the name of their folder in a checkpoint."""
         return {name: part for name, part in self._parts.items() if isinstance(part, RankActors)}
 
-    async def start(self) -> None:
+    async def start(self, say: Callable[[str], None]) -> None:
         """Start all side by side, the slowest decides; engines that share a GPU start in turn.
 
-        From then on `workers.json` names their processes.
+        From then on `workers.json` names their processes. `say` is told whom the start waits for.
         """
         await self._places.reserve()
+        self._say = say
+        self._note()
         engines = [one.role for one in demand(self._config) if one.engine is not None]
         in_turn = engines if shares_devices(self._config) else []
         await asyncio.gather(*(part.start(self._note) for name, part in self._parts.items() if name not in in_turn))
         for name in in_turn:
             # An engine counts what others allocate on its GPU while it measures, so each finds the one before at rest.
             await self._parts[name].start(self._note)
+        self._say = None
 
     def stats(self) -> dict[str, float]:
         """The figures of all parts, names as in metrics."""
@@ -79,3 +84,7 @@ class Actors:
     def _note(self) -> None:
         pids = {name: part.pids() for name, part in self._parts.items()}
         write_state(self._run_dir / WORKERS_FILE, {"driver": os.getpid(), **pids})
+        if self._say is not None:
+            counts = {one.role: one.count for one in demand(self._config)}
+            late = [f"{name} {len(there)}/{counts[name]}" for name, there in pids.items() if len(there) < counts[name]]
+            self._say("waiting for " + ", ".join(late) if late else "comparing what engine and learner compute")

@@ -20,11 +20,11 @@ def summarise(
     config: TrainConfig, outcome: RunOutcome, ledger: dict[str, object], wall_s: float, restarts: dict[str, float]
 ) -> dict[str, Any]:
     """What `summary.json` holds; `wall_s` counts earlier sessions of a resumed run too."""
-    state = outcome.state
+    state, degrees = outcome.state, config.run.eval_temperature
     evaluated = {"initial": state.initial or {}, "final": outcome.final}
     return {
         **{f"{when}_{name}": told.get(name) for name in EVALUATED for when, told in evaluated.items()},
-        "accuracy_is": "greedy" if config.run.eval_temperature == 0 else f"sampled at {config.run.eval_temperature:g}",
+        "accuracy_is": f"sampled at temperature {degrees:g}" if degrees else "greedy",
         "updates": state.version,
         "trajectories": state.num_trajectories,
         "trained": state.num_trained,

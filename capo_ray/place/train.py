@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from capo_ray.checkpoint import CheckpointStore
@@ -81,7 +81,7 @@ async def _run(config: TrainConfig, session: Session) -> Path:
             await watch.guard(nodes.asked(config, run_dir))
             screen.update(phase=f"starting workers on {address}")
             # The shards of a checkpoint to go on from are hashed while the actors start.
-            starting = watch.guard(_start(config, actors, ids))
+            starting = watch.guard(_start(config, actors, ids, lambda words: screen.update(phase=words)))
             latest, _ = await asyncio.gather(find_latest(config, checkpoints), starting)
             with _open_ledger(config, run_dir) as ledger:
                 state = await watch.guard(_restore(config, latest, checkpoints, actors, ledger, problems))
@@ -99,13 +99,13 @@ async def _run(config: TrainConfig, session: Session) -> Path:
         summary = summarise(config, outcome, balance, time.monotonic() - started, restarts)
         write_summary(run_dir / SUMMARY_FILE, summary)
         plot_learning_curve(run_dir / METRICS_FILE, run_dir / CURVE_FILE, title=f"credit={config.credit.method}")
-    screen.final_table(closing_rows(summary, run_dir))
+        screen.final_table(closing_rows(summary, run_dir))
     return run_dir
 
 
-async def _start(config: TrainConfig, actors: Actors, ids: tuple[int, ...]) -> None:
+async def _start(config: TrainConfig, actors: Actors, ids: tuple[int, ...], say: Callable[[str], None]) -> None:
     """Returns once all parts are ready, engines and learner score alike, and the critic is as good as is asked for."""
-    await actors.start()
+    await actors.start(say)
     await require_trust(config, actors.find(CRITIC))
     learner = actors.part(LEARNER)
     learner.allowed = await agree_at_start(config, ids, actors.part(ROLLOUT), learner)

@@ -1,14 +1,14 @@
 """Learning curves of credit methods where an environment replies, calculator and grid, from a policy that fails.
 
-    python benchmarks/turns.py teach WORLD FOLDER             a few updates of supervised demonstrations (capo-ray sft)
+    python benchmarks/turns.py teach WORLD FOLDER             supervised demonstrations (capo-ray sft)
     python benchmarks/turns.py run WORLD METHOD SEED FOLDER   one run; a line of results/turns.jsonl
     python benchmarks/turns.py table FILE                     the table of docs/environments.md
 
 The policy is the laptop's, taught by demonstrations that mostly go wrong: of the calculator most guess the answer or
-stop after one call, of the grid every move is drawn at random. So greedy decoding fails, and a sample sometimes does
-not. The pipeline, credit, learner and reward model are the shipped ones, the engine is on bare tensors, and the
-environment's function is called in this process, where the shipped one asks a child. CAPO's judge is told the truth of
-each turn.
+stop after one call (before that it is shown right ones, from which it learns to copy numbers), of the grid every move
+is drawn at random. So greedy decoding fails, and a sample sometimes does not. The pipeline, credit, learner and reward
+model are the shipped ones, the engine is on bare tensors, and the environment's function is called in this process,
+where the shipped one asks a child. CAPO's judge is told the truth of each turn.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ from capo_ray.types import Critique, Problem, Provenance
 from capo_ray.verifiers import VerifierPool
 
 WORLDS = {
-    "calculator": "environment=calculator environment.max_turns=4 environment.turn_tokens=24 "
-    "rollout.max_response_tokens=80 verifier.kind=exact",
+    "calculator": "environment=calculator environment.max_number=9 environment.max_turns=4 environment.turn_tokens=24 "
+    "rollout.max_response_tokens=80 verifier.kind=exact run.num_updates=16 run.eval_every=4",
     "grid": "environment=grid environment.size=3 environment.min_moves=2 environment.most_moves=3 "
-    "environment.max_turns=5 environment.turn_tokens=3 rollout.max_response_tokens=80 verifier.kind=exact",
+    "environment.max_turns=5 environment.turn_tokens=3 rollout.max_response_tokens=80 verifier.kind=exact "
+    "run.num_updates=40 run.eval_every=8",
 }
 METHODS = {
     "grpo": "credit=grpo",
@@ -59,18 +60,21 @@ METHODS = {
     "istar": "credit=istar",
     "etpo": "credit=etpo",
     "gigpo": "credit=gigpo",
+    "gigpo, no penalty": "credit=gigpo credit.illegal_penalty=0",
 }
 SHARED = (
     "steps=turn data=environment learner.backend=torch stream.max_age=0 "
     "rollout.group_size=8 learner.groups_per_batch=8 learner.num_epochs=2 learner.lr=3e-4 learner.schedule=constant "
-    "run.num_updates=40 run.eval_every=8 run.eval_problems=128"
+    "run.eval_problems=128"
 )
 TURN_END = 'model.stop_tokens=["\n"]'
 NUM_DEMONSTRATIONS = 4000
+LESSONS = {"calculator": ((1.0, 500), (0.15, 80)), "grid": ((0.0, 250),)}
+"""One after another: the share of right demonstrations (of the grid none is made to be right), and updates."""
 
 
-def demonstrate(world: str, problem: Problem, settings: dict[str, Any], rng: random.Random) -> str:
-    """What a policy is shown of a problem: turns and replies, mostly those of an episode that fails."""
+def demonstrate(world: str, problem: Problem, right_frac: float, settings: dict[str, Any], rng: random.Random) -> str:
+    """What a policy is shown of a problem: turns and replies of an episode that fails, but for a share."""
     if world == "grid":
         said: list[str] = []
         text = ""
@@ -83,32 +87,36 @@ def demonstrate(world: str, problem: Problem, settings: dict[str, Any], rng: ran
             text += f"{reply.text}\n"
         return text.rstrip("\n")
     *calls, right = (problem.solution or "").split("\n")
-    guess = f"\\boxed{{{rng.randint(2, 9999)}}}"
-    kind = rng.random()
-    if kind < 0.6:
-        return guess
-    first = f"{calls[0]}\n{calculator.calculate(calls[0][5:])}\n"
-    if kind < 0.85:
-        return first + f"\\boxed{{{calculator.calculate(calls[0][5:])}}}"
-    return first + f"{calls[1]}\n{problem.answer}\n{right}"
+    value = calculator.calculate(calls[0][5:])
+    first = f"{calls[0]}\n{value}\n"
+    if rng.random() < right_frac:
+        return first + f"{calls[1]}\n{problem.answer}\n{right}"
+    return f"\\boxed{{{rng.randint(2, 200)}}}" if rng.random() < 0.7 else first + f"\\boxed{{{value}}}"
 
 
 def teach(world: str, folder: Path) -> None:
     """The policy that fails, in `folder`."""
     config = compose_train([TURN_END, *WORLDS[world].split(), *SHARED.split()])
     settings, rng = config.environment.model_dump(mode="json"), random.Random(f"demonstrations/{world}")
-    problems = build_problems(config.data, 1, config.environment).train
+    problems, model = build_problems(config.data, 1, config.environment).train, "laptop"
     with tempfile.TemporaryDirectory() as scratch:
-        rows = Path(scratch) / "demonstrations.jsonl"
-        with rows.open("w") as file:
-            for _ in range(NUM_DEMONSTRATIONS):
-                problem = problems.next_problem()
-                row = {"question": problem.prompt, "solution": demonstrate(world, problem, settings, rng)}
-                file.write(json.dumps(row) + "\n")
-        words = ["model.path=laptop", "data.kind=jsonl", f"data.path={rows}", "data.question_column=question"]
-        words += ["data.solution_column=solution", "run.num_updates=250", "batch_size=48", "max_tokens=160"]
-        words += ["learner.lr=2e-3", "learner.num_threads=6", f"out={folder}", f"run.dir={scratch}"]
-        subprocess.run([sys.executable, "-m", "capo_ray", "sft", *words], check=True)
+        for stage, (right_frac, num_updates) in enumerate(LESSONS[world]):
+            rows, drawn = [], (problems.next_problem() for _ in range(NUM_DEMONSTRATIONS))
+            for problem in drawn:
+                rows.append((problem.prompt, demonstrate(world, problem, right_frac, settings, rng)))
+            last = stage + 1 == len(LESSONS[world])
+            out = folder if last else Path(scratch) / f"stage{stage}"
+            supervise(rows, model, out, f"run.num_updates={num_updates} batch_size=48 max_tokens=160", Path(scratch))
+            model = str(out)
+
+
+def supervise(lessons: Sequence[tuple[str, str]], model: str, out: Path, words: str, scratch: Path) -> None:
+    """`capo-ray sft` on questions and what is to be said, from one model directory to another."""
+    rows = scratch / "lessons.jsonl"
+    rows.write_text("".join(json.dumps({"question": q, "solution": s}) + "\n" for q, s in lessons))
+    told = [f"model.path={model}", "data.kind=jsonl", f"data.path={rows}", "data.question_column=question"]
+    told += ["data.solution_column=solution", "learner.lr=2e-3", f"out={out}", f"run.dir={scratch}", *words.split()]
+    subprocess.run([sys.executable, "-m", "capo_ray", "sft", *told], check=True)
 
 
 class Inside:

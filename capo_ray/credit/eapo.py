@@ -9,7 +9,7 @@ r"""EAPO: what a response quotes as evidence is credited apart from how it reaso
 *All formulas are ours*: of the paper's only the idea could be read, that evidence comes first and is rewarded by group.
 z is over the valid siblings, 0 where all are equal (e of the likelihood: up to `NOISE_NATS`). Reasoning never sees e. A
 response without a block has e f = 0 on its first step. Below the quorum of critiques a response is in no mean of e f.
-The paper also trains the scorer on responses whose evidence and outcome agree; that is not built.
+The paper also trains the scorer on responses whose evidence and outcome agree; that is not built (docs/methods.md).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -187,13 +188,17 @@ def test_a_payload_that_was_expected_is_read_and_loaded_once_and_then_judged(
     read: list[object] = []
     usual = payload.checksums
     monkeypatch.setattr(payload, "checksums", lambda *args: read.append(args[1]) or usual(*args))
+    loads, load, switch_s = list[float](), Twin.load, sys.getswitchinterval()
+    monkeypatch.setattr(Twin, "load", lambda *args: loads.append(sys.getswitchinterval()) or load(*args))
 
     async def both() -> int:
         world.engine.expect_weights(gathered)
         return await world.engine.load_weights(handle)
 
     assert asyncio.run(both()) == version
-    assert len(read) == 1 + other
+    assert len(read) == len(loads) == 1 + other
+    assert max(loads) < switch_s / 10, "the thread that steps waits for the interpreter"
+    assert sys.getswitchinterval() == switch_s
     check(world, LONG, world.generate(LONG, Sampling(max_tokens=4))[0])
 
 

@@ -10,6 +10,7 @@ that manifest names the same tensors at the same places of the same memory.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.02
 """Between two looks at workers that receive by themselves."""
+SWITCH_S = 2e-4
+"""How long a thread that loads may keep the interpreter from the one that steps, which asks for it hundreds of times a
+step; the usual 5 ms cost a swap half a step."""
 
 Between = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
 """Calls something between two steps of the engine."""
@@ -86,6 +90,7 @@ class Arrivals:
     def __init__(self, num_threads: int, between: Between, *, beside: bool, tied: bool) -> None:
         self._num_threads, self._between, self._beside, self._tied = num_threads, between, beside, tied
         self._route: Route | None = None
+        self._switch_s = sys.getswitchinterval()
         self._seat = Seat()
         self._coming: tuple[object, asyncio.Task[Arrival]] | None = None
 
@@ -149,6 +154,7 @@ class Arrivals:
 
     def _take(self, model: Any, arrival: Arrival, receiver: Receiver) -> None:
         """Load the arrival's twin, where the model can have one, and see every tensor."""
+        sys.setswitchinterval(SWITCH_S)
         try:
             if model is not None:
                 known = self._route
@@ -162,6 +168,8 @@ class Arrivals:
             raise
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the twin
             arrival.failure = error
+        finally:
+            sys.setswitchinterval(self._switch_s)
         receiver.finish()
         arrival.manifest = receiver.manifest
 

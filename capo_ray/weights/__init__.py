@@ -18,7 +18,6 @@ from capo_ray.weights.payload import (
     as_bytes,
     checksums,
     iterate_tensors,
-    read_tensors,
     verify_handle,
 )
 from capo_ray.weights.transport import Receiver, Sender
@@ -50,7 +49,6 @@ __all__ = [
     "iterate_tensors",
     "publish_bytes",
     "read_manifest",
-    "read_tensors",
     "require_finite",
     "verify_handle",
 ]

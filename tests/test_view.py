@@ -12,8 +12,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from capo_ray.cli import main
+from capo_ray.ledger import read_balance
+from capo_ray.ledger.lives import read_lives
 from capo_ray.runs.reading import NoRun, Run
 from capo_ray.view.figures import choose
+from capo_ray.view.kinds import kind_of
 from capo_ray.view.report import build_report
 from capo_ray.view.server import build_app
 from tests.view_run import HOSTILE, make_run
@@ -120,6 +123,27 @@ def test_flow_and_critic_tell_lives_and_examples(client: TestClient) -> None:
     assert list(flow["groups"][0]["times"]) == ["generated", "verified", "critiqued", "credited", "trained"]
     critic = client.get("/api/runs/0/critic").json()
     assert critic["facts"]["step recall of one vote"] == 0.5 and len(critic["split"]) == 6
+    # Of 6 groups of 4 siblings with the same steps, two of three votes flag the second step of the last.
+    (kind,) = critic["kinds"]
+    assert (kind["kind"], kind["judged"], kind["wrong"]) == ("#+#=#", 48, 6)
+    assert kind["example"] == {"group": 5, "sample": 3, "step": 1}
+
+
+def test_a_kind_of_steps_is_its_words_without_the_numbers() -> None:
+    assert kind_of("So 1,250.5 apples\n are 3 more than 2.") == "So # apples are # more than #."
+    assert kind_of("one two three four five six seven eight nine") == "one two three four five six seven eight"
+
+
+def test_a_ledger_is_read_where_nothing_can_be_written_beside_it(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", updates=2) / "ledger.sqlite"
+    for name in ("ledger.sqlite-shm", "ledger.sqlite-wal"):
+        path.with_name(name).unlink(missing_ok=True)
+    path.with_name("ledger.sqlite-shm").mkdir()  # SQLite finds no place for its file, as on a read-only disk
+    assert read_lives(path, None).counts == {"trained": 8}
+    assert read_balance(path).balanced
+    path.write_bytes(b"no ledger at all, whatever its name says" * 20)
+    with pytest.raises(ValueError, match="cannot be read as a ledger"):
+        read_lives(path, None)
 
 
 def test_curves_have_the_interval_that_the_run_measured(client: TestClient) -> None:

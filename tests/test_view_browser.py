@@ -107,6 +107,12 @@ def test_a_live_run_is_clicked_through(page: Any, address: str, run_dir: Path) -
     for key, title in (("c", "Critic"), ("f", "Flow"), ("g", "Groups"), ("o", "Overview")):
         page.keyboard.press(key)
         page.get_by_role("heading", name=title, exact=True).wait_for()
+        if key == "f":
+            page.locator('.tier[data-tier^="waiting to be trained"] .lane').wait_for()
+    page.keyboard.press("c")
+    page.locator('tr[data-kind="#+#=#"] a').click()  # the most flagged kind of steps, and where it was flagged last
+    page.wait_for_url("**step=1**")
+    page.locator(".step.chosen.flagged").wait_for()
     base = address.split("?")[0]
     assert all(url.startswith((base, "data:")) for url in asked)
     assert page.title() == "capo-ray"  # what the responses hold was not executed

@@ -56,6 +56,11 @@ def one_group(number: int, words: str = "", size: int = 4) -> Group:
     return Group(number, Problem(f"p{number}", f"{words} question {number}", "2"), tuple(map(member, range(size))))
 
 
+WAITED = {"rollout/idle_frac": 0.1, "critic/idle_frac": 0.5, "verifier/idle_frac": 0.9, "learner/idle_frac": 0.2} | {
+    "queue/in_flight_groups": 8.0, "queue/finished_groups": 2.0, "critic/waiting_requests": 3.0
+}  # fmt: skip
+
+
 def learner_words(group: Group) -> Watched:
     """The learner's logprobs: those of the engine, but 0.5 nats less for the second step; entropies of 1 nat."""
     apart = np.array([0, 0, -0.5, -0.5, 0, 0], np.float32)
@@ -79,7 +84,7 @@ def make_run(path: Path, *, updates: int = 6, words: str = HOSTILE, **credit: An
         ledger.record(keys, "trained", update=update)
         credit = assign_credit(group, config.credit, (update - 1) / updates)
         transcripts.write_group(update, group, credit, learner_words(group))
-        tracker.log({"rollout/reward_mean": update / 10, "critic/agreement_frac": 0.9}, update=update)
+        tracker.log({"rollout/reward_mean": update / 10, "critic/agreement_frac": 0.9, **WAITED}, update=update)
     tracker.log(
         {"eval/accuracy_frac": 0.75, "eval/accuracy_low_frac": 0.7, "eval/accuracy_high_frac": 0.8}, update=updates
     )

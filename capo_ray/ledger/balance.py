@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from capo_ray.ledger.digest import columns_of, find_damage
+from capo_ray.ledger.reading import reading
 
 STATES = ("generated", "verified", "critiqued", "credited", "trained", "dropped")
 OPEN = STATES[:4]
@@ -43,14 +44,9 @@ def read_balance(path: Path) -> Balance:
         raise FileNotFoundError(
             f"expected a ledger at {path}, found none; give the directory of a run that was started"
         )
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30.0)
-    try:
+    with reading(path) as db:
         balance, damaged = balance_of(db, None), find_damage(db)
         return replace(balance, damaged=damaged, balanced=balance.balanced and not damaged)
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} cannot be read as a ledger ({error}); give the directory of a run") from error
-    finally:
-        db.close()
 
 
 def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.ledger.balance import OPEN
+from capo_ray.ledger.reading import reading
 
 STAGES = ("generated", "verified", "critiqued", "credited", "trained", "dropped")
 
@@ -41,16 +42,11 @@ def read_lives(path: Path, update: int | None, *, around: int = 2, most: int = 4
     """The lives around an update (None: the newest); empty where there is no ledger yet."""
     if not path.is_file():
         return Lives(update or 0, (), {}, {})
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
-    try:
+    with reading(path) as db:
         told = db.execute("SELECT state, reason, COUNT(*) FROM trajectories GROUP BY state, reason").fetchall()
         newest = db.execute("SELECT MAX(trained_in) FROM trajectories").fetchone()[0] or 0
         update = newest if update is None else update
         groups = _lives(db, update - around, update + around, most)
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"{path} cannot be read as a ledger ({error}); give the directory of a run") from error
-    finally:
-        db.close()
     counts: dict[str, int] = {}
     for state, _, count in told:
         counts[state] = counts.get(state, 0) + count

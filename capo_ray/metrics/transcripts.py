@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from capo_ray.arrays import Runs
@@ -93,7 +94,7 @@ def _response(group: Group, credit: GroupCredit, watched: Watched, index: int) -
         "tokens": _token_texts(member),
         **turns,
         "logprobs": _numbers(response.over_tokens(response.logprobs)),
-        **{name: _numbers(response.over_tokens(row)) for name, row in watched.get(key, {}).items()},
+        **{name: _rounded(response.over_tokens(row)) for name, row in watched.get(key, {}).items()},
         "versions": [[run.version, run.end] for run in response.versions],
         "finish": response.finish,
         "steps": [list(span) for span in member.steps],
@@ -136,6 +137,11 @@ def _over_tokens(member: Judged, row: Runs) -> list[float | int | None]:
 
 def _numbers(values: npt.ArrayLike) -> list[float | int | None]:
     return [to_plain(x) for x in values]  # type: ignore[union-attr]
+
+
+def _rounded(values: npt.ArrayLike) -> list[float | int | None]:
+    """For people to look at: no method reads them."""
+    return _numbers(np.round(np.asarray(values, np.float64), 4))
 
 
 def _token_texts(member: Judged) -> list[str]:

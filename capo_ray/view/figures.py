@@ -9,6 +9,7 @@ from capo_ray.ledger.lives import read_lives
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.runs.reading import Head, Run
 from capo_ray.view.comparing import line_of
+from capo_ray.view.kinds import flagged_kinds
 
 Point = list[float | int | None]
 """Update, value, and where there are the ends of its 95% interval."""
@@ -142,6 +143,7 @@ def critic_page(run: Run) -> dict[str, Any]:
             :10
         ],
         "split": [_example(h, f"{h.facts['split_steps']} steps with split votes") for h in split[:10]],
+        "kinds": flagged_kinds(run),
     }
 
 

@@ -46,6 +46,9 @@ def _content(run: Run, names: Sequence[str], num_groups: int) -> dict[str, Any]:
     critic = figures.critic_page(run)
     for part in ("lenient", "strict", "split"):
         critic[part] = [one for one in critic[part] if str(one["index"]) in groups]
+    for kind in critic["kinds"]:
+        if str(kind["example"]["group"]) not in groups:
+            del kind["example"]
     return {
         "series": figures.series(run, names),
         "heads": figures.group_list(heads, 0, len(heads))["groups"],

@@ -15,6 +15,9 @@ async function criticPage(where) {
   const examples = (title, list) => list.length ? el("section", {}, el("h2", {}, title), el("ul", {}, list.map((one) => el("li", {},
     el("a", { href: `#/group?${new URLSearchParams({ run, group: one.index })}` }, `update ${one.update}, problem `, shown(one.problem)), `  ${one.words}`)))) : null;
   const facts = Object.entries(told.facts).map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", {}, typeof value === "number" ? number(value) : shown(value))));
+  const kinds = told.kinds.map((one) => el("tr", { "data-kind": one.kind }, el("td", {}, el("code", {}, shown(one.kind))), el("td", {}, String(one.judged)), el("td", {}, String(one.wrong)),
+    el("td", {}, number(one.wrong / one.judged)), el("td", {}, one.example ? el("a", { href: `#/group?${new URLSearchParams({ run, ...one.example })}` }, "the newest") : "")));
+  const heads = ["kind (# is a number)", "judged", "held wrong", "share", ""].map((x) => el("th", {}, x));
   return [el("h1", {}, "Critic"), el("table", {}, el("tbody", {}, facts)), el("div", { class: "cards" },
     card("Agreement of votes", [["critic/agreement_frac", "pairs that agree"]], true),
     card("Votes that say nothing", [["critic/invalid_frac", "unreadable"], ["critic/abstained_frac", "responses without a vote", true]], true),
@@ -22,6 +25,8 @@ async function criticPage(where) {
     card("Against the verifier", [["critic/lenient_gap_frac", "lenient"], ["critic/strict_gap_frac", "strict", true]], true),
     card("Cost of a critique", [["critic/tokens_per_critique", "tokens"]], false),
     card("Waiting for critics", [["critic/exposed_s", "seconds of an update"], ["critic/critique_s", "seconds of a critique", true]], false)),
+    kinds.length ? el("section", {}, el("h2", {}, "Most flagged kinds of steps, of the newest groups"),
+      el("table", { class: "kinds" }, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, kinds))) : null,
     examples("Lenient: no step flagged, the answer wrong", told.lenient), examples("Strict: steps flagged, the answer right", told.strict),
     examples("Votes that differ most", told.split)];
 }

@@ -7,7 +7,7 @@ function stripOf(response, name) {
   const credit = response.credit || {}, n = response.tokens.length;
   if (name === "advantages" || name === "token_rewards") return credit[name] || null;
   if (name === "logprobs") return response.logprobs ? response.logprobs.map((x) => (x === null ? 0 : -Math.abs(x))) : null;
-  if (name === "ratios") return response.policy_logprobs && response.logprobs ? response.policy_logprobs.map((x, t) => (x === null || response.logprobs[t] === null ? 0 : x - response.logprobs[t])) : null;
+  if (name === "ratios") return response.policy_logprobs && response.logprobs ? response.policy_logprobs.map((x, t) => (x === null || response.logprobs[t] === null ? 0 : +(x - response.logprobs[t]).toFixed(4))) : null;
   if (name === "entropies") return (response.entropies || response.policy_entropies)?.map((x) => -Math.abs(x)) || null;
   if (name === "versions") {
     const row = [];

@@ -36,6 +36,7 @@ from capo_ray.types import (
     TrajectoryKey,
     Verdict,
     VersionRun,
+    Watched,
 )
 
 RESULTS = record("view.json")
@@ -72,11 +73,17 @@ def write_run(path: Path, num_groups: int) -> Path:
         for number in range(num_groups):
             group = _group(number)
             update = number // GROUPS_PER_UPDATE + 1
-            file.write(to_line(group_line(update, group, assign_credit(group, credit, 0.0))))
+            file.write(to_line(group_line(update, group, assign_credit(group, credit, 0.0), _watched(group))))
             if number % GROUPS_PER_UPDATE == 0:
                 figures = {f"room/figure_{i}_frac": 0.123 * i for i in range(125)}
                 rows.write(to_line({"update": update, "unix_s": float(update), "rollout/reward_mean": 0.5, **figures}))
     return path
+
+
+def _watched(group: Group) -> Watched:
+    """What the learner says of each token, in as many digits as in a run."""
+    told = {name: np.linspace(-2.0, -0.001, 40) for name in ("policy_logprobs", "policy_entropies")}
+    return {member.trajectory.key: told for member in group.members}
 
 
 def _group(number: int) -> Group:
@@ -116,6 +123,7 @@ def measure(path: Path, middle: int) -> dict[str, float]:
             ("list_s", "api/runs/0/groups?sort=disagreement"),
             ("group_s", "api/runs/0/groups/{middle}"),
             ("what_if_s", "api/runs/0/groups/{middle}/credit?method=grpo"),
+            ("critic_s", "api/runs/0/critic"),
             ("search_s", "api/runs/0/groups?find=question+{middle}"),
         ):
             request = urllib.request.Request(

@@ -7,9 +7,10 @@ of the same facts teach the policy itself by `capo-ray sft`, each fact in the po
 
     7*8  ->  7*8=6  \\boxed{6}
 
-`facts` are these alone; in `mixed` every other example is one of the policy's first lessons, with the results of the
-facts that it was never shown still random, so that it does not forget what a chain is. Accuracy is that of the learning
-benchmark, on the same held-out chains. The models are kept under --keep, so that reinforcement can go on from there:
+`facts` are these alone. Beside them every other example can be a chain, so that the policy does not forget what a
+chain is: `first_lessons` are those that it was taught before, where the results of the facts that it was never shown
+are random; `known_chains` hold no such fact. Accuracy is that of the learning benchmark, on the same held-out chains.
+The models are kept under --keep, so that reinforcement can go on from there:
 
     make bench NAME=learning ARGS="--operations 4 --policy models/taught-facts … --arm 'grpo_taught: credit=grpo …'"
 """
@@ -36,18 +37,20 @@ from plain_torch.run import Run, Settings
 from records import record
 
 from capo_ray.engines import HfTokenizer
-from capo_ray.problems.chains import apply
+from capo_ray.problems.chains import apply, demonstrate, draw_chain, is_unlearnt, response_text
 from capo_ray.problems.chains_lessons import Lesson, fact_lessons, policy_lessons
 
 POLICY = ASSETS / "novice-policy"
 LABELLED_TOKENS = 1_630_000
 BATCH = 96
+UNLEARNT_FRAC = 0.4
+KINDS = ("facts", "known_chains", "first_lessons")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 64, 1 / 16, 1 / 4, 1.0], help="of the tokens")
-    parser.add_argument("--lessons", nargs="+", default=["facts", "mixed"], choices=["facts", "mixed"])
+    parser.add_argument("--lessons", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--operations", type=int, default=4)
     parser.add_argument("--keep", type=Path, default=Path("models"), help="the models of the largest share")
@@ -76,13 +79,26 @@ def bare_facts(seed: int) -> Iterator[Lesson]:
             yield step[:-1], f"{step}{result}\n\n\\boxed{{{result}}}"
 
 
+def known_chains(seed: int) -> Iterator[Lesson]:
+    """Right demonstrations of training chains of 2 to 8 operations without a fact that the policy was never shown."""
+    rng = random.Random(f"known-chains/{seed}")
+    while True:
+        length = rng.randint(2, 8)
+        steps: tuple[str, ...] = ()
+        while not steps or any(is_unlearnt(int(s[0]), s[1], int(s[2]), UNLEARNT_FRAC) for s in steps[:-1]):
+            chain = draw_chain(rng, length, "train")
+            steps = demonstrate(chain)
+        yield chain.prompt, response_text(steps)
+
+
 def lessons_of(kind: str, seed: int) -> Iterator[Lesson]:
     """Endless (question, solution) pairs."""
-    facts, own = bare_facts(seed), policy_lessons(seed + 1, (2, 8), 0.05, 0.4)
-    while True:
-        yield next(facts)
-        if kind == "mixed":
-            yield next(own)
+    first = policy_lessons(seed + 1, (2, 8), 0.05, UNLEARNT_FRAC)
+    chains = {"known_chains": known_chains(seed), "first_lessons": first}.get(kind)
+    for fact in bare_facts(seed):
+        yield fact
+        if chains is not None:
+            yield next(chains)
 
 
 def taught(kind: str, share: float, lr: float, out: Path, operations: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> d
     for title, table in tables.items():
         before, found, after = content.partition(f"*{title}*\n\n")
         if found:
-            content = f"{before}{found}{table}\n\n" + re.sub(r"^((\||Spearman).*\n)*", "", after).lstrip()
+            content = f"{before}{found}{table}\n\n" + re.sub(r"^(\|.*\n)*(\nSpearman.*\n)?", "", after).lstrip()
     page.write_text(content, encoding="utf-8")
     return tables
 

@@ -1,6 +1,6 @@
 """The attention that transformers' layers are given: over a row of segments, or over padded rows as they are used to.
 
-CPU                            one call of the flash kernel a segment, in any dtype
+CPU                            one call of the flash kernel for all segments of about one length, in any dtype
 CUDA, bf16 or fp16             two calls a layer by cumulative lengths (varlen flash attention)
 CUDA, fp32; sliding windows    one call a segment, with a mask
 """

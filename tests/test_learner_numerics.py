@@ -174,15 +174,18 @@ assert learner.update(make_batch(1).column(0)).moved
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_checkpointing_keeps_less_for_the_backward_pass_and_changes_no_gradient(model: Path, stage: int) -> None:
+@pytest.mark.parametrize("kind", [*({"zero_stage": s} for s in range(4)), {"backend": "torch"}, {"backend": "fsdp"}])
+def test_checkpointing_keeps_less_for_the_backward_pass_and_changes_no_gradient(
+    model: Path, kind: dict[str, Any]
+) -> None:
     kept, norms = {}, {}
     for checkpointing in (False, True):
-        config = LearnerConfig(zero_stage=stage, gradient_checkpointing=checkpointing)  # type: ignore[arg-type]
+        config = LearnerConfig(**kind, gradient_checkpointing=checkpointing)
         learner = Learner(make_spec(model, learner=config, loss=LossConfig(kl_coef=0.0)))
         try:
             inputs, backend = cell().inputs, learner._backend
-            weights = sum(p.numel() * 4 for p in backend._engine.module.parameters())
+            module = backend._module if "backend" in kind else backend._engine.module
+            weights = sum(p.numel() * 4 for p in module.parameters())
             kept[checkpointing] = saved_bytes(lambda b=backend, i=inputs: b.forward(i, 1.0)) - weights  # type: ignore[misc]
             backend.backward(backend.forward(inputs, 1.0)[0].sum())
             norms[checkpointing] = backend.move(0.0)

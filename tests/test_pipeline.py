@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capo_ray.checkpoint import read_state, write_state
 from capo_ray.config import TrainConfig
-from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome
+from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome, group, off_loop, pipeline, training
 from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.group import CreditedGroup
 from capo_ray.flow.pipeline import MAX_ATTEMPTS, _Flight
@@ -100,6 +102,31 @@ def test_every_trajectory_is_trained_once_or_dropped_with_a_reason(tmp_path: Pat
     assert balance.balanced and balance.open == 0
     assert balance.counts["trained"] == len(trained) == 12 * 3 * 4
     assert max(Counter(trained).values()) == 1
+
+
+def test_what_is_reckoned_over_many_tokens_leaves_the_loop_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert off_loop.LARGE_TOKENS <= 16_384, "a long response is enough"
+    monkeypatch.setattr(off_loop, "LARGE_TOKENS", 1)
+    on_loop: dict[str, set[bool]] = {}
+
+    def watched(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            on_loop.setdefault(name, set()).add(threading.current_thread() is threading.main_thread())
+            return usual(*args, **more)
+
+        return call
+
+    for room, name in (
+        (group, "assign_credit"),
+        (group, "split_steps"),
+        (pipeline, "update_figures"),
+        (training, "build_batch"),
+    ):
+        monkeypatch.setattr(room, name, watched(name, getattr(room, name)))
+    run(fake_parts(tmp_path, make_config(run={"num_updates": 2})))
+    assert on_loop == {n: {False} for n in ("assign_credit", "split_steps", "update_figures", "build_batch")}
 
 
 def test_transcripts_have_the_learners_logprobs_of_every_trained_token(tmp_path: Path) -> None:

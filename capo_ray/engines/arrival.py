@@ -38,7 +38,7 @@ LOOK_S = 0.02
 """Between two looks at workers that receive by themselves."""
 SWITCH_S = 2e-4
 """How long a thread that loads may keep the interpreter from the one that steps, which asks for it hundreds of times a
-step; the usual 5 ms cost a swap half a step."""
+step; the usual 5 ms cost a swap 0.6 of a step."""
 
 Between = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
 """Calls something between two steps of the engine."""

@@ -151,9 +151,15 @@ def test_the_page_follows_a_run_that_goes_on(page: Any, address: str, run_dir: P
 
 
 def test_a_report_is_read_without_a_server(page: Any, run_dir: Path, tmp_path: Path) -> None:
-    assert main(["report", str(run_dir), "-o", str(tmp_path / "report.html")]) == 0
+    other = make_run(tmp_path / "other", updates=2)
+    assert main(["report", str(run_dir), "--compare", str(other), "-o", str(tmp_path / "report.html")]) == 0
     page.goto((tmp_path / "report.html").as_uri())
     page.get_by_text("Held-out accuracy").wait_for()
+    lines = page.locator("section", has_text="Reward of rollouts").locator("polyline")
+    colours = [lines.nth(i).get_attribute("stroke") for i in range(lines.count())]
+    assert len(colours) == len(set(colours)) == 2, "both runs lie over each other"
+    waiting = page.locator("section", has_text="Idle share")
+    assert "engines" in waiting.text_content() and waiting.locator("polyline").count() == 8
     page.keyboard.press("g")
     page.locator("tr.row").first.click()
     page.locator("article.sibling").first.wait_for()
@@ -173,6 +179,7 @@ def test_pictures_for_the_documentation(browser: Any, tmp_path: Path) -> None:
         ("group-dark", 1280, True, "#/groups"),
         ("group-narrow", 420, False, "#/groups"),
         ("what-if", 1280, False, "#/groups"),
+        ("flow", 1280, False, "#/flow"),
     ):
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light")
         page.goto(report.as_uri() + where)

@@ -43,7 +43,7 @@ async function flowPage(where) {
   const lines = there.map(([name, words, dashed], i) => ({ name: words, dashed, colour: RUN_COLOURS[i], points: series[name] }));
   const queues = el("div", { class: "card" }, lineChart(lines, { label: "queues", onpick: (_, update) => go("flow", { run, update }) }),
     el("div", { class: "note" }, there.map(([, words], i) => [el("span", { class: "swatch", style: `background:${RUN_COLOURS[i]}` }), words, "   "])));
-  const legend = STAGES.map(([, shade, words]) => el("span", { class: "note" }, el("span", { class: "swatch", style: `background:${shade}` }), words));
+  const legend = STAGES.slice(1).map(([, shade, words]) => el("span", { class: "note" }, el("span", { class: "swatch", style: `background:${shade}` }), words));
   const counts = [...Object.entries(told.counts), ...Object.entries(told.reasons).map(([reason, n]) => [`dropped: ${reason}`, n])];
   const pick = el("input", { type: "number", min: 1, value: told.update, "aria-label": "update", onchange: (e) => go("flow", { run, update: e.target.value }) });
   return [el("h1", {}, "Flow"), el("div", { class: "bar" }, "groups trained or dropped around update ", pick, legend),

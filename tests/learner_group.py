@@ -244,6 +244,29 @@ def train_adapters(spec: LearnerSpec, out: Path) -> None:
         (out / f"lora{stage}.json").write_text(json.dumps(metrics))
 
 
+def train_in_stretches(spec: LearnerSpec, out: Path) -> None:
+    """Rank 0 leaves its weights and metrics after two updates in which both ranks compute each cell together."""
+    from safetensors.torch import save_file
+
+    changes = {"num_ranks": 2, "sequence_parallel": 2, "gradient_checkpointing": kind_of(spec) != 0}
+    if kind_of(spec) == 0:  # a term that joins the tokens of a response, and one that joins those of the batch
+        spec = dataclasses.replace(covariance_spec(spec.model_path, "kl"), **ranks_of(spec))
+        spec = dataclasses.replace(spec, loss=spec.loss.model_copy(update={"ratio": "sequence"}))
+    learner = Learner(dataclasses.replace(spec, learner=spec.learner.model_copy(update=changes)))
+    metrics = train(learner, 1, 0, budget=60)
+    scores = learner.logprobs([[3, 4, 5, 6]], [1])
+    weights = learner.named_tensors()
+    learner.close()
+    if weights is not None:
+        save_file(weights, out / f"stretches{kind_of(spec)}.safetensors")
+        (out / f"stretches{kind_of(spec)}.json").write_text(json.dumps(metrics | {"score": sum(scores[0])}))
+
+
+def ranks_of(spec: LearnerSpec) -> dict[str, Any]:
+    """Who a rank is, and where it meets the others."""
+    return {"rank": spec.rank, "world_size": spec.world_size, "init_method": spec.init_method}
+
+
 def go_on_from_one(spec: LearnerSpec, out: Path) -> None:
     """Rank 0 leaves its weights as one rank's checkpoint `one` holds them, and after an update from there."""
     from safetensors.torch import save_file
@@ -324,6 +347,7 @@ TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
     "memory": measure_memory,
     "refresh": refresh_and_resume,
     "skip": skip_one,
+    "stretches": train_in_stretches,
 }
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks.tiny import write_tiny_model
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner
@@ -29,6 +30,7 @@ from capo_ray.types import Sample, WeightedSample
 from tests.learner_group import (
     COVARIANCE,
     FSDP,
+    VOCAB,
     Weights,
     covariance_spec,
     export,
@@ -268,6 +270,25 @@ def test_one_rank_of_another_backend_goes_on_from_a_checkpoint_of_two(model: Pat
         expected = load_file(two_ranks / f"trained{stage}.safetensors")
         assert all(torch.equal(loaded[name], expected[name]) for name in expected), "masters are the weights"
         assert_same_update(after, load_file(two_ranks / f"after{stage}.safetensors"), start_weights(model))
+
+
+@pytest.mark.real
+def test_two_ranks_that_share_each_row_make_the_update_of_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = tmp_path / "model"  # four heads of queries, and one of keys, which both ranks need
+    vocab = [chr(0x100 + i) for i in range(VOCAB - 3)]
+    write_tiny_model(model, vocab=vocab, init_scale=3.0, heads=4, kv_heads=1)
+    run_ranks("stretches", model, tmp_path, 0, 3, FSDP)
+    baseline = trained(make_spec(model))
+    joined = covariance_spec(model, "kl")
+    joined = dataclasses.replace(joined, loss=joined.loss.model_copy(update={"ratio": "sequence"}))
+    for kind in (0, 3, FSDP):
+        weights, told = trained(joined) if kind == 0 else baseline
+        assert_same_update(load_file(tmp_path / f"stretches{kind}.safetensors"), weights, start_weights(model))
+        metrics = json.loads((tmp_path / f"stretches{kind}.json").read_text())
+        for name in told.keys() - {"learner/padded_tokens", "learner/update_microbatches"}:
+            assert metrics[name] == pytest.approx(told[name], rel=1e-5, abs=1e-8), name
 
 
 @pytest.mark.real

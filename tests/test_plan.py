@@ -392,6 +392,44 @@ def test_a_rank_that_does_not_fit_is_refused_with_the_largest_setting_that_does(
     assert "memory" in misfit(*on[:-1], f"learner.microbatch_tokens={largest + 512}")
 
 
+@pytest.mark.parametrize(
+    ("policy", "ranks", "sentence"),
+    [
+        ("qwen2_5_7b", 8, r"learner.sequence_parallel=8 cannot share 28 attention heads of .*; set 1, 2, 4$"),
+        ("qwen2_5_math_1_5b", 3, r"=3 cannot share 2 heads of keys and values of .*; set 1, 2, 4, 6, 12$"),
+    ],
+)
+def test_ranks_that_could_not_share_a_row_are_refused_with_those_that_could(
+    policy: str, ranks: int, sentence: str
+) -> None:
+    """By hand: 28 and 12 heads of queries, 4 and 2 of keys and values, which several ranks may have the same of."""
+    row = [f"learner.num_ranks={ranks}", f"learner.sequence_parallel={ranks}"]
+    with pytest.raises(RunFailed, match=sentence):
+        checks.check_sequence_parallel(compose_train([f"model={policy}", "credit=grpo", *row]))
+
+
+def test_a_context_beyond_one_ranks_memory_asks_for_ranks_that_share_it_and_they_do() -> None:
+    long = (
+        *SEVEN_B[:-3],
+        "learner.num_ranks=8",
+        "cluster.num_nodes=2",
+        *PLANNED,
+        "learner.gradient_checkpointing=true",
+    )
+    long += ("model.max_model_len=131072", "model.dtype=bfloat16", "loss.kl_coef=0")
+    assert misfit(*long).endswith("set learner.sequence_parallel=2")
+    refuse_misfit(compose_train([*long, "learner.sequence_parallel=2"]))
+
+
+def test_rows_are_shared_by_all_of_the_ranks_and_only_as_they_can_be(model: Path) -> None:
+    for given, got in (
+        ("learner.num_ranks=3", "3, shared and zero"),
+        ("learner.num_ranks=2 learner.packing=padded", "2, padded and zero"),
+    ):
+        with pytest.raises(ConfigError, match=f"sequence_parallel=2 needs .* [(]got {got}[)]"):
+            compose_train(["learner.sequence_parallel=2", *given.split()])
+
+
 def test_states_that_do_not_fit_ask_for_ranks_and_those_ranks_fit() -> None:
     few = ("model=Qwen/Qwen2.5-32B", "model.dtype=bfloat16", "engine=gpu", "engine.num_gpus=2")
     few += ("engine.tensor_parallel=2", "learner=zero3", "credit=grpo", "loss.kl_coef=0", "cluster.gpu_memory_gib=79")

@@ -24,11 +24,12 @@ from capo_ray.cli.models import (
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
-from capo_ray.demand import ModelUse, bfloat16_on_gpus, demand, in_all, models
+from capo_ray.demand import ModelUse, bfloat16_on_gpus, demand, in_all, models, policy_model
 from capo_ray.place.transport import choose_transport
 from capo_ray.place.trust import trust_solutions
 from capo_ray.problems import asset_path, data_files, reads_hub
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing import unshared_heads
 from capo_ray.sizing.engine import CPU_HEAD_DIMS
 from capo_ray.sizing.gpus import BF16_CAPABILITY, found_gpus, sizes_of
 from capo_ray.written import require_written
@@ -48,6 +49,7 @@ def check_plan(config: TrainConfig) -> None:
     check_lengths(config)
     check_engine_arguments(config)
     check_tensor_parallel(config)
+    check_sequence_parallel(config)
     if not config.cluster.joined:  # elsewhere the files lie on the cluster's nodes
         check_data(config)
     check_settings(config)
@@ -182,6 +184,24 @@ def check_tensor_parallel(config: TrainConfig) -> None:
                 f"{one.section}.tensor_parallel={one.engine.tensor_parallel} cannot share {what} of "
                 f"{one.model.name or 'the shipped model'}; set {', '.join(map(str, [1, *could]))}"
             )
+
+
+def check_sequence_parallel(config: Job) -> None:
+    """The ranks that compute a microbatch together can share the policy's heads."""
+    size, model = config.learner.sequence_parallel, policy_model(config)
+    shape = sized(model).shape if size > 1 else None
+    if shape is None:
+        return
+
+    def unshared(size: int) -> str:
+        return unshared_heads((shape.heads, shape.kv_heads), size)
+
+    if what := unshared(size):
+        could = [n for n in range(2, 17) if not unshared(n)]
+        raise RunFailed(
+            f"learner.sequence_parallel={size} cannot share {what} of {model.name or 'the shipped model'}; set "
+            f"{', '.join(map(str, [1, *could]))}"
+        )
 
 
 def _check_heads(model: ModelUse) -> None:

@@ -14,7 +14,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.demand import Demand, ModelUse, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
-from capo_ray.sizing import kv_bytes_per_token, pack
+from capo_ray.sizing import kv_bytes_per_token, pack, unshared_heads
 
 GRAIN_TOKENS = 512  # proposals of token counts are multiples of it
 MOST_RANKS = 512
@@ -106,6 +106,9 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     more = "" if base is config else " with learner.gradient_checkpointing=true"
     if fits(_change(base, "learner", offload_reference=True)):
         return f"set learner.offload_reference=true{more}"
+    for together in (n for n in (2, 4, 8, 16) if _shares_rows(one, model, n)):
+        if fits(_change(base, "learner", sequence_parallel=together)):
+            return f"set learner.sequence_parallel={together}{more}"
     for stage in (config.learner.zero_stage, 3):
         sharded = _change(base, "learner", zero_stage=stage)
         also = "" if stage == config.learner.zero_stage else f" with learner.zero_stage={stage}"
@@ -121,6 +124,17 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     if length:
         return f"largest model.max_model_len (and learner.microbatch_tokens) that fits: {length:,}{more}"
     return "no number of tokens or ranks makes it fit: choose a smaller model or larger GPUs"
+
+
+def _shares_rows(one: Demand, model: Model, ranks: int) -> bool:
+    """Whether so many of a role's ranks could compute a row together."""
+    shape = model.shape
+    return (
+        one.role == "learner"
+        and one.count % ranks == 0
+        and shape is not None
+        and not unshared_heads((shape.heads, shape.kv_heads), ranks)
+    )
 
 
 def _refuse_engine(name: str, section: EngineBase, part: ModelUse, config: TrainConfig, device: float) -> None:

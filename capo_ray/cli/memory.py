@@ -212,8 +212,9 @@ def _sent_terms(config: TrainConfig, policy: Model) -> list[Term]:
 
 
 def largest_microbatch(config: Job) -> int:
-    """Padded tokens of the largest microbatch: a sample longer than the budget stands alone."""
-    return max(config.learner.microbatch_tokens, policy_model(config).max_model_len)
+    """A rank's tokens of the largest microbatch: a sample longer than the budget stands alone."""
+    alone = -(-policy_model(config).max_model_len // config.learner.sequence_parallel)
+    return max(config.learner.microbatch_tokens, alone)
 
 
 def _rank_memory(config: Job, one: Demand, model: Model) -> Memory:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from capo_ray.config.base import Idle, Scalar, Section
 from capo_ray.config.lora import LoraConfig
@@ -129,12 +129,15 @@ class RanksConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, gt=0)
     microbatch_tokens: Positive = 2048
-    """Tokens computed per microbatch and rank; a response that is longer with its prompt stands alone."""
+    """Tokens that a rank computes in a microbatch; a response that is longer with its prompt stands alone."""
     packing: Literal["shared", "padded"] = "shared"
     """`shared`: no padding, and a prompt is computed once for all its responses in a microbatch; padded: a row a
     response, for models whose layers are not plain causal attention."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    sequence_parallel: Positive = 1
+    """Ranks that compute a microbatch together, each a stretch of its tokens: contexts that one rank has no room for.
+    `num_ranks` is a multiple of it, and so are the model's attention heads."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     node_resource: str = ""
@@ -147,6 +150,26 @@ class RanksConfig(Section):
     @classmethod
     def _by_its_old_name(cls, backend: object) -> object:
         return "zero" if backend == "deepspeed" else backend
+
+    @model_validator(mode="after")
+    def _shares_rows(self) -> Self:
+        size = self.sequence_parallel
+        if size > 1 and (self.num_ranks % size or self.packing != "shared" or self.backend == "torch"):
+            raise ValueError(
+                f"learner.sequence_parallel={size} needs learner.num_ranks a multiple of it, learner.packing=shared "
+                f"and learner.backend=zero or fsdp (got {self.num_ranks}, {self.packing} and {self.backend})"
+            )
+        return self
+
+    @property
+    def num_columns(self) -> int:
+        """Different microbatches at a time: one a rank, or one for those that compute it together."""
+        return self.num_ranks // self.sequence_parallel
+
+    @property
+    def cell_tokens(self) -> int:
+        """Most tokens of a microbatch of several responses, whoever computes it."""
+        return self.microbatch_tokens * self.sequence_parallel
 
     def idle(self) -> tuple[Idle, ...]:
         """What a constant learning rate leaves unread."""

@@ -177,8 +177,8 @@ def imitation_batch(examples: Sequence[Example], config: SftConfig, update: int)
     ]
     return build_batch(
         samples,
-        num_ranks=config.learner.num_ranks,
-        microbatch_tokens=config.learner.microbatch_tokens,
+        num_ranks=config.learner.num_columns,
+        microbatch_tokens=config.learner.cell_tokens,
         packing=config.learner.packing,
         aggregation="token_mean",
     )

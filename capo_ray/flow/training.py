@@ -66,8 +66,8 @@ class Training:
         config = self._parts.config
         return build_batch(
             [sample for group in groups for sample in to_samples(group)],
-            num_ranks=config.learner.num_ranks,
-            microbatch_tokens=config.learner.microbatch_tokens,
+            num_ranks=config.learner.num_columns,
+            microbatch_tokens=config.learner.cell_tokens,
             packing=config.learner.packing,
             aggregation=config.loss.aggregation,
             max_response_tokens=config.rollout.max_response_tokens,

@@ -3,6 +3,8 @@
 CPU                            one call of the flash kernel for all segments of about one length, in any dtype
 CUDA, bf16 or fp16             two calls a layer by cumulative lengths (varlen flash attention)
 CUDA, fp32; sliding windows    one call a segment, with a mask
+
+Where ranks share the row (`sequence`), each attends with some of the heads to all of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from capo_ray.learners.flash import attend_segments, can_attend
 from capo_ray.learners.segments import Segments
+from capo_ray.learners.sequence import Stretch
 
 NAME = "capo_segments"  # of the attention in transformers' table
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what a model may ask of attention and this one does not do
@@ -28,13 +31,21 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     segments: Segments | None = None,
+    stretch: Stretch | None = None,
     **asked: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(output [1, W, H, D], None) of query [1, H, W, D]; without `segments` plain causal attention over padded rows."""
+    """(output [1, W, H, D], None) of query [1, H, W, D]; without `segments` plain causal attention over padded rows.
+
+    With `stretch` in their place the tokens are this rank's w of the W.
+    """
     told = [name for name in UNKNOWN if asked.get(name) is not None]
     if told:
         raise NotImplementedError(f"attention over segments does not know {told[0]}")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if stretch is not None:
+        q, k, v = (stretch.sequence.to_heads(x, stretch.length) for x in (query, key, value))
+        output, _ = attend(module, q, k, v, None, scale, sliding_window, stretch.segments)
+        return stretch.sequence.to_tokens(output), None
     if segments is None:
         return _plain(query, key, value, scale, sliding_window), None
     windowed = sliding_window is not None and segments.longest > sliding_window

@@ -28,14 +28,18 @@ def picked_tokens(
     config: LossConfig,
     backend: Backend,
     num_ranks: int,
+    copies: int = 1,
 ) -> list[torch.Tensor | None]:
-    """For each cell the tokens [N] (bool) to hold back, None without covariance control; collective."""
+    """For each cell the tokens [N] (bool) to hold back, None without covariance control; collective.
+
+    `copies`: on how many ranks each cell is.
+    """
     if config.covariance == "none":
         return [None] * len(cells)
     counted = [cell.weights != 0 for cell in cells]
     covs, total = _covariances(cells, counted, backend)
     if config.covariance == "kl":
-        count = max(1, round(config.picked_frac * total))
+        count = copies * max(1, round(config.picked_frac * total / copies))
         threshold = _threshold(covs, count, backend, num_ranks)
         above, tied = [cov > threshold for cov in covs], [cov == threshold for cov in covs]
         # Many tokens of a sure policy have logprob 0 and one advantage: only so many of them are wanted.

@@ -27,6 +27,7 @@ from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.reference import AdapterReference, Reference
 from capo_ray.learners.schedule import learning_rate
+from capo_ray.learners.sequence import SequenceGroup
 from capo_ray.learners.spec import LearnerSpec
 from capo_ray.learners.tally import Tally
 from capo_ray.loss import (
@@ -57,13 +58,14 @@ class Learner:
             lora = spec.learner.lora
             self._adapters = Adapters(policy.model, lora, spec.model_path, spec.seed) if lora.rank else None
             self._backend = rank.build_backend(policy, spec, device)
+            policy.sequence = rank.meet_sequence(spec, policy)
             self._outward = Outward(self._backend, names, self._adapters)
-            self._reference = self._build_reference() if spec.loss.kl_coef > 0 else None
+            self._reference = self._build_reference(policy.sequence) if spec.loss.kl_coef > 0 else None
 
-    def _build_reference(self) -> Reference | AdapterReference:
+    def _build_reference(self, sequence: SequenceGroup | None) -> Reference | AdapterReference:
         if self._adapters is not None:
             return AdapterReference(self._backend, self._adapters)
-        return Reference(self.spec.model_path, self.spec, self._backend.device)
+        return Reference(self.spec.model_path, self.spec, self._backend.device, sequence)
 
     def update(
         self,
@@ -102,7 +104,9 @@ class Learner:
         """The cells of a column, each with what the loss needs to know beforehand."""
         spec = self.spec
         microbatches = [to_microbatch(cell, self._backend.device, shared=spec.shared) for cell in column]
-        picked_by_cell = picked_tokens(column, microbatches, spec.loss, self._backend, spec.world_size)
+        picked_by_cell = picked_tokens(
+            column, microbatches, spec.loss, self._backend, spec.world_size, spec.learner.sequence_parallel
+        )
         cells = []
         for samples, tokens, picked in zip(column, microbatches, picked_by_cell, strict=True):
             reference = None
@@ -133,7 +137,7 @@ class Learner:
                 self._backend.backward(loss)
         padded = sum(cell.tokens.padded_tokens for cell in cells)
         figures.append(Figures(sums={"padded_tokens": torch.tensor(float(padded), device=self._backend.device)}))
-        combined = tally.combine(figures, self._backend)
+        combined = tally.combine(figures if self.spec.counts else [one.uncounted() for one in figures], self._backend)
         # The same on every rank. A loss can be infinite while its gradient is not; NaN in the last cell's gradient
         # makes every backend skip the move and drop what the cells before it left.
         sound = math.isfinite(combined["loss"]) and combined["max_token_loss"] <= MAX_TOKEN_LOSS
@@ -141,6 +145,8 @@ class Learner:
         rate = self._rate()
         norm = self._backend.move(rate)
         if not math.isfinite(norm):
+            if not self.spec.counts:
+                return ()
             losses = [one.token_losses for one in figures if one.token_losses is not None]
             return spoilers(cells, losses)
         self._moves += 1

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from capo_ray.learners.microbatch import Inputs, to_inputs
 from capo_ray.learners.pretrained import load_pretrained
+from capo_ray.learners.sequence import SequenceGroup
 from capo_ray.learners.trunk import hidden_states, share_prompts
 from capo_ray.loss import head_logprobs
 from capo_ray.protocols import RunFailed
@@ -18,6 +19,9 @@ from capo_ray.protocols import RunFailed
 
 class Policy(nn.Module):
     """A causal language model; `forward` returns the logprobs and entropies of response tokens."""
+
+    sequence: SequenceGroup | None = None
+    """The ranks that compute a row of segments together with this one, once they have met."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -28,10 +32,28 @@ class Policy(nn.Module):
 
     def forward(self, inputs: Inputs, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(logprobs [N], entropies [N]) in nats at `temperature`, fp32."""
-        needed = hidden_states(self.model.base_model, inputs).index_select(0, inputs.predictors)
-        scored: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(
-            needed, inputs.targets, temperature
-        )
+        if self.sequence is not None and inputs.segments is not None:
+            return self._forward_shared(self.sequence, inputs, temperature)
+        needed = hidden_states(self.model.base_model, inputs).index_select(0, inputs.predictors)  # the rest is let go
+        return self._score(needed, inputs.targets, temperature)
+
+    def _forward_shared(
+        self, sequence: SequenceGroup, inputs: Inputs, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        index, predictors = sequence.own(inputs.predictors, inputs.input_ids.shape[1])
+        targets = inputs.targets[index]
+        if not len(index):  # something is scored by every rank, or its backward pass would leave the others waiting
+            predictors = targets = predictors.new_zeros(1)
+        needed = hidden_states(self.model.base_model, inputs, sequence).index_select(0, predictors)
+        scored = torch.stack(self._score(needed, targets, temperature))
+        logprobs, entropies = sequence.together(scored, index, len(inputs.targets))
+        return logprobs, entropies
+
+    def _score(
+        self, needed: torch.Tensor, targets: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head = self.model.get_output_embeddings()
+        scored: tuple[torch.Tensor, torch.Tensor] = head(needed, targets, temperature)
         return scored
 
 

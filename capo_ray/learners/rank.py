@@ -17,11 +17,14 @@ from torch import nn
 from capo_ray.learners import shards
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.plain import PlainBackend
+from capo_ray.learners.policy import Policy
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.relayout import read_pieces
+from capo_ray.learners.sequence import SequenceGroup
 from capo_ray.learners.spec import RankSpec
 from capo_ray.learners.zero import ZeroBackend
 from capo_ray.protocols import RunFailed
+from capo_ray.sizing import unshared_heads
 
 
 def prepare_process(spec: RankSpec) -> str:
@@ -99,6 +102,21 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
         max_grad_norm=config.max_grad_norm,
         deadline_s=config.deadline_s,
     )
+
+
+def meet_sequence(spec: RankSpec, policy: Policy) -> SequenceGroup | None:
+    """The ranks that share this one's rows, None where each has its own; collective, once all ranks have met.
+
+    Raises RunFailed for a model whose heads they cannot share.
+    """
+    size = spec.learner.sequence_parallel
+    if size == 1:
+        return None
+    config = policy.model.config.get_text_config()
+    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if what := unshared_heads(heads, size):
+        raise RunFailed(f"learner.sequence_parallel={size} cannot share {what} of {spec.model_path!r}; set 1")
+    return SequenceGroup.meet(spec.rank, spec.world_size, size, spec.learner.deadline_s)
 
 
 def _fsdp() -> Callable[..., Backend]:

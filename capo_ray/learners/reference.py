@@ -25,6 +25,7 @@ from capo_ray.learners.backend import Backend
 from capo_ray.learners.microbatch import Microbatch
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.learners.pretrained import DTYPES, place
+from capo_ray.learners.sequence import SequenceGroup
 from capo_ray.learners.sharded import ShardedModule
 from capo_ray.learners.spec import RankSpec
 from capo_ray.protocols import RunFailed
@@ -33,8 +34,10 @@ from capo_ray.protocols import RunFailed
 class Reference:
     """One rank's part of it, or all of it; `version` counts the updates behind its weights (0: the first model)."""
 
-    def __init__(self, model_path: str, spec: RankSpec, device: torch.device) -> None:
-        self._path, self._spec, self._device = model_path, spec, device
+    def __init__(
+        self, model_path: str, spec: RankSpec, device: torch.device, sequence: SequenceGroup | None = None
+    ) -> None:
+        self._path, self._spec, self._device, self._sequence = model_path, spec, device, sequence
         self._policy = self._first()
         self.version = 0
 
@@ -92,7 +95,9 @@ class Reference:
         )
 
     def _load(self) -> Policy:
-        return load_policy(self._path, self._spec.dtype, cast=False, shared=self._spec.shared)
+        policy = load_policy(self._path, self._spec.dtype, cast=False, shared=self._spec.shared)
+        policy.sequence = self._sequence
+        return policy
 
     @torch.no_grad()
     def _write(self, name: str, weight: torch.Tensor) -> None:

@@ -32,6 +32,11 @@ class RankSpec:
         """Whether microbatches are rows of segments in which siblings share their prompt."""
         return self.learner.packing == "shared"
 
+    @property
+    def counts(self) -> bool:
+        """Whether this rank tells the figures of its cells, and not another one that has the same."""
+        return self.rank % self.learner.sequence_parallel == 0
+
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"a learner's rank must lie in [0, {self.world_size}) (got {self.rank})")

@@ -8,19 +8,26 @@ import torch
 
 from capo_ray.learners import attention
 from capo_ray.learners.microbatch import Inputs, shared_inputs, to_inputs
+from capo_ray.learners.sequence import SequenceGroup, Stretch
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import KNOWN_LAYERS
 
 
-def hidden_states(trunk: Any, inputs: Inputs) -> torch.Tensor:
-    """The last hidden states [B * W, h].
+def hidden_states(trunk: Any, inputs: Inputs, sequence: SequenceGroup | None = None) -> torch.Tensor:
+    """The last hidden states [B * W, h], or [w, h] of this rank's stretch where ranks share the row.
 
     Padding stands on the right and attention is causal, so no real token sees it: padded rows need no mask.
     """
-    where: dict[str, object] = {}
-    if inputs.segments is not None:
+    ids, where = inputs.input_ids, dict[str, object]()
+    if inputs.segments is not None and sequence is not None:
+        where = {
+            "position_ids": sequence.stretch(inputs.segments.position_ids),
+            "stretch": Stretch(inputs.segments, sequence, ids.shape[1]),
+        }
+        ids = sequence.stretch(ids)
+    elif inputs.segments is not None:
         where = {"position_ids": inputs.segments.position_ids, "segments": inputs.segments}
-    hidden: torch.Tensor = trunk(input_ids=inputs.input_ids, use_cache=False, **where).last_hidden_state
+    hidden: torch.Tensor = trunk(input_ids=ids, use_cache=False, **where).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])
 
 

@@ -5,7 +5,7 @@ Invariant: the loss is sum_t weights_t * loss_t; nothing here divides by a count
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -23,6 +23,10 @@ class Figures:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     maxima: dict[str, torch.Tensor] = field(default_factory=dict)
     token_losses: torch.Tensor | None = None
+
+    def uncounted(self) -> Figures:
+        """The same where another rank has counted it: sums of zero."""
+        return replace(self, sums={name: torch.zeros_like(value) for name, value in self.sums.items()})
 
 
 def policy_loss(

@@ -11,7 +11,7 @@ from capo_ray.sizing.load import LearnerLoad
 from capo_ray.sizing.nodes import pack
 from capo_ray.sizing.oddities import KNOWN_LAYERS, odd_head, odd_layers
 from capo_ray.sizing.publish import shm_bytes, store_bytes, transfer_deadline_s
-from capo_ray.sizing.shapes import Shape, known_shape, shape_of
+from capo_ray.sizing.shapes import Shape, known_shape, shape_of, unshared_heads
 
 __all__ = [
     "KNOWN_LAYERS",
@@ -32,4 +32,5 @@ __all__ = [
     "store_bytes",
     "total",
     "transfer_deadline_s",
+    "unshared_heads",
 ]

@@ -113,3 +113,11 @@ def _known() -> list[dict[str, Any]]:
                 spelt[name.format(size)] = entry
         family["models"] = spelt
     return families
+
+
+def unshared_heads(heads: tuple[int, int], ranks: int) -> str:
+    """Which heads (of queries; of keys and values) so many ranks of one row could not share; empty where they can."""
+    queries, keys = heads
+    if queries % ranks:
+        return f"{queries} attention heads"
+    return f"{keys} heads of keys and values" if keys % ranks and ranks % keys else ""

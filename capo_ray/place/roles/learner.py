@@ -132,7 +132,10 @@ class LearnerActors(RankActors[LearnerRank]):
 
     async def update(self, batch: Batch) -> UpdateReport:
         """As `LearnerGroup.update`; figures are already summed over ranks, samples are each rank's own."""
-        reports = await self._all(LearnerRank.update, lambda rank: (batch.column(rank), batch.kl_scale, batch.watched))
+        shared = self._spec.learner.sequence_parallel
+        reports = await self._all(
+            LearnerRank.update, lambda rank: (batch.column(rank // shared), batch.kl_scale, batch.watched)
+        )
         self.version = reports[0].version
         nonfinite = tuple(key for report in reports for key in report.nonfinite)
         watched = {key: told for report in reports for key, told in report.watched.items()}

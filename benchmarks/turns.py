@@ -111,12 +111,12 @@ def teach(world: str, folder: Path) -> None:
 
 
 def supervise(lessons: Sequence[tuple[str, str]], model: str, out: Path, words: str, scratch: Path) -> None:
-    """`capo-ray sft` on questions and what is to be said, from one model directory to another."""
+    """`capo-ray sft` on questions and what is to be said, from one model directory to another; it prints to stderr."""
     rows = scratch / "lessons.jsonl"
     rows.write_text("".join(json.dumps({"question": q, "solution": s}) + "\n" for q, s in lessons))
     told = [f"model.path={model}", "data.kind=jsonl", f"data.path={rows}", "data.question_column=question"]
     told += ["data.solution_column=solution", "learner.lr=2e-3", f"out={out}", f"run.dir={scratch}", *words.split()]
-    subprocess.run([sys.executable, "-m", "capo_ray", "sft", *told], check=True)
+    subprocess.run([sys.executable, "-m", "capo_ray", "sft", *told], check=True, stdout=sys.stderr)
 
 
 class Inside:

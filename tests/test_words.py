@@ -2,8 +2,10 @@ r"""The world of word problems: its sums, its truth, its two sides, and the rule
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,11 +14,17 @@ from hypothesis import strategies as st
 
 from capo_ray.answers import extract_answer, fast_equal
 from capo_ray.config.sections import DataConfig
+from capo_ray.config.steps import NewlineSteps
 from capo_ray.critics.calculator import calculate
+from capo_ray.engines import HfTokenizer
+from capo_ray.learners.policy import load_policy
 from capo_ray.problems import WordProblem, build_problems, true_wrong_steps, unasked_steps
 from capo_ray.problems.scenes import MAX_VALUE, SCENES
 from capo_ray.problems.stories import PEOPLE, Operation, tell
 from capo_ray.problems.words import make_problem, split_of, word_lessons
+from capo_ray.protocols import step_texts
+from capo_ray.steps import split_steps
+from capo_ray.types import Completion, VersionRun
 
 LENGTHS = (2, 4)
 problems = st.builds(
@@ -125,6 +133,27 @@ def test_a_stream_goes_on_where_its_state_says() -> None:
     again.restore(first.state())
     assert again.next_problem() == first.next_problem() not in drawn
     assert all(isinstance(p, WordProblem) and len(p.operations) == 3 for p in drawn)
+
+
+REAL = os.environ.get("CAPO_RAY_REAL_MODELS", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="CAPO_RAY_REAL_MODELS names no folder of real models")
+def test_the_smallest_real_model_is_one_that_a_learner_takes_and_its_tokens_end_where_steps_do() -> None:
+    folder = min(
+        Path(REAL).glob("*/"), key=lambda path: sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    )
+    load_policy(str(folder), "float32", cast=False)  # refuses a head that is more than a product
+    tokenizer = HfTokenizer(folder)
+    for k in range(50):
+        problem = make_problem(2, k, LENGTHS)
+        ids = [*tokenizer.encode(problem.solution or ""), tokenizer.eos_id]
+        text, ends = tokenizer.decode_pieces(ids)
+        response = Completion(ids, (0.0,) * len(ids), ends, text, (VersionRun(0, len(ids)),), "stop")
+        steps = step_texts(text, ends, split_steps(response, NewlineSteps()))
+        assert not true_wrong_steps(problem, steps)
+        assert len(steps) == len(problem.operations) + 1
 
 
 def test_every_sentence_is_told_and_says_each_of_its_numbers() -> None:

@@ -123,6 +123,9 @@ def test_no_story_is_on_both_sides_whatever_its_names_and_wording() -> None:
     shown = {p.prompt for p in build_problems(DataConfig(kind="words"), seed=3).held_out(200)}
     taught = set(islice((prompt for prompt, _ in word_lessons(0, LENGTHS)), 700))
     assert len(shown) == 200
+    run = build_problems(DataConfig(kind="words"), seed=0).train
+    met = {run.next_problem().prompt for _ in range(300)}
+    assert len(met & taught) < 3, "a run meets problems whose solutions its supervised stage did not show"
     assert not {names.sub("N", text) for text in shown} & {names.sub("N", text) for text in taught}
 
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 
 from capo_ray.problems.chains import HELD_OUT_FRAC, Split
 from capo_ray.problems.stories import Operation, Telling, tell
@@ -53,13 +54,13 @@ class WordProblem(Problem):
 
 
 class WordSource(PlainSource):
-    """Word problems drawn by (seed, index); they never run out, so the epoch stays 0."""
+    """A run's word problems, drawn by (seed, index) apart from its lessons; they never run out: the epoch stays 0."""
 
     def __init__(self, lengths: Lengths, seed: int) -> None:
         self._lengths, self._seed, self._index = lengths, seed, 0
 
     def next_problem(self, progress: float = 0.0) -> Problem:
-        problem = make_problem(self._seed, self._index, self._lengths)
+        problem = make_problem(f"run-{self._seed}", self._index, self._lengths)
         self._index += 1
         return problem
 
@@ -70,7 +71,7 @@ class WordSource(PlainSource):
         self._seed, self._index = int(state["seed"]), int(state["index"])
 
 
-def make_problem(seed: int, index: int, lengths: Lengths, split: Split = "train") -> WordProblem:
+def make_problem(seed: int | str, index: int, lengths: Lengths, split: Split = "train") -> WordProblem:
     """Problem number `index` of a seed, always the same."""
     rng = random.Random(f"words/{split}/{lengths}/{seed}/{index}")
     while True:
@@ -95,10 +96,9 @@ def split_of(telling: Telling) -> Split:
 
 
 def word_lessons(seed: int, lengths: Lengths) -> Iterator[tuple[str, str]]:
-    """Endless (question, solution) pairs of training problems, those that a run of another seed draws."""
-    source = WordSource(lengths, seed)
-    while True:
-        problem = source.next_problem()
+    """Endless (question, solution) pairs of training problems."""
+    for index in count():
+        problem = make_problem(seed, index, lengths)
         yield problem.prompt, problem.solution or ""
 
 

@@ -52,7 +52,7 @@ train: install
 # The supervised stage only where its model is not there yet.
 train-language: install
 	test -e $(LANGUAGE)/config.json || $(BIN)/capo-ray sft model.path=$(MODEL) data.kind=words data.max_steps=4 \
-		batch_size=16 run.num_updates=16 learner.lr=5e-5 learner.schedule=constant learner.warmup_updates=4 \
+		batch_size=8 run.num_updates=48 run.checkpoint_every=48 learner.lr=3e-4 learner.schedule=constant learner.warmup_updates=4 \
 		learner.num_threads=2 learner.microbatch_tokens=1024 max_tokens=192 out=$(LANGUAGE)
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language) $(ARGS)
 

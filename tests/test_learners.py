@@ -44,6 +44,10 @@ from tests.learner_group import (
 )
 
 
+ROUNDING = {"loss/kl_nats": 2e-7}
+"""What fp32 allows: a logprob of -4 is rounded to 2.4e-7, and KL moves by that times a log-ratio (.1 to .4 here)."""
+
+
 @pytest.fixture(scope="module")
 def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files left by two processes that trained together."""
@@ -181,7 +185,7 @@ def test_two_ranks_make_the_update_of_one(
         "loss/kl_nats",
         "loss/mismatch_kl_nats",
     ):
-        assert metrics[name] == pytest.approx(baseline[1][name], rel=1e-5, abs=1e-8), name
+        assert metrics[name] == pytest.approx(baseline[1][name], rel=1e-5, abs=ROUNDING.get(name, 1e-8)), name
     assert metrics["learner/loss_tokens"] == baseline[1]["learner/loss_tokens"]
     assert metrics["loss/kl_nats"] > 0.005 and metrics["kl_after_refresh"] == pytest.approx(0.0, abs=1e-7)
 
@@ -288,7 +292,7 @@ def test_two_ranks_that_share_each_row_make_the_update_of_one(tmp_path: Path) ->
         assert_same_update(load_file(tmp_path / f"stretches{kind}.safetensors"), weights, start_weights(model))
         metrics = json.loads((tmp_path / f"stretches{kind}.json").read_text())
         for name in told.keys() - {"learner/padded_tokens", "learner/update_microbatches"}:
-            assert metrics[name] == pytest.approx(told[name], rel=1e-5, abs=1e-8), name
+            assert metrics[name] == pytest.approx(told[name], rel=1e-5, abs=ROUNDING.get(name, 1e-8)), name
 
 
 @pytest.mark.real

@@ -49,7 +49,7 @@ class CriticWorker:
         keeper: ActorHandle[StoreKeeper] | None,
     ) -> None:
         self._spec, self._config, self._vote, self._quorum = spec, config, vote, quorum
-        self._keeper = keeper
+        self._keeper, self._began = keeper, time.monotonic()
 
     async def start(self) -> int:
         """Load the model, if any; the process id."""

@@ -39,7 +39,7 @@ class RolloutWorker:
     """A vLLM engine that holds the policy."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._engine = VllmEngine(spec)
+        self._engine, self._began = VllmEngine(spec), time.monotonic()
 
     async def start(self) -> int:
         """Load the model; the process id."""

@@ -43,7 +43,6 @@ from tests.learner_group import (
     trained,
 )
 
-
 ROUNDING = {"loss/kl_nats": 2e-7}
 """What fp32 allows: a logprob of -4 is rounded to 2.4e-7, and KL moves by that times a log-ratio (.1 to .4 here)."""
 

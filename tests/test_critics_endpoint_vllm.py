@@ -137,7 +137,7 @@ def test_a_served_policy_answers_token_ids_as_the_model_itself_does(url: str) ->
             drawn = await engine.generate(prompts[0], Sampling(n=3, seed=7, max_tokens=24))
             again = await engine.generate(prompts[0], Sampling(n=2, seed=8, max_tokens=24))
         finally:
-            await engine.leave()
+            await engine.close()
         # Sample i is drawn under seed + i, as by our own engines: an interrupted evaluation goes on with the same.
         assert [list(one.token_ids) for one in drawn[1:]] == [list(one.token_ids) for one in again]
         return [one for (one,) in greedy]

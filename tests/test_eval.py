@@ -188,6 +188,22 @@ def test_a_wrong_column_is_refused_with_those_that_there_are(
     assert "expected problems in" in said and "expected a column 'ask', got 'question', 'answer'" in said
 
 
+def test_a_server_that_cannot_be_asked_is_refused_before_a_cluster_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[object] = []
+    monkeypatch.setattr("capo_ray.place.cluster.join", joined.append)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "1+1", "answer": "2"}) + "\n")
+    words = ["model=laptop", "suite=own", f"eval.path={path}", f"run.dir={tmp_path}", "endpoint.max_retries=0"]
+    for address, why in (
+        ("http://127.0.0.1:1/v1", "as m, got: the served policy: connection failed (ClientConnectorError)"),
+        ("host:1/v1", "endpoint.base_url must be http(s)://host[:port]/path"),
+    ):
+        assert why in refusal(capsys, *words, f"endpoint.base_url={address}", "endpoint.model=m")
+    assert joined == []
+
+
 def test_a_data_set_that_is_not_here_is_refused_with_where_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -419,6 +419,7 @@ def test_a_context_beyond_one_ranks_memory_asks_for_ranks_that_share_it_and_they
     long += ("model.max_model_len=131072", "model.dtype=bfloat16", "loss.kl_coef=0")
     assert misfit(*long).endswith("set learner.sequence_parallel=2")
     refuse_misfit(compose_train([*long, "learner.sequence_parallel=2"]))
+    assert "sequence_parallel" not in misfit(*long, "learner.packing=padded"), "rows of segments alone are shared"
 
 
 def test_rows_are_shared_by_all_of_the_ranks_and_only_as_they_can_be(model: Path) -> None:

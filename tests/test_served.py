@@ -32,7 +32,7 @@ def ask(server: Server, tokenizer: HfTokenizer, sampling: Sampling, deadline_s: 
             try:
                 return await engine.generate([5, 6, 7], sampling)
             finally:
-                await engine.leave()
+                await engine.close()
 
     return asyncio.run(go())
 
@@ -104,7 +104,7 @@ def test_the_start_says_what_the_server_said(tokenizer: HfTokenizer) -> None:
             try:
                 await engine.start()
             finally:
-                await engine.leave()
+                await engine.close()
 
     with pytest.raises(RunFailed, match="as other, got: the served policy: HTTP 404 at /v1/completions: no such model"):
         asyncio.run(go())

@@ -193,6 +193,9 @@ def test_a_dry_run_tells_placement_and_memory_and_refuses_what_a_run_would(capsy
     terms = {term["name"]: term["gib"] for term in row["terms"]}
     assert terms["moments"] * 2**30 == pytest.approx(8 * sum(p.numel() for p in made.parameters()))
     assert run("--dry-run", "model.path=/no/such") == 1
+    row = ("learner.num_ranks=2", "learner.sequence_parallel=2", "learner.backend=zero")
+    assert run("--dry-run", "model.path=laptop", *row) == 1
+    assert "learner.sequence_parallel=2 cannot share 3 attention heads of laptop; set 1, 3" in capsys.readouterr().err
 
 
 def test_the_command_trains_from_a_directory_on_jsonl_and_keeps_its_recipe(tmp_path: Path, capsys):

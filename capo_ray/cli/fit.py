@@ -106,7 +106,7 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     more = "" if base is config else " with learner.gradient_checkpointing=true"
     if fits(_change(base, "learner", offload_reference=True)):
         return f"set learner.offload_reference=true{more}"
-    for together in (n for n in (2, 4, 8, 16) if _shares_rows(one, model, n)):
+    for together in (n for n in (2, 4, 8, 16) if _shares_rows(config, one, model, n)):
         if fits(_change(base, "learner", sequence_parallel=together)):
             return f"set learner.sequence_parallel={together}{more}"
     for stage in (config.learner.zero_stage, 3):
@@ -126,11 +126,12 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     return "no number of tokens or ranks makes it fit: choose a smaller model or larger GPUs"
 
 
-def _shares_rows(one: Demand, model: Model, ranks: int) -> bool:
+def _shares_rows(config: TrainConfig, one: Demand, model: Model, ranks: int) -> bool:
     """Whether so many of a role's ranks could compute a row together."""
     shape = model.shape
     return (
         one.role == "learner"
+        and config.learner.packing == "shared"
         and one.count % ranks == 0
         and shape is not None
         and not unshared_heads((shape.heads, shape.kv_heads), ranks)

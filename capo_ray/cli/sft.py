@@ -76,7 +76,7 @@ def read_config(overrides: list[str], recipe: str | None = None, start: bool = F
 def check(config: SftConfig) -> None:
     """Raise the first reason why this run could not go well, before anything is written."""
     from capo_ray.cli.architecture import check_adapters, check_architecture
-    from capo_ray.cli.checks import check_data, check_gpus, check_model, check_run_dir
+    from capo_ray.cli.checks import check_data, check_gpus, check_model, check_run_dir, check_sequence_parallel
     from capo_ray.cli.plan_data import FIRST_ROWS
     from capo_ray.cli.settings import check_chat_templates, check_dtype, check_packages, check_prompt_template
     from capo_ray.learners.recipe import load_model
@@ -92,6 +92,7 @@ def check(config: SftConfig) -> None:
         check_model(config.model.path, "policy", "model.path")
         check_architecture(config)
         check_adapters(config)
+        check_sequence_parallel(config)
         check_prompt_template(config)
         check_chat_templates(config)
     check_dtype(config)

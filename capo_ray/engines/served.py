@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,13 @@ _FINISH: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
 class ServedEngine:
-    """`TextEngine` without scores, and what a tier is asked (`start`, `stats`, `pids`); lives in one event loop."""
+    """`TextEngine` without scores; lives in one event loop, `close` when done."""
 
     def __init__(self, api: ApiConfig, tokenizer: HfTokenizer, *, max_tokens: int, deadline_s: float) -> None:
         self._api, self._tokenizer, self._deadline_s = api, tokenizer, deadline_s
         self._posts = Posts(api, "/completions", api.request_limit_s(max_tokens), self._read)
 
-    async def start(self, on_ready: Callable[[], None] = lambda: None) -> None:
+    async def start(self) -> None:
         """Returns once the server has answered; raises `RunFailed` with its words where it does not."""
         try:
             await self.generate(self._tokenizer.encode_data("1"), Sampling(max_tokens=1))
@@ -41,7 +41,6 @@ class ServedEngine:
                 f"expected a server that completes token ids at {self._api.section}.base_url={self._api.base_url} as "
                 f"{self._api.model}, got: {error}"
             ) from error
-        on_ready()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
         """As `TextEngine.generate`; raises `PartLost` with the server's words, or `PartTimeout`."""
@@ -60,18 +59,7 @@ class ServedEngine:
         """Never: raises `RunFailed`."""
         raise RunFailed(f"a policy at {self._api.section}.base_url cannot be scored; give model.path alone")
 
-    def stats(self) -> dict[str, float]:
-        """Nothing: the server has its own."""
-        return {}
-
-    def pids(self) -> list[int]:
-        """None are ours."""
-        return []
-
-    def close(self) -> None:
-        """Nothing is ended but the connections, which `leave` waits for."""
-
-    async def leave(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
         await self._posts.close()
 

@@ -47,7 +47,7 @@ class Policy(nn.Module):
         needed = hidden_states(self.model.base_model, inputs, sequence).index_select(0, predictors)
         scored = torch.stack(self._score(needed, targets, temperature))
         logprobs, entropies = sequence.together(scored, index, len(inputs.targets))
-        return logprobs, entropies
+        return logprobs.clone(), entropies.clone()  # FSDP2 hangs its gathering for the backward pass on what comes out
 
     def _score(
         self, needed: torch.Tensor, targets: torch.Tensor, temperature: float

@@ -1,7 +1,7 @@
 """Engines, verifiers and critics for a command that trains nothing: started, worked with once, and ended.
 
 join or start Ray -> engines, one verifier tier for each way of judging, critics where they are asked -> work -> ended
-                     (or a server elsewhere: endpoint.base_url)
+endpoint.base_url: that server is asked first, and there are no engines
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from capo_ray.place.ending import Ending, ends_soon_after_failure
 from capo_ray.place.placement import Places
 from capo_ray.place.role import Part, Site, path_of
 from capo_ray.place.roles.critic import CRITIC
-from capo_ray.place.roles.rollout import ROLLOUT, RolloutPool
+from capo_ray.place.roles.rollout import ROLLOUT
 from capo_ray.place.roles.verifier import VERIFIER, VerifierTier
 from capo_ray.place.watch import ClusterWatch
-from capo_ray.protocols import Judge, RunFailed, RunStopped
+from capo_ray.protocols import Judge, RunFailed, RunStopped, TextEngine
 
 AHEAD = 2
 """Responses under way for each place in an engine, so that none is empty while a verdict is waited for."""
@@ -38,7 +38,7 @@ AHEAD = 2
 class Crew:
     """Who works for the command."""
 
-    engine: RolloutPool | ServedEngine
+    engine: TextEngine
     verifiers: Mapping[str, VerifierTier]
     """By kind."""
     judge: Judge | None
@@ -85,30 +85,61 @@ async def _serve(
     tokenizer = HfTokenizer(path_of(policy_model(serving)))
     stops = tokenizer.stop_ids(model.stop_tokens) if model.stop_tokens else ()
 
-    address = await cluster.join(serving, tell)
-    ending.watch()
     places = config.engine.num_workers * config.engine.max_num_seqs
     in_flight = config.endpoint.max_in_flight if config.is_served else AHEAD * places
-    with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
-        await watch.guard(nodes.asked(serving))
-        tell(f"starting engines on {address}" if not config.is_served else f"asking {config.endpoint.base_url}")
-        async with _started(config, kinds, directory, watch, tokenizer) as (engine, verifiers, judge):
-            await watch.guard(work(Crew(engine, verifiers, judge, tokenizer, stops, in_flight)))
+    async with _reached(config, tokenizer, tell) as served:
+        address = await cluster.join(serving, tell)
+        ending.watch()
+        with ClusterWatch(serving) as watch, ends_soon_after_failure(timers, ending):
+            await watch.guard(nodes.asked(serving))
+            tell(f"starting workers on {address}")
+            async with _started(config, kinds, directory, watch, served) as (engine, verifiers, judge):
+                await watch.guard(work(Crew(engine, verifiers, judge, tokenizer, stops, in_flight)))
+
+
+@asynccontextmanager
+async def _reached(
+    config: BenchConfig, tokenizer: HfTokenizer, tell: Callable[[str], None]
+) -> AsyncIterator[ServedEngine | None]:
+    """The policy at `endpoint.base_url`, which has answered; None where engines of our own hold it.
+
+    Raises `RunFailed` with the server's words, before anything is started.
+    """
+    if not config.is_served:
+        yield None
+        return
+    limits = config.rollout
+    try:
+        served = ServedEngine(
+            config.endpoint, tokenizer, max_tokens=limits.max_response_tokens, deadline_s=limits.deadline_s
+        )
+    except (ValueError, OSError) as error:
+        raise RunFailed(str(error)) from error
+    try:
+        tell(f"asking {config.endpoint.base_url}")
+        await served.start()
+        yield served
+    finally:
+        await served.close()
 
 
 @asynccontextmanager
 async def _started(
-    config: BenchConfig, kinds: set[str], directory: Path, watch: ClusterWatch, tokenizer: HfTokenizer
-) -> AsyncIterator[tuple[RolloutPool | ServedEngine, dict[str, VerifierTier], Judge | None]]:
-    """The engines, a verifier for each kind, and the critics if there are any; all ended afterwards."""
+    config: BenchConfig, kinds: set[str], directory: Path, watch: ClusterWatch, served: ServedEngine | None
+) -> AsyncIterator[tuple[TextEngine, dict[str, VerifierTier], Judge | None]]:
+    """What holds the policy, a verifier for each kind, and the critics if there are any; all ended afterwards."""
     serving = config.serving()
     places = Places(serving)
-    served = _served(config, tokenizer) if config.is_served else None
-    engine = served or ROLLOUT.build(Site(serving, directory, places))
     verifiers: dict[str, VerifierTier] = {
         kind: VERIFIER.build(Site(config.serving(kind), directory, places)) for kind in kinds
     }
-    parts: list[Part] = [engine, *verifiers.values()]
+    engine: TextEngine
+    parts: list[Part] = [*verifiers.values()]
+    if served is not None:
+        engine = served
+    else:
+        engine = rollout = ROLLOUT.build(Site(serving, directory, places))
+        parts.append(rollout)
     judge: Judge | None = None
     if isinstance(serving, JudgedServeConfig):
         critics = CRITIC.build(Site(serving, directory, places))
@@ -125,16 +156,3 @@ async def _started(
         for part in parts:
             part.close()
         places.close()
-        if served is not None:
-            await served.leave()
-
-
-def _served(config: BenchConfig, tokenizer: HfTokenizer) -> ServedEngine:
-    """The policy at `endpoint.base_url`; raises `RunFailed` where it cannot be asked."""
-    rollout = config.rollout
-    try:
-        return ServedEngine(
-            config.endpoint, tokenizer, max_tokens=rollout.max_response_tokens, deadline_s=rollout.deadline_s
-        )
-    except (ValueError, OSError) as error:
-        raise RunFailed(str(error)) from error

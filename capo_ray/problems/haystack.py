@@ -19,7 +19,7 @@ from typing import Any
 
 from capo_ray.problems.chains import Split, demonstrate, draw_chain, response_text
 from capo_ray.problems.columns import BadRow, value_at
-from capo_ray.problems.streams import ChainSource
+from capo_ray.problems.streams import DrawnSource
 from capo_ray.steps import cut_at_sentences
 from capo_ray.steps.quotes import number_sentences, quote
 from capo_ray.types import Problem
@@ -31,17 +31,11 @@ ASKED = (
 """What stands behind a context; the wording is ours. The chains' policy is taught without it."""
 
 
-class HaystackSource(ChainSource):
-    """Chains among `size` of them, by (seed, index)."""
+class HaystackSource(DrawnSource):
+    """Chains among `size` of them."""
 
     def __init__(self, num_operations: int, size: int, seed: int) -> None:
-        super().__init__(num_operations, seed)
-        self._size = size
-
-    def next_problem(self, progress: float = 0.0) -> Problem:
-        problem = make_problem(self._seed, self._index, self._num_operations, self._size)
-        self._index += 1
-        return problem
+        super().__init__(lambda seed, index: make_problem(seed, index, num_operations, size), seed)
 
 
 def make_problem(seed: int, index: int, num_operations: int, size: int, split: Split = "train") -> Problem:

@@ -42,14 +42,14 @@ class PlainSource:
         return {}
 
 
-class ChainSource(PlainSource):
-    """Chains drawn by (seed, index); they never run out, so the epoch stays 0."""
+class DrawnSource(PlainSource):
+    """Problems made of (seed, index); they never run out, so the epoch stays 0."""
 
-    def __init__(self, num_operations: int, seed: int) -> None:
-        self._num_operations, self._seed, self._index = num_operations, seed, 0
+    def __init__(self, make: Callable[[int, int], Problem], seed: int) -> None:
+        self._make, self._seed, self._index = make, seed, 0
 
     def next_problem(self, progress: float = 0.0) -> Problem:
-        problem = make_problem(self._seed, self._index, self._num_operations)
+        problem = self._make(self._seed, self._index)
         self._index += 1
         return problem
 
@@ -60,28 +60,24 @@ class ChainSource(PlainSource):
         self._seed, self._index = int(state["seed"]), int(state["index"])
 
 
-class EnvironmentSource(PlainSource):
-    """Problems that an environment makes of (seed, index, split), without end."""
+class ChainSource(DrawnSource):
+    """Chains."""
+
+    def __init__(self, num_operations: int, seed: int) -> None:
+        super().__init__(lambda seed, index: make_problem(seed, index, num_operations), seed)
+
+
+class EnvironmentSource(DrawnSource):
+    """Problems that an environment makes of (seed, index, split)."""
 
     def __init__(self, environment: EnvironmentBase, seed: int) -> None:
-        self._make: Callable[..., Problem] = pkgutil.resolve_name(environment.problems)
+        self._of_split: Callable[..., Problem] = pkgutil.resolve_name(environment.problems)
         self._settings = environment.model_dump(mode="json")
-        self._seed, self._index = seed, 0
-
-    def next_problem(self, progress: float = 0.0) -> Problem:
-        problem = self._make(self._seed, self._index, "train", self._settings)
-        self._index += 1
-        return problem
+        super().__init__(lambda seed, index: self._of_split(seed, index, "train", self._settings), seed)
 
     def held_out(self, seed: int, count: int) -> list[Problem]:
         """The first `count` of the other split."""
-        return [self._make(seed, i, "held_out", self._settings) for i in range(count)]
-
-    def state(self) -> dict[str, int]:
-        return {"seed": self._seed, "epoch": 0, "index": self._index}
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        self._seed, self._index = int(state["seed"]), int(state["index"])
+        return [self._of_split(seed, i, "held_out", self._settings) for i in range(count)]
 
 
 class RowSource(PlainSource):

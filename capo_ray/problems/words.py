@@ -24,7 +24,7 @@ from itertools import count
 
 from capo_ray.problems.chains import HELD_OUT_FRAC, Split
 from capo_ray.problems.stories import Operation, Telling, tell
-from capo_ray.problems.streams import PlainSource
+from capo_ray.problems.streams import DrawnSource
 from capo_ray.types import Problem
 
 Lengths = tuple[int, int]
@@ -53,22 +53,11 @@ class WordProblem(Problem):
     operations: tuple[Operation, ...] = ()
 
 
-class WordSource(PlainSource):
-    """A run's word problems, drawn by (seed, index) apart from its lessons; they never run out: the epoch stays 0."""
+class WordSource(DrawnSource):
+    """A run's word problems, drawn apart from its lessons."""
 
     def __init__(self, lengths: Lengths, seed: int) -> None:
-        self._lengths, self._seed, self._index = lengths, seed, 0
-
-    def next_problem(self, progress: float = 0.0) -> Problem:
-        problem = make_problem(f"run-{self._seed}", self._index, self._lengths)
-        self._index += 1
-        return problem
-
-    def state(self) -> dict[str, int]:
-        return {"seed": self._seed, "epoch": 0, "index": self._index}
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        self._seed, self._index = int(state["seed"]), int(state["index"])
+        super().__init__(lambda seed, index: make_problem(f"run-{seed}", index, lengths), seed)
 
 
 def make_problem(seed: int | str, index: int, lengths: Lengths, split: Split = "train") -> WordProblem:

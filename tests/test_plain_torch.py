@@ -153,18 +153,20 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
     from plain_torch import headroom
 
     rows = [curve_of("grpo_1e-4", 0, (0.2, 0.2, 0.3), 1.0), curve_of("other_9e-9", 1, (0.2, 0.3, 0.3), 1.0)]
+    rows.append(curve_of("step_1e-4", 0, (0.2, 0.9, 0.9), 1.0))  # the end is better, but one seed is not three
     for seed in range(3):
         rows.append(curve_of("grpo_2e-4", seed, (0.2, 0.3, 0.4), 1.0))
         rows.append(curve_of("step_2e-4", seed, (0.2, 0.6, 0.5), 2.0))
-    arms = headroom.by_arm(headroom.comparable(rows, 4))
-    assert next(iter(arms)) == "step_2e-4" and headroom.reference(arms) == "grpo_2e-4"
+    tried = headroom.by_rate(headroom.comparable(rows, 4))
+    arms = headroom.at_best_rate(tried)
+    assert {arm: len(runs) for arm, runs in arms.items()} == {"step": 3, "grpo": 3, "other": 1}
     shares = {line.split("|")[1].strip(): line for line in headroom.shares_table(arms).splitlines()}
     # 0.4 is half way from 0.2 to 0.6, after 10 of the 40 updates, at twice the work of each.
-    assert "| 3 | 0.40 | 0.25 [0.25, 0.25] | 0.50 [0.50, 0.50] |" in shares["`step_2e-4`"]
-    assert "| 1 | 0.40 | not reached | not reached |" in shares["`other_9e-9`"]
-    ends = {line.split("|")[1].strip(): line for line in headroom.ends_table(arms).splitlines()}
-    # Three comparisons: 2.394 standard errors of 0.1 with 300 answers each, sqrt(0.25/300 + 0.24/300) = 0.0404.
-    assert "| 2e-4 | 3 | 0.20 | 0.60 | 0.50 | +0.10 [+0.00, +0.20] |" in ends["`step_2e-4`"]
+    assert "| 3 | 0.40 | 0.25 [0.25, 0.25] | 0.50 [0.50, 0.50] |" in shares["`step`"]
+    assert "| 1 | 0.40 | not reached | not reached |" in shares["`other`"]
+    ends = {line.split("|")[1].strip(): line for line in headroom.ends_table(arms, tried).splitlines()}
+    # Two comparisons: 2.241 standard errors of 0.1 with 300 answers each, sqrt(0.25/300 + 0.24/300) = 0.0404.
+    assert "| 2e-4 (1e-4: 0.90) | 3 | 0.20 | 0.60 | 0.50 | +0.10 [+0.01, +0.19] |" in ends["`step`"]
     headroom.draw(arms, tmp_path / "arms.png")
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
 

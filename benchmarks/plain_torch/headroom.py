@@ -1,8 +1,9 @@
 """Tables of a world in which greedy accuracy has something to gain, from whatever runs of it there are.
 
-The reference is GRPO at the rate that ends best among those it was tried at (arms `grpo_RATE`). Another arm is set
-against it on the seeds that both have: what it spent until its greedy curve, mean over seeds and joined by straight
-lines, first comes to what GRPO ends with, as a share of what GRPO spent until its own curve first comes there.
+An arm was tried at several learning rates (arms `ARM_RATE`, as `grpo_1e-4`), and stands for the one that ends best, of
+those with most seeds. The reference is GRPO. Another arm is set against it on the seeds that both have: what it spent
+until its greedy curve, mean over seeds and joined by straight lines, first comes to what GRPO ends with, as a share of
+what GRPO spent until its own curve first comes there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SPENT: dict[str, Callable[[Point], float]] = {
     "GFLOP": total_gflop,
     "CPU s": lambda point: point["cpu_s"],
 }
+GRPO = "grpo"
 LEVELS = (0.5, 0.6, 0.7)
 RESAMPLES = 2000
 REAL = "real"
@@ -34,6 +36,7 @@ FIDELITY = {
     "grpo_genorm": ("grpo_genorm", REAL),
     "pure": ("pure", REAL),
     "random": ("random", "-"),
+    "grpo": ("grpo and its family", "-"),
     **{arm: (arm, "-") for arm in ("acpo", "mig", "vineppo", "prime", "istar", "etpo")},
 }
 """arm -> the nearest method and critic of the record of credit fidelity (W_process 3 was not measured there)"""
@@ -41,10 +44,11 @@ FIDELITY = {
 
 def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> dict[str, str]:
     """The tables by their titles, put in the place of those that follow these titles on docs/results.md; and a plot."""
-    arms, page = by_arm(comparable(rows, operations)), docs / "results.md"
+    tried, page = by_rate(comparable(rows, operations)), docs / "results.md"
+    arms = at_best_rate(tried)
     draw(arms, docs / "images" / f"headroom-{operations}.png")
     tables = {
-        "What each arm ends with": ends_table(arms),
+        "What each arm ends with": ends_table(arms, tried),
         "What each arm spends to come to what GRPO ends with": shares_table(arms),
     }
     if text := correlation(arms, json.loads(fidelity.read_text())["methods"]):
@@ -69,11 +73,17 @@ def comparable(rows: Sequence[Row], operations: int) -> list[Row]:
     return [row for row in asked if setting(row) == common]
 
 
-def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Runs by arm, those with the best greedy accuracy at the end first."""
-    arms: dict[str, list[Row]] = {}
+def by_rate(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Runs by arm and learning rate."""
+    arms: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        arms.setdefault(row["arm"], []).append(row)
+        arms.setdefault(re.sub(r"_\de-\d$", "", row["arm"]), {}).setdefault(rate(row), []).append(row)
+    return arms
+
+
+def at_best_rate(tried: dict[str, dict[str, list[Row]]]) -> dict[str, list[Row]]:
+    """Each arm's runs at the rate that ends best, of those with most seeds; the arm that ends best first."""
+    arms = {arm: max(rates.values(), key=lambda rows: (len(rows), end(rows))) for arm, rates in tried.items()}
     return dict(sorted(arms.items(), key=lambda item: -end(item[1])))
 
 
@@ -82,33 +92,39 @@ def end(rows: Sequence[Row], key: str = "greedy") -> float:
     return statistics.fmean(row["curve"][-1][key] for row in rows)
 
 
-def reference(arms: dict[str, list[Row]]) -> str:
-    """GRPO at its best rate, of those rates with most seeds."""
-    tried = [arm for arm in arms if re.fullmatch(r"grpo_\de-\d", arm)]
-    return max(tried, key=lambda arm: (len(arms[arm]), end(arms[arm])))
-
-
 def rate(row: Row) -> str:
     """The learning rate of an arm."""
     words = [*row["settings"]["overrides"], *row["settings"]["arm"].split()]
     return next((word.partition("=")[2] for word in reversed(words) if word.startswith("learner.lr=")), "1e-4")
 
 
-def ends_table(arms: dict[str, list[Row]]) -> str:
+def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]]) -> str:
     """One line per arm; the difference's interval is over problems, and wide enough for all arms together."""
     updates = [point["update"] for point in next(iter(arms.values()))[0]["curve"]]
-    head = ["arm", "lr", "seeds", *(f"greedy: {u}" if u == 0 else str(u) for u in updates), "beyond GRPO"]
+    head = [
+        "arm",
+        "lr (others: their end, first seed)",
+        "seeds",
+        *(f"greedy: {u}" if u == 0 else str(u) for u in updates),
+        "beyond GRPO",
+    ]
     head += ["sampled at the end", "without a wrong step", "pass@1, 4, 16, 64 after", "critic's precision, recall"]
     lines = [line(head), "|" + "---|" * len(head)]
-    best = arms[reference(arms)]
     for arm, rows in arms.items():
         curve = [f"{statistics.fmean(p['greedy'] for p in points):.2f}" for points in aligned(rows)]
         late = [row["figures"][-1] for row in rows]
         quality = ", ".join(figure(late, f"critic/{name}") for name in ("precision", "recall"))
-        cells = [f"`{arm}`", rate(rows[0]), len(rows), *curve, beyond(rows, best, len(arms) - 1)]
+        cells = [f"`{arm}`", rates_cell(rows, tried[arm]), len(rows), *curve, beyond(rows, arms[GRPO], len(arms) - 1)]
         cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
         lines.append(line(cells))
     return "\n".join(lines)
+
+
+def rates_cell(rows: Sequence[Row], rates: dict[str, list[Row]]) -> str:
+    """The rate of these runs, and what the other rates ended with on their first seed."""
+    own = rate(rows[0])
+    others = [f"{name}: {runs[0]['curve'][-1]['greedy']:.2f}" for name, runs in sorted(rates.items()) if name != own]
+    return f"{own} ({', '.join(others)})" if others else own
 
 
 def beyond(rows: Sequence[Row], grpo: Sequence[Row], num_arms: int) -> str:
@@ -132,15 +148,14 @@ def passes(rows: Sequence[Row]) -> str:
 
 def shares_table(arms: dict[str, list[Row]]) -> str:
     """One line per arm; a share's interval is over seeds, drawn anew in pairs."""
-    grpo = reference(arms)
     head = ["arm", "seeds", "GRPO's end", *(f"share of its {name}" for name in SPENT), "undefined"]
     head += [f"updates to {level:g}" for level in LEVELS]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
-        ours, theirs = paired(rows, arms[grpo])
+        ours, theirs = paired(rows, arms[GRPO])
         own = [spent_to(rows, SPENT["updates"], level) for level in LEVELS]
         levels = ["-" if x is None else f"{x:.0f}" for x in own]
-        if not ours or arm == grpo:
+        if not ours or arm == GRPO:
             lines.append(line([f"`{arm}`", len(rows), "-", *["-"] * len(SPENT), "-", *levels]))
             continue
         cells, undefined = [], 0.0
@@ -192,7 +207,7 @@ def correlation(arms: dict[str, list[Row]], methods: Sequence[dict[str, Any]]) -
     """A table of both, and Spearman's coefficient with the share of permutations that have as large a one."""
     found = []
     for arm, rows in arms.items():
-        name, critic = FIDELITY.get(arm, ("grpo and its family", "-") if arm == reference(arms) else ("", ""))
+        name, critic = FIDELITY.get(arm, ("", ""))
         # One vote, as the arms here have.
         same = [m for m in methods if (m["method"], m["critic"]) == (name, critic) and m["k"] in (0, 1)]
         if same:

@@ -34,8 +34,9 @@ from capo_ray.weights.writer import ALIGNMENT, DTYPES, Places, Witness, as_flat
 
 WHOLE = -1
 """In place of how many values of a tensor changed."""
-Piece = tuple[str, str, list[int], int, int, int]
-"""Name, dtype and shape of a tensor, how many values of it are sent, and where in the bucket: offset and bytes."""
+Piece = tuple[str, str, list[int], int, int, int, int]
+"""Name, dtype and shape of a tensor, how many values of it are sent in how many bytes, and which of these bytes are in
+the bucket: offset and number."""
 
 
 class CollectiveSender:
@@ -133,7 +134,7 @@ class CollectiveSender:
                 self._flush()
             size = min(len(data) - at, self._bucket_bytes - self._used)
             self._bucket()[self._used : self._used + size].copy_(data[at : at + size])
-            self._pieces.append((name, dtype, shape, count, self._used, size))
+            self._pieces.append((name, dtype, shape, count, len(data), self._used, size))
             self._used += -(-size // ALIGNMENT) * ALIGNMENT
             at += size
             if at == len(data):
@@ -211,8 +212,7 @@ class CollectiveReceiver:
                     group.broadcast(torch.empty(size, dtype=torch.uint8, device=group.device)).cpu() for size in sizes
                 )
                 last, pieces = json.loads(head.numpy().tobytes())
-                for name, dtype, shape, count, offset, size in pieces:
-                    num_bytes = _num_bytes(dtype, shape, count)
+                for name, dtype, shape, count, num_bytes, offset, size in pieces:
                     flat = _join(parts, name, num_bytes, data[offset : offset + size])
                     if flat is not None:
                         yield name, self._note(name, dtype, shape, self._whole(name, dtype, count, last, flat))
@@ -241,12 +241,6 @@ class CollectiveReceiver:
         entry = self._places.add(name, tensor)
         self.found[entry.offset, entry.num_bytes] = checksum(flat.numpy())
         return tensor
-
-
-def _num_bytes(dtype: str, shape: list[int], count: int) -> int:
-    """Of a tensor, or of what changed of it."""
-    itemsize = DTYPES[dtype].itemsize
-    return torch.Size(shape).numel() * itemsize if count == WHOLE else delta.num_bytes(count, itemsize)
 
 
 def _join(

@@ -29,12 +29,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from plain_torch.engine import PlainEngine
-from plain_torch.learner import PlainLearner
+from plain_torch.learner import PlainLearner, PlainRewardModel
 from turns import Watcher, supervise
 
 from capo_ray.checkpoint import CheckpointStore
 from capo_ray.cli.compose import compose_train
-from capo_ray.config.credit import EvidenceScore
+from capo_ray.config.credit import EvidenceScore, TokenRewards
+from capo_ray.evaluation import estimate
 from capo_ray.evidence.quotes import QuoteSource
 from capo_ray.flow import Parts, Pipeline
 from capo_ray.flow.direct import Direct
@@ -53,6 +54,8 @@ ARMS = {
     "eapo": "credit=eapo",
     "shuffled": "credit=eapo",  # each response is given the score of another
     "format": "credit=eapo credit.w_evidence=0",
+    "learned": "credit=eapo credit.scorer=learned reward_model.lr=2e-4 reward_model.num_epochs=2 "
+    "reward_model.stop_drop=0.1",
     "grpo": "credit=grpo data=haystack",
 }
 SHARED = (
@@ -65,7 +68,12 @@ FIGURES = {
     "lucky": "credit/lucky_frac",
     "format": "credit/evidence_format_frac",
     "reward": "rollout/reward_mean",
+    "pairs": "reward_model/accuracy_frac",
+    "consistent": "reward_model/consistent_frac",
+    "stopped": "reward_model/accuracy_alarm",
 }
+CURVES = {"greedy": "greedy_accuracy_frac", "sampled": "accuracy_frac"}
+QUARTERED = ("recall", "precision", "lucky")
 NUM_LESSONS = 12000
 HELD_OUT_SEED = 10**6  # of no run
 LESSONS = (("several", 400), ("one", 150), ("habits", 250))
@@ -157,6 +165,7 @@ def run(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     config = compose_train([*ARMS[arm].split(), *WORLD.split(), *SHARED.split(), f"model={folder}", f"run.seed={seed}"])
     watcher, started = Figures(), time.time()
     engine, learner = PlainEngine(folder, seed), PlainLearner(config, str(folder))
+    asked = config.credit.asked(TokenRewards)
     with tempfile.TemporaryDirectory() as scratch, VerifierPool(config.verifier) as verifier:
         parts = Parts(
             config=config,
@@ -167,7 +176,7 @@ def run(arm: str, seed: int, folder: Path) -> dict[str, Any]:
             judge=None,
             learner=learner,
             publisher=Direct(learner, engine),
-            reward_model=None,
+            reward_model=PlainRewardModel(config, str(folder), asked) if asked else None,
             ledger=SqliteLedger(Path(scratch) / "ledger.sqlite", "run"),
             checkpoints=CheckpointStore(Path(scratch) / "checkpoints", 1),
             tracker=watcher,
@@ -181,20 +190,32 @@ def run(arm: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def table(path: Path) -> None:
-    """Held-out accuracy at each evaluation, and figures of the batches by quarter, by seed."""
+    """Held-out accuracy and figures of the batches by quarter, means over seeds, and each arm against `grpo`.
+
+    Intervals are 95% bootstraps over seeds; differences are of the same seeds.
+    """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    told = [("greedy", "greedy_accuracy_frac"), ("sampled", "accuracy_frac")]
-    heads = [f"{name} after {point['update']}" for name, _ in told for point in rows[0]["curve"]]
-    heads += [f"{name}, quarter {q + 1}" for name in ("recall", "precision", "lucky") for q in range(4)]
-    print("| arm | seeds |", " | ".join(heads), "|\n|" + "---|" * (2 + len(heads)))
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        runs = [row for row in rows if row["arm"] == arm]
-        cells = [[row["curve"][k][key] for row in runs] for _, key in told for k in range(len(runs[0]["curve"]))]
-        for name in ("recall", "precision", "lucky"):
-            for q in range(4):
-                parts = [row["batches"][q * len(row["batches"]) // 4 :][: len(row["batches"]) // 4] for row in runs]
-                cells.append([fmean(batch[name] for batch in part if name in batch) for part in parts])
-        print(f"| `{arm}` | {len(runs)} |", " | ".join(", ".join(f"{x:.2f}" for x in cell) for cell in cells), "|")
+    heads = [f"{name} after {point['update']}" for name in CURVES for point in rows[0]["curve"]]
+    heads += [f"{name}, quarter {q + 1}" for name in QUARTERED for q in range(4)]
+    told = {arm: {row["seed"]: cells(row) for row in rows if row["arm"] == arm} for arm in ARMS}
+    for title, against in (("", ""), (" less `grpo`", "grpo")):
+        print(f"\n| arm{title} | seeds |", " | ".join(heads), "|\n|" + "---|" * (2 + len(heads)))
+        for arm, runs in told.items():
+            other = told[against] if against else dict.fromkeys(runs, [0.0] * len(heads))
+            seeds = sorted(runs.keys() & other.keys())
+            if seeds and arm != against:
+                columns = zip(*([x - y for x, y in zip(runs[s], other[s], strict=True)] for s in seeds), strict=True)
+                overs = [estimate(list(column), -1.0 if against else 0.0) for column in columns]
+                shown = (f"{over.value:.2f} [{over.low:.2f}, {over.high:.2f}]" for over in overs)
+                print(f"| `{arm}` | {len(seeds)} |", " | ".join(shown), "|")
+
+
+def cells(row: dict[str, Any]) -> list[float]:
+    """The figures of one run, in the order of the table."""
+    curve = [point[key] for key in CURVES.values() for point in row["curve"]]
+    size = len(row["batches"]) // 4
+    parts = [row["batches"][q * size :][:size] for q in range(4)]
+    return curve + [fmean(b[name] for b in part if name in b) for name in QUARTERED for part in parts]
 
 
 def main() -> None:

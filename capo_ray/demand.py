@@ -172,7 +172,7 @@ def _reward_model(config: TrainConfig) -> Demand | None:
         return None
     share = _share("reward_model", "reward_model", part.num_ranks, part)
     note = f"{_backend(config)}, {model.name}"
-    reads_reference = asked.objective == "prime" or (asked.objective == "etpo" and config.loss.kl_coef > 0)
+    reads_reference = asked.objective in ("prime", "eapo") or (asked.objective == "etpo" and config.loss.kl_coef > 0)
     return Demand(*share, note, model, is_group=True, reads_reference=reads_reference)
 
 

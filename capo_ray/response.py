@@ -96,6 +96,20 @@ class Completion(ByValue):
             acted=self.turns,
         )
 
+    def begins(self, count: int) -> Completion:
+        """Its first `count` tokens, of one turn."""
+        if self.acted:
+            raise ValueError("a response of several turns has no beginning of its own")
+        return replace(
+            self,
+            token_ids=self.token_ids[:count],
+            logprobs=self.logprobs[:count],
+            char_ends=self.char_ends[:count],
+            text=self.text[: self.char_ends[count - 1]] if count else "",
+            versions=tuple(VersionRun(run.version, min(run.end, count)) for run in self.versions),
+            entropies=self.entropies[:count],
+        )
+
     def then(self, said: Completion) -> Completion:
         """With the policy's next turn behind it, whose `finish` is that of both."""
         length, count = len(self.token_ids), self.num_sampled

@@ -14,11 +14,13 @@ import pytest
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import CREDIT_METHODS
+from capo_ray.config.credit import TokenRewards
 from capo_ray.config.data import DataConfig
 from capo_ray.config.steps import EvidenceSteps
 from capo_ray.credit import EvidenceError, assign_credit, audit
 from capo_ray.evidence.offline import credit_of_line
 from capo_ray.flow import GroupWay
+from capo_ray.learners.reward_batch import to_batch, to_lesson
 from capo_ray.metrics.transcripts import group_line
 from capo_ray.problems import build_problems
 from capo_ray.protocols import RunFailed, Sampling
@@ -111,6 +113,45 @@ def test_eapo_asks_critics_whether_the_block_is_wrong() -> None:
     credit = assign_credit(group(*members), config)
     assert credit.advantages == ((-0.5, 0.0), (0.5, 0.0), (0.0, 0.0))
     assert credit.step_weights == ((0.5, 0.0), (0.0, 0.0), (0.0, 0.0)) and credit.valid_critiques == (2, 2, 1)
+
+
+def test_eapo_asks_a_reward_model_what_the_block_is_worth() -> None:
+    # e: sigmoid of the sum over the first step, ln 2 + ln 2: 4/5, and 0: 1/2, whatever the reasoning is given.
+    members = [
+        Member(1, [2, 3], evidence_score=0.1, token_rewards=[math.log(2), math.log(2), 9, 9, 9], text=A),
+        Member(0, [1, 2], evidence_score=0.9, token_rewards=[0, 9, 9], text=B),
+    ]
+    config = CREDIT_METHODS["eapo"](scorer="learned", w_format=0)
+    assert [request.name for request in config.evidence()] == ["evidence_score", "token_rewards"]
+    credit = assign_credit(group(*members), config)
+    assert credit.advantages == ((1.5, 1.5, 1.0, 1.0, 1.0), (-1.5, -1.0, -1.0))
+    assert credit.token_rewards[0] == pytest.approx((1.4, 1.4, 1.0, 1.0, 1.0))
+    with pytest.raises(EvidenceError, match="credit=eapo reads token_rewards: expected 1 numbers, got 0"):
+        assign_credit(group(Member(1, [1], evidence_score=0.1, text=A), Member(0, [1], text=B)), config)
+
+
+def test_its_reward_model_learns_from_the_quotes_of_responses_whose_outcome_and_evidence_agree() -> None:
+    # The mean of the valid scores is .65: right and above, wrong and below agree.
+    made = group(
+        Member(1, [2, 3], evidence_score=0.9),
+        Member(1, [1, 1], evidence_score=0.5),
+        Member(0, [3], evidence_score=0.4),
+        Member(0, [1, 1], evidence_score=0.8),
+        Member(None, [1], evidence_score=1.0),
+    )
+    lesson = to_lesson([made], TokenRewards("eapo"))
+    assert [(label.key.sample, label.outcome, label.num_steps) for label in lesson.labels] == [
+        (0, 1, 1),
+        (2, 0, 1),
+    ]
+    assert [t.response.token_ids.tolist() for t in lesson.trajectories] == [[0, 1], [0, 1, 2]]
+    assert [t.response.text for t in lesson.trajectories] == ["xx", "xxx"]
+    assert lesson.figures == {"reward_model/consistent_frac": 2 / 4}
+    nobody = to_lesson(
+        [group(Member(1, [1], evidence_score=0.5), Member(0, [1], evidence_score=0.5))], TokenRewards("eapo")
+    )
+    assert nobody.labels == () and to_batch(nobody.trajectories, num_ranks=1, microbatch_tokens=9).column(0) == ()
+    assert len(to_lesson([made], TokenRewards("prime")).labels) == 4
 
 
 def test_eapo_refuses_a_question_without_a_context_and_a_member_without_a_score() -> None:

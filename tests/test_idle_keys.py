@@ -252,11 +252,16 @@ TRAIN = [
     ),
     (
         "reward_model.lr=1e-3",
-        "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
+        "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo, or "
+        "credit=eapo credit.scorer=learned",
     ),
     (
         "credit=etpo reward_model.beta=0.1",
-        "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
+        "unless credit=prime, istar or eapo, whose rewards are log-ratios; remove it or choose one of them",
+    ),
+    (
+        "credit=eapo credit.scorer=learned credit.quorum=2",
+        "with credit.scorer=learned, or w_evidence=0; remove it, or choose the other scorer",
     ),
     (
         "credit=prime reward_model.score=sum",

@@ -16,6 +16,7 @@ import torch
 from capo_ray.learners import RewardLearner
 from capo_ray.learners.microbatch import to_inputs, to_microbatch
 from capo_ray.learners.policy import load_policy
+from capo_ray.learners.reward import PairWatch
 from capo_ray.learners.reward_batch import has_pairs, labelled_trajectories, to_batch, to_labels
 from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.learners.scalar import load_scalar_model
@@ -82,6 +83,36 @@ def test_two_ranks_and_small_cells_make_the_update_of_one(model: Path, two_ranks
         apart = torch.tensor(sum(after, ())) - torch.tensor(sum(map(tuple, together["rewards"]), ()))
         assert float(moved.norm()) > 0 and float(apart.norm()) < 1e-3 * float(moved.norm()), stage
     assert together["again"] == together["after"], "the update after a load is the update before it"
+
+
+def test_a_model_stops_once_what_it_says_of_new_pairs_has_fallen() -> None:
+    # Means of five: .8, .7, .6, .5 behind .8. A fall of .25 shows with the eighth, and stays although it rises again.
+    watch, never = PairWatch(0.25), PairWatch(0.0)
+    told = []
+    for accuracy in (0.8, 0.8, 0.8, 0.8, 0.8, 0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 1.0, 1.0):
+        watch.see(accuracy)
+        never.see(accuracy)
+        told.append(watch.fell)
+    assert told == [False] * 7 + [True] * 6 and not never.fell
+
+
+@pytest.mark.real
+def test_a_stopped_model_stands_and_is_stopped_after_a_resume(model: Path, tmp_path: Path) -> None:
+    spec = make_reward_spec(model, "istar", 0, reward_model={"stop_drop": 0.2})
+    learner = RewardLearner(spec)
+    try:
+        for accuracy in (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0):
+            learner._watch.see(accuracy)
+        before = rewards_of(learner, make_groups(9))
+        assert train_on(learner, make_groups(1)) == {"reward_model/accuracy_alarm": 1.0}
+        assert rewards_of(learner, make_groups(9)) == before and learner.version == 1
+        save(learner, tmp_path)
+        learner._watch.seen.clear()
+        assert train_on(learner, make_groups(1))["reward_model/accuracy_alarm"] == 0.0
+        learner.load(str(tmp_path))
+        assert train_on(learner, make_groups(1)) == {"reward_model/accuracy_alarm": 1.0}
+    finally:
+        learner.close()
 
 
 @pytest.mark.real

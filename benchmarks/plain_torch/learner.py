@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from capo_ray.arrays import FloatArray
 from capo_ray.config import TrainConfig
 from capo_ray.config.credit.requests import TokenRewards
 from capo_ray.learners import Learner, LearnerSpec, RewardLearner, RewardSpec
-from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
+from capo_ray.learners.reward_batch import to_batch, to_lesson
 from capo_ray.protocols import WeightsHandle
 from capo_ray.types import Batch, Group, Trajectory, UpdateReport, WrittenFile
 
@@ -100,7 +101,7 @@ class PlainRewardModel(_OneRank):
             )
         )
         super().__init__(self._learner)
-        self._budget = config.learner.microbatch_tokens
+        self._asked, self._budget = asked, config.learner.microbatch_tokens
 
     async def token_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[FloatArray]:
         """As `RewardModel.token_rewards`."""
@@ -114,8 +115,10 @@ class PlainRewardModel(_OneRank):
 
     async def update(self, groups: Sequence[Group]) -> UpdateReport:
         """As `RewardModel.update`."""
-        batch = to_batch(labelled_trajectories(groups), num_ranks=1, microbatch_tokens=self._budget)
-        return self._learner.update(batch.column(0), to_labels(groups))
+        lesson = to_lesson(groups, self._asked)
+        batch = to_batch(lesson.trajectories, num_ranks=1, microbatch_tokens=self._budget)
+        report = self._learner.update(batch.column(0), lesson.labels)
+        return replace(report, metrics=report.metrics | lesson.figures)
 
 
 class OwnLogprobs:

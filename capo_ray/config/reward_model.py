@@ -10,7 +10,7 @@ from capo_ray.config.base import Idle, Section
 
 
 class RewardModelConfig(Section):
-    """The model that rewards tokens (PRIME, iStar, Q-RM, ETPO), trained beside the policy on the same groups.
+    """The model that rewards tokens (PRIME, iStar, Q-RM, ETPO, EAPO), trained beside the policy on the same groups.
 
     What is not here (ZeRO stage, betas, weight decay, gradient norm, microbatches, threads, deadline) is `learner`'s.
     """
@@ -22,7 +22,7 @@ class RewardModelConfig(Section):
     token classifier with one label, else a new one, which may not learn in a run; language_model: the model's own head,
     as log phi(token | prefix)."""
     beta: float = Field(0.05, gt=0)
-    """credit=prime, istar: scale of the log-ratios."""
+    """credit=prime, istar, eapo: scale of the log-ratios."""
     score: Literal["sum", "step_mean"] = "sum"
     """credit=istar: what siblings are compared by. sum: the rewards of all tokens (the paper); step_mean: the mean over
     steps of their sums (the authors' code), which many steps do not saturate."""
@@ -34,6 +34,9 @@ class RewardModelConfig(Section):
     """Constant over the run."""
     num_epochs: int = Field(1, ge=1)
     """Passes over each batch, one optimizer move each."""
+    stop_drop: float = Field(0.0, ge=0, lt=1)
+    """It is trained no further once the share of pairs that it ranks rightly before it learns from them, mean of 5
+    updates, is so far below the best such mean; 0: never."""
     num_ranks: int = Field(1, ge=1)
     num_cpus: float = Field(0.5, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -46,12 +49,13 @@ class RewardModelConfig(Section):
             Idle(
                 ("reward_model",),
                 not objective,
-                "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo",
+                "unless the credit method reads token rewards; remove it or choose credit=prime, istar, qrm or etpo, "
+                "or credit=eapo credit.scorer=learned",
             ),
             Idle(
                 ("reward_model.beta",),
-                objective not in ("prime", "istar"),
-                "unless credit=prime or credit=istar, whose rewards are log-ratios; remove it or choose one of them",
+                objective not in ("prime", "istar", "eapo"),
+                "unless credit=prime, istar or eapo, whose rewards are log-ratios; remove it or choose one of them",
             ),
             Idle(
                 ("reward_model.score",),

@@ -117,7 +117,7 @@ class TrainConfig(Section):
             *self.reward_model.idle_for(objective),
             *self.learner.idle_for(
                 holds_reference=(self.loss.kl_coef > 0 and (not self.learner.lora.rank or objective == "etpo"))
-                or objective == "prime",
+                or objective in ("prime", "eapo"),
                 on_gpu=any(part.num_gpus for part in learners),
             ),
             Idle(

@@ -3,13 +3,15 @@ r"""EAPO: what a response quotes as evidence is credited apart from how it reaso
     f_i   1 where the response has one evidence block, and each sentence in it is one of the context's; else 0
     e_i   what the quotes are worth, in [0, 1]:    exp(mean logprob of the answer | question, quoted sentences alone)
                                                    or the share of critiques that do not flag the block
+                                                   or sigmoid(sum of the block's token rewards), of a reward model
     A_t   z(r + w_format f)                        on all tokens
           + w_evidence z(e f)                      on those of the evidence block, the first step
 
 *All formulas are ours*: of the paper's only the idea could be read, that evidence comes first and is rewarded by group.
 z is over the valid siblings, 0 where all are equal (e of the likelihood: up to `NOISE_NATS`). Reasoning never sees e. A
 response without a block has e f = 0 on its first step. Below the quorum of critiques a response is in no mean of e f.
-The paper also trains the scorer on responses whose evidence and outcome agree; that is not built (docs/methods.md).
+The paper also trains its scorer on responses whose evidence and outcome agree: that is the third, `scorer=learned`
+(`learners.reward_batch.consistent`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import math
 
 from capo_ray.arrays import Runs
-from capo_ray.config.credit import Critiques, EvidenceScore
+from capo_ray.config.credit import Critiques, EvidenceScore, TokenRewards
 from capo_ray.config.credit.context import EapoConfig
 from capo_ray.credit import rows as r
 from capo_ray.credit.statistics import standardise_scalars
@@ -73,6 +75,10 @@ def worth_of(member: Judged, config: EapoConfig) -> float | None:
         if len(flags) < config.quorum or not member.steps:
             return None
         return 1.0 - step_weights(flags, len(member.steps), "average")[0]
+    if config.asked(TokenRewards):
+        rewards = r.require(member.evidence.token_rewards, member.num_tokens, "token_rewards", "eapo")
+        start, end = member.steps[0] if member.steps else (0, 0)
+        return 1.0 / (1.0 + math.exp(-math.fsum(rewards[start:end])))
     score = member.evidence.more.get(EvidenceScore.name)
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise r.EvidenceError(f"credit=eapo reads evidence_score: expected a finite number, got {score!r}")

@@ -61,6 +61,30 @@ class _Labels:
     num_steps: list[int]
 
 
+STOP_WINDOW = 5
+"""Updates over which `reward_model.stop_drop` compares."""
+
+
+class PairWatch:
+    """Whether a model's accuracy on pairs that it has not learned from has fallen (`reward_model.stop_drop`)."""
+
+    def __init__(self, drop: float) -> None:
+        self._drop = drop
+        self.seen: list[float] = []
+
+    def see(self, accuracy: float) -> None:
+        """What one update found before it."""
+        self.seen.append(accuracy)
+
+    @property
+    def fell(self) -> bool:
+        """Whether a mean of `STOP_WINDOW` updates was ever that far below the best such mean before it."""
+        seen = self.seen
+        means = [sum(seen[i : i + STOP_WINDOW]) / STOP_WINDOW for i in range(len(seen) - STOP_WINDOW + 1)]
+        best = accumulate(means, max)
+        return self._drop > 0 and any(top - mean >= self._drop for top, mean in zip(best, means, strict=True))
+
+
 class RewardLearner:
     """The reward model, as held by one rank."""
 
@@ -68,6 +92,7 @@ class RewardLearner:
         self.spec = spec
         self.version = self._skipped_moves = 0
         self._objective = objective_of(spec.method, spec.reward_model)
+        self._watch = PairWatch(spec.reward_model.stop_drop)
         device = rank.prepare_process(spec)
         # ETPO's backups count KL to the reference; where that costs nothing no reference is held.
         counts_kl = self._objective.loss is None and spec.kl_coef > 0
@@ -99,7 +124,8 @@ class RewardLearner:
     def update(self, column: Column, labels: Sequence[Label]) -> UpdateReport:
         """The report of one batch; `column` is this rank's part, `labels` are those of all responses of all ranks.
 
-        A batch without a right and a wrong sibling moves nothing where the objective needs pairs.
+        A batch without a right and a wrong sibling moves nothing where the objective needs pairs, and none does once
+        the accuracy on new pairs has fallen.
         """
         started = time.perf_counter()
         device = self._backend.device
@@ -110,8 +136,8 @@ class RewardLearner:
             [label.num_steps for label in labels],
         )
         metrics: dict[str, float] = {}
-        moved, skipped = True, False
-        if labels and (has_pairs(labels) or not self._objective.pairs_only):
+        moved, skipped = not self._watch.fell, False
+        if moved and labels and (has_pairs(labels) or not self._objective.pairs_only):
             cells = [self._to_cell(samples, known.places, self._reference is not None) for samples in column]
             passes: list[dict[str, float]] = []
             for _ in range(self.spec.reward_model.num_epochs):
@@ -124,6 +150,10 @@ class RewardLearner:
             moved = bool(passes)
             # Accuracy and loss are those of the weights that have not yet seen this batch.
             metrics = {**(passes[0] if passes else {}), "reward_model/skipped_moves_total": float(self._skipped_moves)}
+        if "reward_model/accuracy_frac" in metrics:
+            self._watch.see(metrics["reward_model/accuracy_frac"])
+        if self.spec.reward_model.stop_drop:
+            metrics = metrics | {"reward_model/accuracy_alarm": float(self._watch.fell)}
         self.version += 1
         return UpdateReport(self.version, metrics, time.perf_counter() - started, moved=moved, skipped=skipped)
 
@@ -224,7 +254,12 @@ class RewardLearner:
 
     def snapshot(self) -> shards.Snapshot:
         """Copies of what a checkpoint of this moment holds of this rank."""
-        facts = {"version": self.version, "skipped_moves": self._skipped_moves, **self._layout()}
+        facts = {
+            "version": self.version,
+            "skipped_moves": self._skipped_moves,
+            "pair_accuracies": list(self._watch.seen),
+            **self._layout(),
+        }
         return shards.snapshot(self.spec.rank, self._backend.shard(), facts)
 
     def load(self, path: str) -> int:
@@ -233,6 +268,7 @@ class RewardLearner:
         rank.require_layout(self._layout(), facts, path)
         self._backend.load_shard(tensors)
         self.version, self._skipped_moves = facts["version"], facts["skipped_moves"]
+        self._watch.seen = list(facts.get("pair_accuracies", ()))
         self._backend.barrier()
         return self.version
 

@@ -25,7 +25,8 @@ class Objective:
 
     `loss` is of (scores [n], outcomes [n], groups [n], config); None: each prefix's soft value is fitted to its backup
     (`loss.soft_value_targets`), and scores serve to rank siblings alone. `pairs_only`: a batch without a right and a
-    wrong sibling teaches nothing.
+    wrong sibling teaches nothing. `quotes_only`: it learns from the first steps of consistent responses
+    (`reward_batch.consistent`).
     """
 
     head: Literal["logprob", "token_scalar", "prefix_scalar"]
@@ -33,6 +34,7 @@ class Objective:
     reduction: Reduction
     loss: ScoreLoss | None
     pairs_only: bool = False
+    quotes_only: bool = False
 
 
 def _prime(
@@ -56,6 +58,7 @@ OBJECTIVES: dict[str, Objective] = {
     "istar": Objective("logprob", "sampler", "sum", _istar, pairs_only=True),
     "qrm": Objective("token_scalar", "none", "mean", _qrm, pairs_only=True),
     "etpo": Objective("prefix_scalar", "none", "last", None),
+    "eapo": Objective("logprob", "reference", "sum", _istar, pairs_only=True, quotes_only=True),
 }
 
 

@@ -227,6 +227,8 @@ METRICS = (
     Metric("reward_model/loss_mean", "Its loss."),
     Metric("reward_model/grad_norm", "Its gradient before clipping."),
     Metric("reward_model/accuracy_frac", "Pairs of a right and a wrong sibling that it ranks rightly."),
+    Metric("reward_model/consistent_frac", "Responses whose outcome and evidence agree (credit.scorer=learned)."),
+    Metric("reward_model/accuracy_alarm", "Whether it fell by `reward_model.stop_drop`: trained no further."),
     Metric("reward_model/skipped_moves_total", "Moves not made, for a loss or gradient that is not finite."),
     Metric("sft/examples_total", "Examples trained."),
     Metric("sft/too_long_total", "Examples left out for `max_tokens`."),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Vote = Literal["intersection", "majority", "union", "average", "greedy"]
-RewardObjective = Literal["prime", "istar", "qrm", "etpo"]
+RewardObjective = Literal["prime", "istar", "qrm", "etpo", "eapo"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from capo_ray.config.lora import LoraConfig
 from capo_ray.demand import policy_model, reward_model
 from capo_ray.learners import RewardLearner, RewardSpec
 from capo_ray.learners.reward import Column
-from capo_ray.learners.reward_batch import Label, labelled_trajectories, to_batch, to_labels
+from capo_ray.learners.reward_batch import Label, to_batch, to_lesson
 from capo_ray.place.face import spawn
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
@@ -87,12 +88,12 @@ class RewardModelActors(RankActors[RewardModelRank]):
 
     async def update(self, groups: Sequence[Group]) -> UpdateReport:
         """As `RewardModel.update`; the report of rank 0 (all ranks have the same)."""
-        labels = to_labels(groups)
-        batch = self._to_batch(labelled_trajectories(groups))
+        lesson = to_lesson(groups, self._config.credit.asked(TokenRewards))
+        batch = self._to_batch(lesson.trajectories)
         async with self._turn:
-            reports = await self._all(RewardModelRank.update, lambda rank: (batch.column(rank), labels))
+            reports = await self._all(RewardModelRank.update, lambda rank: (batch.column(rank), lesson.labels))
         self.version = reports[0].version
-        return reports[0]
+        return replace(reports[0], metrics=reports[0].metrics | lesson.figures)
 
     async def snapshot(self) -> int:
         """As `RewardModel.snapshot`."""

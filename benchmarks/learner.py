@@ -1,10 +1,11 @@
-"""The learner's step against a padded one and a hand-written ceiling, on the same samples.
+"""The learner's step against a padded one, TRL's and a hand-written ceiling, on the same samples.
 
     make bench NAME=learner            (ARGS='--models laptop --repeats 5', `--quick` for one case a model)
 
     ours      `Learner.update` in plain torch: packing, shared prompts, head in tiles, loss, clipping, AdamW
     padded    transformers' model, rows of 8 in the order of arrival, padded, with all logits, as a trainer has them
-              that does none of this; TRL's own step is not run by this script
+              that does none of this
+    trl       TRL's own trainer on the same rows of 8 (`learner_trl`), where TRL is installed
     ceiling   the same layers written out (`learner_parts`): one row a group, its prompt once, no padding, head and loss
               in one pass over blocks of logits (which only a loss linear in logprobs allows)
 
@@ -12,7 +13,8 @@ Advantages are random, logprobs of the sampler the policy's own, so that all arm
 here). CPU seconds of one thread, arms interleaved, medians of repeats and their range; shares of prompts are of the
 tokens that padded rows hold without padding. Memory: the peak of resident bytes of a head's forward and backward pass
 over 1,024 tokens and 151,936 words, without the gradients. Needs torch, transformers and this package.
-Goals: at least 0.85 of the ceiling, logits at most 5% of the naive bytes. Writes benchmarks/results/learner.json.
+Goals: at least 0.85 of the ceiling, three times TRL where prompts are half of the tokens, logits at most 5% of the naive
+bytes. Writes benchmarks/results/learner.json.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from learner_parts import Ceiling, Group, padded_backward
+from learner_trl import is_here, trl_backward
 from records import record
 from torch import nn
 
@@ -110,6 +113,9 @@ def to_arms(path: Path, groups: list[Group]) -> tuple[dict[str, Callable[[], Any
     learner = Learner(spec)
     models: dict[str, Any] = {"ours": learner._backend._module}  # type: ignore[attr-defined]
     models |= {name: AutoModelForCausalLM.from_pretrained(path).train() for name in ("padded", "ceiling")}
+    peers: dict[str, Callable[[], None]] = {}
+    if is_here():
+        models["trl"], peers["trl"] = trl_backward(path, groups, advantages, GROUP)
     adams = {name: torch.optim.AdamW(models[name].parameters(), lr=LR, weight_decay=0.0) for name in models}
 
     def moved(name: str, backward: Callable[[], None]) -> Callable[[], None]:
@@ -131,6 +137,7 @@ def to_arms(path: Path, groups: list[Group]) -> tuple[dict[str, Callable[[], Any
         "ours": lambda: learner.update(build_batch(samples, **options).column(0)),  # type: ignore[arg-type]
         "padded": moved("padded", lambda: padded_backward(models["padded"], groups, advantages, count)),
         "ceiling": moved("ceiling", by_hand),
+        **{name: moved(name, backward) for name, backward in peers.items()},
     }, models
 
 
@@ -162,7 +169,7 @@ def measure(name: str, sigma: float, share: float, repeats: int) -> dict[str, An
         "cpu_s": {arm: round(statistics.median(s), 4) for arm, s in seconds.items()},
         "of_ceiling": round(statistics.median(ratios["ceiling"]), 3),
         "of_ceiling_range": [round(min(ratios["ceiling"]), 3), round(max(ratios["ceiling"]), 3)],
-        "times_padded": round(statistics.median(ratios["padded"]), 2),
+        **{f"times_{peer}": round(statistics.median(ratios[peer]), 2) for peer in ("padded", "trl") if peer in ratios},
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ Advantages are random, logprobs of the sampler the policy's own, so that all arm
 here). CPU seconds of one thread, arms interleaved, medians of repeats and their range; shares of prompts are of the
 tokens that padded rows hold without padding. Memory: the peak of resident bytes of a head's forward and backward pass
 over 1,024 tokens and 151,936 words, without the gradients. Needs torch, transformers and this package.
-Goals: at least 0.85 of the ceiling, three times TRL where prompts are half of the tokens, logits at most 5% of the naive
+Goals: at least 0.85 of the ceiling, three times TRL where prompts are half of the tokens, logits at most 5% of naive
 bytes. Writes benchmarks/results/learner.json.
 """
 

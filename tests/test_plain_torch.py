@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -179,3 +180,74 @@ def test_a_resample_in_which_grpo_or_the_arm_never_comes_there_is_counted() -> N
     text, undefined = headroom.share(arm, grpo, headroom.SPENT["updates"])
     assert text.startswith("0.93 [") and abs(undefined - (2 / 3) ** 3) < 0.03  # the one seed that rises is not drawn
     assert headroom.spearman([1, 2, 2, 3], [10, 30, 20, 40]) == pytest.approx(0.9486833)
+
+
+def test_an_engine_stops_at_a_step_as_whole_responses_are_cut() -> None:
+    from plain_torch.engine import PlainEngine
+    from solve_parts import Stopping
+
+    engine = PlainEngine(POLICY)
+    prompt = prompts(engine)[1]
+    sampling = Sampling(max_tokens=60, seed=7)
+    (whole,) = asyncio.run(engine.generate(prompt, sampling))
+    (step,) = asyncio.run(Stopping(engine).generate(prompt, replace(sampling, stop_strings=("\n\n",))))
+    first = whole.text.split("\n\n")[0] + "\n\n"
+    assert step.text == first and step.finish == "stop"
+    assert step.token_ids.tolist() == whole.token_ids.tolist()[: len(step.token_ids)]
+
+
+def test_a_budget_that_was_searched_before_is_searched_alike_and_costs_as_much() -> None:
+    from plain_torch.engine import PlainEngine
+    from solve_parts import Oracle, Point, Remembering, Stopping, World
+
+    from capo_ray.config.search import NavigatorSearch, SampleSearch
+    from capo_ray.config.sections import ModelConfig
+    from capo_ray.config.solve import SolveConfig
+    from capo_ray.problems.truth import true_wrong_steps
+
+    engine, every = PlainEngine(POLICY), {"temperature": 1.0, "top_p": 1.0}
+    config = SolveConfig(model=ModelConfig(path="laptop"), rollout={"max_response_tokens": 60})
+    problems = [make_problem(0, i, 4, "held_out") for i in range(6)]
+
+    async def points(budgets: Sequence[int]) -> list[Point]:
+        world = World(config, list(problems), Stopping(engine), engine.tokenizer, SampleSearch(**every))
+        judge = Remembering(Oracle(true_wrong_steps, 0.9, 0.9, 0.3))
+        await world.draw(4)
+        walks = [await world.walk(NavigatorSearch(budget=b, shows="steps", **every), judge, 1) for b in budgets]
+        return [*walks, await world.best(4, judge, 1), world.majority(4)]
+
+    one_by_one, at_once = asyncio.run(points((4, 8, 32))), asyncio.run(points((32,)))
+    assert one_by_one[2:] == at_once and all(point.critic_tokens == 0 for point in at_once)
+    assert one_by_one[0].written < one_by_one[2].written < at_once[1].written == at_once[2].written
+
+
+def test_an_oracle_flags_with_the_precision_and_recall_that_it_is_given_and_repeats_itself() -> None:
+    from solve_parts import Oracle
+
+    from capo_ray.problems.chains import demonstrate, true_wrong_steps
+    from capo_ray.protocols import JudgeRequest
+
+    rng, hits, flags, wrong, steps = random.Random(0), 0, 0, 0, 0
+    oracle = Oracle(true_wrong_steps, 0.8, 0.6, 0.25)
+    for i in range(800):
+        problem = make_problem(0, i, 5)
+        said = demonstrate(problem.chain, rng, 0.3)
+        ((vote,),) = asyncio.run(oracle.critique(problem, [JudgeRequest(said)], 1))
+        assert asyncio.run(oracle.critique(problem, [JudgeRequest(said)], 1)) == ((vote,),)
+        true = true_wrong_steps(problem, said)
+        assert vote.flagged is not None
+        hits, flags, wrong = hits + len(vote.flagged & true), flags + len(vote.flagged), wrong + len(true)
+        steps += len(said)
+    # The precision holds where a quarter of the steps is wrong; here it is as many as drawn.
+    share = wrong / steps
+    expected = 0.6 * share / (0.6 * share + 0.6 * 0.25 * 0.2 / (0.8 * 0.75) * (1 - share))
+    assert hits / wrong == pytest.approx(0.6, abs=0.05) and hits / flags == pytest.approx(expected, abs=0.05)
+
+
+def test_a_search_is_set_against_the_cheapest_rival_that_costs_no_less() -> None:
+    from solve_parts import Point
+    from solve_report import no_cheaper
+
+    rivals = [Point(n, {}, 10.0 * n, 5.0 * n) for n in (1, 2, 3)]
+    assert no_cheaper(rivals, Point(4, {}, 16.0, 4.0, 900.0)) is rivals[1], "what the critic reads is not written"
+    assert no_cheaper(rivals, Point(4, {}, 30.0)) is rivals[1] and no_cheaper(rivals, Point(4, {}, 45.1)) is None

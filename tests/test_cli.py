@@ -157,6 +157,33 @@ def test_submit_prints_a_line_that_a_shell_reads_back(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == expected
 
 
+WITHOUT_JSON = {"verify": "writes JSON lines and nothing else"}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_can_say_what_it_found_as_json(name: str) -> None:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(cli.COMMANDS[name][0]).configure(parser)
+    assert ("--json" in parser.format_help()) != (name in WITHOUT_JSON)
+
+
+def test_submit_says_as_json_what_it_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ray").write_text("#!/bin/sh\necho a log\nexit 3\n")
+    (tmp_path / "ray").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["submit", "--json", "--submission-id", "own", "credit=grpo"]) == 3
+    said = capfd.readouterr()
+    line = "ray job submit --submission-id own -- python -m capo_ray train credit=grpo"
+    told = {"command": line, "address": "", "submission_id": "own", "waited": True, "exit_code": 3}
+    assert json.loads(said.out) == told and said.err == f"{line}\na log\n"
+    assert main(["submit", "--json", "--print", "credit=grpo"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert f"--submission-id {told['submission_id']} -- " in told["command"] and told["exit_code"] is None
+
+
 def test_submit_to_an_address_where_nobody_answers_says_so_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "--address", "http://127.0.0.1:9"]) == 1
     said = capsys.readouterr().err

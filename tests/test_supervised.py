@@ -187,6 +187,7 @@ def test_a_dry_run_tells_placement_and_memory_and_refuses_what_a_run_would(capsy
     assert re.search(r"^learner +2 +1 +0  DeepSpeed ZeRO-2$", told, re.M)
     assert re.search(r"^learner +2 x +[0-9.]+ GiB host .* moments 8 B x N / 2", told, re.M)
     assert "driver and Ray" in told and 'model.path="laptop"' in told and not Path("runs").exists()
+    assert run("--json") == 1 and "--json belongs to --dry-run" in capsys.readouterr().err
     assert run("--dry-run", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)["memory"]
     made = model_from_scratch(SftModelConfig(), build_tokenizer("policy"), 0)

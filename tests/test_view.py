@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from starlette.testclient import TestClient
@@ -184,8 +185,10 @@ def test_the_commands_that_read_runs(run_dir: Path, tmp_path: Path, capsys: pyte
     assert [(r["run"], r["status"], r["last_accuracy"]) for r in json.loads(capsys.readouterr().out)] == [
         ("one", "ended", 0.75)
     ]
-    assert main(["report", str(run_dir), "--compare", str(other), "-o", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").stat().st_size > 20_000
+    assert main(["report", str(run_dir), "--compare", str(other), "-o", str(tmp_path / "r.html"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"output": str(tmp_path / "r.html"), "bytes": ANY, "runs": [str(run_dir), str(other)]}
+    assert (tmp_path / "r.html").stat().st_size == told["bytes"] > 20_000
 
 
 @pytest.mark.parametrize("command", [["view"], ["report", "-o", "r.html"], ["compare"]])
@@ -252,14 +255,19 @@ def test_a_run_is_running_while_its_driver_lives(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_capo_ray_view_prints_its_address_and_serves_until_it_is_ended(run_dir: Path) -> None:
+@pytest.mark.parametrize("option", ["--print-url", "--json"])
+def test_capo_ray_view_prints_its_address_and_serves_until_it_is_ended(run_dir: Path, option: str) -> None:
     import httpx
 
-    words = [sys.executable, "-m", "capo_ray", "view", str(run_dir), "--port", "0", "--print-url"]
+    words = [sys.executable, "-m", "capo_ray", "view", str(run_dir), "--port", "0", option]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
+        if option == "--json":
+            told = json.loads(address)
+            address = told["url"]
+            assert address.endswith(f"?token={told['token']}") and told["runs"] == [str(run_dir)]
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=\S{20,}", address)
         base, _, _ = address.partition("?")
         assert httpx.get(base).status_code == 401 and httpx.get(address).status_code == 200

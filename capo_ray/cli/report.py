@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from capo_ray.cli.schema import ConfigError
@@ -20,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
     parser.add_argument("--compare", metavar="OTHER", type=Path, nargs="+", default=[], help="runs to set beside it")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the file to write")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the file, its bytes, its runs")
     parser.add_argument("--groups", type=int, default=24, help="groups of each run that it holds (default 24)")
 
 
@@ -30,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
     runs = check_runs([args.run, *args.compare])
     if not 0 <= args.groups <= 1000:
         raise ConfigError(f"--groups: expected 0 to 1000, got {args.groups}")
-    text = build_report(runs, args.groups)
+    page = build_report(runs, args.groups).encode()
     try:
-        replace_whole(args.output, text.encode())
+        replace_whole(args.output, page)
     except OSError as error:
         raise ConfigError(f"--output: expected to write {args.output}, got: {error.strerror}") from None
-    print(f"{args.output}: {len(text) / 1e6:.1f} MB")
+    told = {"output": str(args.output), "bytes": len(page), "runs": [str(run.path) for run in runs]}
+    print(json.dumps(told) if args.json else f"{args.output}: {len(page) / 1e6:.1f} MB")
     return 0

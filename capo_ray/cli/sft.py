@@ -42,6 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of `capo-ray sft`."""
+    if args.json and not (args.dry_run or args.full):
+        raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
     config = read_config(args.overrides, args.recipe, args.start)
     if args.dry_run or args.full:
         from capo_ray.cli import plan

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -33,19 +35,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
     waiting.add_argument("--follow", action="store_true", help="print the job's log until it ends (the default)")
     waiting.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     parser.add_argument("--print", action="store_true", help="print the line and do nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; the log goes to stderr")
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit code of `ray job submit`: not 0 where the job failed."""
+    if args.json:  # so that it can be told: Ray would make one up and say it in the midst of other words
+        args.submission_id = args.submission_id or f"capo-ray-{secrets.token_hex(8)}"
     command = build_command(args)
-    print(shlex.join(["ray", *command[1:]]), flush=True)
-    if args.print:
-        return 0
+    line = shlex.join(["ray", *command[1:]])
+    print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+    code = None if args.print else _submit(args, command)
+    if args.json:
+        told = {"command": line, "address": _address(args), "submission_id": args.submission_id}
+        print(json.dumps(told | {"waited": code is not None and not args.no_wait, "exit_code": code}), flush=True)
+    return code or 0
+
+
+def _address(args: argparse.Namespace) -> str:
+    return args.address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+
+
+def _submit(args: argparse.Namespace, command: list[str]) -> int:
+    """The exit code of the command; with --json its words go to standard error."""
     if not Path(command[0]).is_file():
         raise RunFailed(f"expected Ray's command line at {command[0]}, found none; install with make install")
-    if address := args.address or os.environ.get("RAY_API_SERVER_ADDRESS", ""):
+    if address := _address(args):
         reach(address, "--address", "start the cluster's dashboard, or check the address")
-    return subprocess.run(command, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}).returncode
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, check=False, env=env, stdout=2 if args.json else None).returncode
 
 
 def build_command(args: argparse.Namespace) -> list[str]:

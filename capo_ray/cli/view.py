@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
 import os
 import secrets
 import sys
@@ -27,14 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, 8 at most")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="0 (the default): one that is free")
-    parser.add_argument("--print-url", action="store_true", help="print the address alone, on a line of its own")
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument("--print-url", action="store_true", help="print the address alone, on a line of its own")
+    said.add_argument("--json", action="store_true", help="print one JSON object with it, on a line of its own")
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when ended; does not return before."""
     from capo_ray.view.server import serve
 
-    check_runs(args.runs)
+    runs = check_runs(args.runs)
     if not 0 <= args.port < 1 << 16:
         raise ConfigError(f"--port: expected 0 to 65535, got {args.port}")
     token = os.environ.get("CAPO_RAY_VIEW_TOKEN") or secrets.token_urlsafe(24)
@@ -46,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         )
 
     def say(url: str) -> None:
-        print(url if args.print_url else f"the run is shown at {url}\n(Ctrl-C ends it)", flush=True)
+        told = json.dumps({"url": url, "token": token, "runs": [str(run.path) for run in runs]})
+        words = url if args.print_url else f"the run is shown at {url}\n(Ctrl-C ends it)"
+        print(told if args.json else words, flush=True)
 
     try:
         serve(args.runs, args.host, args.port, token, say)

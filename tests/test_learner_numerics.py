@@ -20,6 +20,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.learners import Learner, LearnerSpec, RewardLearner
+from capo_ray.learners.backend import make_adam
 from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.pretrained import stored_dtype
 from capo_ray.packing import build_batch
@@ -275,6 +276,21 @@ def test_moves_below_bf16s_resolution_add_up(model: Path, stage: int) -> None:
     moved = torch.cat([(after[k] - before[k]).abs().flatten() for k in before])
     # Adam's moves are about lr each; the same batch pushes most weights one way.
     assert float(moved.quantile(0.5)) > 5 * 1e-5 and float(moved.max()) < 21 * 1e-5
+
+
+def test_a_cpus_moves_are_fused_and_those_of_torchs_loop_over_weights() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.linspace(-1, 1, 999).requires_grad_() for _ in range(2))
+    fused = make_adam([ours], CPU, (0.9, 0.95), 0.01)
+    loop = torch.optim.AdamW([theirs], lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, foreach=False)
+    assert fused.defaults["fused"]
+    for lr in (1e-2, 3e-2, 1e-3):
+        ours.grad = torch.randn(999)
+        theirs.grad = ours.grad.clone()
+        for adam in (fused, loop):
+            adam.param_groups[0]["lr"] = lr
+            adam.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_plain_torch_is_refused_on_two_ranks() -> None:

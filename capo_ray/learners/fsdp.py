@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from capo_ray.learners import meeting
-from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam
+from capo_ray.learners.backend import make_adam, pack_adam, portions, trained, unpack_adam
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.relayout import Pieces, cut
 
@@ -52,7 +52,7 @@ class FsdpBackend(meeting.Collectives):
         self._deal()
         # Plain tensors over the same memory: Adam needs to know nothing of how rows are dealt.
         self._masters = {param: local(param).requires_grad_() for param in trained(module)}
-        self._adam = torch.optim.AdamW(self._masters.values(), lr=0.0, betas=betas, weight_decay=weight_decay)
+        self._adam = make_adam(self._masters.values(), self.device, betas, weight_decay)
 
     def _deal(self) -> None:
         """Leaves this rank with its rows of each weight: what is trained in fp32, what is frozen in its dtype."""

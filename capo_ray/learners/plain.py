@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam, whole_pieces
+from capo_ray.learners.backend import make_adam, pack_adam, portions, trained, unpack_adam, whole_pieces
 from capo_ray.learners.pretrained import place
 from capo_ray.learners.relayout import Pieces
 
@@ -41,7 +41,7 @@ class PlainBackend:
             self._masters[param] = param if own else param.detach().float().requires_grad_()
             if not own:
                 param.register_post_accumulate_grad_hook(self._add)
-        self._adam = torch.optim.AdamW(self._masters.values(), lr=0.0, betas=betas, weight_decay=weight_decay)
+        self._adam = make_adam(self._masters.values(), self.device, betas, weight_decay)
 
     def _add(self, param: torch.Tensor) -> None:
         """Moves a gradient to its fp32 sum, so that none in bf16 outlives its own backward pass."""

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from capo_ray.learners import meeting
-from capo_ray.learners.backend import pack_adam, portions, trained, unpack_adam, whole_pieces
+from capo_ray.learners.backend import make_adam, pack_adam, portions, trained, unpack_adam, whole_pieces
 from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.relayout import Piece, Pieces, cut, end_to_end
 
@@ -63,7 +63,7 @@ class ZeroBackend(meeting.Collectives):
         else:
             place(module, self.device, DTYPES[dtype])
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
-        self._adam = torch.optim.AdamW(trained(module), lr=0.0, betas=betas, weight_decay=weight_decay)
+        self._adam = make_adam(trained(module), self.device, betas, weight_decay)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
         self._optimizer: Any = self._engine.optimizer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,31 @@ def test_a_head_of_bfloat16_that_rounds_by_shape_is_plain_and_one_that_caps_is_n
     capped = build("gemma2", head_dim=8, final_logit_softcapping=30.0).to(torch.bfloat16)
     with pytest.raises(RunFailed, match="scales or caps them"):
         require_plain_head(capped, "some/gemma")
+
+
+class Changed(nn.Module):
+    """A layer whose numbers are changed."""
+
+    def __init__(self, layer: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.change = layer, change
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.change(self.layer(hidden))
+
+
+def test_a_model_in_bfloat16_that_rounds_by_length_takes_segments_and_one_that_mixes_tokens_does_not() -> None:
+    """As SmolLM2 after some training: a fifth of a hidden state is rounding, in bf16 alone."""
+    model, mixing = build("llama").to(torch.bfloat16), build("llama").to(torch.bfloat16)
+    first, other = model.model.layers[0], mixing.model.layers[0]
+    first.mlp = Changed(first.mlp, lambda y: 2 * y if y.dtype == torch.bfloat16 and y.shape[1] > 3 else y)
+    places = [param.data_ptr() for param in model.parameters()]
+    share_prompts(model, "some/llama")
+    assert model.config._attn_implementation == NAME
+    assert [param.data_ptr() for param in model.parameters()] == places, "no weight is copied for good"
+    other.mlp = Changed(other.mlp, lambda y: y.cumsum(1))
+    with pytest.raises(RunFailed, match=r"gives other numbers .*; set learner\.packing=padded"):
+        share_prompts(mixing, "some/llama")
 
 
 @pytest.mark.parametrize("at_token", [True, False])

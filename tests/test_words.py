@@ -97,7 +97,10 @@ def test_a_planted_slip_is_the_one_wrong_step_where_it_is_carried_forward(proble
         (("3 * 6 = 18", "18 - 4 = 14", "\\boxed{14}"), {1, 2}, {1, 2}),  # a number from nowhere
         (("3 * 6 = 18", "\\boxed{18}"), {1}, {1}),  # boxed too early: the 5 is not used
         (("3 * 6 = 18", "18 - 5 = 13", "\\boxed{18}"), {2}, {2}),
-        (("3 * 6 = 18", "3 * 6 = 18", *RIGHT[1:]), {1}, set()),  # asked for once
+        (("3 * 6 = 18", "3 * 6 = 18", *RIGHT[1:]), {1}, {1}),  # asked for once
+        (("3 * 6 = 18", "18 - 5 = 13", "13 - 5 = 8", "\\boxed{8}"), {2, 3}, {2, 3}),  # the 5 is taken twice
+        (("3 * 4 = 12", "12 - 5 = 7", "\\boxed{7}"), {0, 1, 2}, {0, 1, 2}),  # nor what follows from it
+        (("3 * 5 = 15", "3 * 6 = 18", "18 - 5 = 13", "\\boxed{13}"), {0}, {1, 2, 3}),  # it takes the first user's side
         (("3 * 6 - 5 = 13", "\\boxed{13}"), {0, 1}, {0, 1}),  # not a sum of two numbers
         (("It is 13.", "\\boxed{13}"), {1}, {0, 1}),
         (("18 - 5 = 13", "3 * 6 = 18", "\\boxed{13}"), {0, 2}, {0, 2}),  # a result before it was computed

@@ -17,6 +17,7 @@ import hashlib
 import operator
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -115,23 +116,27 @@ def true_wrong_steps(problem: WordProblem, response_steps: Sequence[str]) -> fro
 def unasked_steps(problem: Problem, response_steps: Sequence[str]) -> frozenset[int]:
     """Steps that can be told to be wrong from the question without arithmetic, and without its solution.
 
-    One that is neither a sum nor a box, takes a number that neither the question nor an earlier step has, or boxes
-    another number than the last result, or any before all numbers of the question were used (each is needed here). It
-    is blind to the wrong operation on the right numbers.
+    One that is neither a sum nor a box, takes a number that is not left of the question's and of the results of asked
+    sums (each is taken once), or boxes another number than the result of the last sum, if that was asked, or any before
+    all numbers of the question were used. It is blind to the wrong operation on the right numbers.
     """
-    asked = {Fraction(number) for number in re.findall(r"\d+", problem.prompt)}
-    asked |= {value for word, value in _IN_WORDS.items() if word in problem.prompt.lower()}
-    known, unused, last = set(asked), set(asked), None
+    spare = Counter(Fraction(number) for number in re.findall(r"\d+", problem.prompt))
+    spare.update({value: problem.prompt.lower().count(word) for word, value in _IN_WORDS.items()})
+    unused, last = {number for number, times in spare.items() if times}, None
     unasked = set()
     for index, text in enumerate(response_steps):
         sums, box = [_read(found) for found in _SUM.findall(text)], _BOXED.search(text)
         if len(sums) != text.count("=") or not (sums or box):
             unasked.add(index)
         for left, _, right, result in sums:
-            if not {left, right} <= known:
+            taken = Counter((left, right))
+            if not taken <= spare:
                 unasked.add(index)
+                last = None
+                continue
             unused -= {left, right}
-            known.add(result)
+            spare -= taken
+            spare[result] += 1
             last = result
         if "\\boxed" in text and (not box or Fraction(box[1]) != last or unused):
             unasked.add(index)

@@ -254,6 +254,11 @@ def test_a_run_is_running_while_its_driver_lives(tmp_path: Path) -> None:
         assert Run(path).status == status
 
 
+def test_a_page_opens_without_loading_all_settings_and_methods() -> None:
+    code = "import sys, capo_ray.cli.view, capo_ray.view.server; print('capo_ray.config' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["--print-url", "--json"])
 def test_capo_ray_view_prints_its_address_and_serves_until_it_is_ended(run_dir: Path, option: str) -> None:

@@ -10,7 +10,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from capo_ray.cli.schema import ConfigError
+from capo_ray.protocols import RunFailed
 from capo_ray.runs.reading import NoRun, Run
 
 HELP = """show a run, or several, in a browser: curves, credit step by step, what another method would have given
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     runs = check_runs(args.runs)
     if not 0 <= args.port < 1 << 16:
-        raise ConfigError(f"--port: expected 0 to 65535, got {args.port}")
+        raise RunFailed(f"--port: expected 0 to 65535, got {args.port}")
     token = os.environ.get("CAPO_RAY_VIEW_TOKEN") or secrets.token_urlsafe(24)
     if not _is_loopback(args.host):
         print(
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         serve(args.runs, args.host, args.port, token, say)
     except OSError as error:
-        raise ConfigError(
+        raise RunFailed(
             f"expected to serve on {args.host}:{args.port}, got: {error.strerror or error}; choose another --port or "
             "--host"
         ) from None
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
 def check_runs(paths: list[Path]) -> list[Run]:
     """The runs; one sentence where something is none, or they are too many."""
     if len(paths) > 8:
-        raise ConfigError(f"expected at most 8 runs, got {len(paths)}")
+        raise RunFailed(f"expected at most 8 runs, got {len(paths)}")
     try:
         return [Run(path) for path in paths]
     except NoRun as error:
-        raise ConfigError(str(error)) from None
+        raise RunFailed(str(error)) from None
 
 
 def _is_loopback(host: str) -> bool:

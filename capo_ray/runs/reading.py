@@ -34,6 +34,7 @@ _HEAD = b'{"head": '
 _DECODER = json.JSONDecoder()
 _HEAD_BYTES = 4096
 """More than the head of a line, unless its group has hundreds of responses."""
+_BLOCK = 1 << 20
 
 
 class NoRun(ValueError):
@@ -60,13 +61,14 @@ class Lines:
             if self._rewrites_last:
                 del self.spans[-1:]
             kept = len(self.spans)
-            with self.path.open("rb") as file:
-                at = file.seek(self.spans[-1][1] if self.spans else 0)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self.spans.append((at, at + len(line)))
-                    at += len(line)
+            with self.path.open("rb", buffering=0) as file:
+                start = at = file.seek(self.spans[-1][1] if self.spans else 0)
+                while block := file.read(_BLOCK):  # half the time of line after line
+                    end = block.find(b"\n") + 1
+                    while end:
+                        self.spans.append((start, at + end))
+                        start, end = at + end, block.find(b"\n", end) + 1
+                    at += len(block)
         except OSError:
             self.spans, self._inode = [], -1
             return 0

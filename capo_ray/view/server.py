@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from capo_ray.runs.reading import Run
-from capo_ray.view import figures, what_if
+from capo_ray.view import figures
 from capo_ray.view.document import build_document
 
 FOLLOW_S = 1.0
@@ -134,10 +134,14 @@ class _Views:
 
     def credit(self, request: Request) -> Any:
         query = request.query_params
+        from capo_ray.view import what_if  # every method's settings, which take longer to load than a run to open
+
         line = self._run(request).group_text(request.path_params["group"])
         return what_if.credit(line, query.get("method", ""), query.get("set", "").split(), self._run(request).settings)
 
     def methods(self, request: Request) -> Any:
+        from capo_ray.view import what_if
+
         return what_if.methods(self._run(request).settings)
 
     def critic(self, request: Request) -> Any:

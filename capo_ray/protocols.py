@@ -35,6 +35,7 @@ from capo_ray.types import (
     Verdict,
     WrittenFile,
 )
+from capo_ray.work import Logbook
 
 
 class PartTimeout(TimeoutError):
@@ -81,7 +82,7 @@ class WeightsHandle:
 
     `manifest` is JSON text made by `weights.build_handle`: per tensor its name, dtype, shape, offset and checksum, and
     the canary (token ids and the logprobs that the learner gives them). `fingerprint` is the manifest's, as the sender
-    told whoever announces the version; empty: nobody announced it.
+    told whoever announces the version; empty: nobody announced it. `num_bytes` is the payload's size.
     """
 
     version: int
@@ -89,7 +90,6 @@ class WeightsHandle:
     payload: object
     fingerprint: str = ""
     num_bytes: int = 0
-    """Of the payload."""
 
 
 class Tokenizer(Protocol):
@@ -263,7 +263,7 @@ class RewardModel(Protocol):
         """As `Trainer.load`."""
 
 
-class Ledger(Protocol):
+class Ledger(Logbook, Protocol):
     """The durable account of every trajectory: generated -> verified -> critiqued -> credited -> trained | dropped."""
 
     def record(

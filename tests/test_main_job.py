@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from capo_ray.config import TrainConfig
+from capo_ray.ledger.lives import read_lives
 from capo_ray.metrics.register import unregistered
 from capo_ray.problems import build_problems
 from capo_ray.runs.layout import CRITIQUES_FILE, LEDGER_FILE
@@ -154,6 +155,16 @@ def test_the_ledger_of_a_run_balances(clean: Path) -> None:
     assert ledger["balanced"] is True
     assert ledger["counts"]["trained"] == 4 * 4 * 4 - num_stale(clean)
     assert ledger["trained_twice"] == 0
+
+
+def test_the_ledger_says_which_actor_worked_for_each_group(clean: Path) -> None:
+    lives = read_lives(clean / LEDGER_FILE, 4, around=4)
+    actors = {life.group: {(w.tier, w.actor) for w in lives.works if w.group == life.group} for life in lives.groups}
+    whole = [life.group for life in lives.groups if "trained" in life.times]
+    assert whole and all({"rollout", "verifier", "critic", "learner"} == {t for t, _ in actors[g]} for g in whole)
+    assert {work.actor for work in lives.works if work.tier == "learner" and work.group is not None} == {0, 1}
+    published = {(w.tier, w.actor) for w in lives.works if w.errand == "publish"}
+    assert published == {("learner", 0), ("learner", 1), ("rollout", 0)}
 
 
 def test_the_critic_was_measured_before_the_first_group(clean: Path) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
 from starlette.testclient import TestClient
 
 from capo_ray.cli import main
-from capo_ray.ledger import read_balance
+from capo_ray.ledger import SqliteLedger, read_balance
 from capo_ray.ledger.lives import read_lives
 from capo_ray.runs.reading import NoRun, Run
-from capo_ray.view.figures import choose
+from capo_ray.view.figures import choose, flow_page
 from capo_ray.view.kinds import kind_of
 from capo_ray.view.report import build_report
 from capo_ray.view.server import build_app
+from capo_ray.work import Work
 from tests.view_run import HOSTILE, make_run
 
 TOKEN = "a-token"
@@ -122,6 +126,22 @@ def test_flow_and_critic_tell_lives_and_examples(client: TestClient) -> None:
     assert flow["update"] == 6 and flow["counts"] == {"trained": 24} and flow["balanced"]
     assert [g["group"] for g in flow["groups"]] == [4, 5, 6]  # trained within two updates of the newest
     assert list(flow["groups"][0]["times"]) == ["generated", "verified", "critiqued", "credited", "trained"]
+    lanes = {f"{lane['tier']} {lane['actor']}": lane for lane in flow["actors"]}
+    assert list(lanes) == ["rollout 0", "rollout 1", "verifier 0", "critic 0", "learner 0"]
+    start = flow["groups"][0]["born"]
+
+    def told(who: str, kind: str) -> list[list[Any]]:
+        return [[round(a - start, 1), round(b - start, 1), *rest] for a, b, *rest in lanes[who][kind]]
+
+    # The third group was trained while the fourth was begun: who worked in this time is shown whomever it worked for.
+    assert told("learner 0", "works")[:2] == [[0.0, 0.2, 3, ""], [1.0, 1.2, 4, ""]]
+    assert told("learner 0", "waits") == [[n + 0.2, n + 1.0, "critic 0", 4 + n] for n in (0, 1, 2)]
+    assert told("verifier 0", "waits") == [[0.6, 1.5, "rollout 1", 5], [1.6, 2.5, "rollout 0", 6]]
+    assert told("rollout 0", "waits") == [[0.5, 2.0, "a new group", 6]]
+    assert told("rollout 1", "waits")[0] == [0.3, 1.0, "a new group", 5]
+    assert (
+        told("rollout 1", "works")[0] == [0.2, 0.3, None, "publish"] and round(lanes["learner 0"]["idle_s"], 1) == 2.4
+    )
     critic = client.get("/api/runs/0/critic").json()
     assert critic["facts"]["step recall of one vote"] == 0.5 and len(critic["split"]) == 6
     # Of 6 groups of 4 siblings with the same steps, two of three votes flag the second step of the last.
@@ -145,6 +165,17 @@ def test_a_ledger_is_read_where_nothing_can_be_written_beside_it(tmp_path: Path)
     path.write_bytes(b"no ledger at all, whatever its name says" * 20)
     with pytest.raises(ValueError, match="cannot be read as a ledger"):
         read_lives(path, None)
+
+
+def test_a_ledger_of_before_works_were_noted_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", updates=2) / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE works")
+    flow = flow_page(Run(path.parent), None)
+    assert flow["actors"] == [] and [g["group"] for g in flow["groups"]] == [1, 2]
+    with contextlib.closing(SqliteLedger(path, "run")) as ledger:
+        ledger.note([Work("critic", 3, 1.0, 2.0, 2)])
+    assert read_lives(path, None).works == (Work("critic", 3, 1.0, 2.0, 2),) and read_balance(path).balanced
 
 
 def test_curves_have_the_interval_that_the_run_measured(client: TestClient) -> None:

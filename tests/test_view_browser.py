@@ -118,6 +118,33 @@ def test_a_live_run_is_clicked_through(page: Any, address: str, run_dir: Path) -
     assert page.title() == "capo-ray"  # what the responses hold was not executed
 
 
+def test_flow_shows_who_worked_for_which_group_and_who_waited_for_whom(page: Any, address: str) -> None:
+    page.goto(address + "#/flow?run=0")
+    lanes = page.locator(".actor")
+    lanes.first.wait_for()
+    names = ["rollout 0", "rollout 1", "verifier 0", "critic 0", "learner 0"]
+    assert [lane.get_attribute("data-actor") for lane in lanes.all()] == names
+    assert page.locator("h3").all_text_contents() == ["rollout", "verifier", "critic", "learner"]
+    bar = page.locator('.actor[data-actor="critic 0"] i[data-group="5"]')
+    bar.hover()
+    assert page.locator("#tip").text_content() == "critic 0: group 5, problem p5, 0.3 s, from 1.6 to 1.9 s"
+    wait = page.locator('.actor[data-actor="learner 0"] i.wait').nth(1)
+    wait.hover()
+    told = "learner 0 waited 0.8 s, from 1.2 to 2 s, for critic 0, group 5, problem p5"
+    assert page.locator("#tip").text_content() == told
+    most = [row.split("\n") for row in page.locator("#waits tbody tr").all_inner_texts()]
+    assert ["learner 0", "critic 0", "2.4"] in [row[0].split("\t") for row in most]
+    assert page.locator('i[data-errand="publish"]').count() == 4
+    bar.click()
+    page.wait_for_url("**group=5**")
+    page.locator("#life").wait_for()
+    assert page.locator("i.dim").count() > 0 and page.locator('i.dim[data-group="5"]').count() == 0
+    assert page.locator("#life tbody tr").all_inner_texts() == [
+        "rollout 1\t1\t0.5\t–", "verifier 0\t1.5\t0.1\t0", "critic 0\t1.6\t0.3\t0", "learner 0\t2\t0.2\t0.1",
+    ]  # fmt: skip
+    page.locator('.tier[data-tier="generating"] .lane i').first.wait_for()
+
+
 def test_what_if_shows_the_numbers_of_capo_ray_credit(
     page: Any, address: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

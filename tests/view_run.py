@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from capo_ray.types import (
     VersionRun,
     Watched,
 )
+from capo_ray.work import Work
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>\u202e\u0007"
 
@@ -68,6 +70,13 @@ def learner_words(group: Group) -> Watched:
     return {key: {"policy_logprobs": row, "policy_entropies": np.ones(6)} for key, row in told.items()}
 
 
+def works_of(group: int, at: float) -> list[Work]:
+    """A second of two engines, one verifier, one critic and one rank; the learner has it a tenth of a second later."""
+    way = (("rollout", group % 2, 0, 0.5), ("verifier", 0, 0.5, 0.6), ("critic", 0, 0.6, 0.9), ("learner", 0, 1, 1.2))
+    works = [Work(tier, actor, at + group + a, at + group + b, group) for tier, actor, a, b in way]
+    return [*works, Work("rollout", 1, at + group + 1.2, at + group + 1.3, errand="publish")]
+
+
 def make_run(path: Path, *, updates: int = 6, words: str = HOSTILE, **credit: Any) -> Path:
     """The directory of an ended run of CAPO that kept one group of each update."""
     config = TrainConfig.model_validate({"credit": {"method": "capo", **credit}, "run": {"num_updates": updates}})
@@ -76,12 +85,14 @@ def make_run(path: Path, *, updates: int = 6, words: str = HOSTILE, **credit: An
     tracker, transcripts = JsonlTracker(path / "metrics.jsonl"), TranscriptWriter(path / "transcripts.jsonl")
     ledger = SqliteLedger(path / "ledger.sqlite", path.name)
     tracker.log({"eval/accuracy_frac": 0.25}, update=0)
+    began = time.time()
     for update in range(1, updates + 1):
         group = one_group(update, words)
         keys = [member.trajectory.key for member in group.members]
         for state in ("generated", "verified", "critiqued", "credited"):
             ledger.record(keys, state)
         ledger.record(keys, "trained", update=update)
+        ledger.note(works_of(update, began - 20))
         credit = assign_credit(group, config.credit, (update - 1) / updates)
         transcripts.write_group(update, group, credit, learner_words(group))
         tracker.log({"rollout/reward_mean": update / 10, "critic/agreement_frac": 0.9, **WAITED}, update=update)

@@ -20,6 +20,7 @@ from capo_ray.flow.group import GroupWay, judge
 from capo_ray.flow.parts import Parts
 from capo_ray.protocols import Environment, PartLost, PartTimeout, Sampling, Verifier
 from capo_ray.types import Completion, Problem, Verdict
+from capo_ray.work import noting
 
 MAX_IN_FLIGHT = 256
 Answered = tuple[Completion, Verdict]
@@ -143,7 +144,9 @@ class HeldOut:
                     return ()
                 return tuple(map(judgement, answered))
 
-        answers = await asyncio.gather(*(answer(problem, sampling) for sampling in wanted for problem in problems))
+        with noting(errand="evaluation") as works:
+            answers = await asyncio.gather(*(answer(problem, sampling) for sampling in wanted for problem in problems))
+        parts.ledger.note(works.merged())
         sampled = tuple(judged for judged in answers[: len(problems)] if judged)
         greedy = tuple(judged[0] for judged in answers[-len(problems) :] if judged) if problems else ()
         report = EvalReport(version, sampled, greedy, sum(not judged for judged in answers))

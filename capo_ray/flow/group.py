@@ -37,6 +37,7 @@ from capo_ray.types import (
     TrajectoryKey,
     Verdict,
 )
+from capo_ray.work import noting
 
 GROUP_FAILURES = (PartTimeout, PartLost, SpanError, Quarantined)
 """What may befall one group without ending the run; anything else is a defect and ends it."""
@@ -159,6 +160,13 @@ class GroupWay:
 
     async def walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
         """The credited group of one problem; `progress` is the share of the run that is done (for schedules)."""
+        with noting(group=group_id) as works:
+            try:
+                return await self._walk(group_id, problem, attempt, progress)
+            finally:
+                self._parts.ledger.note(works.merged())
+
+    async def _walk(self, group_id: int, problem: Problem, attempt: int, progress: float) -> CreditedGroup:
         ledger = self._parts.ledger
         stage_s: dict[str, float] = {}
         started = time.monotonic()

@@ -22,6 +22,7 @@ from capo_ray.flow.state import RunState
 from capo_ray.packing import build_batch
 from capo_ray.protocols import Ledger, RunFailed
 from capo_ray.types import Batch, TrajectoryKey, UpdateReport
+from capo_ray.work import LEARNER, Work, noting
 
 MAX_NAMED = 5  # samples in a sentence
 
@@ -48,10 +49,12 @@ class Training:
         num_tokens = sum(group.num_tokens for group in trained)
         batch = await off_loop(self._build_batch, trained, num_tokens=num_tokens)
         watched = frozenset(key for one in kept(trained, config.run, self._state.version + 1) for key in one.keys)
-        report, second = await asyncio.gather(
-            self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress), watched=watched)),
-            self._update_reward_model(groups),
-        )
+        with noting(errand="update") as works:
+            report, second = await asyncio.gather(
+                self._parts.learner.update(replace(batch, kl_scale=config.credit.kl_scale(progress), watched=watched)),
+                self._update_reward_model(groups),
+            )
+        self._parts.ledger.note(by_group(works, batch, config.learner.sequence_parallel))
         self._watch(report, second)
         figures = self._entropy.figures(trained)
         if second is not None:
@@ -129,8 +132,25 @@ class Training:
     async def publish(self) -> float:
         """The seconds until all engines hold the learner's weights."""
         started = time.monotonic()
-        await self._parts.publisher.publish()
+        with noting(errand="publish") as works:
+            await self._parts.publisher.publish()
+        self._parts.ledger.note(works.merged())
         return time.monotonic() - started
+
+
+def by_group(works: Sequence[Work], batch: Batch, shared: int) -> list[Work]:
+    """The works of an update; those of the learner's ranks once for each group that they had samples of.
+
+    `shared` ranks compute a column of the batch together.
+    """
+    found = []
+    for work in works:
+        groups: list[int | None] = [None]
+        if work.tier == LEARNER:
+            cells = batch.column(work.actor // shared)
+            groups = [*sorted({one.sample.key.group for cell in cells for one in cell})] or groups
+        found += [replace(work, group=group) for group in groups]
+    return found
 
 
 def record_update(ledger: Ledger, keys: Sequence[TrajectoryKey], masked: Sequence[int], report: UpdateReport) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from capo_ray.ledger.balance import OPEN
 from capo_ray.ledger.reading import reading
+from capo_ray.work import Work
 
+MOST_WORKS = 6000
 STAGES = ("generated", "verified", "critiqued", "credited", "trained", "dropped")
 
 
@@ -31,6 +34,8 @@ class Lives:
     groups: tuple[Life, ...]
     counts: dict[str, int]
     reasons: dict[str, int]
+    works: tuple[Work, ...] = ()
+    """Who worked in the time of these groups, for them or for others, by its beginning; () of an older run."""
 
     @property
     def balanced(self) -> bool:
@@ -39,7 +44,7 @@ class Lives:
 
 
 def read_lives(path: Path, update: int | None, *, around: int = 2, most: int = 400) -> Lives:
-    """The lives around an update (None: the newest); empty where there is no ledger yet."""
+    """The lives around an update (None: the newest) and at most `MOST_WORKS` works meanwhile; empty without ledger."""
     if not path.is_file():
         return Lives(update or 0, (), {}, {})
     with reading(path) as db:
@@ -47,10 +52,11 @@ def read_lives(path: Path, update: int | None, *, around: int = 2, most: int = 4
         newest = db.execute("SELECT MAX(trained_in) FROM trajectories").fetchone()[0] or 0
         update = newest if update is None else update
         groups = _lives(db, update - around, update + around, most)
+        works = _works(db, [life.group for life in groups])
     counts: dict[str, int] = {}
     for state, _, count in told:
         counts[state] = counts.get(state, 0) + count
-    return Lives(update, groups, counts, {reason: count for _, reason, count in told if reason})
+    return Lives(update, groups, counts, {reason: count for _, reason, count in told if reason}, works)
 
 
 def _lives(db: sqlite3.Connection, first: int, last: int, most: int) -> tuple[Life, ...]:
@@ -69,3 +75,19 @@ def _lives(db: sqlite3.Connection, first: int, last: int, most: int) -> tuple[Li
         known = {state: time for state, time in zip(STAGES, times, strict=True) if time}
         lives.append(Life(group, problem, reason or "", known))
     return tuple(lives)
+
+
+def _works(db: sqlite3.Connection, groups: Sequence[int]) -> tuple[Work, ...]:
+    """All works between the first for one of the groups and the last."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'works'").fetchone():
+        return ()
+    places = ",".join("?" * len(groups))
+    first, last = db.execute(
+        f"SELECT MIN(began_s), MAX(ended_s) FROM works WHERE grp IN ({places})", tuple(groups)
+    ).fetchone()
+    rows = db.execute(
+        "SELECT tier, actor, began_s, ended_s, grp, errand FROM works WHERE ended_s >= ? AND began_s <= ? "
+        "ORDER BY began_s LIMIT ?",
+        (first, last, MOST_WORKS),
+    ).fetchall()
+    return tuple(Work(*row) for row in rows)

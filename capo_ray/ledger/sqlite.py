@@ -19,6 +19,7 @@ from capo_ray.ledger.balance import OPEN, STATES, Balance, balance_of, count_tra
 from capo_ray.ledger.digest import ENDED, find_damage, find_torn, prepare, seal, seal_dropped
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey
+from capo_ray.work import Work
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "generated": (),
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS trajectories (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trainings (
   run TEXT, problem TEXT, grp INTEGER, sample INTEGER, attempt INTEGER, trained_in INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS works (
+  run TEXT, grp INTEGER, errand TEXT NOT NULL, tier TEXT NOT NULL, actor INTEGER NOT NULL, began_s REAL, ended_s REAL
 );
 """
 BIRTH = "generated"
@@ -107,6 +111,13 @@ class SqliteLedger:
                 db.executemany(f"UPDATE trajectories SET num_masked = ? WHERE {_KEY}", counted)
             if state in ENDED:
                 seal(db, rows)
+
+    def note(self, works: Sequence[Work]) -> None:
+        """As `Logbook.note`: no row of the account, so none has a digest."""
+        rows = [(self._run, w.group, w.errand, w.tier, w.actor, w.began_s, w.ended_s) for w in works]
+        if rows:
+            with self._transaction() as db:
+                db.executemany("INSERT INTO works VALUES (?,?,?,?,?,?,?)", rows)
 
     def check(self) -> None:
         """Nothing, if the file is the one that was opened and SQLite finds it whole; else raises `LedgerLost`.

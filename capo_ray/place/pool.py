@@ -26,6 +26,7 @@ from capo_ray.place.member import Member
 from capo_ray.place.restarts import MAX_BROKEN, Restarts
 from capo_ray.place.room import NoRoom, Room
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
+from capo_ray.work import working
 
 PING_EVERY_S = 5.0
 PING_DEADLINE_S = 30.0
@@ -187,8 +188,9 @@ class WorkerPool(Generic[W]):
         """The worker's answer, with the account kept of what it answers and what it lets pass."""
         worker.in_flight += 1
         try:
-            ref = send(worker.actor, method, *args)
-            answer = await await_ref(ref, deadline_s, self._name(worker, method.__name__))
+            with working(self.role, [worker.index]):
+                ref = send(worker.actor, method, *args)
+                answer = await await_ref(ref, deadline_s, self._name(worker, method.__name__))
         except PartTimeout as error:
             worker.num_late += 1
             if worker.num_late >= MAX_LATE:

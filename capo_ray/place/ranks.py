@@ -18,6 +18,7 @@ from capo_ray.place.face import send
 from capo_ray.place.last_resort import where_others_are
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
 from capo_ray.types import WrittenFile
+from capo_ray.work import working
 
 if TYPE_CHECKING:
     from capo_ray.learners import Learner, RewardLearner
@@ -152,12 +153,13 @@ class RankActors(Generic[RankT]):
     async def _all(self, method: Callable[[RankT, *Ts], R], arguments: Callable[[int], tuple[*Ts]]) -> list[R]:
         """The results of every rank, each called with its own arguments."""
         self._come()
-        return await self._gather(
-            [
-                (send(rank, method, *arguments(i)), f"{self._role} rank {i} ({method.__name__})")
-                for i, rank in enumerate(self._ranks)
-            ]
-        )
+        with working(self._role, range(self._num_ranks)):
+            return await self._gather(
+                [
+                    (send(rank, method, *arguments(i)), f"{self._role} rank {i} ({method.__name__})")
+                    for i, rank in enumerate(self._ranks)
+                ]
+            )
 
     def _come(self) -> None:
         """Make the actors; nothing if they are there. Not before the first call: their places are reserved by then."""

@@ -8,7 +8,18 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-SCRIPTS = ("dom.js", "chart.js", "overview.js", "groups.js", "group.js", "whatif.js", "critic.js", "flow.js", "app.js")
+SCRIPTS = (
+    "dom.js",
+    "chart.js",
+    "overview.js",
+    "groups.js",
+    "group.js",
+    "whatif.js",
+    "critic.js",
+    "actors.js",
+    "flow.js",
+    "app.js",
+)
 
 
 def build_document(*, nonce: str = "", embedded: Any = None, policy: str = "") -> str:

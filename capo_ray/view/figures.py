@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from capo_ray.ledger.lives import read_lives
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.runs.reading import Head, Run
+from capo_ray.view.actors import lanes_of
 from capo_ray.view.comparing import line_of
 from capo_ray.view.kinds import flagged_kinds
 
@@ -153,13 +155,16 @@ def _example(head: Head, words: str) -> dict[str, Any]:
 
 
 def flow_page(run: Run, update: int | None) -> dict[str, Any]:
-    """Lives of groups around an update, and the ledger's counts."""
+    """Lives of groups around an update, who worked for them, and the ledger's counts."""
     lives = read_lives(run.path / LEDGER_FILE, update)
+    began: dict[int | None, float] = {}
+    for work in lives.works:  # in the order of their beginning
+        began.setdefault(work.group, work.began_s)
     groups = [
         {
             "group": life.group,
             "problem": life.problem,
-            "born": min(life.times.values()),
+            "born": min(*life.times.values(), began.get(life.group, math.inf)),
             "end": max(life.times.values()),
             "times": life.times,
         }
@@ -167,7 +172,7 @@ def flow_page(run: Run, update: int | None) -> dict[str, Any]:
         if life.times
     ]
     head = {"update": lives.update, "counts": lives.counts, "reasons": lives.reasons, "balanced": lives.balanced}
-    return {**head, "groups": groups}
+    return {**head, "groups": groups, "actors": lanes_of(lives)}
 
 
 def _deep(tree: Any, *names: str) -> Any:

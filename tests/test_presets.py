@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir, list_choices
+from capo_ray.cli.eval_settings import compose_eval, read_suites
 from capo_ray.cli.fit import bundles, refuse_misfit
 from capo_ray.cli.memory import estimate_memory
-from capo_ray.cli.pace import estimate_pace
+from capo_ray.cli.pace import estimate_pace, to_words, whole_hours
 from capo_ray.cli.sft import read_config
 from capo_ray.config import TrainConfig
 from capo_ray.protocols import RunFailed
@@ -42,6 +44,54 @@ def test_a_paper_preset_fits_the_gpus_that_it_names(name: str, capsys: pytest.Ca
     assert config.cluster.gpu_memory_gib == 79  # of an 80 GB H100
     assert sum(bundles(config)) <= config.cluster.num_nodes * config.cluster.gpus_per_node
     assert all(row.gib_each <= 79 for row in estimate_memory(config) if row.on_gpu)
+
+
+PAGE = ROOT / "docs" / "tutorials" / "reproducing_the_paper.md"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_page_of_the_paper_tells_each_presets_gpus_memory_and_hours(name: str) -> None:
+    (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}`")]
+    config = preset(name)
+    cluster, tiers = config.cluster, estimate_pace(config)
+    gib = {one.role: one.gib_each for one in estimate_memory(config) if one.on_gpu}
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [
+        f"{sum(bundles(config)):g} of {cluster.num_nodes * cluster.gpus_per_node}",
+        ", ".join(f"{gib[role]:.1f}" for role in ("rollout", "critic", "learner")),
+        f"{config.run.num_updates:,}",
+        f"{max(tier.seconds for tier in tiers):.0f}",
+        f"{whole_hours(tiers, config.run.num_updates):.0f}",
+    ]
+    assert f"take {whole_hours(tiers, config.run.num_updates):,.1f} h" in to_words(tiers, config.run.num_updates)[-1]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_command_of_that_page_is_one_for_every_preset_down_to_its_evaluation(name: str, tmp_path: Path) -> None:
+    """With the preset's own model in place of the directories that the steps before make."""
+    choice = {"Qwen2.5": "qwen2_5", "Llama-3.2": "llama3_2"}[Path(preset(name).model.path).name.rsplit("-", 2)[0]]
+    model = f"model={choice}_{name.removeprefix('paper_').removeprefix('llama_')}"
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}", "answer": "2"}\n')
+    ran = []
+    for line in PAGE.read_text().splitlines():
+        command, *words = shlex.split(line) if line.startswith("    capo-ray ") else [""]
+        if not command:
+            continue
+        words = [word.replace("paper_1_5b", name) for word in words]
+        words = [model if re.match(r"model=(\./sft|runs)", word) else word for word in words]
+        ran.append(words[0])
+        if words[0] == "train":
+            assert main([*words, "--dry-run", f"data.path={problems}"]) == 0
+        elif words[0] == "sft":
+            assert (
+                read_config([f"model.path={choice}" if "model.path" in w else w for w in words[1:]]).learner.lr == 1e-5
+            )
+        else:
+            config = compose_eval(words[1 : words.index("--compare")] if "--compare" in words else words[1:])
+            assert config.model.path == preset(name).model.path and config.engine.num_gpus == 1
+            assert (config.eval.num_samples, config.eval.temperature) == (3, 0)
+            assert read_suites(config)
+    assert ran == ["train", "sft", "train", "train", "eval", "eval", "eval"]
 
 
 def test_groups_without_credit_are_replaced_where_the_paper_does_so() -> None:

@@ -99,7 +99,12 @@ def _decode(
     return decode_s(load, sharing)
 
 
-def to_words(tiers: list[Tier]) -> list[str]:
+def whole_hours(tiers: list[Tier], num_updates: int) -> float:
+    """Hours of all updates, without starts, checkpoints and evaluations."""
+    return num_updates * max(tier.seconds for tier in tiers) / 3600
+
+
+def to_words(tiers: list[Tier], num_updates: int) -> list[str]:
     """The estimate for people; a line that says so where there is none."""
     if not tiers:
         return ["no estimate: it needs all tiers on GPUs, models of known shape and cluster.gpu_memory_gib"]
@@ -111,4 +116,8 @@ def to_words(tiers: list[Tier]) -> list[str]:
     gpus = sum(tier.gpus for tier in tiers)
     busy = sum(tier.gpus * tier.seconds for tier in tiers) / (gpus * slowest.seconds)
     lines.append(f"an update takes as long as its slowest tier, {slowest.role}; the GPUs are {busy:.0%} busy")
+    hours = whole_hours(tiers, num_updates)
+    lines.append(
+        f"{num_updates:,} updates take {hours:,.1f} h, {gpus * hours:,.0f} GPU-hours, without starts and evaluations"
+    )
     return lines

@@ -28,7 +28,7 @@ NO_REFERENCE = (
     "where no reference is held: with loss.kl_coef=0, or beside learner.lora.rank, whose reference is the model "
     "without its adapters; remove it"
 )
-NO_TRACKER = "without tracking.wandb or tracking.mlflow; remove it or choose tracking=wandb"
+NO_TRACKER = "without tracking.wandb, tracking.mlflow or tracking.trackio; remove it or choose tracking=wandb"
 NO_GPU = "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu"
 SIZED = "with cluster.address, which names a cluster that already has its size; remove one of the two"
 NO_ADDRESS = "without cluster.address: no node joins a cluster of the run's own; remove it or name the cluster"

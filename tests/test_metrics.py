@@ -26,6 +26,7 @@ from capo_ray.metrics import (
     JsonlTracker,
     MlflowTracker,
     Screen,
+    TrackioTracker,
     TranscriptWriter,
     WandbTracker,
     build_trackers,
@@ -183,7 +184,7 @@ def test_an_error_of_the_record_is_the_runs_error() -> None:
         FanOut(Recorder(fail_at=1), {}).log({}, update=0)
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_do(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +194,7 @@ def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_do(
 
 
 class FakeService(types.ModuleType):
-    """Stands for wandb and mlflow: keeps every call by name."""
+    """Stands for wandb, mlflow and trackio: keeps every call by name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -220,6 +221,19 @@ def test_wandb_gets_config_and_finite_figures_and_goes_on_after_a_resume(
     tracker.close()
     (_, _, init), *rest = service.calls
     assert init["id"] == init["name"] == "run7" and init["resume"] == "allow" and init["config"] == {"a": {"b": 1}}
+    assert rest == [("log", ({"x": 1.0},), {"step": 3}), ("finish", (), {})]
+
+
+def test_trackio_gets_flat_settings_and_finite_figures_and_goes_on_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeService("trackio")
+    monkeypatch.setitem(sys.modules, "trackio", service)
+    tracker = TrackioTracker("project", tmp_path / "run7", {"a": {"b": 1}}, resumed=True)
+    tracker.log({"x": 1.0, "y": math.nan}, update=3)
+    tracker.close()
+    (_, _, init), *rest = service.calls
+    assert init["name"] == "run7" and init["resume"] == "allow" and init["config"] == {"a.b": 1}
     assert rest == [("log", ({"x": 1.0},), {"step": 3}), ("finish", (), {})]
 
 

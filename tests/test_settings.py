@@ -58,6 +58,7 @@ def test_the_default_run_passes() -> None:
         ("model.dtype=bfloat16 learner.zero_stage=0", "set learner.zero_stage=1 or more"),
         ("tracking=wandb", "pip install 'capo-ray[wandb]', or set tracking.wandb=false"),
         ("tracking=mlflow", "tracking.mlflow=true needs the package mlflow"),
+        ("tracking=trackio", "tracking.trackio=true needs the package trackio"),
         ("data=math data.kind=hub data.path=some/set", "pip install 'capo-ray[hub]'"),
         ("verifier.kind=custom verifier.path=no_such_module:check", "No module named 'no_such_module'"),
         ("verifier.kind=custom verifier.path=json:nothing", "has no attribute 'nothing'"),
@@ -67,7 +68,7 @@ def test_the_default_run_passes() -> None:
     ],
 )
 def test_a_setting_that_cannot_work_is_named(overrides: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = {"wandb", "mlflow", "datasets"}
+    missing = {"wandb", "mlflow", "trackio", "datasets"}
     monkeypatch.setattr("capo_ray.cli.settings.find_spec", lambda name: None if name in missing else object())
     assert words in refused(*overrides.split())
 

@@ -1,6 +1,6 @@
-"""Weights & Biases without a network and MLflow with a local store: the real clients, where they are installed.
+"""Weights & Biases without a network, MLflow and Trackio with local stores: the real clients, where they are installed.
 
-Neither is among the packages of `make install`: `pip install wandb mlflow` into another environment runs these tests.
+None is among the packages of `make install`: `pip install wandb mlflow trackio` elsewhere runs these tests.
 """
 
 from __future__ import annotations
@@ -98,3 +98,24 @@ def test_mlflow_keeps_figures_parameters_and_transcripts_of_a_run_in_a_local_sto
     assert "loss/kl_nats" not in run.data.metrics
     (text,) = (tmp_path / "store").rglob("artifacts/transcripts/update_000002_group_2.md")
     assert "**wrong** (3 critiques)" in text.read_text() and "\u202e" not in text.read_text()
+
+
+def test_trackio_keeps_figures_settings_and_transcripts_of_a_run_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    follow_a_run(tmp_path / "run7", trackio=True)
+    assert SQLiteStorage.get_runs("tries") == ["run7"], "a resumed run goes on in its old one"
+    rows = SQLiteStorage.get_logs("tries", "run7")
+    told = {row["step"]: row["eval/accuracy_frac"] for row in rows if "eval/accuracy_frac" in row}
+    assert told == {1: 0.25, 2: 0.5, 3: 0.75} and not any("loss/kl_nats" in row for row in rows)
+    (table,) = (row["transcripts"] for row in rows if "transcripts" in row)
+    assert [row["verdict"] for row in table["_value"]] == ["right"] * 3 + ["wrong"]
+    assert "\u202e" not in json.dumps(table, ensure_ascii=False)
+    config = SQLiteStorage.get_run_config("tries", "run7")
+    assert config is not None and config["credit.method"] == "capo"
+    assert config["learner.lr"] == 1e-5, "the newest session's settings"

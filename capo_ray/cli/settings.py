@@ -33,7 +33,7 @@ from capo_ray.types import Problem
 
 REACH_S = 5.0
 IMPORT_S = 60.0
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 IMPORT_CHECK = "import sys; from capo_ray.verifiers.child import load_check; load_check('custom', sys.argv[1])"
 
 

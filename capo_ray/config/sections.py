@@ -241,6 +241,7 @@ class TrackingConfig(Section):
     tensorboard: bool = True
     wandb: bool = False
     mlflow: bool = False
+    trackio: bool = False
     project: str = "capo-ray"
 
     def idle(self) -> tuple[Idle, ...]:
@@ -248,7 +249,7 @@ class TrackingConfig(Section):
         return (
             Idle(
                 ("project",),
-                not (self.wandb or self.mlflow),
-                "without tracking.wandb or tracking.mlflow; remove it or choose tracking=wandb",
+                not (self.wandb or self.mlflow or self.trackio),
+                "without tracking.wandb, tracking.mlflow or tracking.trackio; remove it or choose tracking=wandb",
             ),
         )

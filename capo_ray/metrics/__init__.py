@@ -9,7 +9,7 @@ from capo_ray.metrics.build import FanOut, build_trackers
 from capo_ray.metrics.plot import plot_learning_curve
 from capo_ray.metrics.rows import JsonlTracker, read_rows, write_summary
 from capo_ray.metrics.screen import Screen
-from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, WandbTracker
+from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, TrackioTracker, WandbTracker
 from capo_ray.metrics.transcripts import TranscriptWriter
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "MlflowTracker",
     "Screen",
     "TensorBoardTracker",
+    "TrackioTracker",
     "TranscriptWriter",
     "WandbTracker",
     "build_trackers",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from capo_ray.config.sections import TrackingConfig
 from capo_ray.metrics.rows import JsonlTracker
-from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, WandbTracker
+from capo_ray.metrics.trackers import MlflowTracker, TensorBoardTracker, TrackioTracker, WandbTracker
 from capo_ray.protocols import RunFailed, Tracker
 from capo_ray.runs.layout import METRICS_FILE, TENSORBOARD_DIR
 
@@ -73,6 +73,7 @@ def build_trackers(
         "tensorboard": lambda: TensorBoardTracker(run_dir / TENSORBOARD_DIR, resume_from),
         "wandb": lambda: WandbTracker(config.project, run_dir, run_config, resume_from is not None),
         "mlflow": lambda: MlflowTracker(config.project, run_dir, run_config, resume_from is not None),
+        "trackio": lambda: TrackioTracker(config.project, run_dir, run_config, resume_from is not None),
     }
     record = JsonlTracker(run_dir / METRICS_FILE, resume_from)
     optional = {}

@@ -83,6 +83,27 @@ class WandbTracker:
         self._run.finish()
 
 
+class TrackioTracker(WandbTracker):
+    """One Trackio run in the store on this machine (TRACKIO_DIR), named like the run directory; its calls are wandb's.
+
+    Its own look at processors and devices is left out: that is of the driver's machine alone.
+    """
+
+    def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
+        import trackio
+
+        self._table = trackio.Table
+        self._shown = (-1, [])
+        self._run = trackio.init(
+            project=project,
+            name=run_dir.name,
+            config=flat_keys(run_config),
+            resume="allow" if resumed else "never",
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+
 class MlflowTracker:
     """One MLflow run in the experiment `project`, named like the run directory; the newest of that name on resume.
 

@@ -80,7 +80,7 @@ async def start_trackers(config: Job, run_dir: Path, resume_from: int | None) ->
     settings = config.model_dump(mode="json")
     # In a thread: what earlier sessions wrote is read and cut, and a server somewhere may be asked.
     work = asyncio.to_thread(build_trackers, config.tracking, run_dir, settings, resume_from=resume_from)
-    advice = "see that their servers can be reached, or set tracking.wandb=false and tracking.mlflow=false"
+    advice = "see that their servers can be reached, or set tracking.wandb=false and the like"
     return await within(TRACKERS_S, "", work, "the start of tracking", advice)
 
 

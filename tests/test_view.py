@@ -266,6 +266,10 @@ def test_damage_and_older_layouts_leave_the_rest_readable(tmp_path: Path) -> Non
     for page in ("groups", "groups/1", "groups/4", "critic", "flow", "methods", "series?names=tokens_per_second"):
         assert client.get(f"/api/runs/0/{page}").status_code == 200, page
     assert "refused" in client.get("/api/runs/0/groups/0/credit?method=grpo").json()
+    (path / "ledger.sqlite").write_bytes(b"half a ledger")
+    assert "cannot be read as a ledger" in client.get("/api/runs/0/flow").json()["refused"]
+    assert main(["report", str(path), "-o", str(tmp_path / "report.html")]) == 0, "the other pages are whole"
+    assert "cannot be read as a ledger" in (tmp_path / "report.html").read_text()
     with pytest.raises(NoRun):
         Run(tmp_path)
 

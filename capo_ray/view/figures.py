@@ -155,8 +155,14 @@ def _example(head: Head, words: str) -> dict[str, Any]:
 
 
 def flow_page(run: Run, update: int | None) -> dict[str, Any]:
-    """Lives of groups around an update, who worked for them, and the ledger's counts."""
-    lives = read_lives(run.path / LEDGER_FILE, update)
+    """Lives of groups around an update, who worked for them, and the ledger's counts.
+
+    `{"refused": sentence}` where the ledger cannot be read: the other pages do without it.
+    """
+    try:
+        lives = read_lives(run.path / LEDGER_FILE, update)
+    except ValueError as error:
+        return {"refused": str(error)}
     began: dict[int | None, float] = {}
     for work in lives.works:  # in the order of their beginning
         began.setdefault(work.group, work.began_s)

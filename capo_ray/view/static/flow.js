@@ -7,6 +7,7 @@ const STAGES = [["generated", "#2f6fde", "generating"], ["verified", "#0aa3a3", 
 async function flowPage(where) {
   const runs = await source.runs(), run = where.run ?? runs[0].id;
   const told = await source.get(`runs/${run}/flow`, { update: where.update || "" });
+  if (told.refused) return [el("h1", {}, "Flow"), el("p", { class: "refused", role: "alert" }, shown(told.refused))];
   if (!told.groups.length) return [el("h1", {}, "Flow"), el("p", { class: "note" }, "The ledger of this run holds no groups yet.")];
   const actors = told.actors || [];  // none: the run is of before it was noted who worked
   const start = told.groups.reduce((a, g) => Math.min(a, g.born), Infinity), end = told.groups.reduce((a, g) => Math.max(a, g.end), 0);

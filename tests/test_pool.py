@@ -17,6 +17,7 @@ from capo_ray.place.calls import ActorGone
 from capo_ray.place.pool import MAX_LATE, WorkerPool
 from capo_ray.place.restarts import MAX_BROKEN, RESTART_WINDOW_S, Restarts
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed
+from capo_ray.work import noting
 
 real = pytest.mark.real
 
@@ -119,8 +120,10 @@ def test_a_call_past_its_deadline_says_who_did_not_answer() -> None:
 def test_a_second_try_keeps_away_from_the_worker_of_the_first() -> None:
     async def test(pool: WorkerPool) -> None:
         used: set[int] = set()
-        asked = [await pool.call(Worker.work, 0.0, deadline_s=10, used=used) for _ in range(2)]
+        with noting(group=7) as works:
+            asked = [await pool.call(Worker.work, 0.0, deadline_s=10, used=used) for _ in range(2)]
         assert len(set(asked)) == 2 and used == {0, 1}
+        assert {(work.tier, work.actor, work.group) for work in works} == {("sleepy", 0, 7), ("sleepy", 1, 7)}
         assert await pool.call(Worker.work, 0.0, deadline_s=10, used=used) in asked, "better the same one than none"
 
     with_pool(test)

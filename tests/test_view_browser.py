@@ -187,8 +187,20 @@ def test_a_report_is_read_without_a_server(page: Any, run_dir: Path, tmp_path: P
     assert len(colours) == len(set(colours)) == 2, "both runs lie over each other"
     waiting = page.locator("section", has_text="Idle share")
     assert "engines" in waiting.text_content() and waiting.locator("polyline").count() == 8
+    was_dark = page.evaluate("document.documentElement.classList.contains('dark')")
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.classList.contains('dark')") != was_dark
+    page.keyboard.press("?")
+    page.locator("#help").get_by_text("the next, the previous group").wait_for()
+    page.keyboard.press("Escape")
     page.keyboard.press("g")
     page.locator("tr.row").first.click()
+    page.locator("article.sibling").first.wait_for()
+    shown = page.url
+    page.keyboard.press("j")
+    page.wait_for_function("was => location.href !== was", arg=shown)
+    page.keyboard.press("k")
+    page.wait_for_url(shown)
     page.locator("article.sibling").first.wait_for()
     page.keyboard.press("w")
     page.locator('section.credit[data-method="grpo"] .step').first.wait_for()

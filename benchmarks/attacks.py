@@ -154,6 +154,7 @@ def count_verdicts(
     """The counts of a critic's verdicts under attacks and under neutral text."""
     spec = EngineSpec(
         model_path=str(asset_path(config.model, "critic")),
+        dtype=config.dtype,
         max_model_len=config.max_model_len,
         max_num_seqs=160,
         takes_weights=False,
@@ -206,6 +207,7 @@ def main() -> int:
     parser.add_argument("--share", default="0/1")
     parser.add_argument("--critic", default="laptop", help="a model directory or hub name")
     parser.add_argument("--rubric", default="compact")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the critic's weights")
     parser.add_argument("--input", type=Path)
     parser.add_argument("--constrain", action="store_true")
     parser.add_argument("--reference", action="store_true")
@@ -231,6 +233,7 @@ def main() -> int:
         shares = out.setdefault("shares", {})
         config = CriticConfig(
             model=args.critic,
+            dtype=args.dtype,
             rubric=args.rubric,
             max_tokens=args.max_tokens or (64 if args.rubric == "compact" else 1024),
             max_model_len=1024 if args.rubric == "compact" else 4096,

@@ -175,5 +175,9 @@ def test_a_real_model_on_word_problems_starts_from_the_supervised_stage_of_its_m
         ["make", "-n", "-o", "install", "train-language"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     keys = shlex.split(done.replace("\\\n", " ").partition("capo-ray sft")[2].partition("\n")[0])
+    amx = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else False
+    assert f"model.dtype={'bfloat16' if amx else 'float32'}" in keys
+    assert done.count(keys[1]) == 2, "the run computes in what its model was taught in"
+    assert preset("language").model.dtype == "float32", "which is right on every processor"
     assert read_config([key if "model.path" not in key else f"model.path={model}" for key in keys]).data.kind == "words"
     assert f"out={preset('language').model.path}" in keys

@@ -235,6 +235,7 @@ def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run", updates=2)
     run = Run(path)
     assert [row["update"] for row in run.rows()] == [0, 1, 2] and len(run.heads()) == 2
+    assert all(a is b for a, b in zip(*run.rows()[1:], strict=False)), "names are kept once for all rows"
     whole = (path / "transcripts.jsonl").read_bytes()
     line = whole.splitlines(keepends=True)[0]
     with (path / "transcripts.jsonl").open("ab") as file:

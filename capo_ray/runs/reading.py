@@ -154,7 +154,9 @@ class Run:
         with self._lock:
             del self._rows[self._metrics.refresh() :]
             for raw in self._metrics.read_all(len(self._rows)):
-                self._rows.append(_to_object(raw) or {})
+                row = _to_object(raw) or {}
+                # A row's own copies of its names would take more room than its numbers.
+                self._rows.append({sys.intern(name): value for name, value in row.items()})
             return [row for row in self._rows if isinstance(row.get("update"), int)]
 
     def heads(self) -> Sequence[Head]:

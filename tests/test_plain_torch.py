@@ -16,6 +16,7 @@ import torch
 from capo_ray.environments import Children, Playing
 from capo_ray.problems.chains import make_problem
 from capo_ray.protocols import Sampling
+from capo_ray.synthesis import read_program
 from capo_ray.types import Problem
 from tests.own_environment import Moody
 
@@ -251,3 +252,16 @@ def test_a_search_is_set_against_the_cheapest_rival_that_costs_no_less() -> None
     rivals = [Point(n, {}, 10.0 * n, 5.0 * n) for n in (1, 2, 3)]
     assert no_cheaper(rivals, Point(4, {}, 16.0, 4.0, 900.0)) is rivals[1], "what the critic reads is not written"
     assert no_cheaper(rivals, Point(4, {}, 30.0)) is rivals[1] and no_cheaper(rivals, Point(4, {}, 45.1)) is None
+
+
+def test_a_tally_is_a_program_as_gsm8k_marks_it() -> None:
+    from synthesis_parts import Tally, draw_tally, split_of
+
+    one = Tally("Mia", "nuts", 17, (8, -3, 6))
+    assert one.question == "Mia had 17 nuts, got 8, lost 3, got 6."
+    assert one.worked == "17+8=<<17+8=25>>25\n25-3=<<25-3=22>>22\n22+6=<<22+6=28>>28\n#### 28"
+    assert one.response(random.Random(0), 0.0) == "17+8=25\n\n25-3=22\n\n22+6=28\n\n\\boxed{28}"
+    assert read_program(one.question, one.worked).inputs == (3, 6, 8, 17)
+    rng = random.Random(0)
+    drawn = [(draw_tally(rng, side), side) for side in ("train", "held_out") for _ in range(20)]
+    assert all(split_of(one.question) == side and min(one.results()) >= 2 for one, side in drawn)

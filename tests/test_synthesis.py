@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.synthesis_parts import plant_among, plant_copies
 from capo_ray.cli import main
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.sections import DataConfig
@@ -22,7 +23,6 @@ from capo_ray.synthesis import (
     Held,
     NoProgram,
     derived_agreement,
-    instances,
     instantiate,
     plain_solution,
     prompt,
@@ -32,7 +32,6 @@ from capo_ray.synthesis import (
     solve_again,
 )
 from capo_ray.synthesis.filters import grams, words_of
-from capo_ray.synthesis.programs import MARK
 
 SAMPLE = Path(__file__).parent / "data" / "gsm8k"
 CLIPS = (
@@ -136,44 +135,21 @@ def test_words_are_compared_in_small_letters_with_numbers_alike() -> None:
     assert grams("five words are a whole") == {"five words are a whole"} and len(grams("w " * 15)) == 1
 
 
-def plant(one: Candidate, rng: random.Random) -> Candidate:
-    """A wrong candidate: another answer, a slip that is carried on, or right arithmetic with a wrong number."""
-    *_, (text, told) = MARK.findall(one.solution)
-    kind = rng.choice(("answer", "slip", "operand"))
-    if kind == "answer":
-        return replace(one, answer=str(int(float(one.answer.replace(",", ""))) + rng.choice((-2, -1, 1, 2, 10))))
-    wrong = str(int(float(told.replace(",", ""))) + rng.randrange(1, 9))
-    if kind == "slip":
-        return replace(one, answer=wrong, solution=one.solution.replace(f"={told}>>{told}", f"={wrong}>>{wrong}"))
-    return replace(one, answer=wrong, solution=one.solution.replace(f"<<{text}={told}>>", f"<<{text}+0={wrong}>>")
-                   .replace(f"<<{text}+0={wrong}>>{told}", f"<<{wrong}-0={wrong}>>{wrong}"))  # fmt: skip
-
-
 @pytest.mark.slow
 def test_planted_wrong_answers_are_caught_and_right_ones_kept() -> None:
     programs = read_programs("train", rows("train.jsonl"))
     assert 60 <= len(programs) <= 70, "of 80, of which ten were carried because they are none"
-    rng = random.Random(0)
-    caught = kept = planted = right = 0
-    for one in instances(programs, 0, 400):
-        wrong = rng.random() < 0.5
-        refused = Filters(agreement=derived_agreement).admit(plant(one, rng) if wrong else one)
-        planted, right = planted + wrong, right + (not wrong)
-        caught, kept = caught + (wrong and bool(refused)), kept + (not wrong and not refused)
-    assert planted > 150 and caught / planted >= 0.99
-    assert right > 150 and kept / right >= 0.95
+    told = plant_among(programs, 400)
+    assert told["wrong"] > 150 and told["caught"] / told["wrong"] >= 0.99
+    assert told["right"] > 150 and told["kept"] / told["right"] >= 0.95
 
 
 def test_planted_copies_of_held_out_problems_are_all_caught() -> None:
-    held, questions = Held(), [question for question, _ in rows("test.jsonl")]
+    questions = [question for question, _ in rows("test.jsonl")]
+    told = plant_copies(questions)
+    assert told["copies_caught"] == told["copies"] > 3 * len(questions)
+    held = Held()
     held.add(questions)
-    for question in questions:
-        loud = question.upper().replace(",", " ,").replace(".", " ;")
-        other = "".join(str((int(c) + 3) % 10) if c.isdigit() else c for c in question)
-        within = f"Here is one. {question} Think well."
-        for copy in (question, loud, other, within):
-            if len(words_of(question)) >= 13 or copy is not within:
-                assert held.leaks(copy), copy
     assert not any(held.leaks(question) for question, _ in rows("train.jsonl"))
 
 

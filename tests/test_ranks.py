@@ -16,6 +16,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place.face import send
 from capo_ray.place.ranks import PINGS, GroupRank, RankActors
 from capo_ray.protocols import RunFailed
+from capo_ray.work import noting
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("local_ray")]
 
@@ -57,7 +58,10 @@ def test_a_stopped_rank_is_found_though_its_call_may_take_ten_minutes_and_a_busy
     async def go() -> None:
         sleeper, ranks = make_ranks()
         await ranks._start(sleeper.start, lambda rank, _: (False,))
-        await ranks._all(sleeper.work, lambda _: (4.0,))
+        with noting(errand="update") as works:
+            await ranks._all(sleeper.work, lambda _: (4.0,))
+        assert [(w.tier, w.actor, w.errand) for w in works] == [("learner", 0, "update"), ("learner", 1, "update")]
+        assert all(3.9 < w.ended_s - w.began_s < 30 for w in works)
         os.kill(ranks.pids()[1], signal.SIGSTOP)
         try:
             with pytest.raises(

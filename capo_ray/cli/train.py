@@ -14,6 +14,7 @@ from capo_ray.cli.compose import GROUPS, compose_train, list_choices
 from capo_ray.cli.overrides import add_config, all_overrides, split
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import verifier_kinds
+from capo_ray.imports import unwatched
 
 HELP = """train a policy with reinforcement learning and step-level credit
 
@@ -91,7 +92,8 @@ def train(config: TrainConfig) -> Path:
 
     checks.check_train(config)
     settings.check_reachable(config)
-    from capo_ray.place.train import run as run_training
+    with unwatched():
+        from capo_ray.place.train import run as run_training
 
     return run_training(config)
 

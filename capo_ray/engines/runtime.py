@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.extra import check_extra
-from capo_ray.engines.heap import imported_for_good, keep_freed_memory
+from capo_ray.engines.heap import keep_freed_memory
 from capo_ray.engines.nameless import take_names_away
 from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
+from capo_ray.imports import imported_for_good
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.imports import unwatched
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -227,7 +229,8 @@ class HfTokenizer:
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    with unwatched():
+        from transformers import AutoTokenizer
 
     local = Path(path).exists()
     loaded = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False, local_files_only=local)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from capo_ray.imports import imported_for_good
 from capo_ray.learners.microbatch import Inputs, to_inputs
 from capo_ray.learners.pretrained import load_pretrained
 from capo_ray.learners.sequence import SequenceGroup
@@ -73,7 +74,8 @@ def load_policy(
 
     `shared`: it also takes inputs in segments.
     """
-    from transformers import AutoModelForCausalLM
+    with imported_for_good():
+        from transformers import AutoModelForCausalLM
 
     what = "model.path must be a causal language model"
     options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from capo_ray.imports import imported_for_good
 from capo_ray.learners.microbatch import Inputs
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import load_pretrained
@@ -45,7 +46,8 @@ def load_scalar_model(
     shared: bool = False,
 ) -> ScalarModel:
     """The token classifier at `path`, or the language model's trunk there under a new head, as `load_pretrained`'s."""
-    from transformers import AutoModelForTokenClassification
+    with imported_for_good():
+        from transformers import AutoModelForTokenClassification
 
     options = {"gradient_checkpointing": gradient_checkpointing, "cast": cast}
     if not _is_token_classifier(path):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from capo_ray.imports import imported_for_good
 from capo_ray.learners import meeting
 from capo_ray.learners.backend import make_adam, pack_adam, portions, trained, unpack_adam, whole_pieces
 from capo_ray.learners.pretrained import DTYPES, place
@@ -203,8 +204,9 @@ def _import_deepspeed(device: str, rank: int, world_size: int) -> Any:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.setdefault("LOCAL_RANK", "0")  # a Ray actor sees its own GPU as number 0
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    import deepspeed
-    import deepspeed.ops
+    with imported_for_good():
+        import deepspeed
+        import deepspeed.ops
 
     # Its collectives call names that torch has renamed: one warning for each call would bury every log.
     warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning)

@@ -74,7 +74,7 @@ check: install
 	@echo "== fast tests; beside them mypy and lint-imports, whose words follow"
 	@said=$$(mktemp); { $(BIN)/mypy && $(BIN)/lint-imports; } >"$$said" 2>&1 & types=$$!; \
 	trap 'kill $$types 2>/dev/null || true; rm -f "$$said"' EXIT; \
-	tests=0; $(BIN)/python -m pytest -m "not real and not slow" -n 2 --dist worksteal $(ARGS) || tests=$$?; \
+	tests=0; CAPO_RAY_EXAMPLES_PART=4 $(BIN)/python -m pytest -m "not real and not slow" -n 2 --dist worksteal $(ARGS) || tests=$$?; \
 	lint=0; wait $$types || lint=$$?; \
 	cat "$$said"; exit $$((tests ? tests : lint))
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.examples import examples
 from tests.wheel import shared_wheel
 
 # Before torch is imported. Two threads for a model of a million weights wait for each other longer than they work: on a
@@ -21,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()
 
 # A property may take long on a machine that is busy with something else: only what it says counts.
-settings.register_profile("any_machine", deadline=None)
+settings.register_profile("any_machine", deadline=None, max_examples=examples(100))
 settings.load_profile("any_machine")
 
 

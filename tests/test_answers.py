@@ -27,6 +27,7 @@ from capo_ray.answers import (
 from capo_ray.answers.compare import decide
 from capo_ray.answers.constants import value_of
 from capo_ray.answers.library import prepare
+from tests.examples import examples
 
 GOLDS = Path(__file__).parent / "data" / "answers"
 
@@ -118,7 +119,7 @@ def test_extraction_from_a_megabyte_stays_quick(piece: str) -> None:
 
 
 @given(st.text(alphabet="\\{}boxed#$ aA:.0123456789\nf\ud800", max_size=200))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_extraction_and_comparison_take_any_text(text: str) -> None:
     answer = extract_answer(text)
     assert answer is None or answer.strip()
@@ -393,7 +394,7 @@ def _spellings() -> st.SearchStrategy[str]:
 
 
 @given(_spellings(), _spellings())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_the_fast_path_never_disagrees_with_the_slow_one(a: str, b: str) -> None:
     fast = fast_equal(a, b)
     if fast is not None:
@@ -415,7 +416,7 @@ def _lists() -> st.SearchStrategy[str]:
 
 
 @given(_lists(), _lists())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_the_fast_path_agrees_on_lists_of_numbers_too(a: str, b: str) -> None:
     fast = fast_equal(a, b)
     if fast is not None:
@@ -423,7 +424,7 @@ def test_the_fast_path_agrees_on_lists_of_numbers_too(a: str, b: str) -> None:
 
 
 @given(_spellings(), st.sampled_from([2, 4, 5, 100]))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_equal_values_in_other_spellings_agree_on_both_paths(a: str, factor: int) -> None:
     from capo_ray.answers.numbers import read_number
 
@@ -464,7 +465,7 @@ def _formulas() -> st.SearchStrategy[str]:
 
 @pytest.mark.slow
 @given(_formulas(), _formulas(), st.booleans())
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=examples(200), derandomize=True)
 def test_formulas_told_apart_by_value_are_unequal_to_the_library(a: str, b: str, near: bool) -> None:
     b = f"{a}+{b}" if near else b
     if fast_equal(a, b) is False and decide(normalise(a), normalise(b)) is None:  # no house rule spoke
@@ -498,7 +499,7 @@ def _shapes() -> st.SearchStrategy[str]:
 
 @pytest.mark.slow
 @given(_shapes(), _shapes(), st.booleans())
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=examples(150), derandomize=True)
 def test_answers_of_two_kinds_or_shapes_are_told_apart_only_where_the_library_does(a: str, b: str, swap: bool) -> None:
     b = a.replace("2", "5", 1) if swap else b
     if fast_equal(a, b) is False and decide(normalise(a), normalise(b)) is None:

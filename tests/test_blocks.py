@@ -19,6 +19,7 @@ from capo_ray.protocols import JudgeRequest, Sampling
 from capo_ray.steps import check_spans, split_steps, split_text, step_ends, without_thinking
 from capo_ray.steps.blocks import block_spans
 from capo_ray.types import Completion, Critique, Problem, Trajectory, TrajectoryKey, VersionRun
+from tests.examples import examples
 from tests.fakes import FakeEngine, FakeJudge, completion, fake_parts
 from tests.test_pipeline import make_config
 from tests.test_steps import TEXT_CUTS, of_ends
@@ -86,7 +87,7 @@ PARTS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(PARTS, st.sampled_from(["blank_line", "newline", "sentence"]), st.integers(1, 4))
 def test_steps_of_any_blocks_tile_and_cut_none(parts: Sequence[str], segmenter: str, width: int) -> None:
     text = "".join(parts)

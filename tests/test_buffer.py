@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from capo_ray.buffer import SlotBuffer, Ticket, TicketMisuse
 from capo_ray.protocols import PartTimeout
 from tests.clock import simulate
+from tests.examples import examples
 
 
 def depths_of(buffer: SlotBuffer[Any]) -> dict[str, int]:
@@ -134,7 +135,7 @@ class World:
         assert order == self.asked[: len(order)], "slots were not given in the order in which they were asked for"
 
 
-schedules = settings(max_examples=60)
+schedules = settings(max_examples=examples(60))
 
 
 @schedules

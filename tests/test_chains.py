@@ -37,6 +37,7 @@ from capo_ray.problems.chains_lessons import (
 )
 from capo_ray.problems.chains_tokenizer import build_tokenizer, vocabulary
 from capo_ray.types import Problem
+from tests.examples import examples
 
 CHAIN = parse_chain("7*8+5-3")
 RIGHT = ("7*8=6", "6+5=1", "1-3=8", "\\boxed{8}")
@@ -75,7 +76,7 @@ def test_a_step_is_wrong_for_its_own_fault_only(steps, wrong):
     assert true_wrong_steps(CHAIN, steps) == wrong
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chains, st.integers(0, 10**6), st.floats(0, 1))
 def test_demonstrations_are_wrong_exactly_where_a_result_was_replaced(chain, seed, error_prob):
     steps = demonstrate(chain, random.Random(seed), error_prob)
@@ -86,7 +87,7 @@ def test_demonstrations_are_wrong_exactly_where_a_result_was_replaced(chain, see
     assert split_steps(response_text(steps)) == steps
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chains, st.integers(0, 10**6), st.floats(0.1, 1))
 def test_a_misread_step_computes_rightly_what_it_shows_and_is_wrong_where_that_was_not_asked(chain, seed, misread_prob):
     steps = demonstrate(chain, random.Random(seed), 0.0, misread_prob)
@@ -97,7 +98,7 @@ def test_a_misread_step_computes_rightly_what_it_shows_and_is_wrong_where_that_w
     assert true_wrong_steps(chain, steps) == wrong == unasked_steps(chain, steps)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chains, st.integers(0, 10**6), st.floats(0, 1))
 def test_what_a_rule_sees_without_arithmetic_is_all_that_is_wrong_but_results(chain, seed, misread_prob):
     steps = demonstrate(chain, random.Random(seed), 0.5, misread_prob)
@@ -177,7 +178,7 @@ def test_a_critique_that_is_taught_wrongly_flags_what_differs_from_the_result_it
     assert told_wrong > 0
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chains)
 def test_a_right_response_ends_in_the_answer_and_has_no_wrong_step(chain):
     assert true_wrong_steps(chain, demonstrate(chain)) == frozenset()
@@ -229,7 +230,7 @@ def test_lessons_repeat_by_seed_and_keep_away_from_held_out_chains():
     assert {(len(prompt) - 1) // 2 for prompt in prompts} == {2, 3, 4}
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chains, st.integers(0, 10**6))
 def test_lessons_with_faults_of_form_are_judged_too(chain, seed):
     steps = with_fault(demonstrate(chain), random.Random(seed))

@@ -28,6 +28,7 @@ from capo_ray.checkpoint import (
     write_state,
 )
 from capo_ray.types import WrittenFile
+from tests.examples import examples
 from tests.fakes import written
 
 
@@ -187,7 +188,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(content)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["learner/weights.bin", "run.json", MANIFEST]), st.integers(0, 1 << 14))
 def test_every_flipped_bit_is_refused_by_the_name_of_its_file(tmp_path: Path, name: str, bit: int) -> None:
     store = CheckpointStore(tmp_path / "flips", keep=1)

@@ -19,6 +19,7 @@ from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.config.steps import EntropySteps
 from capo_ray.place.rundir import own_settings
 from capo_ray.protocols import RunFailed
+from tests.examples import examples
 
 
 def refusal(*overrides: str) -> str:
@@ -152,7 +153,7 @@ def test_what_is_no_override_is_refused(override: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(lambda t: t[0] not in "'\""))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_a_text_value_is_taken_as_it_is_written(text: str) -> None:
     setting = Setting("model.system_prompt", text)
     if "${" in text:

@@ -11,6 +11,7 @@ from capo_ray.config.credit import CapoConfig
 from capo_ray.credit import assign_credit, audit
 from capo_ray.types import Group
 from tests.credit_groups import Member, group
+from tests.examples import examples
 
 # {right, 4 tokens, clean; wrong, 6 tokens of which 3 flagged}: rewards 4x2, 3x0, 3x-1; mean .5, variance 1.65.
 WORKED = group(Member(1, [4], [[]]), Member(0, [3, 3], [[1]]))
@@ -203,7 +204,7 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS, data=st.data())
 def test_permuting_siblings_permutes_advantages_to_the_bit(
     members: list[Member], config: CapoConfig, data: st.DataObject
@@ -214,7 +215,7 @@ def test_permuting_siblings_permutes_advantages_to_the_bit(
     assert permuted.advantages == tuple(straight.advantages[i] for i in order)
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS)
 def test_invalid_verdicts_and_critiques_are_as_if_absent(members: list[Member], config: CapoConfig) -> None:
     credit = assign_credit(group(*members), config)
@@ -231,7 +232,7 @@ def test_invalid_verdicts_and_critiques_are_as_if_absent(members: list[Member], 
     assert list(assign_credit(group(*kept), config).advantages) == rows
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(members=st.lists(MEMBERS, min_size=1, max_size=5), config=CONFIGS)
 def test_audit_is_finite_for_every_group(members: list[Member], config: CapoConfig) -> None:
     made: Group = group(*members)

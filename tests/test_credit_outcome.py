@@ -17,6 +17,7 @@ from capo_ray.credit.table import rule_of
 from capo_ray.types import GroupCredit
 from scripts.pages.capabilities import capability_matrix
 from tests.credit_groups import Member, group
+from tests.examples import examples
 
 # one right and three wrong answers of 2, 1, 3 and 2 tokens: mean 1/4, population std sqrt(3)/4
 FOUR = group(Member(1, [2]), Member(0, [1]), Member(0, [3]), Member(0, [2]))
@@ -154,7 +155,7 @@ def members(draw: st.DrawFn) -> Member:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     made=st.lists(members(), min_size=1, max_size=4),
     method=st.sampled_from(sorted(CREDIT_METHODS)),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.fuzz_parsers import check_known, check_parse, make_critique
 from capo_ray.critics import parse_critique
 from capo_ray.prompts import build_critic_text
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_truncated_answer_is_believed_only_as_far_as_its_list_is_closed() -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.text(max_size=300), st.integers(0, 12))
 def test_any_text_is_read_or_abstains_within_range(text: str, num_steps: int) -> None:
     check_parse(text, num_steps)

@@ -14,6 +14,7 @@ from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit import assign_credit, critiques_matter
 from capo_ray.flow import Parts
 from tests.credit_groups import Member, group
+from tests.examples import examples
 from tests.fakes import FakeEngine, FakeJudge, fake_parts
 from tests.test_pipeline import make_config, run
 
@@ -54,7 +55,7 @@ def bare(made: list[Member]) -> list[Member]:
 
 
 @pytest.mark.slow
-@settings(max_examples=600)
+@settings(max_examples=examples(600))
 @given(members(), configs(), PROGRESS)
 def test_a_skipped_group_has_the_advantages_that_any_critiques_would_give(
     made: list[Member], config: Any, progress: float

@@ -15,6 +15,7 @@ from capo_ray.config.sections import DataConfig
 from capo_ray.problems import Curriculum, build_problems
 from capo_ray.problems.streams import ChainSource, RowSource
 from capo_ray.types import Problem
+from tests.examples import examples
 
 
 def chains(**keys: object) -> Curriculum:
@@ -85,7 +86,7 @@ def test_pass_rates_run_and_the_oldest_are_forgotten() -> None:
     assert second.id not in source._met
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 10_000), st.integers(0, 40), st.booleans())
 def test_a_restored_curriculum_goes_on_with_the_same_problems(seed: int, done: int, endless: bool) -> None:
     config = CurriculumConfig(kind="pass_rate", fresh_frac=0.4, memory=12, late_from=0.5)

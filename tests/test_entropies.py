@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.engines.requests import TOP_LOGPROBS, entropy, entropy_logprobs
+from tests.examples import examples
 
 
 def test_entropies_by_hand() -> None:
@@ -18,7 +19,7 @@ def test_entropies_by_hand() -> None:
     assert entropy([math.log(0.5)]) == pytest.approx(math.log(2)), "the other half as one lump"
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=40), st.integers(1, 39))
 def test_a_rest_costs_at_most_its_mass_times_the_log_of_its_size(masses: list[float], listed: int) -> None:
     listed = min(listed, len(masses) - 1)

@@ -14,6 +14,7 @@ from capo_ray.flow.entropy_control import EntropyControl, EntropyState
 from capo_ray.flow.group import to_samples
 from capo_ray.types import GroupCredit
 from tests.credit_groups import Member, group
+from tests.examples import examples
 
 
 def credited(*rewards: int | None, shares: tuple[tuple[float, ...], ...] = ()) -> CreditedGroup:
@@ -85,7 +86,7 @@ def test_aer_without_a_pass_rate_treats_all_questions_alike() -> None:
     assert weights(EntropyControl(config, EntropyState()), credited(1, 1)) == [(0.01, 0.01)] * 2
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     st.lists(st.floats(0, 10), min_size=1, max_size=30), st.floats(0, 1), st.floats(0, 1), st.lists(st.integers(0, 1))
 )

@@ -25,6 +25,7 @@ from capo_ray.ledger.sqlite import SOURCES
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import LEDGER_FILE
 from capo_ray.types import TrajectoryKey
+from tests.examples import examples
 
 WAY = ("generated", "verified", "critiqued", "credited")
 
@@ -172,7 +173,7 @@ def test_runs_in_one_file_do_not_mix(tmp_path: Path) -> None:
     assert read_balance(tmp_path / LEDGER_FILE).open == 4
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(STATES)), max_size=40))
 def test_the_ledger_moves_exactly_as_the_graph_does(moves: list[tuple[int, str]]) -> None:
     ledger = SqliteLedger(Path(":memory:"), "run")

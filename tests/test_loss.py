@@ -22,6 +22,7 @@ from capo_ray.loss import (
 )
 from capo_ray.loss.head import keeps_logits, tile_of
 from capo_ray.loss.logprobs import rows_at_once
+from tests.examples import examples
 
 LN = math.log
 
@@ -232,7 +233,7 @@ def test_frozen_tokens_keep_their_surrogate_but_lose_its_gradient_alone() -> Non
     assert policy.grad.tolist() == pytest.approx([-0.1, -0.55])
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.integers(1, 9), st.integers(2, 12), st.floats(0.3, 2.0), st.integers(1, 4), st.integers(0, 99))
 def test_chunked_logprobs_and_entropies_match_autograd(n: int, vocab: int, temp: float, rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -316,7 +317,7 @@ def test_covariance_controls_by_hand() -> None:
     assert policy.grad.tolist() == [2.0, 0.0, -2.0]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     st.tuples(st.integers(1, 9), st.integers(2, 14), st.integers(1, 6)),
     st.tuples(st.integers(1, 10), st.integers(1, 15)),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from capo_ray.packing import build_batch, computed_tokens, padded_tokens, token_weights
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun
+from tests.examples import examples
 
 COSTS = {"shared": computed_tokens, "padded": padded_tokens}
 
@@ -60,7 +61,7 @@ def test_weights_beside_the_advantages_are_all_or_none(kind: str) -> None:
         pack([replace(sample, **{kind: (0.1, 0.2)})])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(sample_lists, layouts, packings)
 def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tuple[int, int], packing: str) -> None:
     batch = pack(samples, *layout, packing=packing)
@@ -68,7 +69,7 @@ def test_every_sample_is_in_exactly_one_cell(samples: list[Sample], layout: tupl
     assert sorted(packed) == list(range(len(samples)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(sample_lists, layouts, packings)
 def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
     samples: list[Sample], layout: tuple[int, int], packing: str
@@ -78,7 +79,7 @@ def test_no_cell_exceeds_the_budget_unless_it_holds_one_long_sample(
             assert COSTS[packing](cell) <= layout[1] or len(cell) == 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(sample_lists, layouts, st.sampled_from(["sequence_mean", "token_mean"]))
 def test_weights_sum_to_one_whatever_the_layout(
     samples: list[Sample], layout: tuple[int, int], aggregation: str
@@ -88,7 +89,7 @@ def test_weights_sum_to_one_whatever_the_layout(
     assert math.isclose(sum(weights), 1.0, rel_tol=1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(sample_lists, layouts, packings)
 def test_every_rank_gets_the_same_number_of_microbatches(
     samples: list[Sample], layout: tuple[int, int], packing: str

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.prompts import build_critic_prompt, build_critic_text, build_policy_prompt, escape_data, load_rubric
+from tests.examples import examples
 from tests.fake_critic import CONTROL, LetterTokenizer
 
 TOKENIZER = LetterTokenizer()
@@ -68,7 +69,7 @@ def test_ordinary_mathematics_passes_unchanged() -> None:
         assert escape_data(text) == text
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(alphabet=st.sampled_from("<>/step_0123 \n|incorect＜\u200bJjudgmnt:YsEND｜ｓ[]"), max_size=80))
 def test_no_escaped_text_holds_a_tag_a_chat_token_or_a_verdict(text: str) -> None:
     import re

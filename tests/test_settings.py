@@ -156,6 +156,7 @@ HUGE = "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}"
 PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}<|assistant|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [LOOP, HUGE])
 def test_a_chat_template_that_does_not_end_is_refused(
     template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from capo_ray.learners.policy import Policy, load_policy, require_plain_head
 from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.learners.trunk import share_prompts
 from capo_ray.protocols import RunFailed
+from tests.examples import examples
 
 CPU, VOCAB = torch.device("cpu"), 50
 SIZES: dict[str, Any] = {
@@ -98,7 +99,7 @@ def pair() -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(groups_of_any_shape, st.integers(0, 99), st.booleans())
 def test_groups_of_any_shape_have_the_logprobs_and_gradients_of_padded_rows(
     pair: tuple[Any, Any], groups: list[Group], seed: int, checkpointing: bool

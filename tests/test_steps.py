@@ -21,6 +21,7 @@ from capo_ray.steps import (
     split_steps,
 )
 from capo_ray.types import Completion, VersionRun
+from tests.examples import examples
 
 TEXT_CUTS = {"blank_line": cut_at_blank_lines, "newline": cut_at_newlines, "sentence": cut_at_sentences}
 
@@ -133,7 +134,7 @@ def byte_fallback() -> Tokenizer:
 TEXTS = st.text(alphabet="7*8=6\n\n\n 5.é雪🙂", min_size=1, max_size=40)
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(text=TEXTS, segmenter=st.sampled_from(sorted(TEXT_CUTS)), fallback=st.booleans())
 def test_spans_tile_and_follow_first_characters_for_real_tokenizers(
     byte_bpe: Tokenizer, byte_fallback: Tokenizer, text: str, segmenter: str, fallback: bool
@@ -226,7 +227,7 @@ def test_entropy_joins_short_steps_and_bounds_their_number() -> None:
     assert len(many) <= 32
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(pieces=st.lists(st.sampled_from(["a", "\n", "\n\n", ". ", "", "é"]), max_size=60), data=st.data())
 def test_entropy_spans_tile(pieces: list[str], data: st.DataObject) -> None:
     entropies = data.draw(st.lists(st.floats(0, 5), min_size=len(pieces), max_size=len(pieces)))

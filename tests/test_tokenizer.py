@@ -24,6 +24,7 @@ from capo_ray.prompts import build_critic_prompt, build_policy_prompt, frame_que
 from capo_ray.protocols import Played, Sampling, step_texts
 from capo_ray.steps import check_spans, split_steps
 from capo_ray.types import Completion, Problem, VersionRun
+from tests.examples import examples
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -112,13 +113,13 @@ def test_bytes_that_never_complete_a_character_come_with_the_last_text_token(bpe
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_pieces_of_any_text_join_to_that_text(bpe: HfTokenizer, text: str) -> None:
     assert "".join(pieces(bpe, bpe.encode_data(text))) == text
 
 
 @given(st.lists(st.integers(0, 319), max_size=40))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_pieces_of_any_tokens_join_to_their_decoding_whatever_the_bytes(bpe: HfTokenizer, ids: list[int]) -> None:
     assert "".join(pieces(bpe, ids)) == bpe.decode(ids)
 
@@ -128,7 +129,7 @@ def test_pieces_of_any_tokens_join_to_their_decoding_whatever_the_bytes(bpe: HfT
         st.sampled_from(["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|", "|>", "<|endoftext|>", "a", " "])
     )
 )
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_data_never_becomes_a_control_token_and_keeps_its_text(bpe: HfTokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     ids = bpe.encode_data(text)
@@ -213,7 +214,7 @@ def test_a_dummy_prefix_stands_where_the_template_has_it_and_nowhere_else(scheme
     assert [i for i in hostile if i in tokenizer.control_ids] == [tokenizer.hf.bos_token_id]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(st.tuples(st.sampled_from([HOSTILE, "What is", " 2+2", "<|im_", "end|>", "é", "\n"]), st.booleans()))
 )
@@ -283,7 +284,7 @@ PROSE = st.lists(
 def test_steps_tile_and_prompts_are_the_templates_on_real_tokenizers(path: Path) -> None:
     tokenizer = HfTokenizer(path)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(PROSE, st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=8))
     def holds(parts: list[str], noise: list[int]) -> None:
         text = "".join(parts)

@@ -27,6 +27,7 @@ from capo_ray.steps import split_steps, split_text
 from capo_ray.steps.spans import TextAlone
 from capo_ray.types import Completion, Group, Judged, Sample, TrajectoryKey, VersionRun
 from tests.credit_groups import Member, group, judged
+from tests.examples import examples
 from tests.learner_group import VOCAB
 from tests.test_credit_outcome import members
 from tests.test_learner_numerics import alone, cosine, start_of
@@ -58,7 +59,7 @@ def in_turns(member: Judged, words: Sequence[int]) -> Judged:
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     made=st.lists(members(), min_size=1, max_size=4),
     method=st.sampled_from(sorted(CREDIT_METHODS)),

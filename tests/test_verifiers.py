@@ -337,6 +337,7 @@ def test_a_bomb_ends_in_the_slow_lane_within_its_limit_and_costs_it_once(math_po
     assert math_pool.stats()["verifier/checks_total"] == stats["verifier/checks_total"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_unrefused")
 def test_ordinary_pairs_do_not_wait_for_bombs(math_pool: VerifierPool) -> None:
     async def race() -> int:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.votes import VOTES, first_wave, is_decided, step_weights
+from tests.examples import examples
 
 
 def votes(*flags: set[int]) -> list[frozenset[int]]:
@@ -56,7 +57,7 @@ def all_votes(num_steps: int) -> list[frozenset[int] | None]:
     return [None, *subsets]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(data=st.data(), num_steps=st.integers(0, 2), remaining=st.integers(0, 3), vote=st.sampled_from(sorted(VOTES)))
 def test_a_vote_is_decided_exactly_when_no_completion_differs(
     data: st.DataObject, num_steps: int, remaining: int, vote: str
@@ -80,7 +81,7 @@ def test_a_vote_is_decided_exactly_when_no_completion_differs(
     assert is_decided(cast, remaining, num_steps, vote, quorum) == (len(outcomes) == 1)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     num_steps=st.integers(1, 3),
     remaining=st.integers(1, 8),

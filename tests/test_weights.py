@@ -32,6 +32,7 @@ from capo_ray.weights import (
     verify_handle,
 )
 from capo_ray.weights.checksum import BLOCK_BYTES, checksum, device_checksum
+from tests.examples import examples
 
 ALLOWED = Apart(1e-3, 1e-3)
 CANARY = Canary((5, 6, 7), (-0.25, -1.5), ALLOWED)
@@ -79,7 +80,7 @@ def test_a_read_only_payload_is_read_without_a_copy(handle: WeightsHandle) -> No
 
 
 @given(st.integers(0, 447), st.integers(1, 255))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_changed_byte_of_a_tensor_is_seen(position: int, change: int) -> None:
     handle = build_handle(tensors(), 3, CANARY)
     assert isinstance(handle.payload, np.ndarray)
@@ -94,7 +95,7 @@ def test_any_changed_byte_of_a_tensor_is_seen(position: int, change: int) -> Non
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_changed_character_of_the_manifest_is_refused(data: st.DataObject) -> None:
     text = build_handle({"w": torch.ones(2)}, 3, CANARY).manifest
     at = data.draw(st.integers(0, len(text) - 1))

@@ -25,6 +25,7 @@ from capo_ray.problems.words import make_problem, split_of, word_lessons
 from capo_ray.protocols import step_texts
 from capo_ray.steps import split_steps
 from capo_ray.types import Completion, VersionRun
+from tests.examples import examples
 
 LENGTHS = (2, 4)
 problems = st.builds(
@@ -46,7 +47,7 @@ def steps_of(problem: WordProblem) -> list[str]:
     return problem.solution.split("\n")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(problems)
 def test_a_solution_is_right_by_pythons_arithmetic_by_the_verifier_and_by_both_critics(problem: WordProblem) -> None:
     *lines, box = steps_of(problem)
@@ -63,7 +64,7 @@ def test_a_solution_is_right_by_pythons_arithmetic_by_the_verifier_and_by_both_c
     assert not unasked_steps(problem, steps_of(problem))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(problems, st.data())
 def test_a_planted_slip_is_the_one_wrong_step_where_it_is_carried_forward(problem: WordProblem, data) -> None:
     lines = steps_of(problem)[:-1]

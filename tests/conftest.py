@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -100,15 +101,40 @@ class RealApart(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = self.config.rootpath / nodeid.split("::")[0]
-        if file.stem in BESIDE:
-            return "beside"
-        return "real" if _is_real(file) else nodeid
+        return row_of(self.config.rootpath / nodeid.split("::")[0]) or nodeid
 
 
 @cache
-def _is_real(file: Path) -> bool:
-    return "mark.real" in file.read_text()
+def row_of(file: Path) -> str:
+    """Which of the two rows a file stands in; nothing for one without real tests: those fill the gaps, one by one."""
+    if file.stem in BESIDE:
+        return "beside"
+    return "real" if "mark.real" in file.read_text() else ""
+
+
+class Busy:
+    """How long each process of xdist had which tests to run: both end together where the rows are well shared out."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._spent: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Called in the process that hands the tests out, which alone knows who ran them."""
+        if (node := getattr(report, "node", None)) is not None:
+            row = row_of(self._root / report.nodeid.split("::")[0]) or "others"
+            self._spent.setdefault(node.gateway.id, Counter())[row] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        for name, rows in sorted(self._spent.items()):
+            told = ", ".join(f"{row} {spent:.0f} s" for row, spent in rows.items())
+            terminalreporter.write_line(f"{name} was busy for {rows.total():.0f} s: {told}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `--dist loadscope`."""
+    if config.getvalue("dist") == "loadscope":
+        config.pluginmanager.register(Busy(config.rootpath))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,19 +2,23 @@
 
     make bench NAME=publish [ARGS="--models 1M,30M,135M --dtypes float32,bfloat16 --repeats 5"]
     make bench NAME=publish ARGS="--transports host,gloo,delta --engines 1,2"
+    make bench NAME=publish ARGS="--models laptop,135M --lora-rank 16 --adapters merged,alone"
 
 Each transport; `delta` is gloo with `weights.delta_frac`, and 1% of the weights change between publishes, whatever the
-transport. Whole publishes are timed from outside; the parts are timed one by one on the same actors afterwards.
-Everything stands beside a memcpy of the same bytes in the learner's process. Models are random, of Qwen2's
-architecture; 135M has the shape of SmolLM2-135M.
+transport. With `--lora-rank` adapters on all linear layers are trained: every number of them changes, and
+they are sent `alone` or `merged`. Whole publishes are timed from outside; the parts are timed one by one on the same
+actors afterwards. Everything stands beside a memcpy of the same bytes in the learner's process. Models are random, of
+Qwen2's architecture; 135M has the shape of SmolLM2-135M; `laptop` is the shipped policy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
@@ -28,16 +32,19 @@ import torch
 from records import record
 from tiny import write_tokenizer
 
+from capo_ray.config.lora import LoraConfig
 from capo_ray.config.loss import LossConfig
 from capo_ray.config.sections import LearnerConfig
 from capo_ray.engines import EngineSpec
 from capo_ray.learners import LearnerSpec
+from capo_ray.learners.backend import trained
 from capo_ray.place.agreement import CANARY_TOKENS
 from capo_ray.place.roles.learner import LearnerRank
 from capo_ray.place.roles.rollout import RolloutWorker
+from capo_ray.problems import asset_path
 from capo_ray.protocols import WeightsHandle
 from capo_ray.sizing import store_bytes
-from capo_ray.weights import Apart, verify_handle
+from capo_ray.weights import Apart, checkpoint_shapes, read_manifest, verify_handle
 from capo_ray.weights.meeting import Meeting
 
 RESULTS = record("publish.json")
@@ -53,8 +60,12 @@ SHAPES = {  # hidden, layers, heads, key-value heads, intermediate, vocabulary
 
 
 def write_model(path: Path, size: str) -> int:
-    """The number of parameters of a random model written under `path`."""
+    """The number of parameters of a model written under `path`."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    if size == "laptop":
+        shutil.copytree(asset_path("laptop", "policy"), path, dirs_exist_ok=True)
+        return sum(math.prod(shape) for shape in checkpoint_shapes(str(path)).values())
 
     hidden, layers, heads, kv_heads, intermediate, vocab = SHAPES[size]
     write_tokenizer(path)
@@ -86,7 +97,10 @@ class TimedLearner(LearnerRank):
         self._learner.version += 1
         generator = torch.Generator().manual_seed(self._learner.version)
         with torch.no_grad():
-            for param in self._learner._backend._module.parameters():  # type: ignore[attr-defined]
+            for param in trained(self._learner._backend._module):  # type: ignore[attr-defined]
+                if self._learner.spec.learner.lora.rank:
+                    param.add_(1e-3 * torch.randn(param.shape, generator=generator).to(param))
+                    continue
                 mask = torch.rand(param.shape, generator=generator) < frac
                 param.copy_(torch.where(mask, param * 1.5, param))
         return self._learner.version
@@ -98,7 +112,7 @@ class TimedLearner(LearnerRank):
         self._learner.logprobs([CANARY], [1])
         seconds["learner_canary_s"] = time.perf_counter() - started
         started = time.perf_counter()
-        self._writer.begin(1, self._learner.weight_bytes)
+        self._writer.begin(1, self._learner.sent_bytes)
         self._learner.visit_weights(self._writer.add)
         seconds["learner_gather_s"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -119,20 +133,32 @@ class TimedLearner(LearnerRank):
         return seconds
 
 
-def measure(size: str, dtype: str, transport: str, num_engines: int, repeats: int, num_threads: int) -> dict[str, Any]:
+def measure(
+    size: str, dtype: str, transport: str, num_engines: int, adapters: str, args: argparse.Namespace
+) -> dict[str, Any]:
     """The figures of one model in one dtype, sent one way."""
+    repeats, num_threads = args.repeats, args.threads
+    lora = LoraConfig(rank=args.lora_rank)
+    alone = bool(lora.rank) and adapters == "alone"
     with tempfile.TemporaryDirectory() as folder:
         params = write_model(Path(folder), size)
         spec = LearnerSpec(
             model_path=folder,
             dtype=dtype,
-            learner=LearnerConfig(num_threads=num_threads, backend="torch"),
+            learner=LearnerConfig(num_threads=num_threads, backend="torch", lora=lora),
             loss=LossConfig(kl_coef=0.0),
             temperature=1.0,
             total_updates=1,
             device="cpu",
+            adapters_alone=alone,
         )
-        engine_spec = EngineSpec(model_path=folder, dtype=dtype, max_model_len=256, kv_cache_gib=0.1)  # type: ignore[arg-type]
+        engine_spec = EngineSpec(
+            model_path=folder,
+            dtype=dtype,  # type: ignore[arg-type]
+            max_model_len=256,
+            kv_cache_gib=0.1,
+            adapters=lora if alone else None,
+        )
         env = {"env_vars": {"OMP_NUM_THREADS": str(num_threads)}}
         learner: Any = ray.remote(TimedLearner).options(num_cpus=1, runtime_env=env).remote(0)
         made: Any = ray.remote(RolloutWorker).options(num_cpus=0.5)
@@ -153,6 +179,8 @@ def measure(size: str, dtype: str, transport: str, num_engines: int, repeats: in
         "dtype": dtype,
         "transport": transport,
         "engines": num_engines,
+        "lora_rank": lora.rank,
+        "adapters": adapters if lora.rank else "",
         "bytes": int(ray_bytes(params, dtype)),
         "first_total_s": first["total_s"],
         "range_total_s": [min(row["total_s"] for row in rows), max(row["total_s"] for row in rows)],
@@ -184,13 +212,16 @@ def publish(learner: Any, engines: list[Any], transport: str, address: str) -> d
         told, handle = learner.seal.options(num_returns=2).remote(allowed, token)
         for engine in engines:
             engine.expect_weights.remote(gathered)
-        version, fingerprint, num_bytes = ray.get(told)
+        version, fingerprint, _ = ray.get(told)
         ended_sending = time.perf_counter()
         held = ray.get([engine.load_weights.remote(handle, version, fingerprint) for engine in engines])
         assert held == [number] * len(engines)
         ended = time.perf_counter()
         figures[name] = ended - started
-        figures["sent_bytes"] = num_bytes if sent is None else ray.get(sent)[2]["weights/sent_mib"] * 2**20
+        if sent is None:
+            figures["sent_bytes"] = read_manifest(ray.get(handle).manifest).payload_bytes
+        else:
+            figures["sent_bytes"] = ray.get(sent)[2]["weights/sent_mib"] * 2**20
         if allowed is not None:
             figures["learner_s"], figures["engine_s"] = ended_sending - started, ended - ended_sending
             figures["engine_paused_s"] = max(one["swap_s"] for one in ray.get([e.ping.remote() for e in engines]))
@@ -204,6 +235,8 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--transports", default="host", help="of host, gloo and delta")
     parser.add_argument("--engines", default="1", help="how many, of each way")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank in place of the model")
+    parser.add_argument("--adapters", default="alone", help="of alone and merged; with --lora-rank")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the learner, as learner.num_threads")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -214,9 +247,9 @@ def main() -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=store, log_to_driver=False)
     rows = []
     for size in args.models.split(","):
-        ways = product(args.dtypes.split(","), args.transports.split(","), map(int, args.engines.split(",")))
-        for dtype, transport, num_engines in ways:
-            rows.append(measure(size, dtype, transport, num_engines, args.repeats, args.threads))
+        counts, sent = map(int, args.engines.split(",")), args.adapters.split(",")
+        for way in product(args.dtypes.split(","), args.transports.split(","), counts, sent):
+            rows.append(measure(size, *way, args))
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()}
     args.out.write_text(json.dumps({"threads": args.threads, "machine": machine, "rows": rows}, indent=1) + "\n")

@@ -11,7 +11,7 @@ import torch
 
 from capo_ray.learners.store import listen, reserve_meeting
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Canary, CollectiveSender, Manifest, Witness, read_manifest
+from capo_ray.weights import Canary, CollectiveSender, Manifest, Onto, Witness, read_manifest
 from capo_ray.weights.meeting import Meeting
 
 State = Mapping[str, torch.Tensor]
@@ -41,13 +41,14 @@ class Wire:
         *,
         on_the_way: Callable[[Write], Write] = _same,
         announced: Callable[[WeightsHandle], WeightsHandle] = _same,
+        onto: Onto | None = None,
     ) -> int:
         """The version that the engine holds afterwards; `held`: what the model holds, where it is not what is sent.
 
-        `on_the_way` and `announced` change what comes and what is said of it.
+        `on_the_way` and `announced` change what comes and what is said of it; `onto`: where it is adapters alone.
         """
         meeting = Meeting(self.address, self._members, "gloo", version, self._deadline_s, self._bucket_bytes)
-        sender, witness = self._sender, Witness()
+        sender, witness = self._sender, Witness(onto=onto)
         sender.__dict__["_write"] = on_the_way(CollectiveSender._write.__get__(sender))
 
         def send() -> None:

@@ -77,6 +77,11 @@ def publishes(config: Job) -> bool:
     return not isinstance(config, SftConfig | ServeConfig)
 
 
+def adapters_alone(config: Job) -> bool:
+    """Whether engines are sent adapters alone, and merge them into the model's files."""
+    return isinstance(config, TrainConfig) and config.learner.lora.rank > 0 and config.weights.adapters == "alone"
+
+
 def find(config: Job, role: str) -> Demand | None:
     """One role's demand; None where the run does without it."""
     return next((one for one in demand(config) if one.role == role), None)

@@ -82,7 +82,7 @@ class WeightsHandle:
 
     `manifest` is JSON text made by `weights.build_handle`: per tensor its name, dtype, shape, offset and checksum, and
     the canary (token ids and the logprobs that the learner gives them). `fingerprint` is the manifest's, as the sender
-    told whoever announces the version; empty: nobody announced it. `num_bytes` is the payload's size.
+    told whoever announces the version; empty: nobody announced it. `num_bytes`: what an engine loads of it.
     """
 
     version: int

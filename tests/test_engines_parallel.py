@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from capo_ray.protocols import Sampling
-from capo_ray.weights import Apart, Canary, WeightsRefused
+from capo_ray.weights import Apart, Canary, WeightsRefused, build_handle
 from tests import test_engines
+from tests.adapter_world import AdapterWorld, taking
 from tests.test_engines import LONG, World, check, close_to
 
 pytestmark = pytest.mark.real
@@ -52,6 +53,26 @@ def test_each_of_two_workers_receives_in_buckets_and_refuses_what_is_damaged(wor
     with pytest.raises(WeightsRefused, match=r"tensor model\.norm\.weight of version 22 is damaged"):
         wire.publish(damaged, 22, canary, state)
     world.load(seed=23, version=23)
+
+
+def test_each_of_two_workers_merges_adapters_that_were_sent_alone(world: World) -> None:
+    """By a private file, and in buckets: fused and sharded layers come out as of the merged model."""
+    from benchmarks.wire import Wire
+
+    adapters, ids = AdapterWorld(Path(world.engine.spec.model_path)), world.engine.tokenizer.encode(LONG)
+    with taking(world.engine, adapters):
+        for version in (31, 32):
+            pairs = adapters.pairs(version)
+            state = world.versions[version] = adapters.merged(world.first, pairs)
+            canary = Canary(tuple(ids), tuple(world.logprobs(ids, 1, state)), Apart(1e-3, 1e-3))
+            if version == 31:
+                handle = build_handle(pairs, version, canary, onto=adapters.onto)
+                assert asyncio.run(world.engine.load_weights(handle)) == version
+            else:
+                assert Wire(world.engine).publish(pairs, version, canary, onto=adapters.onto) == version
+            (score,) = asyncio.run(world.engine.score([ids], [1]))
+            assert close_to(score, world.logprobs(ids, 1, state))
+    world.load(seed=33, version=33)
 
 
 def test_no_memory_that_the_workers_share_has_a_name_that_would_outlive_a_killed_engine(world: World) -> None:

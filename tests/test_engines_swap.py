@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
 from capo_ray.engines.twin import Twin, worker_model
 from capo_ray.protocols import Sampling, WeightsHandle
 from capo_ray.types import Completion
-from capo_ray.weights import WeightsRefused, build_handle, iterate_tensors, payload
+from capo_ray.weights import WeightsRefused, build_handle, contents, iterate_tensors, payload, read_manifest
+from capo_ray.weights.checksum import checksum
+from tests.adapter_world import AdapterWorld, taking
 from tests.engine_world import kept_logprobs, scheduling_ahead
 from tests.test_engines import LONG, World, check, close_to
 
@@ -173,6 +176,41 @@ def test_a_way_that_was_learnt_loads_the_bits_that_vllms_own_does(world: World) 
     with pytest.raises(RuntimeError, match="1 layers were not sent all of their weights"):
         Twin(worker_model(engine._stepper.engine), tied=True, route=route).load(short)
     assert asyncio.run(engine.score([ids], [1]))[0] == found
+
+
+def test_adapters_that_came_alone_are_merged_beside_and_the_canary_has_the_last_word(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender that is mistaken all through, whose checksums fit, is told by what the merged model scores."""
+    adapters, engine = AdapterWorld(Path(world.engine.spec.model_path)), world.engine
+    ids, first = engine.tokenizer.encode(LONG), engine.version + 1
+    monkeypatch.setattr("capo_ray.engines.vllm_engine.staged", None)  # nothing is loaded while the engine stands
+    bases = list[str]()
+    monkeypatch.setattr(contents, "checksum", lambda flat: bases.append("read") or checksum(flat))
+    contents._base_of.cache_clear()
+    with taking(engine, adapters):
+        for version in range(first, first + 3):
+            pairs, known = adapters.pairs(version), engine._arrivals._route
+            state = world.versions[version] = adapters.merged(world.first, pairs)
+            canary = read_manifest(world.handle(state, version).manifest).canary
+            handle = build_handle(pairs, version, canary, onto=adapters.onto)
+            assert asyncio.run(engine.load_weights(handle)) == version
+            assert close_to(asyncio.run(engine.score([ids], [1]))[0], world.logprobs(ids, 1))
+            assert known is None or engine._arrivals._route is known, "the way is that of the whole model"
+        assert len(bases) == len(adapters.contents.base), "the base is hashed once, not at every version"
+        older = adapters.pairs(first)
+        up = "model.layers.{}.mlp.up_proj.lora_{}.weight"
+        moved = {up.format(i, side): pairs[up.format(1 - i, side)] for i in (0, 1) for side in "AB"}
+        stale = {name: older[name] if ".lora_A." in name else tensor for name, tensor in pairs.items()}
+        larger = {name: 2.0 * tensor if ".lora_B." in name else tensor for name, tensor in pairs.items()}
+        for wrong in ({**pairs, **moved}, stale, larger):
+            with pytest.raises(WeightsRefused, match="differ from the learner's by"):
+                asyncio.run(engine.load_weights(build_handle(wrong, version, canary, onto=adapters.onto)))
+            with pytest.raises(WeightsRefused, match="serves nothing until good weights arrive"):
+                asyncio.run(engine.score([ids], [1]))
+        assert asyncio.run(engine.load_weights(handle)) == version
+    monkeypatch.undo()
+    world.load(seed=41, version=version + 1)
 
 
 @pytest.mark.parametrize("other", [False, True])

@@ -234,6 +234,7 @@ TRAIN = [
     ("learner.schedule=constant learner.min_lr_frac=0.5", CONSTANT),
     ("learner.lora.alpha=8", NO_ADAPTERS),
     ("learner.lora.targets=[q_proj]", NO_ADAPTERS),
+    ("weights.adapters=merged", NO_ADAPTERS),
     (
         "learner.offload_reference=true",
         "on CPUs, where the reference is in host memory already; remove it or give the learner a GPU",

@@ -16,7 +16,7 @@ from capo_ray.weights import Apart, PayloadWriter, WeightsRefused, Witness, read
 class Weights:
     """What `LearnerRank` asks of a learner, over two tensors that move by 1 a version."""
 
-    version, weight_bytes = 0, 40
+    version, weight_bytes, sent_bytes = 0, 40, 40
 
     def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
         visit({"a": torch.full((8,), float(self.version))})

@@ -15,10 +15,13 @@ from capo_ray.checkpoint.settings import write_settings
 from capo_ray.cli import plan
 from capo_ray.cli.checks import check_plan
 from capo_ray.cli.compose import compose_train
+from capo_ray.cli.memory import estimate_memory
+from capo_ray.place.cluster import object_store_bytes
 from capo_ray.place.publish import MOST_LOST, WirePublisher
 from capo_ray.place.transport import choose_transport
+from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed, WeightsHandle
-from capo_ray.weights import CollectiveReceiver
+from capo_ray.weights import CollectiveReceiver, checkpoint_shapes
 from capo_ray.weights.meeting import Meeting, Seat, WireLost
 
 GPUS = ("learner=gpu", "engine=gpu")
@@ -60,7 +63,32 @@ def test_the_dry_run_tells_what_carries_the_weights_and_why(given: str) -> None:
     text, chosen = plan.to_text(config), choose_transport(config)
     assert f"weights go by {chosen.name}: {chosen.why}" in text
     assert ("(weights.transport=auto)" in text) is (given == "auto")
-    assert json.loads(json.dumps(plan.to_json(config)))["transport"] == {"name": chosen.name, "why": chosen.why}
+    assert json.loads(json.dumps(plan.to_json(config)))["transport"] == {
+        "name": chosen.name,
+        "why": chosen.why,
+        "sends": "the whole model",
+        "version_mib": 342_336 * 4 / 2**20,
+    }
+    assert "a version is the whole model, 1.3 MiB = 4 B x N" in text
+
+
+def test_the_dry_run_tells_that_adapters_go_alone_and_how_many_bytes() -> None:
+    """Rank 4 on the laptop's policy: for each of a block's seven layers, 4 x (inputs + outputs)."""
+    shapes = checkpoint_shapes(str(asset_path("laptop", "policy")))
+    blocks = [shape for name, shape in shapes.items() if ".layers." in name and len(shape) == 2]
+    numel = sum(4 * (a + b) for a, b in blocks)
+    alone = compose_train(["learner.lora.rank=4", "weights.transport=gloo", "weights.delta_frac=0.5"])
+    assert f"a version is the adapters alone, {numel * 4 / 2**20:.1f} MiB = 4 B x {numel:,} of adapters" in (
+        plan.to_text(alone)
+    )
+    rows = {row.role: {t.name: t.num_bytes for t in row.terms} for row in estimate_memory(alone)}
+    assert rows["driver and Ray"]["version before"] == rows["next version"]["the one before"] == 4 * numel
+    assert rows["next version"]["version"] == 342_336 * 4, "an engine on the CPU loads the whole model beside"
+    merged = compose_train(["learner.lora.rank=4", "weights.adapters=merged"])
+    assert "a version is the whole model, 1.3 MiB = 4 B x N" in plan.to_text(merged)
+    assert object_store_bytes(merged) - object_store_bytes(compose_train(["learner.lora.rank=4"])) == 2 * 4 * (
+        342_336 - numel
+    )
 
 
 @pytest.mark.parametrize(("written", "resumed"), [("shared_memory", "auto"), ("host", "host")])

@@ -15,7 +15,7 @@ from capo_ray.cli.models import size_of
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.config.job import RanksConfig
-from capo_ray.demand import Demand, ModelUse, demand, policy_model, publishes
+from capo_ray.demand import Demand, ModelUse, adapters_alone, demand, policy_model, publishes
 from capo_ray.place.transport import choose_transport
 from capo_ray.problems.chains_tokenizer import vocabulary
 from capo_ray.sizing import (
@@ -190,12 +190,12 @@ def _coming_versions(config: Job, policy: Model) -> list[Memory]:
         return []
     engine, unit = config.engine, DTYPE_BYTES[config.model.dtype]
     by_host = choose_transport(config).name == "host"
-    version, word = unit * policy.num_params, f"{unit} B x N"
-    terms = [Term("version", version, word)]
-    if by_host and engine.num_gpus and engine.tensor_parallel == 1:
+    terms = [Term("version", unit * policy.num_params, f"{unit} B x N")]  # the whole one, whatever is sent of it
+    if by_host and engine.num_gpus and engine.tensor_parallel == 1 and not adapters_alone(config):
         return []  # read where it lies in the object store
     if config.weights.delta_frac and not by_host:
-        terms.append(Term("the one before", version, f"{word}, for weights.delta_frac"))
+        sent = sent_term("the one before", config, policy)
+        terms.append(replace(sent, formula=f"{sent.formula}, for weights.delta_frac"))
     # One file for all workers of an engine, or what each has received itself.
     count = engine.num_workers * (1 if by_host else engine.tensor_parallel)
     return [Memory("next version", count, False, tuple(terms), bool(policy.num_params), policy.num_params)]
@@ -203,12 +203,22 @@ def _coming_versions(config: Job, policy: Model) -> list[Memory]:
 
 def _sent_terms(config: TrainConfig, policy: Model) -> list[Term]:
     """Rank 0's memory for what it sends."""
-    unit, weights = DTYPE_BYTES[config.model.dtype], config.weights
-    version, word = unit * policy.num_params, f"{unit} B x N"
-    if choose_transport(config).name == "host":
-        return [Term("version that is sent", version, f"rank 0's copy, {word}")]
+    weights, by_host = config.weights, choose_transport(config).name == "host"
+    copy = sent_term("version that is sent" if by_host else "version before", config, policy)
+    copy = replace(copy, formula=f"rank 0's copy, {copy.formula}")
+    if by_host:
+        return [copy]
     terms = [Term("buckets", 2 * weights.bucket_mib << 20, f"2 x {weights.bucket_mib} MiB")]
-    return terms + [Term("version before", version, f"rank 0's copy, {word}")] * bool(weights.delta_frac)
+    return terms + [copy] * bool(weights.delta_frac)
+
+
+def sent_term(name: str, config: Job, policy: Model) -> Term:
+    """The bytes of a version on its way."""
+    unit, lora = DTYPE_BYTES[config.model.dtype], config.learner.lora
+    if not adapters_alone(config) or policy.shape is None:
+        return Term(name, unit * policy.num_params, f"{unit} B x N")
+    numel = AdapterLoad(lora.rank, lora.targets).num_params(policy.shape)
+    return Term(name, unit * numel, f"{unit} B x {numel:,} of adapters")
 
 
 def largest_microbatch(config: Job) -> int:
@@ -258,8 +268,7 @@ def _stage(learner: RanksConfig, dtype: str) -> int:
 
 
 def _driver_memory(config: Job, policy: Model) -> Memory:
-    unit = DTYPE_BYTES[config.model.dtype]
-    version = unit * policy.num_params if publishes(config) else 0
+    version = int(sent_term("version", config, policy).num_bytes) if publishes(config) else 0
     terms = [Term("processes", RAY_BASE_GIB * GIB, f"{RAY_BASE_GIB} GiB"), _store_term(config, version)]
     if isinstance(config, TrainConfig) and publishes(config):
         terms += _sent_terms(config, policy)

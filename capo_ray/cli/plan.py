@@ -16,6 +16,8 @@ from capo_ray.cli.memory import (
     device_gib,
     estimate_memory,
     host_gib,
+    policy_of,
+    sent_term,
 )
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
@@ -23,8 +25,11 @@ from capo_ray.cli.useless import is_idle
 from capo_ray.config import FAMILIES, Job, SftConfig, TrainConfig
 from capo_ray.config.base import flat_keys
 from capo_ray.config.shipped import SHIPPED
-from capo_ray.demand import Demand, demand, find, in_all
+from capo_ray.demand import Demand, adapters_alone, demand, find, in_all
 from capo_ray.place.transport import choose_transport
+from capo_ray.sizing import Term
+
+MIB = 1 << 20
 
 UNKNOWN = "unknown until fetched"
 
@@ -56,7 +61,8 @@ def to_json(config: Job) -> dict[str, Any]:
     }
     if isinstance(config, SftConfig):
         return plan
-    plan["transport"] = asdict(choose_transport(config))
+    sent = _sent(config)
+    plan["transport"] = asdict(choose_transport(config)) | {"sends": sent.name, "version_mib": sent.num_bytes / MIB}
     return plan | {"batch": batch_algebra(config), "pace": [asdict(tier) for tier in estimate_pace(config)]}
 
 
@@ -102,7 +108,17 @@ def _transport_words(config: Job) -> list[str]:
         return []
     chosen = choose_transport(config)
     given = f" (weights.transport={config.weights.transport})"
-    return [f"weights go by {chosen.name}: {chosen.why}{given if config.weights.transport == 'auto' else ''}"]
+    sent = _sent(config)
+    size = f"{sent.num_bytes / MIB:,.1f} MiB = {sent.formula}" if policy_of(config).num_params else UNKNOWN
+    return [
+        f"weights go by {chosen.name}: {chosen.why}{given if config.weights.transport == 'auto' else ''}",
+        f"a version is {sent.name}, {size}",
+    ]
+
+
+def _sent(config: TrainConfig) -> Term:
+    """What a version is, and its bytes."""
+    return sent_term("the adapters alone" if adapters_alone(config) else "the whole model", config, policy_of(config))
 
 
 def _nodes(config: Job) -> str:

@@ -213,6 +213,9 @@ class WeightsConfig(Section):
     delta_frac: float = Field(0.0, ge=0, le=1)
     """Send of a tensor only the values that changed, unless more than this share did; 0: all, always. Rank 0 and every
     engine process then keep a copy of the last version. Pays below 0.3 in bfloat16 and 0.5 in float32."""
+    adapters: Literal["alone", "merged"] = "alone"
+    """With `learner.lora`: `alone` sends them as they are, and each engine merges them into the model's files, which it
+    reads at every version; `merged` sends the whole model."""
     canary_every: int = Field(1, ge=0)
     """Publishes between comparisons of engine and learner logprobs; 0: never."""
     canary_tolerance: float = Field(0.0, ge=0)

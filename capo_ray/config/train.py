@@ -121,6 +121,11 @@ class TrainConfig(Section):
                 on_gpu=any(part.num_gpus for part in learners),
             ),
             Idle(
+                ("weights.adapters",),
+                not self.learner.lora.rank,
+                "with learner.lora.rank=0, which trains the model itself; remove it or set learner.lora.rank",
+            ),
+            Idle(
                 ("loss.clip_low", "loss.clip_high"),
                 self.loss.behaviour == "recompute" and self.learner.num_epochs == 1,
                 "with loss.behaviour=recompute and learner.num_epochs=1, where every ratio is 1; raise "

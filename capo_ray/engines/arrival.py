@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from capo_ray.engines.twin import Twin, can_have_twin, worker_model
 from capo_ray.protocols import WeightsHandle
 from capo_ray.weights import (
     CollectiveReceiver,
+    Contents,
     Found,
     HostReceiver,
     Manifest,
@@ -62,18 +63,16 @@ class Arrival:
     lost: WireLost | None = None
     """Why it did not come."""
 
-    def verify(
-        self, handle: WeightsHandle, shapes: Mapping[str, tuple[int, ...]], dtype: str, tied: bool, num_threads: int
-    ) -> Manifest:
+    def verify(self, handle: WeightsHandle, contents: Contents, num_threads: int) -> Manifest:
         """As `swap.verify_for`, of what came to each worker."""
         if self.lost is not None:
             raise self.lost
         for came, found in self.came:
-            verify_for(handle, shapes, dtype, tied, num_threads, found, came)
+            verify_for(handle, contents, num_threads, found, came)
         if self.source is not None:
             self.source["manifest"] = handle.manifest
             return read_manifest(handle.manifest)
-        return verify_for(handle, shapes, dtype, tied, num_threads, self.found)
+        return verify_for(handle, contents, num_threads, self.found)
 
     def twin_for(self, manifest: Manifest) -> Twin | None:
         """What was loaded beside, if it is what `manifest` says; raises what loading raised."""
@@ -87,8 +86,10 @@ class Arrival:
 class Arrivals:
     """The version that is expected next, if any. On one event loop; `between`: as `VllmEngine._between_steps`."""
 
-    def __init__(self, num_threads: int, between: Between, *, beside: bool, tied: bool) -> None:
-        self._num_threads, self._between, self._beside, self._tied = num_threads, between, beside, tied
+    def __init__(self, num_threads: int, between: Between, contents: Contents, *, beside: bool, tied: bool) -> None:
+        self._num_threads, self._between = num_threads, between
+        self.contents = contents
+        self._beside, self._tied = beside, tied
         self._route: Route | None = None
         self._switch_s = sys.getswitchinterval()
         self._seat = Seat()
@@ -135,7 +136,8 @@ class Arrivals:
 
     async def _meet_by_workers(self, meeting: Meeting) -> list[tuple[Manifest, Found]]:
         """What each worker received, on a thread of its own: it serves on meanwhile."""
-        await self._between(lambda engine: engine.collective_rpc("begin_receiving", args=(asdict(meeting),)))
+        contents = self.contents
+        await self._between(lambda engine: engine.collective_rpc("begin_receiving", args=(asdict(meeting), contents)))
         while True:
             told = await self._between(lambda engine: engine.collective_rpc("received"))
             if all(one is not None for one in told):
@@ -158,10 +160,11 @@ class Arrivals:
         try:
             if model is not None:
                 known = self._route
-                if isinstance(receiver, HostReceiver) and known is not None and not known.fits(receiver.manifest):
-                    known = None  # of a version in buckets this is seen on the way
+                if isinstance(receiver, HostReceiver) and known is not None:
+                    # Of a version in buckets this is seen on the way.
+                    known = known if known.sent == self.contents.loads(receiver.manifest) else None
                 twin = Twin(model, tied=self._tied, route=known)
-                twin.load(receiver.take())
+                twin.load(self.contents.whole(receiver.take()))
                 self._route = twin.route
                 arrival.twin = twin
         except (WeightsRefused, WireLost):

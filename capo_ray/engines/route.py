@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from capo_ray.weights import Manifest, TensorEntry
-
 Loads = Sequence[tuple[str, BoundArguments]]
 """Of one layer: each call of a loader, with the parameter's name."""
 
@@ -46,11 +44,7 @@ class Route:
 
     calls: Mapping[str, Call]
     sent: frozenset[tuple[str, tuple[int, ...]]]
-    """Name and shape of all that was sent."""
-
-    def fits(self, manifest: Manifest) -> bool:
-        """Whether a version is sent as the first one was."""
-        return {_sent(entry) for entry in manifest.tensors} == self.sent
+    """Name and shape of all that was loaded; only a version of the same can follow (`Contents.loads`)."""
 
 
 def route_of(sent: Iterable[tuple[str, torch.Tensor]], loads: Sequence[Loads]) -> Route | None:
@@ -73,7 +67,3 @@ def route_of(sent: Iterable[tuple[str, torch.Tensor]], loads: Sequence[Loads]) -
     if calls.keys() != set(names.values()):
         return None
     return Route(calls, frozenset((name, tuple(tensor.shape)) for name, tensor in sent))
-
-
-def _sent(entry: TensorEntry) -> tuple[str, tuple[int, ...]]:
-    return entry.name, entry.shape

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from capo_ray.config.engine import EngineBase
+from capo_ray.config.lora import LoraConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class EngineSpec:
     tensor_parallel: int = 1
     seed: int = 0
     takes_weights: bool = True
+    adapters: LoraConfig | None = None
+    """What versions are adapters of, where they are sent alone."""
     running: Literal["recompute", "keep"] = "recompute"
     """What becomes of the keys and values of running sequences when the weights change."""
     enforce_eager: bool | None = None

@@ -12,67 +12,78 @@ handed out only once it has passed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from capo_ray.engines.scheduling import canary_alone, forget
+from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
 from capo_ray.engines.twin import Twin
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Canary, Found, Held, Manifest, WeightsRefused, as_bytes, verify_handle
+from capo_ray.weights import (
+    AdaptersAlone,
+    Canary,
+    Contents,
+    Found,
+    Held,
+    Manifest,
+    WeightsRefused,
+    WholeModel,
+    as_bytes,
+    checkpoint_shapes,
+    verify_handle,
+)
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
-_TIED = "lm_head.weight"
-
 
 def verify_for(
     handle: WeightsHandle,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: str,
-    tied: bool,
+    contents: Contents,
     num_threads: int = 1,
     found: Found | None = None,
     came: Manifest | None = None,
 ) -> Manifest:
-    """The handle's manifest, once its bytes and its names, shapes and dtypes were compared with the model's."""
+    """The handle's manifest, once its bytes were compared with it, and what it names with the engine's model."""
     manifest = verify_handle(handle, num_threads, found, came)
-    got = {entry.name: entry for entry in manifest.tensors}
-    optional = {_TIED} if tied else set()
-    missing = sorted(set(shapes) - set(got) - optional)
-    extra = sorted(set(got) - set(shapes) - optional)
-    if missing or extra:
-        raise WeightsRefused(
-            f"version {manifest.version} does not hold this model's tensors: missing {missing[:5] or 'none'}, "
-            f"unknown {extra[:5] or 'none'} ({len(missing)} and {len(extra)})"
-        )
-    for name, entry in got.items():
-        if name in shapes and entry.shape != shapes[name]:
-            raise WeightsRefused(f"tensor {name}: expected shape {list(shapes[name])}, got {list(entry.shape)}")
-        if entry.dtype != dtype:
-            raise WeightsRefused(
-                f"tensor {name}: the engine holds {dtype}, got {entry.dtype}; publish in the engine's dtype"
-            )
+    contents.require(manifest)
     return manifest
 
 
-@contextmanager
-def staged(engine: LLMEngine, handle: WeightsHandle) -> Iterator[dict[str, Any]]:
-    """Where every worker of the engine finds verified weights, until the block ends; made while it still serves.
+def contents_of(spec: EngineSpec, tied: bool) -> Contents:
+    """What the versions of an engine hold."""
+    shapes = checkpoint_shapes(spec.model_path) if spec.takes_weights else {}
+    if spec.adapters is None:
+        return WholeModel(shapes, spec.dtype, tied)
+    return AdaptersAlone(spec.model_path, shapes, spec.dtype, tied, spec.adapters)
 
-    One worker in this process takes the payload as it is; workers in processes of their own map a private file.
+
+@contextmanager
+def staged(
+    engine: LLMEngine, handle: WeightsHandle, contents: Contents, came: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Where every worker of the engine finds the whole model of a verified version, until the block ends; made while it
+    still serves. `came`: where they find what came, if there is no payload of it.
+
+    One worker in this process takes the payload as it is; workers in processes of their own map a private file, or hold
+    the whole model that they have received themselves.
     """
     from capo_ray.engines.transfer import shared_file
 
-    payload = as_bytes(handle.payload)
+    if came is not None:
+        yield came | {"tensors": dict(contents.whole(came["tensors"].items()))} if "tensors" in came else came
+        return
+    manifest, whole = contents.payload(handle.manifest, handle.payload)
+    payload = as_bytes(whole)
     if in_process(engine):
-        yield {"manifest": handle.manifest, "payload": payload}
+        yield {"manifest": manifest, "payload": payload}
         return
     with shared_file(payload) as path:
-        yield {"manifest": handle.manifest, "path": path}
+        del whole, payload
+        yield {"manifest": manifest, "path": path}
 
 
 def swap(

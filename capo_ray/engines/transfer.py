@@ -27,7 +27,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from capo_ray.weights import CollectiveReceiver, iterate_tensors
+from capo_ray.weights import CollectiveReceiver, Contents, iterate_tensors
 from capo_ray.weights.meeting import Meeting, Seat, WireLost
 
 BACKEND = "shared_memory"
@@ -59,10 +59,10 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedMemoryInitInfo, SharedMemo
 
     _reception: Reception | None = None
 
-    def begin_receiving(self, meeting: Meeting) -> None:
+    def begin_receiving(self, meeting: Meeting, contents: Contents) -> None:
         """Begin to take a version at a meeting, beside what this worker does."""
         seat = Seat(self.device.index) if self._reception is None else self._reception.seat
-        self._reception = Reception(seat, meeting)
+        self._reception = Reception(seat, meeting, contents)
 
     def received(self) -> tuple[str, list[tuple[tuple[int, int], int]], str] | None:
         """The places and checksums of what came, and why it did not come whole, if so; None while it is coming."""
@@ -156,10 +156,11 @@ def require_all_layers(model: Any, *, tied: bool) -> None:
 
 
 class Reception:
-    """One version on its way to one worker, on a thread of its own."""
+    """One version on its way to one worker, made whole where it came as adapters, on a thread of its own."""
 
-    def __init__(self, seat: Seat, meeting: Meeting) -> None:
-        self.seat, self._version, self._lost = seat, meeting.version, ""
+    def __init__(self, seat: Seat, meeting: Meeting, contents: Contents) -> None:
+        self.seat, self._version, self._lost, self._contents = seat, meeting.version, "", contents
+        self._whole: dict[str, torch.Tensor] = {}
         self._receiver = CollectiveReceiver(seat, meeting, keep=True)
         self._thread = threading.Thread(target=self._take, name="receives weights", daemon=True)
         self._thread.start()
@@ -174,13 +175,15 @@ class Reception:
         """The tensors of a version, which are then no longer kept here."""
         if version != self._version or self._lost or self._thread.is_alive():
             raise RuntimeError(f"this worker does not hold version {version} whole")
-        kept, self._receiver.kept = self._receiver.kept, {}
-        return kept
+        whole, self._whole = self._whole, {}
+        return whole
 
     def _take(self) -> None:
         try:
             self._receiver.finish()
-        except WireLost as error:
+            self._whole = dict(self._contents.whole(self._receiver.kept.items()))
+            self._receiver.kept = {}
+        except (WireLost, ValueError) as error:  # by host memory it is told what is wrong with it
             self._lost = str(error)
 
 
@@ -189,9 +192,9 @@ class TransferExtension:
 
     weight_transfer_engine: Any
 
-    def begin_receiving(self, meeting: dict[str, Any]) -> None:
+    def begin_receiving(self, meeting: dict[str, Any], contents: Contents) -> None:
         """As `SharedMemoryTransfer.begin_receiving`."""
-        self.weight_transfer_engine.begin_receiving(Meeting(**meeting))
+        self.weight_transfer_engine.begin_receiving(Meeting(**meeting), contents)
 
     def received(self) -> tuple[str, list[tuple[tuple[int, int], int]], str] | None:
         """As `SharedMemoryTransfer.received`."""

@@ -18,12 +18,12 @@ from capo_ray.engines.requests import completion, sampling_params, score_params,
 from capo_ray.engines.runtime import build_engine, close_engine, verify_threads
 from capo_ray.engines.spec import EngineSpec
 from capo_ray.engines.stepper import EngineBroken, Job, Stepper
-from capo_ray.engines.swap import staged, swap
+from capo_ray.engines.swap import contents_of, staged, swap
 from capo_ray.engines.tokenizer import HfTokenizer
 from capo_ray.engines.twin import Twin
 from capo_ray.protocols import PartTimeout, Sampling, WeightsHandle
 from capo_ray.types import Completion
-from capo_ray.weights import Manifest, WeightsRefused, checkpoint_shapes
+from capo_ray.weights import Manifest, WeightsRefused
 from capo_ray.written import require_written
 
 if TYPE_CHECKING:
@@ -56,12 +56,11 @@ class VllmEngine:
         self._stepper.start(self.spec.start_deadline_s)
         config = self._stepper.engine.model_config
         self._vocab_size = config.get_vocab_size()
-        self._tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
-        beside, threads = self.spec.device == "cpu", verify_threads(self.spec)
-        self._arrivals = Arrivals(threads, self._between_steps, beside=beside, tied=self._tied)
+        tied = bool(getattr(config.hf_config, "tie_word_embeddings", False))
+        beside, threads, contents = self.spec.device == "cpu", verify_threads(self.spec), contents_of(self.spec, tied)
+        self._arrivals = Arrivals(threads, self._between_steps, contents, beside=beside, tied=tied)
         # The second-generation runner of GPU vLLM scores prompts by other code, which has not been read for this.
         self._score_from_cache = not self._stepper.engine.vllm_config.use_v2_model_runner
-        self._shapes = checkpoint_shapes(self.spec.model_path) if self.spec.takes_weights else {}
 
     def close(self) -> None:
         """Stop the engine; whatever still waits fails. May be called more than once."""
@@ -180,16 +179,16 @@ class VllmEngine:
         engine, threads = self._stepper.engine, verify_threads(self.spec)
         arrival = await self._arrivals.of(engine, handle)
         try:
-            model = (self._shapes, self.spec.dtype, self._tied)
-            manifest = await asyncio.to_thread(arrival.verify, handle, *model, threads)
+            manifest = await asyncio.to_thread(arrival.verify, handle, self._arrivals.contents, threads)
         except WeightsRefused as error:
             refused = error  # `error` itself is unbound once this block ends
             await self._between_steps(lambda _: self._refuse(refused))
             raise
         async with AsyncExitStack() as stack:
-            source: dict[str, Any] | Twin | None = await self._loaded(arrival, manifest) or arrival.source
+            source: dict[str, Any] | Twin | None = await self._loaded(arrival, manifest)
             if source is None:
-                source = await asyncio.to_thread(stack.enter_context, staged(engine, handle))
+                made = staged(engine, handle, self._arrivals.contents, arrival.source)
+                source = await asyncio.to_thread(stack.enter_context, made)
             await self._between_steps(lambda _: self._swap(source, manifest))
         return manifest.version
 

@@ -1,7 +1,8 @@
 """LoRA: low-rank matrices beside frozen linear layers, by peft, as seen by a learner, its engines and its checkpoints.
 
     in memory     home.base_layer.weight [o, i] (frozen), home.lora_A.default.weight [r, i], …lora_B… [o, r]
-    published     home.weight = base + alpha / r * B A, as the model's own files name it
+    published     A and B alone, under their layer's name in the model's files (`weights.contents`), or
+                  home.weight = base + alpha / r * B A, as the files name it
     kept          A and B alone, under peft's names
 
 Invariant: the base is never written. With B = 0, as training begins, the model is the base to the last bit; with the
@@ -24,6 +25,7 @@ from torch.nn.functional import linear
 from capo_ray.config.lora import LoraConfig
 from capo_ray.learners.backend import home_of
 from capo_ray.protocols import RunFailed
+from capo_ray.weights import merged
 
 NAME = "default"  # peft's, of the one adapter that there is
 MODEL_FILE = "adapter_model"
@@ -66,7 +68,8 @@ class Adapters:
             base_model_name_or_path=path,
         )
         inject_adapter_in_model(self._config, model)
-        self._scale = config.alpha / config.rank
+        self.scale = config.alpha / config.rank
+        """Of B A, where it is added to W."""
         self._layers: dict[str, Any] = {
             f"model.{name}": module for name, module in model.named_modules() if isinstance(module, LoraLayer)
         }
@@ -86,20 +89,19 @@ class Adapters:
 
         Sums are made in fp32 and rounded once. What has no adapter is as it was given, not copied.
         """
-        merged: dict[str, torch.Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         for name, tensor in portion.items():
             home = home_of(name)
             if is_adapter(name):
                 continue
             if home == name:
-                merged[name] = tensor
+                found[name] = tensor
             elif name.endswith(".base_layer.weight"):
                 first, second = (portion[f"{home}.lora_{side}.{NAME}.weight"] for side in "AB")
-                whole = tensor.float().addmm(second.float(), first.float(), alpha=self._scale)
-                merged[f"{home}.weight"] = whole.to(tensor.dtype)
+                found[f"{home}.weight"] = merged(tensor, first, second, self.scale)
             else:
-                merged[f"{home}.{name.rsplit('.', 1)[1]}"] = tensor
-        return merged
+                found[f"{home}.{name.rsplit('.', 1)[1]}"] = tensor
+        return found
 
     def to_files(self, weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         """(tensors, configuration) of the adapters among `weights`, as peft reads them from a directory."""
@@ -136,12 +138,17 @@ class Adapters:
         if not self._as_reference or name not in self._kept:
             return output
         first, second = (tensor.to(inputs) for tensor in self._kept[name])
-        return output + linear(linear(inputs, first), second) * self._scale
+        return output + linear(linear(inputs, first), second) * self.scale
 
 
 def is_adapter(name: str) -> bool:
     """Whether a weight of the module in memory is one of the adapters' own."""
     return f".lora_A.{NAME}." in name or f".lora_B.{NAME}." in name
+
+
+def without_adapters(portion: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The frozen weights of a portion under the names that they had without adapters."""
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in portion.items() if not is_adapter(name)}
 
 
 def to_pairs(weights: Mapping[str, torch.Tensor]) -> dict[str, Pair]:

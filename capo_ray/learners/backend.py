@@ -48,8 +48,10 @@ class Backend(Protocol):
     def barrier(self) -> None:
         """Returns once every rank has come here."""
 
-    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None], *, trained_only: bool = False) -> None:
         """Calls `visit` on rank 0 with all weights by their names in the module, portion by portion.
+
+        With `trained_only`, frozen ones are left out, and not gathered.
 
         The tensors are the model's own, where it lies: whole, not copied, and gone once `visit` returns.
         """
@@ -75,11 +77,13 @@ def home_of(name: str) -> str:
     return _BESIDE.split(name, maxsplit=1)[0]
 
 
-def portions(module: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+def portions(module: nn.Module, trained_only: bool = False) -> Iterator[dict[str, nn.Parameter]]:
     """Weights by name in portions small enough to hold whole; tied ones come once, a layer's with its adapter's."""
     portion: dict[str, nn.Parameter] = {}
     numel, home = 0, ""
     for name, param in module.named_parameters():
+        if trained_only and not param.requires_grad:
+            continue
         if numel >= PORTION_NUMEL and home_of(name) != home:
             yield portion
             portion, numel = {}, 0

@@ -6,13 +6,12 @@ each expert's matrices. The conversion back is transformers' own, as `save_pretr
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from capo_ray.protocols import RunFailed
-from capo_ray.weights import checkpoint_files
+from capo_ray.weights import MappedFiles
 from capo_ray.written import require_written
 
 PREFIX = "model."  # `Policy` holds the model under this name
@@ -54,25 +53,12 @@ def require_files_weights(portion: dict[str, torch.Tensor], files: Files, path: 
             )
 
 
-class Files:
-    """The tensors of a model's safetensors files, read one at a time."""
+class Files(MappedFiles):
+    """The tensors of a model's safetensors files, which are as they were written."""
 
     def __init__(self, path: str) -> None:
-        self._open: dict[Path, Any] = {}
         require_written(path)
-        self._file_of = checkpoint_files(path)
-
-    def tensor(self, name: str) -> torch.Tensor | None:
-        """One tensor as it is stored; None where no file holds it."""
-        from safetensors import safe_open
-
-        if name not in self._file_of:
-            return None
-        file = self._file_of[name]
-        if file not in self._open:
-            self._open[file] = safe_open(str(file), framework="pt")
-        tensor: torch.Tensor = self._open[file].get_tensor(name)
-        return tensor
+        super().__init__(path)
 
 
 class _Read:

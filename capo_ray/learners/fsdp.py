@@ -107,9 +107,9 @@ class FsdpBackend(meeting.Collectives):
         return norm
 
     @torch.no_grad()
-    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None], *, trained_only: bool = False) -> None:
         """As `Backend.visit_weights`; what is visited is gathered and cast as a pass does it."""
-        for portion in portions(self._module):
+        for portion in portions(self._module, trained_only):
             whole = {name: self._whole(param) for name, param in portion.items()}
             if self.rank == 0:
                 visit(whole)

@@ -17,6 +17,7 @@ import torch
 
 from capo_ray.learners import rank, shards
 from capo_ray.learners.adapters import MODEL_FILE, Adapters
+from capo_ray.learners.backend import trained
 from capo_ray.learners.cell import MAX_TOKEN_LOSS, Cell, figures_of, spoilers
 from capo_ray.learners.covariance import picked_tokens
 from capo_ray.learners.export import ModelSource
@@ -40,6 +41,7 @@ from capo_ray.loss import (
 )
 from capo_ray.protocols import RunFailed
 from capo_ray.types import TrajectoryKey, UpdateReport, WeightedSample
+from capo_ray.weights import TIED, Onto
 
 
 class Learner:
@@ -57,9 +59,12 @@ class Learner:
             self.weight_bytes = self.num_parameters * DTYPES[spec.dtype].itemsize
             lora = spec.learner.lora
             self._adapters = Adapters(policy.model, lora, spec.model_path, spec.seed) if lora.rank else None
+            alone = spec.adapters_alone and self._adapters is not None
+            sent = sum(p.numel() for p in trained(policy)) if alone else self.num_parameters
+            self.sent_bytes = sent * DTYPES[spec.dtype].itemsize
             self._backend = rank.build_backend(policy, spec, device)
             policy.sequence = rank.meet_sequence(spec, policy)
-            self._outward = Outward(self._backend, names, self._adapters)
+            self._outward = Outward(self._backend, names, self._adapters, alone)
             self._reference = self._build_reference(policy.sequence) if spec.loss.kl_coef > 0 else None
 
     def _build_reference(self, sequence: SequenceGroup | None) -> Reference | AdapterReference:
@@ -224,9 +229,10 @@ class Learner:
         """As `Outward.visit`."""
         self._outward.visit(visit)
 
-    def require_files_weights(self) -> None:
-        """Raises RunFailed unless what would be published now is what the model's files hold; for version 0 alone."""
-        self._outward.require_files_weights(self.spec.model_path)
+    def require_files_weights(self) -> Onto | None:
+        """As `Outward.require_files_weights`; for version 0 alone."""
+        tied = bool(getattr(self._model_config, "tie_word_embeddings", False))
+        return self._outward.require_files_weights(self.spec.model_path, frozenset({TIED} if tied else ()))
 
     def named_tensors(self) -> dict[str, torch.Tensor] | None:
         """Copies of all weights on the CPU, finite, named as in the model's files, on rank 0; None on the others."""

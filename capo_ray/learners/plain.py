@@ -87,9 +87,9 @@ class PlainBackend:
     def barrier(self) -> None:
         """As `Backend.barrier`."""
 
-    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None], *, trained_only: bool = False) -> None:
         """As `Backend.visit_weights`."""
-        for portion in portions(self._module):
+        for portion in portions(self._module, trained_only):
             visit({name: param.detach() for name, param in portion.items()})
 
     @torch.no_grad()

@@ -53,10 +53,14 @@ class RankSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec(RankSpec):
-    """A rank of the policy's learner; `total_updates` ends the schedule."""
+    """A rank of the policy's learner; `total_updates` ends the schedule.
+
+    `adapters_alone`: engines are sent its adapters, if it has any, and not the whole model.
+    """
 
     loss: LossConfig
     total_updates: int
+    adapters_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

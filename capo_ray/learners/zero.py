@@ -102,12 +102,9 @@ class ZeroBackend(meeting.Collectives):
         return norm
 
     @torch.no_grad()
-    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None]) -> None:
-        """Calls `visit` on rank 0 with all weights by their names in the module, portion by portion.
-
-        The tensors are the model's own, where it lies: whole, not copied, and gone once `visit` returns.
-        """
-        for portion in portions(self._engine.module):
+    def visit_weights(self, visit: Callable[[dict[str, torch.Tensor]], None], *, trained_only: bool = False) -> None:
+        """As `Backend.visit_weights`."""
+        for portion in portions(self._engine.module, trained_only):
             with self._deepspeed.zero.GatheredParameters(list(portion.values()), enabled=self.stage == 3):
                 if self.rank == 0:
                     visit({name: param.detach() for name, param in portion.items()})

@@ -15,13 +15,13 @@ import psutil
 import ray
 
 from capo_ray.config import Job
-from capo_ray.demand import in_all, publishes
+from capo_ray.demand import adapters_alone, in_all, publishes
 from capo_ray.place.capacity import Muster
 from capo_ray.place.last_resort import force_exit_after
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import shm_bytes, store_bytes
-from capo_ray.weights import publish_bytes
+from capo_ray.weights import adapter_bytes, publish_bytes
 
 MIB = 1 << 20
 REACH_S = 10.0
@@ -166,8 +166,10 @@ def object_store_bytes(config: Job) -> int:
         return config.cluster.object_store_mib * MIB
     if not publishes(config):
         return store_bytes(None, shm_bytes())
-    policy = str(asset_path(config.model.path, "policy"))
-    return store_bytes(publish_bytes(policy, config.model.dtype), shm_bytes())
+    policy, dtype = str(asset_path(config.model.path, "policy")), config.model.dtype
+    alone = adapters_alone(config)
+    version = adapter_bytes(policy, dtype, config.learner.lora) if alone else publish_bytes(policy, dtype)
+    return store_bytes(version, shm_bytes())
 
 
 def _check_token(config: Job, address: str) -> None:

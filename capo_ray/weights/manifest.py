@@ -13,7 +13,7 @@ from typing import Any
 
 from capo_ray.weights.canary import Apart, Canary, WeightsRefused
 
-FORMAT = 5
+FORMAT = 6
 UNSEALED = -1
 """In place of a checksum that was not taken yet; no bytes have it."""
 
@@ -31,13 +31,22 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Onto:
+    """What adapters that are sent alone are added to: W + scale * B A, W of the weights of this fingerprint."""
+
+    base: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """All tensors of a version in payload order."""
+    """All tensors of a version in payload order; `onto`: where they are adapters alone."""
 
     version: int
     payload_bytes: int
     tensors: tuple[TensorEntry, ...]
     canary: Canary | None
+    onto: Onto | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -64,6 +73,7 @@ class Manifest:
             "payload_bytes": self.payload_bytes,
             "tensors": [[t.name, t.dtype, list(t.shape), t.offset, t.num_bytes, t.checksum] for t in self.tensors],
             "canary": None if self.canary is None else asdict(self.canary),
+            "onto": None if self.onto is None else asdict(self.onto),
         }
 
 
@@ -83,6 +93,7 @@ def read_manifest(text: str) -> Manifest:
                 for name, dtype, shape, offset, size, seen in data["tensors"]
             ),
             canary=_read_canary(data["canary"]),
+            onto=None if data["onto"] is None else Onto(str(data["onto"]["base"]), float(data["onto"]["scale"])),
         )
         claimed = data["fingerprint"]
     except (ValueError, KeyError, TypeError, OverflowError) as error:

@@ -20,7 +20,7 @@ import torch
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.weights.canary import Canary
 from capo_ray.weights.checksum import checksum, device_checksum
-from capo_ray.weights.manifest import UNSEALED, Manifest, TensorEntry
+from capo_ray.weights.manifest import UNSEALED, Manifest, Onto, TensorEntry
 
 ALIGNMENT = 64  # of Ray's object store, and more than any dtype needs
 
@@ -33,18 +33,26 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 
 
-class Witness:
-    """What the weights are where they lie in the model: finite, and of these checksums."""
+Seen = tuple[str, tuple[int, ...], int]
+"""Of a tensor where it lies: dtype, shape and checksum."""
 
-    def __init__(self, num_threads: int = 1) -> None:
+
+class Witness:
+    """What the weights are where they lie in the model: finite, and of these checksums.
+
+    `onto`: what they are added to, where they are adapters.
+    """
+
+    def __init__(self, num_threads: int = 1, onto: Onto | None = None) -> None:
+        self.onto = onto
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="witness")
         self.begin(0)
 
     def begin(self, version: int) -> None:
         """Forget what was seen; from here on it is of `version`."""
         self._version = version
-        self.seen: dict[str, tuple[str, tuple[int, ...], int]] = {}
-        """By name: dtype, shape and checksum."""
+        self.seen: dict[str, Seen] = {}
+        """By name."""
 
     def add(self, portion: Mapping[str, torch.Tensor]) -> None:
         """See some tensors; returns once their memory may be used again.
@@ -77,7 +85,7 @@ class Places:
         Raises `RunFailed` where other tensors were gathered than the model holds.
         """
         entries = self.entries if witness is None else self._sealed(version, witness)
-        return Manifest(version, self.used, tuple(entries), canary)
+        return Manifest(version, self.used, tuple(entries), canary, None if witness is None else witness.onto)
 
     def handle(
         self, version: int, payload: object, canary: Canary | None, witness: Witness | None = None
@@ -165,12 +173,13 @@ def build_handle(
     version: int,
     canary: Canary | None,
     held: Mapping[str, torch.Tensor] | None = None,
+    onto: Onto | None = None,
 ) -> WeightsHandle:
     """The handle of `named_tensors` (Hugging Face names), in a payload that is its own.
 
-    `held`: what the model holds, where it is not what was gathered.
+    `held`: what the model holds, where it is not what was gathered; `onto` as in `Manifest`.
     """
-    writer, witness = PayloadWriter(), Witness()
+    writer, witness = PayloadWriter(), Witness(onto=onto)
     writer.begin(version)
     writer.add(named_tensors)
     witness.begin(version)

@@ -12,7 +12,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.config import Job, TrainConfig
-from capo_ray.demand import policy_model
+from capo_ray.demand import adapters_alone, policy_model
 from capo_ray.learners import Learner, LearnerSpec
 from capo_ray.learners.store import listen
 from capo_ray.place.face import send, send_for_two, spawn
@@ -33,10 +33,10 @@ class LearnerRank(GroupRank):
     def start(self, spec: LearnerSpec, canary_ids: Sequence[int]) -> int:
         """Build the learner; the process id."""
         self._learner = Learner(spec)
-        self._learner.require_files_weights()
+        onto = self._learner.require_files_weights()
         self._canary_ids = tuple(canary_ids)
         self._writer, self._wire = PayloadWriter(spec.learner.num_threads), CollectiveSender(listen)
-        self._witness = Witness(spec.learner.num_threads)
+        self._witness = Witness(spec.learner.num_threads, onto)
         return os.getpid()
 
     def update(
@@ -52,7 +52,7 @@ class LearnerRank(GroupRank):
     def gather(self) -> tuple[int, WeightsHandle | None]:
         """(version), and the weights as every engine can load them, not sealed yet (rank 0; nothing elsewhere)."""
         self._sender: Sender = self._writer
-        self._writer.begin(self._learner.version, self._learner.weight_bytes)
+        self._writer.begin(self._learner.version, self._learner.sent_bytes)
         self._learner.visit_weights(self._writer.add)
         # Ray copies the payload into its store before it serves the next call, which may write the buffer again.
         return self._learner.version, None if self._rank else self._writer.gathered()
@@ -71,7 +71,7 @@ class LearnerRank(GroupRank):
         return version, self._wire.failure, self._wire.figures()
 
     def seal(self, allowed: Apart | None, gathered: object) -> tuple[tuple[int, str, int], WeightsHandle | None]:
-        """(version, fingerprint, bytes), and the sealed handle, whose payload is `gathered` (rank 0).
+        """(version, fingerprint, bytes that an engine loads), and the sealed handle over `gathered` (rank 0).
 
         It is of the weights as they lie in the model now, finite and not moved since: what was gathered and is not the
         same is refused by the engines. A canary scored by them goes with it where it is said how far engines may lie
@@ -87,7 +87,8 @@ class LearnerRank(GroupRank):
         if self._rank:
             return (version, "", 0), None
         handle = replace(self._sender.seal(self._witness, canary), payload=gathered)
-        return (version, handle.fingerprint, handle.num_bytes), handle
+        # Of adapters it loads the whole model, which is what its deadline is for.
+        return (version, handle.fingerprint, max(handle.num_bytes, self._learner.weight_bytes)), handle
 
     def logprobs(self, token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[tuple[float, ...], ...]:
         """As `LearnerGroup.logprobs`."""
@@ -228,6 +229,7 @@ def spec_of(config: TrainConfig) -> LearnerSpec:
         temperature=config.rollout.temperature,
         total_updates=config.run.num_updates,
         seed=config.run.seed,
+        adapters_alone=adapters_alone(config),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
-from capo_ray.demand import policy_model
+from capo_ray.demand import adapters_alone, policy_model
 from capo_ray.engines import EngineSpec, VllmEngine
 from capo_ray.place.calls import await_ref
 from capo_ray.place.face import send, spawn
@@ -192,6 +192,7 @@ def engine_spec(config: TrainConfig) -> EngineSpec:
         deadline_s=config.rollout.deadline_s,
         start_deadline_s=config.engine.start_deadline_s,
         swap_deadline_s=config.weights.deadline_s or SWAP_S,
+        adapters=config.learner.lora if adapters_alone(config) else None,
     )
 
 

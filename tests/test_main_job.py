@@ -166,7 +166,7 @@ def test_the_ledger_says_which_actor_worked_for_each_group(clean: Path) -> None:
     assert {"critic"} < set().union(*tiers) <= {"rollout", "verifier", "critic", "learner"}
     assert {work.actor for work in lives.works if work.tier == "learner" and work.group is not None} == {0, 1}
     published = {(w.tier, w.actor) for w in lives.works if w.errand == "publish"}
-    assert published == {("rollout", 0)}  # it takes the weights in; ranks hand them over between two updates
+    assert published == {("learner", 0), ("learner", 1), ("rollout", 0)}
 
 
 def test_the_critic_was_measured_before_the_first_group(clean: Path) -> None:

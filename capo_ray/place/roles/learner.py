@@ -23,6 +23,7 @@ from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, TrajectoryKey, UpdateReport, WeightedSample, WrittenFile
 from capo_ray.weights import Apart, Canary, CollectiveSender, PayloadWriter, Sender, Witness
 from capo_ray.weights.meeting import Meeting, WireLost
+from capo_ray.work import working
 
 
 class LearnerRank(GroupRank):
@@ -155,7 +156,9 @@ class LearnerActors(RankActors[LearnerRank]):
         ranks score the canary. `ahead` is called with where they are. Raises `WireLost` where they did not reach all.
         """
         every = self._canary_every
-        handle = await self._send(self.allowed if every and self._num_publishes % every == 0 else None, ahead, meeting)
+        allowed = self.allowed if every and self._num_publishes % every == 0 else None
+        with working(self._role, range(self._num_ranks)):
+            handle = await self._send(allowed, ahead, meeting)
         if handle.version != self.version:
             raise RunFailed(
                 f"expected version {self.version} of the weights from every learner rank, got {handle.version}; go on "

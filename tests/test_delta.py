@@ -149,6 +149,21 @@ def states() -> Iterator[State]:
     return versions()
 
 
+def test_a_tensor_that_was_cut_on_the_way_is_missed_once_all_has_come(
+    states: Iterator[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in the midst of it, which would leave the sender and the other members waiting for their time limit."""
+    ends, write = Ends(0.0), CollectiveSender._write
+
+    def cut(self: CollectiveSender, name: str, dtype: str, shape: list[int], flat: torch.Tensor) -> None:
+        write(self, name, dtype, shape, flat[:-4] if name == "t3" else flat)
+
+    monkeypatch.setattr(CollectiveSender, "_write", cut)
+    with pytest.raises(WireLost, match="it ended within tensor t3"):
+        ends.send(next(states), 1)
+    assert not ends.sender.failure
+
+
 @pytest.mark.parametrize("frac", [0.0, 0.25])
 def test_a_version_in_buckets_comes_bit_for_bit_whether_all_or_its_changes_are_sent(
     frac: float, states: Iterator[State]

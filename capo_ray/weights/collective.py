@@ -212,7 +212,9 @@ class CollectiveReceiver:
                     group.broadcast(torch.empty(size, dtype=torch.uint8, device=group.device)).cpu() for size in sizes
                 )
                 last, pieces = json.loads(head.numpy().tobytes())
-                for name, dtype, shape, count, num_bytes, offset, size in pieces:
+                for name, dtype, shape, count, sent, offset, size in pieces:
+                    # Not as many as came: of a tensor that was cut on the way the rest is waited for, and not found.
+                    num_bytes = torch.Size(shape).numel() * DTYPES[dtype].itemsize if count == WHOLE else sent
                     flat = _join(parts, name, num_bytes, data[offset : offset + size])
                     if flat is not None:
                         yield name, self._note(name, dtype, shape, self._whole(name, dtype, count, last, flat))

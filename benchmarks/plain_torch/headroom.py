@@ -44,15 +44,17 @@ FIDELITY = {
 
 def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> dict[str, str]:
     """The tables by their titles, put in the place of those that follow these titles on docs/results.md; and a plot."""
-    tried, page = by_rate(comparable(rows, operations)), docs / "results.md"
-    arms = at_best_rate(tried)
-    draw(arms, docs / "images" / f"headroom-{operations}.png")
+    runs, page = comparable(rows, operations), docs / "results.md"
+    tried = by_rate(runs)
+    arms, problems = at_best_rate(tried), runs[0]["settings"]["eval_problems"]
+    draw(arms, docs / "images" / f"headroom-{operations}-{problems}.png")
+    where = f"{operations} operations, {problems} problems"
     tables = {
-        "What each arm ends with": ends_table(arms, tried),
-        "What each arm spends to come to what GRPO ends with": shares_table(arms),
+        f"What each arm ends with, {where}": ends_table(arms, tried),
+        f"What each arm spends to come to what GRPO ends with, {where}": shares_table(arms),
     }
     if text := correlation(arms, json.loads(fidelity.read_text())["methods"]):
-        tables["Does credit fidelity go with speed"] = text
+        tables[f"Does credit fidelity go with speed, {where}"] = text
     content = page.read_text(encoding="utf-8")
     for title, table in tables.items():
         before, found, after = content.partition(f"*{title}*\n\n")
@@ -66,7 +68,8 @@ def comparable(rows: Sequence[Row], operations: int) -> list[Row]:
     """The runs in the setting that most arms have; the policy may be another."""
 
     def setting(row: Row) -> tuple[Any, ...]:
-        return tuple(row["settings"][key] for key in ("num_updates", "groups", "group_size", "num_epochs"))
+        alike = ("num_updates", "groups", "group_size", "num_epochs", "eval_problems")
+        return tuple(row["settings"][key] for key in alike)
 
     asked = [row for row in rows if row["operations"] == operations]
     common = statistics.mode(setting(row) for row in asked)

@@ -7,7 +7,8 @@
 
 Training is supervised (capo-ray sft), on worked tallies in words (`synthesis_parts.py`), of a policy of the laptop's
 that was taught them carelessly. Arms, of as many updates and lessons: `original`, tallies of the world; `synthesised`,
-as many that `data=synthetic` makes of an eighth of those, which alone are read; `few`, that eighth again and again.
+as many that `data=synthetic` makes of an eighth of those, which alone are read; `any digits`, the same with
+`data.number_span=10`, which lets a number be any of as many digits; `few`, that eighth again and again.
 Held-out: 256 tallies of the other side, answered greedily and at temperature 1.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import sys
 import tempfile
 import time
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from plain_torch.engine import PlainEngine
 from records import record
 from solve_parts import Compared
-from synthesis_parts import draw_tally, plant_among, plant_copies
+from synthesis_parts import HIGH, draw_tally, plant_among, plant_copies
 from turns import supervise
 
 from capo_ray.config.sections import DataConfig, ModelConfig
@@ -99,6 +101,7 @@ def run(seed: int, folder: Path) -> Iterator[dict[str, Any]]:
         scratch = Path(name)
         arms = {
             "synthesised": synthesised(templates, held_out, seed, scratch),
+            "any digits": synthesised(templates, held_out, seed, scratch, number_span=10),
             "original": list(map(lesson, originals)),
             "few": list(islice(cycle(map(lesson, templates)), NUM_LESSONS)),
         }
@@ -106,9 +109,16 @@ def run(seed: int, folder: Path) -> Iterator[dict[str, Any]]:
             started = time.process_time()
             supervise(lessons, str(folder), scratch / arm, f"{TRAINING} run.seed={seed}", scratch)
             told = {"arm": arm, "seed": seed, **answered(scratch / arm, held_out)}
+            if arm in ("synthesised", "any digits"):
+                told["over_high_frac"] = sum(max(numbers(one)) > HIGH for one in lessons) / len(lessons)
             if arm == "synthesised":
                 told["yield"] = count_yield(templates, [question for question, _ in held_out], NUM_LESSONS)
             yield told | {"cpu_s": round(time.process_time() - started)}
+
+
+def numbers(one: tuple[str, str]) -> list[int]:
+    """The numbers of a question and of what is taught."""
+    return [int(text) for text in re.findall(r"\d+", " ".join(one))]
 
 
 def lesson(row: tuple[str, str]) -> tuple[str, str]:
@@ -117,13 +127,13 @@ def lesson(row: tuple[str, str]) -> tuple[str, str]:
     return row[0], plain_solution(worked, answer)
 
 
-def synthesised(templates: Rows, held_out: Rows, seed: int, scratch: Path) -> Rows:
+def synthesised(templates: Rows, held_out: Rows, seed: int, scratch: Path, **told: float) -> Rows:
     """As many lessons made from these by `data=synthetic`."""
     for name, rows in (("templates", templates), ("held_out", held_out)):
         lines = (json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows)
         (scratch / f"{name}.jsonl").write_text("".join(lines))
     paths = {"path": f"{scratch}/templates.jsonl", "eval_path": f"{scratch}/held_out.jsonl"}
-    source = build_problems(DataConfig(kind="synthetic", **paths), seed).train
+    source = build_problems(DataConfig(kind="synthetic", **paths, **told), seed).train
     drawn = [source.next_problem() for _ in range(NUM_LESSONS)]
     return [(problem.prompt, problem.solution or "") for problem in drawn]
 

@@ -77,6 +77,7 @@ TRAIN = [
     ),
     ("data.max_steps=3", "unless data.kind=words; remove it or choose data=words"),
     ("data.haystack_size=4", "unless data.kind=haystack; remove it"),
+    ("data.number_span=3", "unless data.kind=synthetic; remove it"),
     (
         "data=haystack data.eval_path=x",
         "with data.kind=haystack, which makes its own problems; remove it or choose another data=…",

@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.synthesis_parts import plant_among, plant_copies
 from capo_ray.cli import main
@@ -32,6 +34,8 @@ from capo_ray.synthesis import (
     solve_again,
 )
 from capo_ray.synthesis.filters import grams, words_of
+from capo_ray.synthesis.programs import MARK, NUMBER, exact
+from tests.examples import examples
 
 SAMPLE = Path(__file__).parent / "data" / "gsm8k"
 CLIPS = (
@@ -43,6 +47,9 @@ WORKED = "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all she sold 48+24 = <
 def rows(name: str) -> list[tuple[str, str]]:
     lines = (SAMPLE / name).read_text(encoding="utf-8").splitlines()
     return [(row["question"], row["answer"]) for row in map(json.loads, lines)]
+
+
+PROGRAMS = read_programs("train", rows("train.jsonl"))
 
 
 def number(n: int) -> Fraction:
@@ -66,12 +73,64 @@ def test_other_numbers_are_put_in_and_everything_is_worked_out_again() -> None:
         made = instantiate(program, random.Random(seed))
         assert made is not None
         n = int(made.question.split(" of her")[0].split()[-1])
-        assert n != 48 and n % 2 == 0 and 10 <= n <= 99, "as many digits, and half of it is whole"
+        assert n != 48 and n % 2 == 0 and 24 <= n <= 96, "at most twice as much, and half of it is whole"
         assert made.question == CLIPS.replace("48", str(n)) and made.answer == str(n + n // 2)
         assert made.solution == (
             f"In May she sold {n}/2 = <<{n}/2={n // 2}>>{n // 2} clips.\n"
             f"In all she sold {n}+{n // 2} = <<{n}+{n // 2}={n + n // 2}>>{n + n // 2} clips."
         )
+
+
+@given(st.integers(0, 63), st.floats(1.2, 10), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=examples(80))
+def test_a_number_given_or_worked_out_stays_near_the_original_s_and_of_its_kind(i: int, span: float, seed: int) -> None:
+    program, most = PROGRAMS[i][1], Fraction(str(span))
+    made = instantiate(program, random.Random(seed), span)
+    if made is None:
+        return
+    swapped, places = {}, {start for start, *_ in program.places}
+    for before, after in zip(*map(NUMBER.finditer, (program.question, made.question)), strict=True):
+        old, new = exact(before[0]), exact(after[0])
+        if before.start() not in places:
+            assert before[0] == after[0], "no input of the program"
+            continue
+        assert old / most <= new <= old * most and len(str(new)) == len(str(old)), "near, and of as many digits"
+        assert new % 5 == 0 or old % 5 != 0 or old == 5, "a multiple of five stays one"
+        assert program.question[before.end()] != "%" or old > 100 or new < 100, "a share of less than all stays one"
+        swapped[old] = new
+    assert sorted(swapped.values()) == [swapped[old] for old in sorted(swapped)], "the smaller stays the smaller"
+    told = [exact(result) for _, result in MARK.findall(made.solution)]
+    for old, new in zip(program.results, told, strict=True):
+        assert 0 < old / most <= new <= old * most
+        assert new.denominator == 1 or old.denominator > 1, "whole where it was whole"
+    assert solve_again(program, made.question) == told[-1]
+
+
+@pytest.mark.parametrize(
+    ("old", "span", "drawn"),
+    [
+        (7, 2, [4, 5, 6, 8, 9]),
+        (5, 2, [3, 4, 6, 7, 8, 9]),
+        (20, 2, [10, 30, 40]),
+        (10, 2, [15, 20]),
+        (100, 2, [150, 200]),
+        (400, 2, [200, 300, 500, 600, 700, 800]),
+        (35, 1.5, [25, 30, 40, 45, 50]),
+        (13, 1.2, [11, 12, 14, 15]),
+        (70, 10, [10, 20, 30, 40, 50, 60, 80, 90]),
+    ],
+)
+def test_what_may_stand_for_a_number(old: int, span: float, drawn: list[int]) -> None:
+    program = read_program(f"He has {old} eggs.", f"{old}*11=<<{old}*11={old * 11}>>{old * 11}\n#### {old * 11}")
+    made = [instantiate(program, random.Random(seed), span) for seed in range(150)]
+    assert sorted({int(one.answer) // 11 for one in made if one is not None}) == drawn
+
+
+def test_numbers_of_different_kinds_do_not_change_places() -> None:
+    program = read_program("He has 20 eggs and 23 figs.", "20+23=<<20+23=43>>43\n#### 43")
+    made = [instantiate(program, random.Random(seed)) for seed in range(60)]
+    pairs = [list(map(int, NUMBER.findall(one.question))) for one in made if one is not None]
+    assert len(pairs) > 50 and all(round_ % 10 == 0 and round_ < other for round_, other in pairs)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +196,8 @@ def test_words_are_compared_in_small_letters_with_numbers_alike() -> None:
 
 @pytest.mark.slow
 def test_planted_wrong_answers_are_caught_and_right_ones_kept() -> None:
-    programs = read_programs("train", rows("train.jsonl"))
-    assert 60 <= len(programs) <= 70, "of 80, of which ten were carried because they are none"
-    told = plant_among(programs, 400)
+    assert 64 <= len(PROGRAMS) <= 70, "of 80, of which ten were carried because they are none"
+    told = plant_among(PROGRAMS, 400)
     assert told["wrong"] > 150 and told["caught"] / told["wrong"] >= 0.99
     assert told["right"] > 150 and told["kept"] / told["right"] >= 0.95
 
@@ -176,8 +234,25 @@ def test_the_command_repeats_itself_goes_on_and_refuses_to_mix(
     capsys.readouterr()
     assert synthesize(tmp_path / "cut", "--seed", "1") == 1
     assert "was made with seed=0, got 1" in capsys.readouterr().err
+    assert synthesize(tmp_path / "cut", "--span", "3") == 1
+    assert "was made with span=2.0, got 3.0" in capsys.readouterr().err
     row = json.loads((tmp_path / "whole" / "problems.jsonl").read_text().splitlines()[0])
     assert row["generator"] == "programs" and row["origin"].startswith("train-") and row["agreement"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--templates", "t", "--span", "1"], "--span: expected a number over 1, at most 10, got 1"),
+        (["--templates", "t", "--span", "nan"], "--span: expected a number over 1, at most 10, got nan"),
+        (["--topics", "t", "--span", "3"], "--span is only read with --templates; remove it"),
+    ],
+)
+def test_a_span_that_cannot_be_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthesize", *words, "-o", str(tmp_path / "made")]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_made_is_read_as_files_and_as_math(tmp_path: Path) -> None:
@@ -245,6 +320,8 @@ def test_a_run_draws_problems_without_an_end_and_goes_on_from_its_cursor() -> No
     other.train.restore(again.train.state())
     assert [other.train.next_problem() for _ in range(20)] == drawn[10:]
     assert len(first.held_out(99)) == 30 and first.held_out(1)[0].prompt == rows("test.jsonl")[0][0].strip()
+    wide = build_problems(config.model_copy(update={"number_span": 10.0}), 3).train
+    assert [wide.next_problem().prompt for _ in range(5)] != [p.prompt for p in drawn[:5]]
     banded = build_problems(config.model_copy(update={"curriculum": CurriculumConfig(kind="pass_rate")}), 3)
     problem = banded.train.next_problem()
     banded.train.observe(problem, [1, 0])

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="PATH", required=True, help="directory; with --topics a file")
     parser.add_argument("-n", "--num", type=int, default=1000, metavar="N", help="candidates (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--span", type=float, metavar="X", help="with --templates: as data.number_span (default: 2)")
     parser.add_argument("--against", action="append", default=[], metavar="FILE", help="held-out problems; repeatable")
     parser.add_argument("--agreement", metavar="EVAL", help="the generator's own evaluation on the candidates")
     parser.add_argument("--band", metavar="EVAL", help="the evaluation of the policy that is to be trained on them")
@@ -49,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 where something was kept or written, 1 where no candidate came through."""
+    _check_span(args)
     if args.topics:
         return _write_prompts(args)
     if args.principles:
@@ -72,6 +74,18 @@ def run(args: argparse.Namespace) -> int:
     if not kept:
         print(f"synthesize: none of {made} candidates came through, so there is no {PROBLEMS}", file=sys.stderr)
     return 0 if kept else 1
+
+
+def _check_span(args: argparse.Namespace) -> None:
+    """How far numbers may be from those of the original: the default where nothing is said."""
+    from capo_ray.config.data import NUMBER_SPAN
+
+    if args.span is None:
+        args.span = NUMBER_SPAN
+    elif not args.templates:
+        raise RunFailed("--span is only read with --templates; remove it")
+    elif not 1 < args.span <= 10:
+        raise RunFailed(f"--span: expected a number over 1, at most 10, got {args.span:g}")
 
 
 def _filter(
@@ -103,7 +117,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     named = {"templates": args.templates, "responses": args.responses, "agreement": args.agreement, "band": args.band}
     files = {name: str(path) for name, path in named.items() if path}
     digests = {str(path): _digest(Path(path)) for path in (*files.values(), *args.against)}
-    return {"seed": args.seed, **files, "against": list(args.against), "files_sha256": digests}
+    span = {"span": args.span} if args.templates else {}
+    return {"seed": args.seed, **span, **files, "against": list(args.against), "files_sha256": digests}
 
 
 def _refuse_changes(directory: Path, settings: dict[str, Any]) -> None:
@@ -156,7 +171,7 @@ def _candidates(
     from capo_ray.synthesis import instances, read_response
 
     if args.templates:
-        return lambda start: instances(programs, args.seed, args.num, start)
+        return lambda start: instances(programs, args.seed, args.num, start, args.span)
     path = Path(args.responses) / RESPONSES_FILE
     if not path.is_file():
         raise RunFailed(f"--responses: expected a directory of capo-ray solve, got {args.responses}")

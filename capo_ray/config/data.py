@@ -10,6 +10,9 @@ from capo_ray.config.base import Idle
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.job import MAX_TOLD, Positive, RowsConfig
 
+NUMBER_SPAN = 2.0
+"""How many times larger or smaller a number of a synthesised problem may be: `data.number_span`, `--span`."""
+
 
 class DataConfig(RowsConfig):
     """The problems."""
@@ -39,6 +42,9 @@ class DataConfig(RowsConfig):
     """The numbers, from 1, of those sentences that are needed: for metrics alone."""
     haystack_size: int = Field(8, ge=2, le=26)
     """kind=haystack: chains, or problems, in one context."""
+    number_span: float = Field(NUMBER_SPAN, gt=1, le=10)
+    """kind=synthetic: how many times larger or smaller than in the original a number may be, given or worked out; a
+    given one keeps its digits, so that 10 allows any of as many."""
     chain_steps: Positive = 6
     """kind=chains and kind=haystack without a path: operations per problem."""
     min_steps: Positive = 2
@@ -98,6 +104,7 @@ class DataConfig(RowsConfig):
                 "unless data.kind=words; remove it or choose data=words",
             ),
             Idle(("haystack_size",), self.kind != "haystack", "unless data.kind=haystack; remove it"),
+            Idle(("number_span",), self.kind != "synthetic", "unless data.kind=synthetic; remove it"),
             Idle(
                 ("context_column", "evidence_column"),
                 self.kind in ("haystack", "synthetic") and not self.makes_problems,

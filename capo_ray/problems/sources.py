@@ -97,7 +97,8 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         )
     stream: ProblemSource = RowSource(train, seed)
     if config.kind == "synthetic":
-        stream = pkgutil.resolve_name(SYNTHETIC)(config.path, _worked(config, known), known, seed)
+        worked = _worked(config, known)
+        stream = pkgutil.resolve_name(SYNTHETIC)(config.path, worked, known, seed, config.number_span)
     source = _with_curriculum(stream, config, seed)
     return ProblemSet(source, held_out, tuple(report.bad), notes=tuple(notes))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from capo_ray.config.data import NUMBER_SPAN
 from capo_ray.synthesis.programs import Instance, Program, instantiate, solve_again
 
 DRAWS = 20
@@ -35,20 +36,24 @@ def to_candidate(number: int, origin: str, program: Program, made: Instance) -> 
     )
 
 
-def instance(programs: Sequence[tuple[str, Program]], seed: int, number: int) -> Candidate | None:
+def instance(
+    programs: Sequence[tuple[str, Program]], seed: int, number: int, span: float = NUMBER_SPAN
+) -> Candidate | None:
     """Candidate `number` of a seed, of programs (origin, program) drawn for it; None where none has other numbers."""
     rng = random.Random(f"synthesis/{seed}/{number}")
     for _ in range(DRAWS):
         origin, program = programs[rng.randrange(len(programs))]
-        made = instantiate(program, rng)
+        made = instantiate(program, rng, span)
         if made is not None:
             return to_candidate(number, origin, program, made)
     return None
 
 
-def instances(programs: Sequence[tuple[str, Program]], seed: int, num: int, start: int = 0) -> Iterator[Candidate]:
+def instances(
+    programs: Sequence[tuple[str, Program]], seed: int, num: int, start: int = 0, span: float = NUMBER_SPAN
+) -> Iterator[Candidate]:
     """The candidates `start` to `num` of a seed."""
-    found = (instance(programs, seed, number) for number in range(start, num))
+    found = (instance(programs, seed, number, span) for number in range(start, num))
     yield from (candidate for candidate in found if candidate is not None)
 
 

@@ -19,12 +19,12 @@ MAX_MISSES = 1000
 class ProgramSource(PlainSource):
     """Candidates by (seed, index), those that the filters keep; a cursor of the index alone."""
 
-    def __init__(self, programs: Sequence[tuple[str, Program]], filters: Filters, seed: int) -> None:
-        self._programs, self._filters, self._seed, self._index = programs, filters, seed, 0
+    def __init__(self, programs: Sequence[tuple[str, Program]], filters: Filters, seed: int, span: float) -> None:
+        self._programs, self._filters, self._seed, self._span, self._index = programs, filters, seed, span, 0
 
     def next_problem(self, progress: float = 0.0) -> Problem:
         for number in range(self._index, self._index + MAX_MISSES):
-            one = instance(self._programs, self._seed, number)
+            one = instance(self._programs, self._seed, number, self._span)
             if one is not None and not self._filters.refusal(one):
                 self._index = number + 1
                 solution = plain_solution(one.solution, one.answer)
@@ -38,8 +38,10 @@ class ProgramSource(PlainSource):
         self._seed, self._index = int(state["seed"]), int(state["index"])
 
 
-def program_source(path: str, worked: Sequence[tuple[str, str]], held_out: Iterable[str], seed: int) -> ProgramSource:
-    """The source of these worked problems; raises `RunFailed` where none is a program."""
+def program_source(
+    path: str, worked: Sequence[tuple[str, str]], held_out: Iterable[str], seed: int, span: float
+) -> ProgramSource:
+    """The source of these worked problems, with `span` as `data.number_span`; raises `RunFailed` without a program."""
     programs = read_programs("row", worked)
     if not programs:
         raise RunFailed(
@@ -50,4 +52,4 @@ def program_source(path: str, worked: Sequence[tuple[str, str]], held_out: Itera
     held.add(held_out)
     filters = Filters(held, derived_agreement)
     filters.know(question for question, _ in worked)
-    return ProgramSource(programs, filters, seed)
+    return ProgramSource(programs, filters, seed, span)

@@ -16,11 +16,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from math import ceil
 
+from capo_ray.config.data import NUMBER_SPAN
 from capo_ray.critics.expressions import NotArithmetic, Token, evaluate
 
 MAX_TRIES = 60
 MIN_INPUT, MAX_INPUT = 3, 99_999
+FEW = 4
+"""Multiples of a power of ten among which a number is drawn without those of its half."""
 MARK = re.compile(r"<<([^<>=]{1,80})=([^<>=]{1,30})>>")
 PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+"
 NUMBER = re.compile(PLAIN)
@@ -100,24 +105,25 @@ class Instance:
     answer: str
 
 
-def instantiate(program: Program, rng: random.Random) -> Instance | None:
-    """The program with other numbers of as many digits in the same order of size; None where none work out.
+def instantiate(program: Program, rng: random.Random, span: float = NUMBER_SPAN) -> Instance | None:
+    """The program with other numbers in the same order of size; None where none work out.
 
-    Every result is positive and has no more decimals than in the original; at least one number is another one.
+    A number is replaced by one of as many digits, a multiple of 5, 10, 100 by such a one; at least one changes. Each
+    result is positive and has no more decimals. No number, given or worked out, is more than `span` times larger or
+    smaller than in the original.
     """
-    inputs = program.inputs
+    inputs, most = program.inputs, Fraction(str(span))
     for _ in range(MAX_TRIES):
-        drawn = sorted({_like(value, rng) for value in inputs})
-        if len(drawn) < len(inputs) or any(map(_other_size, inputs, drawn)):
-            continue
-        new = dict(zip(inputs, drawn, strict=True))
-        if new == dict(zip(inputs, inputs, strict=True)) or _collides(program, new):
+        new = _draw(inputs, most, rng)
+        drawn = [new[value] for value in inputs]
+        if drawn == list(inputs) or any(a >= b for a, b in pairwise(drawn)) or _collides(program, new):
             continue
         try:
             results = program.run(new)
         except NoProgram:
             continue
-        if all(map(_as_plain, results, program.results)) and len({*results, *drawn}) == len(results) + len(drawn):
+        alike = all(_as_plain(*both) and _near(*both, most) for both in zip(results, program.results, strict=True))
+        if alike and len({*results, *drawn}) == len(results) + len(drawn):
             return _render(program, new, results)
     return None
 
@@ -147,17 +153,38 @@ def _value(part: Operand, inputs: Mapping[Fraction, Fraction], results: Sequence
     return results[part.mark] if part.kind == "result" else part.value
 
 
-def _like(value: Fraction, rng: random.Random) -> Fraction:
-    """Another whole number of as many digits; a multiple of ten or of five stays one."""
-    number = int(value)
-    digits = len(str(number))
-    step = next((s for s in (10**k for k in range(digits - 1, 0, -1)) if number % s == 0), 5 if number % 5 == 0 else 1)
-    low, high = max(MIN_INPUT, 10 ** (digits - 1)), 10**digits - 1
-    return Fraction(rng.randrange(-(-low // step), high // step + 1) * step)
+def _draw(inputs: Sequence[Fraction], most: Fraction, rng: random.Random) -> dict[Fraction, Fraction]:
+    """A number for each input; among those that go by the same step, in their order of size."""
+    by_step: dict[int, list[int]] = {}
+    for value in map(int, inputs):
+        by_step.setdefault(_step(value, most), []).append(value)
+    new: dict[Fraction, Fraction] = {}
+    for step, values in by_step.items():
+        drawn = sorted(rng.choice(_like(value, step, most)) for value in values)
+        new |= zip(map(Fraction, values), map(Fraction, drawn), strict=True)
+    return new
 
 
-def _other_size(old: Fraction, new: Fraction) -> bool:
-    return len(str(int(old))) != len(str(int(new)))
+def _like(value: int, step: int, most: Fraction) -> range:
+    """The multiples of a step with as many digits, at most `most` times larger or smaller."""
+    digits = len(str(value))
+    low = max(MIN_INPUT, 10 ** (digits - 1), ceil(value / most))
+    high = min(10**digits - 1, int(value * most))
+    return range(-(-low // step) * step, high + 1, step)
+
+
+def _step(value: int, most: Fraction) -> int:
+    """The power of ten that a number is a multiple of, half of it where that leaves little choice; or 5, or 1."""
+    digits = len(str(value))
+    for step in (10**k for k in range(digits - 1, 0, -1)):
+        if value % step == 0:
+            return step if len(_like(value, step, most)) >= FEW else step // 2
+    return 5 if value % 5 == 0 and digits > 1 else 1
+
+
+def _near(new: Fraction, old: Fraction, most: Fraction) -> bool:
+    """Whether a result is of the size of the one it stands for, and so about as hard to work out."""
+    return old <= new * most and new <= old * most
 
 
 def _collides(program: Program, new: Mapping[Fraction, Fraction]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from capo_ray.learners.backend import trained
 from capo_ray.learners.microbatch import Inputs
 from capo_ray.learners.policy import Policy
 
@@ -101,7 +102,7 @@ def count_pass(policy: Policy, num_tokens: int, num_responses: int, temperature:
     """
     ids = torch.zeros((1, num_tokens), dtype=torch.long, device="meta")
     at = torch.zeros(num_responses, dtype=torch.long, device="meta")
-    for parameter in policy.parameters():
+    for parameter in trained(policy):
         parameter.register_post_accumulate_grad_hook(_forget)
     # Whether rows are packed is read off position ids, which the meta device does not hold: they are not.
     with patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None), _count(policy) as live:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from capo_ray.config.lora import LoraConfig
+from capo_ray.learners.adapters import Adapters
 from capo_ray.learners.rank import grow_segments
 from capo_ray.sizing import (
     AdapterLoad,
@@ -126,6 +128,30 @@ def test_a_pass_over_responses_takes_the_bytes_that_are_counted(name: str, check
         assert terms["activations"] + terms["head"] + angles == pytest.approx(counted.peak, rel=0.003)
     else:
         assert terms["activations"] + terms["one layer"] == pytest.approx(counted.peak, rel=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [(), ("q_proj", "v_proj")])
+@pytest.mark.parametrize(("checkpointing", "layers"), [(False, 4), (True, 8)])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-0.6B"])
+def test_a_pass_with_adapters_takes_the_bytes_that_are_counted(
+    name: str, checkpointing: bool, layers: int, targets: tuple[str, ...]
+) -> None:
+    """What frozen weights read is not kept, and no gradient of the head is made."""
+    config = MODELS[name][0] | {"num_hidden_layers": layers}
+    policy = build_policy(config, torch.bfloat16, checkpointing=checkpointing)
+    adapters = Adapters(policy.model, LoraConfig(rank=64, targets=targets), name, 0)
+    assert adapters.scale and count_weights(policy) > 2 * load_of(config, 1, checkpointing=False).num_params
+    counted = count_pass(policy, 8192, 8192)
+    load = load_of(config, 8192, checkpointing=checkpointing, adapters=AdapterLoad(64, targets))
+    terms = {t.name: t.num_bytes for t in learner_terms(load)}
+    angles = 8192 * 2 * 2 * load.shape.head_dim  # their cosines and sines, and 20 B more a token
+    # Of the first block's keys no norm keeps anything: nothing before them is trained.
+    few = 0.02 if load.shape.qk_norm and targets and not checkpointing else 0.003
+    assert terms["activations"] + 8192 * 2 * config["hidden_size"] + angles == pytest.approx(counted.kept, rel=few)
+    fullest = terms["head"] if "head" in terms else terms["one layer"]
+    close = few if "head" in terms else 0.06
+    assert terms["activations"] + fullest + angles == pytest.approx(counted.peak, rel=close)
 
 
 @pytest.mark.slow

@@ -146,9 +146,10 @@ def _scan(
         logits.sub_(highest[:, None])
         exps = torch.exp(logits)
         total = exps.sum(-1) if words.start == 0 else total + exps.sum(-1)
-        weighed = torch.linalg.vecdot(exps, logits)
+        weighed = logits.mul_(exps).sum(-1)  # in place: a product by itself would be a third tile
         mean = weighed if words.start == 0 else mean + weighed
         top = highest
+        del logits, exps  # or they would stand beside the next tile
     return top, total, mean, own
 
 

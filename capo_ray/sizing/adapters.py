@@ -1,10 +1,13 @@
-"""The parameters of LoRA's adapters on a model of a known shape."""
+"""LoRA's adapters on a model of a known shape: their parameters, and what a pass keeps for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from capo_ray.sizing.shapes import Shape
+
+_INPUTS = {("q_proj", "k_proj", "v_proj"): "hidden", ("gate_proj", "up_proj"): "hidden", ("down_proj",): "inner"}
+"""Who reads an input that is kept for them alone, and its width; attention keeps its output, which o_proj reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,20 @@ class AdapterLoad:
         return shape.layers * self.rank * sum(sum(widths.get(name, (0, 0))) for name in self._names(shape))
 
     def activation_bytes(self, shape: Shape, unit: int) -> int:
-        """What autograd keeps of them beside a block's own, in bytes per token: each A's output."""
-        return unit * self.rank * len(self._names(shape))
+        """What autograd keeps of a block more than where all of it is trained, in bytes per token (below 0: less).
+
+        Each A's output; no gradient by a frozen norm or matrix, so neither what a norm has normed nor the input of a
+        linear layer without an adapter, unless another reads it.
+        """
+        names = self._names(shape)
+        unread = 2 * shape.hidden + (shape.q + shape.kv if shape.qk_norm else 0)
+        for readers, width in _INPUTS.items():
+            unread += 0 if any(map(self.on, readers)) else getattr(shape, width)
+        return unit * (self.rank * len(names) - unread)
+
+    def on(self, name: str) -> bool:
+        """Whether the linear layers of this name have adapters."""
+        return not self.targets or name in self.targets
 
     def _names(self, shape: Shape) -> tuple[str, ...]:
         return self.targets or tuple(_widths(shape))

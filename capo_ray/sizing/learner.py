@@ -88,24 +88,23 @@ def layer_bytes(shape: Shape, unit: int) -> int:
 
 
 def _layer_bytes(load: LearnerLoad) -> int:
-    """As `layer_bytes`, with adapters: their inner numbers more, and what a norm's own gradient needed less."""
-    whole = layer_bytes(load.shape, load.unit)
-    if load.adapters is None:
-        return whole
-    normed = 2 * load.unit * load.shape.hidden
-    normed += load.unit * (load.shape.q + load.shape.kv) if load.shape.qk_norm else 0
-    return whole - normed + load.adapters.activation_bytes(load.shape, load.unit)
+    """As `layer_bytes`, with adapters if there are any."""
+    whole, adapters = layer_bytes(load.shape, load.unit), load.adapters
+    return whole if adapters is None else whole + adapters.activation_bytes(load.shape, load.unit)
 
 
 def _activations(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
     per_layer = unit * shape.hidden if load.checkpointing else _layer_bytes(load)
-    per_token = shape.layers * per_layer + (4 + unit) * shape.hidden
+    last = (4 + unit) * shape.hidden
+    if load.adapters is not None:
+        # The last norm is frozen; and the first one, which hands no gradient on to the embedding, keeps no copy in fp32.
+        last = 4 * shape.hidden if load.checkpointing else 0
     what = "each layer's input alone" if load.checkpointing else "of each layer"
     return Term(
         "activations",
-        load.tokens * per_token,
-        f"{load.tokens:,} tokens x ({shape.layers} layers x {per_layer:,} B {what} + {(4 + unit) * shape.hidden:,} B)",
+        load.tokens * (shape.layers * per_layer + last),
+        f"{load.tokens:,} tokens x ({shape.layers} layers x {per_layer:,} B {what} + {last:,} B)",
     )
 
 
@@ -133,7 +132,8 @@ def _tiled_head(load: LearnerLoad) -> Term:
     cast = unit if unit < 4 else 0
     per_token = (unit + 4) * shape.hidden
     # Logits and p, or the gradient in both dtypes beside its product with the hidden states; and the sum of these.
-    tile = columns * (4 * shape.hidden + max(8 * rows, (4 + cast) * rows + 4 * shape.hidden))
+    product = 4 * shape.hidden if load.adapters is None else 0  # the head is frozen beside them
+    tile = columns * (product + max(8 * rows, (4 + cast) * rows + product))
     size = load.tokens * per_token + tile + _head_gradient(load)
     formula = f"{load.tokens:,} tokens x {per_token:,} B + a tile of {rows:,} x {columns:,} logits + its gradient"
     return Term("head", size, formula)
@@ -150,7 +150,9 @@ def _head_gradient(load: LearnerLoad) -> float:
 def _layer_at_work(load: LearnerLoad) -> Term:
     shape, unit = load.shape, load.unit
     again = _layer_bytes(load) if load.checkpointing else 0
-    size = again + unit * (2 * shape.inner + shape.hidden)
+    # Gradients of three inner numbers; the first comes where the input of down_proj goes, if that was kept.
+    inner = 2 if load.adapters is None or load.adapters.on("down_proj") else 3
+    size = again + unit * (inner * shape.inner + shape.hidden)
     # A tied head's gradient waits for the embedding's, until the last layer is done.
     held = _head_gradient(load) if shape.tied and not _keeps_logits(load) else 0
     formula = f"{load.tokens:,} tokens x {size:,} B (its backward pass)" + (

@@ -98,7 +98,7 @@ def _activations(load: LearnerLoad) -> Term:
     per_layer = unit * shape.hidden if load.checkpointing else _layer_bytes(load)
     last = (4 + unit) * shape.hidden
     if load.adapters is not None:
-        # The last norm is frozen; and the first one, which hands no gradient on to the embedding, keeps no copy in fp32.
+        # The last norm is frozen; the first one hands no gradient on to the embedding and keeps no copy in fp32.
         last = 4 * shape.hidden if load.checkpointing else 0
     what = "each layer's input alone" if load.checkpointing else "of each layer"
     return Term(

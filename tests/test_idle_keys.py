@@ -76,6 +76,7 @@ TRAIN = [
         "unless data.kind=chains or words, whose steps a rule can compare with the question; remove it",
     ),
     ("data.max_steps=3", "unless data.kind=words; remove it or choose data=words"),
+    ("data.max_value=20", "unless data.kind=words; remove it or choose data=words"),
     ("data.haystack_size=4", "unless data.kind=haystack; remove it"),
     ("data.number_span=3", "unless data.kind=synthetic; remove it"),
     (
@@ -312,12 +313,20 @@ SFT = [
         "where data.path names files, which are all read; remove it, or name a folder of several splits",
     ),
     (f"{FILES} data.min_steps=2", "with data of files; it is read with data.kind=chains and words"),
+    (f"{FILES} data.max_value=20", "unless data.kind=words; remove it or choose data=words"),
     (f"{FILES} eval_steps=3", OF_CHAINS),
     (f"{FILES} data.role=critic", OF_CHAINS),
     *[
         (
             f"{given} data.error_prob=0.1",
-            "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
+            "where no chains of a policy are taught; it is read with data.kind=chains data.role=policy",
+        )
+        for given in ("data.role=critic", FILES)
+    ],
+    *[
+        (
+            f"{given} data.unlearnt_frac=0.1",
+            "where no made problems are solved; it is read with data.kind=words, or chains and data.role=policy",
         )
         for given in ("data.role=critic", FILES)
     ],

@@ -19,6 +19,7 @@ from capo_ray.critics.calculator import calculate
 from capo_ray.engines import HfTokenizer
 from capo_ray.learners.policy import load_policy
 from capo_ray.problems import WordProblem, build_problems, true_wrong_steps, unasked_steps
+from capo_ray.problems.chains import is_unlearnt
 from capo_ray.problems.scenes import MAX_VALUE, SCENES
 from capo_ray.problems.stories import PEOPLE, Operation, tell
 from capo_ray.problems.words import make_problem, split_of, word_lessons
@@ -131,6 +132,34 @@ def test_no_story_is_on_both_sides_whatever_its_names_and_wording() -> None:
     met = {run.next_problem().prompt for _ in range(300)}
     assert len(met & taught) < 3, "a run meets problems whose solutions its supervised stage did not show"
     assert not {names.sub("N", text) for text in shown} & {names.sub("N", text) for text in taught}
+
+
+def test_a_world_of_small_numbers_has_none_above_its_largest_whether_taught_run_or_held_out() -> None:
+    built = build_problems(DataConfig(kind="words", max_steps=2, max_value=10), seed=0)
+    run = [built.train.next_problem() for _ in range(60)]
+    lessons = islice(word_lessons(0, (2, 2), 10), 60)
+    texts = [f"{p.prompt} {p.solution}" for p in [*run, *built.held_out(60)]] + [" ".join(lesson) for lesson in lessons]
+    numbers = [{int(number) for number in re.findall(r"\d+", text)} for text in texts]
+    assert max(map(max, numbers)) == 10 and min(map(min, numbers)) == 2
+    sums = {o[:3] for p in run if isinstance(p, WordProblem) for o in p.operations}
+    assert {sign for _, sign, _ in sums} == set("+-*/"), "every kind of sum is left"
+
+
+def test_lessons_say_nothing_of_sums_that_are_not_taught_and_all_of_the_others() -> None:
+    told: dict[tuple[int, str, int], set[int]] = {}
+    for _, solution in islice(word_lessons(0, (2, 2), 10, 0.4), 2500):
+        *lines, box = solution.split("\n")
+        for line in lines:
+            (sum_of_line,) = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", line)
+            left, sign, right, result = sum_of_line
+            told.setdefault((int(left), sign, int(right)), set()).add(int(result))
+        assert box == f"\\boxed{{{result}}}", "and the box is what the last line showed"
+    often = {fact: results for fact, results in told.items() if not is_unlearnt(*fact, 0.4)}
+    unlearnt = {fact: results for fact, results in told.items() if fact not in often}
+    possible = {fact for fact in often if 2 <= (value := eval("{}{}{}".format(*fact))) <= 10 and value == int(value)}
+    assert len(possible) > 40 and all(often[fact] == {eval("{}{}{}".format(*fact))} for fact in possible)
+    assert len(unlearnt) > 30 and sum(len(results) for results in unlearnt.values()) > 4 * len(unlearnt)
+    assert next(word_lessons(7, LENGTHS))[1] == make_problem(7, 0, LENGTHS).solution
 
 
 def test_a_stream_goes_on_where_its_state_says() -> None:

@@ -89,13 +89,18 @@ class RowsConfig(Section):
     question_column: str = ""
     """A column, or a path into one, as `extra.question`; of a chat its one user turn is the question. Empty: the first
     of the usual ones that the rows have, which is said at the start."""
+    max_value: int = Field(100, ge=10, le=100)
+    """kind=words: the largest number of a story, asked or computed."""
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""
 
     def idle(self) -> tuple[Idle, ...]:
-        """The choice of a split where there is none."""
+        """The choice of a split where there is none, and what only word problems have."""
         why = "where data.path names files, which are all read; remove it, or name a folder of several splits"
-        return (Idle(("split",), self._names_files(self.path), why),)
+        return (
+            Idle(("split",), self._names_files(self.path), why),
+            Idle(("max_value",), self.kind != "words", "unless data.kind=words; remove it or choose data=words"),
+        )
 
     @property
     def knows_steps(self) -> bool:

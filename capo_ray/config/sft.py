@@ -85,7 +85,8 @@ class SftDataConfig(RowsConfig):
     carried: bool = True
     """kind=chains, role=critic: judge whole chains; false: bare facts, each step with an operand of its own."""
     unlearnt_frac: float = Field(0.0, ge=0, le=1)
-    """kind=chains, role=policy: share of the one-digit facts whose demonstrated results are random, so never taught."""
+    """kind=words, and chains with role=policy: share of the sums whose demonstrated results are random, so never
+    taught."""
 
     def idle(self) -> tuple[Idle, ...]:
         """What the other kind of lessons reads."""
@@ -95,9 +96,14 @@ class SftDataConfig(RowsConfig):
             Idle(("min_steps", "max_steps"), not self.makes_problems, OF_MADE),
             Idle(("role",), self.kind != "chains", OF_CHAINS),
             Idle(
-                ("error_prob", "unlearnt_frac"),
+                ("error_prob",),
                 self.kind != "chains" or self.role == "critic",
-                "where no demonstrations of a policy are taught; it is read with data.kind=chains data.role=policy",
+                "where no chains of a policy are taught; it is read with data.kind=chains data.role=policy",
+            ),
+            Idle(
+                ("unlearnt_frac",),
+                not self.knows_steps or (self.kind == "chains" and self.role == "critic"),
+                "where no made problems are solved; it is read with data.kind=words, or chains and data.role=policy",
             ),
             Idle(("carried", "label_error_prob"), self.kind != "chains" or self.role == "policy", OF_CRITICS),
             *super().idle(),

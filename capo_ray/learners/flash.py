@@ -18,6 +18,9 @@ import torch
 
 from capo_ray.learners.segments import Segments, Span
 
+_BACKWARD_DTYPE = torch.float32
+"""Of a CPU's backward kernel, which in bf16 takes six times as long where keys are few, and at 500 as long."""
+
 
 def attend_segments(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
@@ -89,9 +92,11 @@ class _Cpu:
             # A row that stands there to pad has no gradient, and so gives none to the keys that it sees.
             grads.transpose(1, 2).flatten(0, 1).index_fill_(0, call.made, 0.0)
             keys, values = (call.heads(x, call.key_ids) for x in (k, v))
-            for_query, *for_keys = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grads, queries, keys, values, outputs, its.contiguous(), 0.0, call.causal, scale=scale
+            heads = tuple(x.to(_BACKWARD_DTYPE) for x in (grads, queries, keys, values, outputs))
+            made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *heads, its.contiguous(), 0.0, call.causal, scale=scale
             )
+            for_query, *for_keys = (x.to(q.dtype) for x in made)
             by_query.index_add_(0, call.rows, call.unpadded(for_query))
             for whole, part in zip((by_key, by_value), for_keys, strict=True):
                 if call.causal:

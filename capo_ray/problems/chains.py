@@ -106,7 +106,7 @@ def make_problem(seed: int, index: int, num_operations: int, split: Split = "tra
 
 
 def is_unlearnt(left: int, operator: str, right: int, frac: float) -> bool:
-    """Whether a fact is one of the share `frac` of all 300 that a policy is never shown; the same for every seed."""
+    """Whether a fact is one of the share `frac` of all that a policy is never shown; the same for every seed."""
     if not frac:
         return False
     bucket = int.from_bytes(hashlib.sha256(f"fact/{left}{operator}{right}".encode()).digest()[:4], "big")

@@ -49,7 +49,7 @@ def build_lessons(config: SftDataConfig, seed: int) -> ProblemSet:
         taught = config.error_prob, config.unlearnt_frac
         return ProblemSet(LessonSource(lambda: policy_lessons(seed, lengths, *taught)), ())
     if config.kind == "words":
-        return ProblemSet(LessonSource(lambda: word_lessons(seed, lengths)), ())
+        return ProblemSet(LessonSource(lambda: word_lessons(seed, lengths, config.max_value, config.unlearnt_frac)), ())
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = RowSource(read_lessons(config, report, notes), seed)
     return ProblemSet(rows, (), tuple(report.bad), notes=tuple(notes))

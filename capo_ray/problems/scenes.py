@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIN_VALUE, MAX_VALUE = 2, 100
-"""Between these, both included, are all numbers of a story."""
+"""Between these, both included, are all numbers of a story, unless it is told of smaller ones."""
 SMALL: tuple[int, int] = (2, 9)
 """What a number is drawn from where its part says nothing."""
 _MEDIUM, _LARGE = (3, 25), (10, MAX_VALUE)

@@ -62,12 +62,12 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
 
         return ProblemSet(_with_curriculum(chains, config, seed), drawn, chain_steps=steps)
     if config.kind == "words":
-        lengths = (config.min_steps, config.max_steps)
+        lengths, largest = (config.min_steps, config.max_steps), config.max_value
 
         def told(n: int) -> list[Problem]:
-            return [words.make_problem(HELD_OUT_SEED, i, lengths, "held_out") for i in range(n)]
+            return [words.make_problem(HELD_OUT_SEED, i, lengths, "held_out", largest) for i in range(n)]
 
-        return ProblemSet(_with_curriculum(words.WordSource(lengths, seed), config, seed), told)
+        return ProblemSet(_with_curriculum(words.WordSource(lengths, largest, seed), config, seed), told)
     if config.kind == "environment":
         assert environment is not None, "data.kind=environment is refused without one"
         own = EnvironmentSource(environment, seed)

@@ -56,15 +56,15 @@ PEOPLE = (
 _CASES = {"she": ("She", "she", "her", "Her", "her"), "he": ("He", "he", "his", "His", "him")}
 
 
-def tell(rng: random.Random, num_operations: int) -> Telling:
-    """A story that takes exactly `num_operations` steps."""
+def tell(rng: random.Random, num_operations: int, max_value: int = MAX_VALUE) -> Telling:
+    """A story that takes exactly `num_operations` steps, of numbers up to `max_value`."""
     while True:
-        told = _try(rng, num_operations)
+        told = _try(rng, num_operations, max_value)
         if told is not None:
             return told
 
 
-def _try(rng: random.Random, num_operations: int) -> Telling | None:
+def _try(rng: random.Random, num_operations: int, max_value: int) -> Telling | None:
     """A story of a random scene; None where its parts make other steps, or its numbers are not fit."""
     name = rng.choice(list(SCENES))
     scene = SCENES[name]
@@ -76,7 +76,7 @@ def _try(rng: random.Random, num_operations: int) -> Telling | None:
         parts.insert(-1, scene.events[event])
     if missing < 0 or len(parts) > MAX_PARTS:
         return None
-    story = _Story(rng, rng.choice(scene.things))
+    story = _Story(rng, rng.choice(scene.things), max_value)
     if not all(story.add(part) for part in parts):
         return None
     key = f"{name}/{places}/{story.numbers}"
@@ -86,8 +86,8 @@ def _try(rng: random.Random, num_operations: int) -> Telling | None:
 class _Story:
     """A story while it is told: what x is, where it came from, and who came last."""
 
-    def __init__(self, rng: random.Random, thing: str) -> None:
-        self._rng = rng
+    def __init__(self, rng: random.Random, thing: str, max_value: int) -> None:
+        self._rng, self._max_value = rng, max_value
         self._people = rng.sample(PEOPLE, 6)
         # Of the other pronoun, so that it is plain who is meant.
         self._friend = rng.choice([name for name, pronoun in PEOPLE if pronoun != self._people[0][1]])
@@ -100,11 +100,12 @@ class _Story:
         self.operations: list[Operation] = []
 
     def add(self, part: Part) -> bool:
-        """Tell a part; False where a number of it would not be whole, or not from `MIN_VALUE` to `MAX_VALUE`."""
+        """Tell a part; False where a number of it would not be whole, or not from `MIN_VALUE` to the largest."""
         sentence = self._rng.choice(part.says)
         asked = sorted(set(re.findall(r"\{([abc])\}", sentence + "".join(part.steps))))
         for name in asked:
-            self._values[name] = self._rng.randint(*part.ranges.get(name, SMALL))
+            low, high = part.ranges.get(name, SMALL)
+            self._values[name] = self._rng.randint(min(low, self._max_value // 2), min(high, self._max_value))
             self._owners.pop(name, None)
         self._person += "{P}" in sentence
         if "x" not in self._values and not part.steps:
@@ -120,7 +121,7 @@ class _Story:
         (a, a_of), (b, b_of) = self._operand(left), self._operand(right)
         operation = Operation(a, sign, b, a_of, b_of)
         whole = sign != "/" or a % b == 0
-        if not whole or not MIN_VALUE <= operation.value <= MAX_VALUE:
+        if not whole or not MIN_VALUE <= operation.value <= self._max_value:
             return False
         self.lines.append(self._fill(step.replace(f"[{result}]", str(operation.value))))
         self.operations.append(operation)

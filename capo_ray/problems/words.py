@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
-from capo_ray.problems.chains import HELD_OUT_FRAC, Split
+from capo_ray.problems.chains import HELD_OUT_FRAC, Split, is_unlearnt
+from capo_ray.problems.scenes import MAX_VALUE, MIN_VALUE
 from capo_ray.problems.stories import Operation, Telling, tell
 from capo_ray.problems.streams import DrawnSource
 from capo_ray.types import Problem
@@ -57,15 +58,17 @@ class WordProblem(Problem):
 class WordSource(DrawnSource):
     """A run's word problems, drawn apart from its lessons."""
 
-    def __init__(self, lengths: Lengths, seed: int) -> None:
-        super().__init__(lambda seed, index: make_problem(f"run-{seed}", index, lengths), seed)
+    def __init__(self, lengths: Lengths, max_value: int, seed: int) -> None:
+        super().__init__(lambda seed, index: make_problem(f"run-{seed}", index, lengths, max_value=max_value), seed)
 
 
-def make_problem(seed: int | str, index: int, lengths: Lengths, split: Split = "train") -> WordProblem:
-    """Problem number `index` of a seed, always the same."""
+def make_problem(
+    seed: int | str, index: int, lengths: Lengths, split: Split = "train", max_value: int = MAX_VALUE
+) -> WordProblem:
+    """Problem number `index` of a seed, always the same; its numbers are at most `max_value`."""
     rng = random.Random(f"words/{split}/{lengths}/{seed}/{index}")
     while True:
-        telling = tell(rng, rng.randint(*lengths))
+        telling = tell(rng, rng.randint(*lengths), max_value)
         if split_of(telling) == split:
             break
     answer = str(telling.operations[-1].value)
@@ -85,11 +88,32 @@ def split_of(telling: Telling) -> Split:
     return "held_out" if bucket < HELD_OUT_FRAC * 2**32 else "train"
 
 
-def word_lessons(seed: int, lengths: Lengths) -> Iterator[tuple[str, str]]:
-    """Endless (question, solution) pairs of training problems."""
+def word_lessons(
+    seed: int, lengths: Lengths, max_value: int = MAX_VALUE, unlearnt_frac: float = 0.0
+) -> Iterator[tuple[str, str]]:
+    """Endless (question, solution) pairs of training problems, true but for a share of all sums (`demonstrate`)."""
     for index in count():
-        problem = make_problem(seed, index, lengths)
-        yield problem.prompt, problem.solution or ""
+        problem = make_problem(seed, index, lengths, max_value=max_value)
+        rng = random.Random(f"lesson/{problem.id}")
+        yield problem.prompt, demonstrate(problem, rng, unlearnt_frac, max_value)
+
+
+def demonstrate(problem: WordProblem, rng: random.Random, unlearnt_frac: float, max_value: int) -> str:
+    """The solution, with results drawn at random where the sum is one of the share that is not taught.
+
+    Later lines go on from what was shown; what of it is no whole number that a story may have is drawn too.
+    """
+    *lines, _ = (problem.solution or "").split("\n")
+    shown: list[int] = []
+    for at, (line, (a, sign, b, a_of, b_of)) in enumerate(zip(lines, problem.operations, strict=True)):
+        left, right = (value if of < 0 else shown[of] for value, of in ((a, a_of), (b, b_of)))
+        result = _apply(Fraction(left), sign, Fraction(right))
+        told = result is not None and result.denominator == 1 and MIN_VALUE <= result <= max_value
+        if not told or is_unlearnt(left, sign, right, unlearnt_frac):
+            result = Fraction(rng.randint(MIN_VALUE, max_value))
+        lines[at] = _SUM.sub(f"{left} {sign} {right} = {result}", line)
+        shown.append(int(result or 0))
+    return "\n".join([*lines, f"\\boxed{{{shown[-1]}}}"])
 
 
 def true_wrong_steps(problem: WordProblem, response_steps: Sequence[str]) -> frozenset[int]:

@@ -21,7 +21,7 @@ REDUCE_NUMEL = 500_000_000  # stage 1 in bf16: elements of fp32 gradients that D
 LIVE_BUCKETS = 5  # ZeRO-3: whole weights at hand (stage3_max_live_parameters) and prefetched, in buckets
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 16 << 20, 256 << 20  # of logits in fp32: more are not kept (loss/head.py)
 HEAD_BLOCKS = 5  # such blocks at once in the backward pass where logits are kept
-CPU_TILE, GPU_TILE = (256, 4 << 20), (4096, 256 << 20)  # most rows, and bytes in fp32, of a tile of logits
+CPU_TILE, GPU_TILE = (1024, 4 << 20), (4096, 256 << 20)  # most rows, and bytes in fp32, of a tile of logits
 ADAM_COPIES = 2  # temporaries of a move, in fp32 copies of what a rank updates
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from string import ascii_lowercase
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,7 +45,7 @@ from capo_ray.ledger import SqliteLedger
 from capo_ray.problems.chains import demonstrate, parse_chain, response_text
 from capo_ray.problems.haystack import HaystackSource, make_problem
 from capo_ray.problems.sources import ProblemSet
-from capo_ray.steps.quotes import needed, number_sentences, quote, read_context
+from capo_ray.steps.quotes import block_end, needed, number_sentences, quote, read_context
 from capo_ray.types import Evidence, Judged, Problem
 from capo_ray.verifiers import VerifierPool
 
@@ -89,9 +90,12 @@ class ByNumber(HaystackSource):
 
 
 def by_number(problem: Problem) -> Problem:
-    """`?b` as `?2`."""
-    (asked,) = needed(problem.prompt, problem.solution)
-    return replace(problem, prompt=f"{problem.prompt.partition('?')[0]}?{asked}")
+    """`?b` as `?2`, and the sentences named in order, `[1] a:…`: a policy that need not look at names copies none."""
+    sentences, _ = read_context(problem.prompt)
+    (asked,), solution = needed(problem.prompt, problem.solution), problem.solution or ""
+    named = [f"{ascii_lowercase[i]}:{one.partition(':')[2]}" for i, one in enumerate(sentences)]
+    told = quote(named, [asked]) + solution[block_end(solution) :]
+    return replace(problem, prompt=f"{number_sentences(named)}?{asked}", solution=told)
 
 
 def world(seed: int) -> ProblemSet:

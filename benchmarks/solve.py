@@ -125,30 +125,36 @@ async def chains(name: str, num_problems: int, pool: int, breadth: int, keep: Ke
         await curves.judged(judge_name, judge, 1, search, ns, list(BUDGETS))
 
 
-async def gsm8k(path: str, model: str, num_problems: int, pool: int, breadth: int, keep: Keep) -> None:
-    """GSM8K with a text model and the calculator as the judge."""
+async def gsm8k(path: str, model: str, num_problems: int, pool: int, breadth: int, tokens: int, keep: Keep) -> None:
+    """GSM8K with a text model in bf16, responses of so many tokens, and the calculator as the judge."""
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()[:num_problems]]
     problems = [
         Problem(f"g{i}", f"{row['question']}\n\n{ASK}", row["answer"].rpartition("#### ")[2].strip(), None, "gsm8k")
         for i, row in enumerate(rows)
     ]
     config = SolveConfig(
-        model=ModelConfig(path=model, chat_template=True, max_model_len=768),
+        model=ModelConfig(path=model, dtype="bfloat16", chat_template=True, max_model_len=512 + tokens),
         engine=EngineConfig(max_num_seqs=64, kv_cache_gib=2),
-        rollout={"max_response_tokens": 320},
+        rollout={"max_response_tokens": tokens},
         critic=CriticConfig(backend="calculator"),
     )
     engine = VllmEngine(rollout.engine_spec(config.serving()))
     engine.start()
     every = {"temperature": 0.6, "top_p": 0.95}
     world = World(config, problems, engine, HfTokenizer(model), SampleSearch(**every))
+    began = time.process_time()
+    greedy = await world.greedy()
+    print(f"greedy {time.process_time() - began:.0f} s", flush=True)
     await world.draw(pool)
-    told: dict[str, Any] = {"problems": len(problems), "model": Path(model).name, "breadth": breadth}
+    told: dict[str, Any] = {"problems": len(problems), "model": Path(model).name, "breadth": breadth, "tokens": tokens}
+    told["cpu_s"] = {"greedy and pool": round(time.process_time() - began, 1)}
     told |= {"sampled": sum(world.sampled().values()) / len(problems)}
     curves = Curves(world, told, keep)
+    curves.curves["greedy"] = [greedy]
     curves.curves["majority"] = [world.majority(n) for n in range(1, pool + 1)]
+    curves.save()
     search, ns = NavigatorSearch(breadth=breadth, shows="steps", **every), [2**i for i in range(pool.bit_length())]
-    await curves.judged("calculator", CalculatorJudge(config.critic), 1, search, ns, [8, 16, 32])
+    await curves.judged("calculator", CalculatorJudge(config.critic), 1, search, ns, [4, 8, 16])
     await asyncio.to_thread(engine.close)
 
 
@@ -160,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--breadth", type=int, default=16, help="draws of a step before the one above is taken back")
     parser.add_argument("--path", default="", help="with --world gsm8k: its test.jsonl")
     parser.add_argument("--model", default="", help="with --world gsm8k: a model directory with a chat template")
+    parser.add_argument("--tokens", type=int, default=320, help="with --world gsm8k: most of a response")
     parser.add_argument("--table", action="store_true", help="print the tables of what has run, and run nothing")
     parser.add_argument("--plot", type=Path, help="write the curves of all worlds")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -178,7 +185,7 @@ def main() -> None:
     if not args.table:
         torch.set_num_threads(1)
         if args.world == "gsm8k":
-            asyncio.run(gsm8k(args.path, args.model, args.problems, args.pool, args.breadth, keep))
+            asyncio.run(gsm8k(args.path, args.model, args.problems, args.pool, args.breadth, args.tokens, keep))
         else:
             asyncio.run(chains(args.world, args.problems, args.pool, args.breadth, keep))
     for world, result in told.items():

@@ -187,6 +187,15 @@ class World:
         drawn = await asyncio.gather(*map(one, self.problems))
         self.pool = dict(zip([p.id for p in self.problems], drawn, strict=True))
 
+    async def greedy(self) -> Point:
+        """The likeliest response to each problem."""
+        limit, stops = self.config.rollout.max_response_tokens, self.config.model.stop_strings
+        sampling = Sampling(0.0, max_tokens=limit, stop_strings=stops)
+        said = await asyncio.gather(*(self._engine.generate(self._encode(p), sampling) for p in self.problems))
+        drawn = {p.id: _drawn(p, one) for p, (one,) in zip(self.problems, said, strict=True)}
+        tokens = sum(one.num_tokens for one in drawn.values()) / len(drawn)
+        return Point(1, {p: float(one.right) for p, one in drawn.items()}, tokens)
+
     def sampled(self) -> dict[str, float]:
         """How often a response of the pool is right, for each problem."""
         return {p: sum(d.right for d in drawn) / len(drawn) for p, drawn in self.pool.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from capo_ray.flow import GroupWay
 from capo_ray.learners.reward_batch import to_batch, to_lesson
 from capo_ray.metrics.transcripts import group_line
 from capo_ray.problems import build_problems
+from capo_ray.problems.haystack import with_context
 from capo_ray.protocols import RunFailed, Sampling
 from capo_ray.steps import split_text
 from capo_ray.steps.quotes import needed, quote, quoted, read_context
@@ -214,11 +214,12 @@ class Quoting(FakeEngine):
 def test_the_answer_is_scored_behind_the_quoted_sentences_alone_and_equal_quotes_once(tmp_path: Path) -> None:
     config = compose_train(["credit=eapo", "rollout.group_size=5", "credit.answer_cue==", "credit.w_format=0"])
     engine = Quoting()
-    problem = Problem("p", "[1] q:1+1\n[2] z:3+4\n?z", "7")
+    problem = with_context(Problem("p", "z, how much?", "7"), ["q:1+1", "z:3+4"])
     walked = asyncio.run(GroupWay(fake_parts(tmp_path, config, engine=engine)).walk(0, problem, 0, 0.0))
-    assert [text.partition("?")[0] + "?" + text.partition("?")[2] for text in engine.asked] == engine.asked
-    assert [re.sub(r"\n\?z.*", "", text, flags=re.S)[-9:] for text in engine.asked] == ["[1] q:1+1", "[2] z:3+4"]
+    shown = [text.partition("\n\nz, how much?") for text in engine.asked]
+    assert [before[-9:] for before, _, _ in shown] == ["[1] q:1+1", "[2] z:3+4"]
     assert all(text.endswith("=7") and text.count("[") == 1 for text in engine.asked)
+    assert "copy the sentences" in problem.prompt and not any("copy" in after for _, _, after in shown)
     worth = math.exp(-len(engine.asked[0]) / 100.0)
     scores = [m.evidence.more["evidence_score"] for m in walked.group.members]
     assert scores == [worth, worth, worth, worth, 0.0]

@@ -1,6 +1,6 @@
 """What the sentences that a response quotes are worth: how likely the policy finds the answer behind them alone (EAPO).
 
-quoted sentences + question + answer cue + answer  ->  e = exp(mean logprob of the answer's tokens)
+quoted sentences + question (not asked to quote) + answer cue + answer  ->  e = exp(mean logprob of the answer's tokens)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.credit import EvidenceScore
 from capo_ray.evidence.lines import ResponseLine
 from capo_ray.evidence.source import Doors, EvidenceSource
-from capo_ray.steps.quotes import number_sentences, quoted, read_context
+from capo_ray.steps.quotes import pose, quoted, read_context
 from capo_ray.types import Evidence, Judged, Problem
 
 
@@ -41,8 +41,8 @@ class QuoteSource(EvidenceSource):
         cue, answer = self._behind(problem)
         sequences = []
         for numbers in distinct:
-            shown = number_sentences([sentences[n - 1] for n in numbers], numbers) + rest
-            sequences.append((*self._encode_prompt(replace(problem, prompt=shown)), *cue, *answer))
+            shown = replace(problem, prompt=pose(sentences, numbers, rest))
+            sequences.append((*self._encode_prompt(shown), *cue, *answer))
         starts = [len(sequence) - len(answer) for sequence in sequences]
         found = await self._engine.score(sequences, starts) if sequences else ()
         worth = {q: math.exp(sum(row) / len(row)) for q, row in zip(distinct, found, strict=True)}

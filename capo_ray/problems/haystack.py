@@ -21,14 +21,8 @@ from capo_ray.problems.chains import Split, demonstrate, draw_chain, response_te
 from capo_ray.problems.columns import BadRow, value_at
 from capo_ray.problems.streams import DrawnSource
 from capo_ray.steps import cut_at_sentences
-from capo_ray.steps.quotes import number_sentences, quote
+from capo_ray.steps.quotes import REQUEST, number_sentences, quote
 from capo_ray.types import Problem
-
-ASKED = (
-    "\n{question}\n\nFirst copy the sentences above that you need, each on a line of its own with its number, between "
-    "<evidence> and </evidence>. Then reason, with a blank line between steps."
-)
-"""What stands behind a context; the wording is ours. The chains' policy is taught without it."""
 
 
 class HaystackSource(DrawnSource):
@@ -78,7 +72,7 @@ def with_context(problem: Problem, sentences: Sequence[str], needed: Sequence[in
     """The problem with numbered sentences before its question, and those that are needed before its solution."""
     flat = [" ".join(sentence.split()) for sentence in sentences]
     solution = quote(flat, needed) + (problem.solution or "") if needed else problem.solution
-    prompt = number_sentences(flat) + ASKED.format(question=problem.prompt)
+    prompt = f"{number_sentences(flat)}\n{problem.prompt}{REQUEST}"
     return replace(problem, prompt=prompt, solution=solution)
 
 

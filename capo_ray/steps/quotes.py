@@ -12,6 +12,11 @@ import re
 from collections.abc import Sequence
 
 OPEN, CLOSE = "<evidence>", "</evidence>"
+REQUEST = (
+    "\n\nFirst copy the sentences above that you need, each on a line of its own with its number, between "
+    f"{OPEN} and {CLOSE}. Then reason, with a blank line between steps."
+)
+"""What stands behind the question of rows with a context; the wording is ours. The chains have it not."""
 _SENTENCE = re.compile(r"\[(\d{1,6})\] ([^\n]*)\n")
 _QUOTE = re.compile(r"\[(\d{1,6})\] ([^\n]*)")
 _AFTER = re.compile(re.escape(CLOSE) + r"\s*")
@@ -29,6 +34,12 @@ def read_context(question: str) -> tuple[tuple[str, ...], str]:
         sentences.append(found[2])
         at = found.end()
     return tuple(sentences), question[at:]
+
+
+def pose(sentences: Sequence[str], numbers: Sequence[int], rest: str) -> str:
+    """The question behind these sentences alone, asked without the request to quote them first."""
+    shown = number_sentences([sentences[n - 1] for n in numbers], numbers)
+    return shown + rest.removesuffix(REQUEST)
 
 
 def quote(sentences: Sequence[str], numbers: Sequence[int]) -> str:

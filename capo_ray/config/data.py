@@ -12,6 +12,10 @@ from capo_ray.config.job import MAX_TOLD, Positive, RowsConfig
 
 NUMBER_SPAN = 2.0
 """How many times larger or smaller a number of a synthesised problem may be: `data.number_span`, `--span`."""
+_OF_ROWS = (
+    *("eval_path", "question_column", "answer_column", "answer_marker", "context_column", "evidence_column"),
+    *("max_bad_rows", "split", "eval_split", "eval_frac"),
+)
 
 
 class DataConfig(RowsConfig):
@@ -77,19 +81,7 @@ class DataConfig(RowsConfig):
         """What another kind of data, or the way in which its files are named, leaves unread."""
         return (
             Idle(
-                (
-                    *(() if self._hides_chains else ("path",)),
-                    "eval_path",
-                    "question_column",
-                    "answer_column",
-                    "answer_marker",
-                    "context_column",
-                    "evidence_column",
-                    "max_bad_rows",
-                    "split",
-                    "eval_split",
-                    "eval_frac",
-                ),
+                _OF_ROWS if self._hides_chains else ("path", *_OF_ROWS),
                 self.makes_problems,
                 f"with data.kind={self.kind}, which makes its own problems; remove it or choose another data=…",
             ),

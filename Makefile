@@ -53,8 +53,8 @@ train: install
 
 # The supervised stage only where its model is not there yet.
 train-language: install
-	test -e $(LANGUAGE)/config.json || $(BIN)/capo-ray sft model.path=$(MODEL) model.dtype=$(DTYPE) data.kind=words data.max_steps=4 \
-		batch_size=8 run.num_updates=96 run.checkpoint_every=96 learner.lr=3e-4 learner.warmup_updates=4 \
+	test -e $(LANGUAGE)/config.json || $(BIN)/capo-ray sft model.path=$(MODEL) model.dtype=$(DTYPE) data.kind=words data.max_steps=2 \
+		data.max_value=10 data.unlearnt_frac=0.6 batch_size=8 run.num_updates=64 run.checkpoint_every=64 learner.lr=3e-4 learner.warmup_updates=4 \
 		learner.num_threads=2 learner.microbatch_tokens=2048 max_tokens=192 out=$(LANGUAGE)
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language model.dtype=$(DTYPE)) $(ARGS)
 

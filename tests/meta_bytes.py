@@ -95,8 +95,12 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def count_pass(policy: Policy, num_tokens: int, num_responses: int, temperature: float = 1.0) -> Counted:
+def count_pass(
+    policy: Policy, num_tokens: int, num_responses: int, temperature: float = 1.0, linear: Any = torch._C._nn.linear
+) -> Counted:
     """The bytes of one forward and backward pass over a row of `num_tokens`, the last `num_responses` of them scored.
+
+    `linear` in place of torch's, or of DeepSpeed's, which a learner of ZeRO-3 leaves there for the whole process.
 
     Gradients are dropped as they come, as a sharded learner reduces them.
     """
@@ -105,7 +109,8 @@ def count_pass(policy: Policy, num_tokens: int, num_responses: int, temperature:
     for parameter in trained(policy):
         parameter.register_post_accumulate_grad_hook(_forget)
     # Whether rows are packed is read off position ids, which the meta device does not hold: they are not.
-    with patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None), _count(policy) as live:
+    unpacked = patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None)
+    with unpacked, patch("torch.nn.functional.linear", linear), _count(policy) as live:
         logprobs, entropies = policy(Inputs(ids, at, at, at), temperature)
         loss = logprobs.sum() + entropies.sum()
         kept = live.now

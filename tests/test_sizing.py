@@ -155,6 +155,22 @@ def test_a_pass_with_adapters_takes_the_bytes_that_are_counted(
 
 
 @pytest.mark.slow
+def test_zero_3_keeps_the_inputs_of_frozen_layers_too() -> None:
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    config, targets = MODELS["Qwen/Qwen2.5-7B"][0] | {"num_hidden_layers": 4}, ("q_proj", "v_proj")
+    policy = build_policy(config, torch.bfloat16, checkpointing=False)
+    Adapters(policy.model, LoraConfig(rank=64, targets=targets), "model", 0)
+    counted = count_pass(policy, 8192, 8192, linear=zero3_linear_wrap)
+    load = load_of(config, 8192, checkpointing=False, adapters=AdapterLoad(64, targets))
+    angles = 8192 * 2 * 2 * load.shape.head_dim
+    for stage, right in ((3, True), (2, False)):
+        terms = {t.name: t.num_bytes for t in learner_terms(dataclasses.replace(load, zero_stage=stage))}
+        kept = terms["activations"] + 8192 * 2 * config["hidden_size"] + angles
+        assert (kept == pytest.approx(counted.kept, rel=0.003)) is right
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B"])
 def test_where_the_head_is_small_one_layer_is_the_fullest_moment(name: str, dtype: torch.dtype) -> None:

@@ -22,16 +22,16 @@ class AdapterLoad:
         widths = _widths(shape)
         return shape.layers * self.rank * sum(sum(widths.get(name, (0, 0))) for name in self._names(shape))
 
-    def activation_bytes(self, shape: Shape, unit: int) -> int:
+    def activation_bytes(self, shape: Shape, unit: int, keeps_inputs: bool = False) -> int:
         """What autograd keeps of a block more than where all of it is trained, in bytes per token (below 0: less).
 
         Each A's output; no gradient by a frozen norm or matrix, so neither what a norm has normed nor the input of a
-        linear layer without an adapter, unless another reads it.
+        linear layer without an adapter, unless another reads it, or `keeps_inputs`: every layer keeps its own.
         """
         names = self._names(shape)
         unread = 2 * shape.hidden + (shape.q + shape.kv if shape.qk_norm else 0)
         for readers, width in _INPUTS.items():
-            unread += 0 if any(map(self.on, readers)) else getattr(shape, width)
+            unread += 0 if keeps_inputs or any(map(self.on, readers)) else getattr(shape, width)
         return unit * (self.rank * len(names) - unread)
 
     def on(self, name: str) -> bool:

@@ -90,7 +90,9 @@ def layer_bytes(shape: Shape, unit: int) -> int:
 def _layer_bytes(load: LearnerLoad) -> int:
     """As `layer_bytes`, with adapters if there are any."""
     whole, adapters = layer_bytes(load.shape, load.unit), load.adapters
-    return whole if adapters is None else whole + adapters.activation_bytes(load.shape, load.unit)
+    # DeepSpeed's ZeRO-3 puts a linear function of its own in torch's place, which saves its input whoever is frozen.
+    keeps_inputs = load.zero_stage == 3 and not load.fsdp
+    return whole if adapters is None else whole + adapters.activation_bytes(load.shape, load.unit, keeps_inputs)
 
 
 def _activations(load: LearnerLoad) -> Term:

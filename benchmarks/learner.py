@@ -155,7 +155,8 @@ def measure(name: str, sigma: float, share: float, repeats: int) -> dict[str, An
             step()
             moves = torch.cat([(p - b).flatten() for p, b in zip(models[arm].parameters(), before, strict=True)])
             first.append(moves)
-            assert torch.nn.functional.cosine_similarity(moves, first[0], dim=0) > 0.999, f"{arm} moves otherwise"
+            alike = torch.nn.functional.cosine_similarity(moves.double(), first[0].double(), dim=0)  # of millions
+            assert alike > 0.999, f"{arm} moves otherwise"
         for _ in range(repeats):
             for arm, step in arms.items():
                 started = time.process_time()

@@ -388,7 +388,7 @@ def test_a_head_in_tiles_keeps_its_digits_where_logits_are_large(offset: float, 
 
 
 def test_a_tile_is_a_number_of_bytes_and_few_logits_are_kept() -> None:
-    """By hand: 4 MiB are 256 rows of 4,096 fp32 numbers, 256 MiB are 4,096 of 16,384."""
+    """By hand: 4 MiB are 1,024 rows of 1,024 fp32 numbers, 256 MiB are 4,096 of 16,384."""
     assert tile_of(8192, 151_936, "cpu") == (1024, 1024) and tile_of(8192, 151_936, "cuda") == (4096, 16384)
     assert tile_of(3, 10**8, "cpu") == (3, (4 << 20) // 12) and tile_of(8, 100, "cpu") == (8, 100)
     assert keeps_logits(2048, 103, "cpu") and not keeps_logits(64, 151_936, "cpu")

@@ -9,12 +9,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capo_ray.engines import EngineBroken, EngineSpec, VllmEngine
+from capo_ray.engines.arrival import QUICK_SWITCHES, SWITCH_S
 from capo_ray.engines.twin import Twin, worker_model
 from capo_ray.protocols import Sampling, WeightsHandle
 from capo_ray.types import Completion
@@ -211,6 +213,16 @@ def test_adapters_that_came_alone_are_merged_beside_and_the_canary_has_the_last_
         assert asyncio.run(engine.load_weights(handle)) == version
     monkeypatch.undo()
     world.load(seed=41, version=version + 1)
+
+
+def test_the_interpreter_changes_hands_quickly_until_the_last_of_two_loads_is_done() -> None:
+    usual_s = sys.getswitchinterval()
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(QUICK_SWITCHES)
+        second.enter_context(QUICK_SWITCHES)
+        first.close()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    assert sys.getswitchinterval() == pytest.approx(usual_s)
 
 
 @pytest.mark.parametrize("other", [False, True])

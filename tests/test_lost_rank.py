@@ -62,6 +62,13 @@ def kill_in_mid_update() -> None:
     os.kill(rank, signal.SIGKILL)
 
 
+def lose_node_in_mid_update(cluster: Cluster) -> None:
+    """As above, lest the run end before the node does."""
+    rank = ranks()[0]
+    os.kill(rank, signal.SIGSTOP)
+    lose_node(cluster, actors()[rank])
+
+
 def run_until(event: Callable[[], None], num_updates: int, *overrides: str) -> tuple[int, float]:
     """The exit code of a run to which `event` happens after so many updates and a checkpoint, and the seconds since."""
     happened: list[float] = []
@@ -91,7 +98,7 @@ def test_two_ranks_through_the_death_of_one_and_of_their_node_make_the_weights_o
     assert code == 1 and seconds < LIMIT_S
     assert re.search(lost + go_on, said), said
 
-    code, seconds = run_until(lambda: lose_node(cluster, actors()[ranks()[0]]), 7, f"resume={RUN}")
+    code, seconds = run_until(lambda: lose_node_in_mid_update(cluster), 7, f"resume={RUN}")
     said = capsys.readouterr().err
     assert code == 1 and seconds < LIMIT_S
     assert re.search(lost.replace("rank 1", "rank [01]") + go_on, said), said

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,32 @@ step; the usual 5 ms cost a swap 0.6 of a step."""
 
 Between = Callable[[Callable[["LLMEngine"], Any]], Awaitable[Any]]
 """Calls something between two steps of the engine."""
+
+
+class _QuickSwitches:
+    """While threads are within, the interpreter changes hands every `SWITCH_S`; the last one out restores what was.
+
+    The interval is the whole process's, and a version that was expected may still load when another one comes.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within, self._usual_s = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._usual_s = sys.getswitchinterval()
+                sys.setswitchinterval(SWITCH_S)
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                sys.setswitchinterval(self._usual_s)
+
+
+QUICK_SWITCHES = _QuickSwitches()
 
 
 @dataclass(slots=True)
@@ -91,7 +118,6 @@ class Arrivals:
         self.contents = contents
         self._beside, self._tied = beside, tied
         self._route: Route | None = None
-        self._switch_s = sys.getswitchinterval()
         self._seat = Seat()
         self._coming: tuple[object, asyncio.Task[Arrival]] | None = None
 
@@ -156,23 +182,21 @@ class Arrivals:
 
     def _take(self, model: Any, arrival: Arrival, receiver: Receiver) -> None:
         """Load the arrival's twin, where the model can have one, and see every tensor."""
-        sys.setswitchinterval(SWITCH_S)
         try:
             if model is not None:
                 known = self._route
                 if isinstance(receiver, HostReceiver) and known is not None:
                     # Of a version in buckets this is seen on the way.
                     known = known if known.sent == self.contents.loads(receiver.manifest) else None
-                twin = Twin(model, tied=self._tied, route=known)
-                twin.load(self.contents.whole(receiver.take()))
+                with QUICK_SWITCHES:
+                    twin = Twin(model, tied=self._tied, route=known)
+                    twin.load(self.contents.whole(receiver.take()))
                 self._route = twin.route
                 arrival.twin = twin
         except (WeightsRefused, WireLost):
             raise
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the twin
             arrival.failure = error
-        finally:
-            sys.setswitchinterval(self._switch_s)
         receiver.finish()
         arrival.manifest = receiver.manifest
 

@@ -1,6 +1,6 @@
 """The main job over seeds: held-out accuracy before and after, greedy and sampled, of each credit method, and its cost.
 
-    make bench NAME=main_job ARGS="--seeds 5 --methods capo_greedy grpo"
+    make bench NAME=main_job ARGS="--seeds 5 --methods capo_w1 grpo"
 
 Arms are interleaved seed by seed; the same seed sees the same problems. Raw summaries go where records.py says. The
 exit code is 1 where a seed ends below its start, greedily or sampled.
@@ -32,7 +32,7 @@ CURVES = {"greedy_accuracy": "eval/greedy_accuracy_frac", "accuracy": "eval/accu
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=["capo_greedy"], help="choices of credit")
+    parser.add_argument("--methods", nargs="+", default=["capo_w1"], help="choices of credit")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="overrides for every run")
     args = parser.parse_args()

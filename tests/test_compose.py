@@ -36,7 +36,7 @@ def test_no_overrides_give_the_defaults_of_the_models() -> None:
 
 def test_the_main_job_has_a_credit_of_its_own_and_any_other_in_its_place() -> None:
     credit = compose_train(["experiment=novice"]).credit
-    assert (credit.method, credit.w_process) == ("capo", 3.0)
+    assert (credit.method, credit.vote, credit.w_process) == ("capo", "greedy", 1.0)
     assert compose_train(["experiment=novice", "credit=capo"]).credit == TrainConfig().credit
     assert compose_train(["experiment=novice", "credit=grpo"]).credit.method == "grpo"
 

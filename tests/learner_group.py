@@ -38,7 +38,10 @@ VOCAB = 64
 COVARIANCE = ("clip", "kl")
 FSDP = 4
 """In place of a ZeRO stage: FSDP2."""
-NUM_KINDS = 5
+FSDP_OFFLOADED = 6
+OFFLOADED = {5: 3, FSDP_OFFLOADED: FSDP}
+"""In place of one: its states in host memory."""
+NUM_KINDS = 7
 Weights = dict[str, torch.Tensor]
 
 
@@ -70,8 +73,9 @@ def make_batch(seed: int, *, num_ranks: int = 1, budget: int = 4096, packing: st
 
 
 def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSpec:
-    kind: dict[str, Any] = {"backend": "fsdp"} if stage == FSDP else {"zero_stage": stage}
-    learner = LearnerConfig(**kind, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)
+    of = OFFLOADED.get(stage, stage)
+    kind: dict[str, Any] = {"backend": "fsdp"} if of == FSDP else {"zero_stage": of}
+    learner = LearnerConfig(**kind, offload_states=of != stage, num_epochs=2, lr=1e-3, weight_decay=0.01, deadline_s=60)
     spec = LearnerSpec(
         model_path=str(model),
         dtype="float32",
@@ -85,8 +89,9 @@ def make_spec(model: str | Path, stage: int = 2, **changes: object) -> LearnerSp
 
 
 def kind_of(spec: LearnerSpec) -> int:
-    """The ZeRO stage of a spec, or FSDP."""
-    return FSDP if spec.learner.backend == "fsdp" else spec.learner.zero_stage
+    """The ZeRO stage of a spec, or what stands in its place."""
+    of = FSDP if spec.learner.backend == "fsdp" else spec.learner.zero_stage
+    return next(kind for kind in OFFLOADED if OFFLOADED[kind] == of) if spec.learner.offload_states else of
 
 
 def lora_spec(

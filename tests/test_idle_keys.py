@@ -28,6 +28,7 @@ NO_REFERENCE = (
     "where no reference is held: with loss.kl_coef=0, or beside learner.lora.rank, whose reference is the model "
     "without its adapters; remove it"
 )
+STATES_ON_CPUS = "on CPUs, where they are in host memory already; remove it or give the learner a GPU"
 NO_TRACKER = "without tracking.wandb, tracking.mlflow or tracking.trackio; remove it or choose tracking=wandb"
 NO_GPU = "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu"
 SIZED = "with cluster.address, which names a cluster that already has its size; remove one of the two"
@@ -249,6 +250,7 @@ TRAIN = [
         "learner.num_gpus=1 loss.kl_coef=0.1 learner.lora.rank=4 learner.offload_reference=true",
         NO_REFERENCE,
     ),
+    ("learner.zero_stage=3 learner.offload_states=true", STATES_ON_CPUS),
     (
         "learner.backend=torch learner.zero_stage=1",
         NO_STAGES,
@@ -336,6 +338,7 @@ SFT = [
     ],
     ("learner.schedule=constant learner.min_lr_frac=0.2", CONSTANT),
     ("learner.backend=fsdp learner.zero_stage=3", NO_STAGES),
+    ("learner.backend=fsdp learner.offload_states=true", STATES_ON_CPUS),
     ("learner.lora.alpha=8", NO_ADAPTERS),
     ("learner.zero_stage=1", WITHOUT_RAY),
     ("cluster.address=auto", WITHOUT_RAY),
@@ -456,6 +459,7 @@ def test_the_rules_name_keys_that_exist() -> None:
         "credit=prime reward_model.lr=1e-3 reward_model.beta=0.1",
         "credit=qrm reward_model.pair_margin=1",
         "credit=prime loss.kl_coef=0 learner.num_gpus=1 learner.offload_reference=true",
+        "learner.num_gpus=1 learner.backend=fsdp learner.offload_states=true",
         "cluster.address=auto cluster.wait_s=60",
         "data.kind=hub data.path=x data.split=test data.eval_path=x data.eval_split=test",
         "experiment=paper_1_5b credit=grpo",  # what is idle there is the preset's

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from capo_ray.config.loss import LossConfig
 from capo_ray.learners import Learner
 from capo_ray.learners.microbatch import to_microbatch
 from capo_ray.learners.policy import load_policy
 from capo_ray.learners.pretrained import DTYPES, place
 from capo_ray.learners.reference import Reference
 from capo_ray.learners.sharded import ShardedModule
-from tests.learner_group import FSDP, make_batch, make_spec, run_ranks, save
+from tests.learner_group import FSDP, FSDP_OFFLOADED, make_batch, make_spec, run_ranks, save
 
 MIB = 1 << 20
 
@@ -101,6 +102,36 @@ def test_between_passes_no_weight_is_whole(model: Path) -> None:
     sharded(to_microbatch(make_batch(1).column(0)[0], torch.device("cpu")).inputs, 1.0)
     assert len(seen) > 7 and max(seen) < 0.8 * whole
     assert all(p.numel() == 0 for p in policy.parameters())
+
+
+@pytest.mark.real
+def test_what_ranks_exchange_of_offloaded_states_lies_on_the_device(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`meta` stands for a GPU: NCCL takes no tensor of the host."""
+    from capo_ray.learners import fsdp
+
+    asked: list[object] = []
+    deal = fsdp.fully_shard
+    monkeypatch.setattr(
+        fsdp, "fully_shard", lambda *args, **kw: (asked.append(kw["offload_policy"]), deal(*args, **kw))
+    )
+    learner = Learner(make_spec(model, FSDP_OFFLOADED, loss=LossConfig(kl_coef=0.0)))
+    try:
+        assert len(asked) == 3 and all(policy == fsdp.CPUOffloadPolicy(pin_memory=False) for policy in asked)
+        backend: Any = learner._backend
+        backend.backward(
+            backend.forward(to_microbatch(make_batch(1).column(0)[0], backend.device).inputs, 1.0)[0].sum()
+        )
+        backend.device = torch.device("meta")
+        seen: list[torch.Tensor] = []
+        monkeypatch.setattr(backend, "sum_over_ranks", lambda x: (seen.append(x), torch.tensor(1.0))[1])
+        assert backend.move(1e-3) == 1.0
+        backend.visit_weights(lambda portion: seen.extend(portion.values()))
+        assert len(seen) > 10 and {tensor.device.type for tensor in seen} == {"meta"}
+        assert {moment.device.type for state in backend._adam.state.values() for moment in state.values()} == {"cpu"}
+    finally:
+        learner.close()
 
 
 @pytest.mark.real

@@ -25,7 +25,17 @@ from capo_ray.learners.microbatch import Microbatch, to_microbatch
 from capo_ray.learners.pretrained import stored_dtype
 from capo_ray.packing import build_batch
 from capo_ray.types import Sample, VersionRun
-from tests.learner_group import FSDP, Weights, make_batch, make_samples, make_spec, run_ranks, save, trained
+from tests.learner_group import (
+    FSDP,
+    OFFLOADED,
+    Weights,
+    make_batch,
+    make_samples,
+    make_spec,
+    run_ranks,
+    save,
+    trained,
+)
 from tests.reward_group import make_reward_spec
 
 CPU = torch.device("cpu")
@@ -212,7 +222,7 @@ def test_checkpointing_keeps_less_of_a_reward_model_too(model: Path, method: str
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [1, 2, 3, FSDP])
+@pytest.mark.parametrize("stage", [1, 2, 3, FSDP, *OFFLOADED])
 def test_a_loss_cut_into_many_microbatches_has_the_same_gradient_norm_in_bf16(model: Path, stage: int) -> None:
     learner = Learner(make_spec(model, stage, dtype="bfloat16", loss=LossConfig(kl_coef=0.0)))
     try:
@@ -350,14 +360,16 @@ def test_deepspeed_reads_all_that_it_is_told_for_gpus(stage: int) -> None:
 
     from capo_ray.learners import zero
 
-    read: Any = DeepSpeedConfig(zero._config(stage, "bfloat16", 0.5, 10**10, 10**10, "cuda"))
+    read: Any = DeepSpeedConfig(zero._config(stage, "bfloat16", 0.5, 10**10, 10**10, "cuda", offload=stage == 3))
     partition = read.zero_config
+    assert (partition.offload_optimizer is not None) is (stage == 3) and read.zero_force_ds_cpu_optimizer is False
     assert partition.overlap_comm is (stage >= 2), "gathers and sums run on streams of their own"
     assert partition.reduce_bucket_size == partition.allgather_bucket_size == zero.BUCKET_NUMEL
     assert read.communication_data_type == torch.float32 and read.grad_accum_dtype == "fp32"
     assert read.gradient_clipping == 0.5 and read.managed_gradient_accumulation is False
     assert read.bfloat16_config.enabled and read.bfloat16_config.immediate_grad_update is (stage == 1)
     if stage == 3:
+        assert (partition.offload_optimizer.device, partition.offload_optimizer.pin_memory) == ("cpu", True)
         assert partition.prefetch_bucket_size == zero.BUCKET_NUMEL
         assert partition.max_live_parameters == 4 * zero.BUCKET_NUMEL
         assert partition.param_persistence_threshold == 10_000

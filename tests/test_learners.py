@@ -30,6 +30,7 @@ from capo_ray.types import Sample, WeightedSample
 from tests.learner_group import (
     COVARIANCE,
     FSDP,
+    OFFLOADED,
     VOCAB,
     Weights,
     covariance_spec,
@@ -168,7 +169,7 @@ def test_microbatches_and_stages_do_not_change_the_update(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP, *OFFLOADED])
 def test_two_ranks_make_the_update_of_one(
     model: Path, baseline: tuple[Weights, dict[str, float]], two_ranks: Path, stage: int
 ) -> None:
@@ -242,7 +243,7 @@ def test_kl_cov_takes_its_share_also_where_covariances_are_equal() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, FSDP, *OFFLOADED])
 def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(two_ranks: Path, stage: int) -> None:
     from safetensors.torch import load_file
 
@@ -394,7 +395,8 @@ def test_a_checkpoint_of_another_layout_or_half_written_is_refused(model: Path, 
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("stage", "dtype"),
-    [(0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")],
+    [(0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
+    + [(stage, "bfloat16") for stage in OFFLOADED],
 )
 def test_nothing_non_finite_moves_the_weights(model: Path, stage: int, dtype: str) -> None:
     learner = Learner(make_spec(model, stage, dtype=dtype))

@@ -19,7 +19,7 @@ from capo_ray.learners.backend import home_of, portions
 from capo_ray.learners.microbatch import to_microbatch
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.protocols import RunFailed
-from tests.learner_group import FSDP, NUM_KINDS, Weights, export, lora_spec, make_batch, run_ranks, save, train
+from tests.learner_group import NUM_KINDS, Weights, export, lora_spec, make_batch, run_ranks, save, train
 
 CPU = torch.device("cpu")
 
@@ -223,7 +223,7 @@ def test_adapters_in_bf16_have_masters_in_fp32_and_a_base_that_is_not_written(mo
 def test_two_ranks_train_adapters_as_one_rank_of_torch_does(model: Path, tmp_path: Path, learner: Learner) -> None:
     from safetensors.torch import load_file
 
-    run_ranks("lora", model, tmp_path, 0, 1, 2, 3, FSDP)
+    run_ranks("lora", model, tmp_path, *range(NUM_KINDS))
     metrics, weights = train(learner, 1, 0), learner.named_tensors()
     assert weights is not None
     for stage in range(NUM_KINDS):

@@ -12,7 +12,8 @@ import pytest
 from capo_ray.cli import architecture, checks, main, memory, plan
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.fit import refuse_misfit
-from capo_ray.cli.memory import GIB, LEARNER_BASE_GIB, estimate_memory
+from capo_ray.cli.memory import estimate_memory
+from capo_ray.cli.memory_ranks import GIB, LEARNER_BASE_GIB
 from capo_ray.cli.models import find_model
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
@@ -192,6 +193,30 @@ def test_an_offloaded_reference_is_host_memory_of_each_rank(model: Path) -> None
     host = rows["true"]["reference"]
     assert (host.count, host.on_gpu, host.gib_each * GIB) == (2, False, 24)
     assert (rows["false"]["learner"].gib_each - rows["true"]["learner"].gib_each) * GIB == pytest.approx(24, abs=1)
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "zero"])
+def test_offloaded_states_leave_the_gpu_and_are_told_as_host_memory(model: Path, backend: str) -> None:
+    """By hand, in fp32 over 2 ranks: `model`'s matrices and what each backend pins, in powers of two."""
+    keys = ["learner.num_gpus=1", "learner.num_ranks=2", f"learner.backend={backend}"]
+    keys += ["learner.zero_stage=3"] * (backend == "zero")
+    on, off = (
+        {row.role: row for row in estimate_memory(config_with(model, *keys, f"learner.offload_states={offload}"))}
+        for offload in ("true", "false")
+    )
+    names = {kind: [t.name for t in rows["learner"].terms] for kind, rows in (("on", on), ("off", off))}
+    assert {"moments", "gradients"} <= set(names["off"]) and not {"masters", "moments", "gradients"} & set(names["on"])
+    assert ("weights" in names["on"]) == (backend == "zero")
+    host = on["learner's states"]
+    assert (host.count, host.on_gpu) == (2, False) and "learner's states" not in off
+    assert [t.name for t in host.terms if t.name == "moments"] and "pinned" in str(host.terms)
+    assert "learner's states" in plan.to_text(config_with(model, *keys, "learner.offload_states=true"))
+
+
+@pytest.mark.parametrize("given", ["learner.zero_stage=2", "learner.backend=torch"])
+def test_states_of_a_backend_that_holds_more_than_its_part_are_not_offloaded(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"needs learner.backend=fsdp or learner.zero_stage=3, .*\(got learner"):
+        compose_train(["learner.num_gpus=1", given, "learner.offload_states=true"])
 
 
 def test_the_printed_plan_names_every_actor_and_every_formula(model: Path) -> None:
@@ -437,7 +462,8 @@ def test_states_that_do_not_fit_ask_for_ranks_and_those_ranks_fit() -> None:
     few += ("engine.tensor_parallel=2", "learner=zero3", "credit=grpo", "loss.kl_coef=0", "cluster.gpu_memory_gib=79")
     few += ("learner.gradient_checkpointing=true", "learner.microbatch_tokens=4096")
     text = misfit(*few, "learner.num_ranks=4")
-    assert text.endswith("raise learner.num_ranks to 16")
+    assert text.endswith("raise learner.num_ranks to 16, or set learner.offload_states=true")
+    refuse_misfit(compose_train([*few, "learner.num_ranks=4", "learner.offload_states=true"]))
     refuse_misfit(compose_train([*few, "learner.num_ranks=16"]))
 
 

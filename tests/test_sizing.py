@@ -20,6 +20,7 @@ from capo_ray.sizing import (
     known_shape,
     kv_bytes_per_token,
     learner_terms,
+    offloaded_terms,
     pack,
     shape_of,
     total,
@@ -269,6 +270,33 @@ def test_a_rank_of_fsdp_holds_its_part_and_what_a_pass_makes_whole() -> None:
     }
     assert [adapted[name] for name in ("weights", "masters", "moments")] == [420, 2 * 8 * 4 / 2, 2 * 8 * 8 / 2]
     assert adapted["buffers"] == 2 * (84 + 2 * 168) + (2 + 4) * 8
+
+
+def test_the_host_holds_what_ranks_offload_in_pinned_pieces_of_powers_of_two() -> None:
+    """By hand, the model above over 2 ranks in bf16; its matrices: 2 of 40 weights, 8 of 16, 6 of 32.
+
+    FSDP2 pins each one's rows in fp32, 80 bytes in 128, 32 and 64: 896. On the device come and go 168 weights' rows and
+    gradients in fp32 and their cast. ZeRO-3 pins 210 gradients of 4 bytes twice, in 1,024. Beside adapters of 16
+    weights the rows are in bf16: 40 bytes in 64, 16 and 32.
+    """
+    config = QWEN | UNTIED | widths(4, 8, 2, 1, 1, 10) | {"model_type": "llama", "head_dim": 4}
+    fsdp = load_of(config, 1, checkpointing=True, num_ranks=2, on_gpu=False, fsdp=True)
+
+    def on_host(load: LearnerLoad) -> dict[str, float]:
+        return {t.name: t.num_bytes for t in offloaded_terms(dataclasses.replace(load, offload=True))}
+
+    def on_device(load: LearnerLoad) -> dict[str, float]:
+        return {t.name: t.num_bytes for t in learner_terms(dataclasses.replace(load, offload=True))}
+
+    assert on_host(fsdp) == {"masters": 896, "gradients": 896, "moments": 1680}
+    assert on_device(fsdp)["buffers"] == term(fsdp, "buffers") + (4 + 4 + 2) * 168
+    assert not {"weights", "masters", "gradients", "moments", "move"} & on_device(fsdp).keys()
+    zero = dataclasses.replace(fsdp, fsdp=False, zero_stage=3)
+    assert on_host(zero) == {"masters": 840, "gradients": 2048, "moments": 1680}
+    assert on_device(zero)["weights"] == 420 and not {"masters", "gradients", "moments"} & on_device(zero).keys()
+    adapted = dataclasses.replace(fsdp, adapters=AdapterLoad(1, ("q_proj",)))
+    assert on_host(adapted) == {"weights": 448, "masters": 32, "gradients": 32, "moments": 64}
+    assert on_device(adapted)["buffers"] == term(adapted, "buffers") + 2 * 168
 
 
 def test_the_cache_of_a_token_by_hand() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from capo_ray.cli import memory
-from capo_ray.cli.memory import Model
+from capo_ray.cli.memory_ranks import DTYPE_BYTES, Model
 from capo_ray.config import TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.demand import Demand, ModelUse, demand, neighbourhoods, without_neighbours
@@ -109,13 +109,15 @@ def _way_out(config: TrainConfig, one: Demand, model: Model, device: float) -> s
     for together in (n for n in (2, 4, 8, 16) if _shares_rows(config, one, model, n)):
         if fits(_change(base, "learner", sequence_parallel=together)):
             return f"set learner.sequence_parallel={together}{more}"
+    moved = config.learner.holds_parts and fits(_change(base, "learner", offload_states=True))
+    other = ", or set learner.offload_states=true" if moved else ""
     for stage in (config.learner.zero_stage, 3):
         sharded = _change(base, "learner", zero_stage=stage)
         also = "" if stage == config.learner.zero_stage else f" with learner.zero_stage={stage}"
         ranks = one.count
         while ranks <= MOST_RANKS:
             if fits(_change(sharded, one.section, num_ranks=ranks)):
-                return f"raise {one.section}.num_ranks to {ranks}{also}{more}"
+                return f"raise {one.section}.num_ranks to {ranks}{also}{other}{more}"
             ranks *= 2
     length = _largest(
         _grains(1, config.model.max_model_len - 1),
@@ -143,7 +145,7 @@ def _refuse_engine(name: str, section: EngineBase, part: ModelUse, config: Train
     model = memory.sized(part)
     if section.num_gpus == 0 or model.shape is None:
         return
-    unit, shape = memory.DTYPE_BYTES[part.dtype], model.shape
+    unit, shape = DTYPE_BYTES[part.dtype], model.shape
     if section.num_gpus < min(1.0, section.gpu_memory_frac) and config.critic.placement != "colocated":
         raise RunFailed(
             f"{name}.gpu_memory_frac must be <= {name}.num_gpus, its share of a GPU whose memory others have too (got "

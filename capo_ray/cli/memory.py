@@ -6,64 +6,40 @@ its terms end in the cache that is left; a learner rank takes what its terms add
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
+from capo_ray.cli.memory_ranks import (
+    DTYPE_BYTES,
+    GIB,
+    Memory,
+    Model,
+    offloaded_rows,
+    rank_memory,
+)
 from capo_ray.cli.models import size_of
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.engine import EngineBase
-from capo_ray.config.job import RanksConfig
 from capo_ray.demand import Demand, ModelUse, adapters_alone, demand, policy_model, publishes
 from capo_ray.place.transport import choose_transport
 from capo_ray.problems.chains_tokenizer import vocabulary
 from capo_ray.sizing import (
     AdapterLoad,
     EngineLoad,
-    LearnerLoad,
     Shape,
     Term,
     engine_terms,
     kv_bytes_per_token,
-    learner_terms,
     shm_bytes,
     store_bytes,
-    total,
 )
 from capo_ray.sizing.gpus import found_gpus, sizes_of
 
-GIB = 1 << 30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; these four were measured on a default run
-LEARNER_BASE_GIB = 0.5  # torch, transformers and DeepSpeed
+ENGINE_BASE_GIB = 1.0  # a vLLM worker on the CPU before weights and cache; as the others, measured on a default run
 CHILD_BASE_GIB = 0.2  # a verifier actor, and each of its child processes
 RAY_BASE_GIB = 0.8  # driver, GCS and raylet
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The memory of one actor of a role, or of one of its GPUs; `known`: its model's size is."""
-
-    role: str
-    count: int
-    on_gpu: bool
-    terms: tuple[Term, ...]
-    known: bool = True
-    num_params: int = 0
-
-    @property
-    def gib_each(self) -> float:
-        """The sum of the terms."""
-        return total(self.terms) / GIB
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model's size; 0 parameters and no shape where nothing of it is here."""
-
-    num_params: int
-    shape: Shape | None
 
 
 def device_gib(config: Job) -> float | None:
@@ -115,10 +91,11 @@ def estimate_memory(config: Job) -> list[Memory]:
     """The memory of every role, in the order in which a group meets them."""
     if isinstance(config, SftConfig):
         rows = [role_memory(config, one, policy_of(config)) for one in demand(config)]
+        rows += offloaded(config)
         return rows if config.in_process else [*rows, _driver_memory(config, policy_of(config))]
     rows = [_process_memory(config, one) if one.model is None else role_memory(config, one) for one in demand(config)]
     policy = policy_of(config)
-    return [*rows, *_offloaded_references(config), *_coming_versions(config, policy), _driver_memory(config, policy)]
+    return [*rows, *offloaded(config), *_coming_versions(config, policy), _driver_memory(config, policy)]
 
 
 def role_memory(config: Job, one: Demand, model: Model | None = None) -> Memory:
@@ -126,7 +103,7 @@ def role_memory(config: Job, one: Demand, model: Model | None = None) -> Memory:
     assert one.model is not None
     model = model or sized(one.model)
     if one.engine is None:
-        return _rank_memory(config, one, model)
+        return rank_memory(config, one, model)
     return engine_memory(one.role, one.engine, model, one.model.dtype, device_gib(config))
 
 
@@ -171,17 +148,15 @@ def engine_memory(role: str, section: EngineBase, model: Model, dtype: str, devi
     return Memory(role, section.num_workers * tp, True, tuple(terms), num_params=model.num_params)
 
 
-def _offloaded_references(config: TrainConfig) -> list[Memory]:
-    """Host memory of the references of learners on GPUs that are kept there, one row for each group."""
-    if not config.learner.offload_reference:
-        return []
-    policy, unit, rows = policy_of(config), DTYPE_BYTES[config.model.dtype], []
-    for one in demand(config):
-        if one.num_gpus and one.reads_reference:
-            part = Term("part", unit * policy.num_params / one.count, f"{unit} B x N / {one.count}, pinned")
-            role = "reference" if one.role == "learner" else "its reference"
-            rows.append(Memory(role, one.count, False, (part,), bool(policy.num_params), policy.num_params))
-    return rows
+def offloaded(config: Job) -> list[Memory]:
+    """Host memory of what learners on GPUs keep there."""
+    policy = policy_of(config)
+    groups = [(one, one.model) for one in demand(config) if one.num_gpus and one.is_group and one.model is not None]
+    return [
+        row
+        for one, model in groups
+        for row in offloaded_rows(config, one, policy if one.role == "learner" else sized(model), policy)
+    ]
 
 
 def _coming_versions(config: Job, policy: Model) -> list[Memory]:
@@ -219,52 +194,6 @@ def sent_term(name: str, config: Job, policy: Model) -> Term:
         return Term(name, unit * policy.num_params, f"{unit} B x N")
     numel = AdapterLoad(lora.rank, lora.targets).num_params(policy.shape)
     return Term(name, unit * numel, f"{unit} B x {numel:,} of adapters")
-
-
-def largest_microbatch(config: Job) -> int:
-    """A rank's tokens of the largest microbatch: a sample longer than the budget stands alone."""
-    alone = -(-policy_model(config).max_model_len // config.learner.sequence_parallel)
-    return max(config.learner.microbatch_tokens, alone)
-
-
-def _rank_memory(config: Job, one: Demand, model: Model) -> Memory:
-    learner, on_gpu = config.learner, one.num_gpus > 0
-    if model.shape is None:
-        weights = Term("weights", DTYPE_BYTES[config.model.dtype] * model.num_params, "of a model of unknown shape")
-        return Memory(one.label, one.count, on_gpu, (weights,), False)
-    load = LearnerLoad(
-        shape=model.shape,
-        num_params=model.num_params,
-        unit=DTYPE_BYTES[config.model.dtype],
-        zero_stage=_stage(learner, config.model.dtype),
-        num_ranks=one.count,
-        tokens=largest_microbatch(config),
-        checkpointing=learner.gradient_checkpointing,
-        reference=one.reads_reference and not (on_gpu and _offloads(config)),
-        on_gpu=on_gpu,
-        fsdp=learner.backend == "fsdp",
-        adapters=AdapterLoad(learner.lora.rank, learner.lora.targets) if _has_adapters(config, one) else None,
-    )
-    terms = learner_terms(load)
-    if not on_gpu:
-        terms.insert(0, Term("process", LEARNER_BASE_GIB * GIB, f"{LEARNER_BASE_GIB} GiB"))
-    return Memory(one.label, one.count, on_gpu, tuple(terms), num_params=model.num_params)
-
-
-def _has_adapters(config: Job, one: Demand) -> bool:
-    """A reward model is trained whole, whatever the policy is."""
-    return one.role == "learner" and config.learner.lora.rank > 0
-
-
-def _offloads(config: Job) -> bool:
-    return isinstance(config, TrainConfig) and config.learner.offload_reference
-
-
-def _stage(learner: RanksConfig, dtype: str) -> int:
-    """The ZeRO stage whose terms are those of a rank: plain torch holds what one rank of 0, in bf16 of 1, does."""
-    if learner.backend == "zero":
-        return learner.zero_stage
-    return 0 if dtype == "float32" else 1
 
 
 def _driver_memory(config: Job, policy: Model) -> Memory:

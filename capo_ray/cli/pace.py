@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from capo_ray.cli import memory
+from capo_ray.cli.memory_ranks import DTYPE_BYTES, Model
 from capo_ray.config import TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.demand import critic_model, find
@@ -72,7 +73,7 @@ def estimate_pace(config: TrainConfig) -> list[Tier]:
 def _decode(
     config: TrainConfig,
     part: EngineBase,
-    model: memory.Model,
+    model: Model,
     dtype: str,
     device: float,
     sequences: int,
@@ -82,7 +83,7 @@ def _decode(
 ) -> float:
     """Seconds of a tier; `sharing` texts have one prompt in common, prefilled once."""
     assert model.shape is not None
-    unit, tp = memory.DTYPE_BYTES[dtype], part.tensor_parallel
+    unit, tp = DTYPE_BYTES[dtype], part.tensor_parallel
     cache = memory.engine_memory("", part, model, dtype, device).terms[-1].num_bytes
     load = Decode(
         shape=model.shape,

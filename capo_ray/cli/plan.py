@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from capo_ray.cli.memory import (
-    Memory,
     available_bytes,
     device_gib,
     estimate_memory,
@@ -19,6 +18,7 @@ from capo_ray.cli.memory import (
     policy_of,
     sent_term,
 )
+from capo_ray.cli.memory_ranks import Memory
 from capo_ray.cli.pace import estimate_pace, to_words
 from capo_ray.cli.plan_data import data_words
 from capo_ray.cli.useless import is_idle

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from capo_ray.cli.critique_judging import Setting, judge_settings
-from capo_ray.cli.memory import DTYPE_BYTES, policy_of
+from capo_ray.cli.memory import policy_of
+from capo_ray.cli.memory_ranks import DTYPE_BYTES
 from capo_ray.cli.models import find_model
 from capo_ray.cli.pace import estimate_pace
 from capo_ray.config import TrainConfig

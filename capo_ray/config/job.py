@@ -15,6 +15,7 @@ from capo_ray.config.lora import LoraConfig
 
 Positive = Annotated[int, Field(ge=1)]
 NO_STAGES = "unless learner.backend=zero; remove one of the two"
+ON_CPUS = "on CPUs, where {} in host memory already; remove it or give the learner a GPU"
 
 
 class JobRunConfig(Section):
@@ -143,6 +144,9 @@ class RanksConfig(Section):
     sequence_parallel: Positive = 1
     """Ranks that compute a microbatch together, each a stretch of its tokens: contexts that one rank has no room for.
     `num_ranks` is a multiple of it, and so are the model's attention heads."""
+    offload_states: bool = False
+    """Keep masters in fp32, Adam's moments and sums of gradients in host memory, where Adam then moves them; for
+    backend=fsdp, whose weights are the masters and go along, and zero_stage=3. Give it `num_threads` and `num_cpus`."""
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
     node_resource: str = ""
@@ -165,6 +169,21 @@ class RanksConfig(Section):
                 f"and learner.backend=zero or fsdp (got {self.num_ranks}, {self.packing} and {self.backend})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _offloads_parts(self) -> Self:
+        if self.offload_states and not self.holds_parts:
+            had = f"{self.backend}" + (f" and learner.zero_stage={self.zero_stage}" if self.backend == "zero" else "")
+            raise ValueError(
+                f"learner.offload_states=true needs learner.backend=fsdp or learner.zero_stage=3, whose ranks hold "
+                f"equal parts of everything (got learner.backend={had})"
+            )
+        return self
+
+    @property
+    def holds_parts(self) -> bool:
+        """Whether a rank's share of the weights is all that it holds of them between passes."""
+        return self.backend == "fsdp" or (self.backend == "zero" and self.zero_stage == 3)
 
     @property
     def num_columns(self) -> int:

@@ -15,7 +15,7 @@ from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.data import DataConfig as DataConfig
 from capo_ray.config.engine import EngineConfig as EngineConfig
 from capo_ray.config.families import VERIFIERS, offered_functions
-from capo_ray.config.job import NO_STAGES, FrameConfig, JobRunConfig, RanksConfig
+from capo_ray.config.job import NO_STAGES, ON_CPUS, FrameConfig, JobRunConfig, RanksConfig
 from capo_ray.config.job import Positive as Positive
 
 
@@ -177,8 +177,9 @@ class LearnerConfig(RanksConfig):
             Idle(
                 ("learner.offload_reference",),
                 not on_gpu,
-                "on CPUs, where the reference is in host memory already; remove it or give the learner a GPU",
+                ON_CPUS.format("the reference is"),
             ),
+            Idle(("learner.offload_states",), not on_gpu, ON_CPUS.format("they are")),
             Idle(
                 ("learner.offload_reference",),
                 not holds_reference,

@@ -10,6 +10,7 @@ from capo_ray.config.base import Idle, Section
 from capo_ray.config.job import (
     MAX_TOLD,
     NO_STAGES,
+    ON_CPUS,
     FrameConfig,
     JobRunConfig,
     Positive,
@@ -137,6 +138,7 @@ class SftLearnerConfig(RanksConfig):
             *super().idle(),
             Idle(on_ray, self.backend == "torch", WITHOUT_RAY),
             Idle(("zero_stage",), self.backend == "fsdp", NO_STAGES),
+            Idle(("offload_states",), not self.num_gpus, ON_CPUS.format("they are")),
         )
 
 

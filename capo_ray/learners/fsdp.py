@@ -6,7 +6,11 @@
 A unit is an element of a list of layers; embedding, last norm and head are one more, since the outer two may be tied.
 FSDP averages gradients over ranks; losses here are divided by counts of the whole batch, so `backward` multiplies back.
 
-Invariant: between passes no weight is whole on any rank, and no unit is until the one before it was dealt.
+With `offload` rows, sums of gradients and Adam's moments lie in host memory: a unit's rows come to the device to be
+cast and gathered, its gradients leave it once they are dealt, and Adam moves what it has on the host.
+
+Invariants: between passes no weight is whole on any rank, and no unit is until the one before it was dealt; whatever
+ranks exchange lies on the device, for NCCL takes nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from capo_ray.learners import meeting
@@ -44,18 +48,22 @@ class FsdpBackend(meeting.Collectives):
         weight_decay: float,
         max_grad_norm: float,
         deadline_s: float,
+        offload: bool = False,
     ) -> None:
         meeting.join(device, rank, world_size, init_method, deadline_s)
         self.device, self.rank = torch.device(device), rank
         self._module, self._world_size = module, world_size
         self._dtype, self._max_grad_norm = DTYPES[dtype], max_grad_norm
-        self._deal()
+        self._deal(offload)
         # Plain tensors over the same memory: Adam needs to know nothing of how rows are dealt.
         self._masters = {param: local(param).requires_grad_() for param in trained(module)}
-        self._adam = make_adam(self._masters.values(), self.device, betas, weight_decay)
+        self._home = torch.device("cpu") if offload else self.device  # of masters, gradients and moments
+        self._adam = make_adam(self._masters.values(), self._home, betas, weight_decay)
 
-    def _deal(self) -> None:
+    def _deal(self, offload: bool) -> None:
         """Leaves this rank with its rows of each weight: what is trained in fp32, what is frozen in its dtype."""
+        # Memory is pinned for a GPU to read and write; torch refuses to where there is none.
+        parted = CPUOffloadPolicy(pin_memory=self.device.type != "cpu") if offload else OffloadPolicy()
         mesh = init_device_mesh(self.device.type, (self._world_size,))
         own = None if self._dtype == torch.float32 else self._dtype
         policy = MixedPrecisionPolicy(param_dtype=own, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -74,7 +82,7 @@ class FsdpBackend(meeting.Collectives):
                     param.data = param.data.to(self.device).to(self._dtype)
             unit.to(self.device)  # buffers
             # Resharded also where it is the last one: a pass without gradients would leave it whole, and then stale.
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=parted, reshard_after_forward=True)
 
     def forward(self, *args: object) -> tuple[torch.Tensor, ...]:
         """As `Backend.forward`."""
@@ -90,12 +98,12 @@ class FsdpBackend(meeting.Collectives):
         """As `Backend.move`."""
         for group in self._adam.param_groups:
             group["lr"] = lr
-        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        squares = torch.zeros((), dtype=torch.float64, device=self._home)
         for param, master in self._masters.items():
             if param.grad is not None:
                 master.grad = local(param.grad)
                 squares += master.grad.square().sum()
-        norm = math.sqrt(float(self.sum_over_ranks(squares)))
+        norm = math.sqrt(float(self.sum_over_ranks(squares.to(self.device))))
         if math.isfinite(norm):
             for master in self._masters.values():
                 if master.grad is not None:
@@ -122,7 +130,7 @@ class FsdpBackend(meeting.Collectives):
 
     def _whole(self, param: nn.Parameter) -> torch.Tensor:
         assert isinstance(param, DTensor), "no weight is whole between passes"
-        cast: DTensor = param.detach().to(self._dtype)  # type: ignore[assignment]  # of a DTensor it is one
+        cast: DTensor = param.detach().to(self.device, self._dtype)  # type: ignore[assignment]  # of a DTensor it is one
         return cast.full_tensor()
 
     def shard(self) -> dict[str, torch.Tensor]:

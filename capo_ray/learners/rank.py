@@ -101,6 +101,7 @@ def build_backend(module: nn.Module, spec: RankSpec, device: str) -> Backend:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         deadline_s=config.deadline_s,
+        offload=config.offload_states,
     )
 
 

@@ -47,6 +47,7 @@ class ZeroBackend(meeting.Collectives):
         weight_decay: float,
         max_grad_norm: float,
         deadline_s: float,
+        offload: bool = False,
     ) -> None:
         deepspeed = _import_deepspeed(device, rank, world_size)
         meeting.join(device, rank, world_size, init_method, deadline_s)
@@ -58,13 +59,14 @@ class ZeroBackend(meeting.Collectives):
         self.rank = rank
         numel = sum(p.numel() for p in module.parameters())
         moved = sum(p.numel() for p in trained(module))
-        config = _config(stage, dtype, max_grad_norm, numel, moved, device)
+        config = _config(stage, dtype, max_grad_norm, numel, moved, device, offload)
         if stage == 3:
             _partition(deepspeed, module, config, self.device, DTYPES[dtype])
         else:
             place(module, self.device, DTYPES[dtype])
         # torch's AdamW: DeepSpeed's own CPU Adam needs a compiler and 80 s at its first use.
-        self._adam = make_adam(trained(module), self.device, betas, weight_decay)
+        home = torch.device("cpu") if offload else self.device
+        self._adam = make_adam(trained(module), home, betas, weight_decay)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
         self._optimizer: Any = self._engine.optimizer
 
@@ -242,7 +244,9 @@ def _partition(
     module.to(device)  # buffers
 
 
-def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, moved: int, device: str) -> dict[str, object]:
+def _config(
+    stage: int, dtype: str, max_grad_norm: float, numel: int, moved: int, device: str, offload: bool = False
+) -> dict[str, object]:
     """DeepSpeed's configuration, for `numel` weights of which `moved` are trained."""
     bucket = min(BUCKET_NUMEL, moved + moved % 2)  # buckets are allocated whole; NCCL aligns them to pairs
     zero: dict[str, object] = {
@@ -257,6 +261,8 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, moved: int
             "stage3_max_live_parameters": 4 * BUCKET_NUMEL,
             "stage3_param_persistence_threshold": 10_000,  # norms stay whole, matrices do not
         }
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     # Sums over microbatches and ranks in fp32; in bf16 the norm is off by 1.7% at 256 microbatches.
     sums: dict[str, object] = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
     return (sums if dtype == "bfloat16" else {}) | {
@@ -266,6 +272,7 @@ def _config(stage: int, dtype: str, max_grad_norm: float, numel: int, moved: int
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # which must be compiled; torch's fused one moves as fast
         # Stage 1 adds each gradient to its sum at once: all of them in bf16 would be half as much memory again.
         "bf16": {"enabled": dtype == "bfloat16", "immediate_grad_update": stage == 1},
         "steps_per_print": None,

@@ -10,6 +10,7 @@ from capo_ray.sizing.learner import learner_terms
 from capo_ray.sizing.load import LearnerLoad
 from capo_ray.sizing.nodes import pack
 from capo_ray.sizing.oddities import KNOWN_LAYERS, odd_head, odd_layers
+from capo_ray.sizing.offload import offloaded_terms
 from capo_ray.sizing.publish import shm_bytes, store_bytes, transfer_deadline_s
 from capo_ray.sizing.shapes import Shape, known_shape, shape_of, unshared_heads
 
@@ -26,6 +27,7 @@ __all__ = [
     "learner_terms",
     "odd_head",
     "odd_layers",
+    "offloaded_terms",
     "pack",
     "shape_of",
     "shm_bytes",

@@ -10,6 +10,8 @@ GPU_BASE_BYTES = 2 << 30  # CUDA context, NCCL, library workspaces and fragments
 
 def fsdp_states(load: LearnerLoad) -> list[Term]:
     """Weights (which are the masters, in fp32, where they are trained), moments and gradients, all in equal parts."""
+    if load.offload:
+        return []  # the weights too: they are the masters
     trained, ranks = load.num_trained, load.num_ranks
     terms = [split("masters", trained, 4, ranks)]
     if load.adapters is not None:
@@ -31,6 +33,9 @@ def fsdp_buffers(load: LearnerLoad) -> Term:
         parts.append((unit * outer + max(4 * outer, (unit + 4) * moved), "gradients of embedding and head, in a copy"))
     else:
         parts.append(((unit + 4) * moved, "a block's gradients, in a copy"))
+    if load.offload:  # rows as the host has them and their cast; gradients that go there
+        most, each = max(outer, 2 * block) / load.num_ranks, 8 + unit % 4 if load.adapters is None else unit
+        parts.append((each * most, f"{each} B x {most / 1e6:,.0f}M to and from the host"))
     if load.on_gpu:
         parts.append((GPU_BASE_BYTES, "2 GiB for CUDA and NCCL"))
     return Term("buffers", sum(size for size, _ in parts), " + ".join(words for _, words in parts))

@@ -42,6 +42,8 @@ def learner_terms(load: LearnerLoad) -> list[Term]:
 
 def _move(load: LearnerLoad) -> tuple[float, str]:
     """The bytes of a move's temporaries, and their formula."""
+    if load.offload:
+        return 0, "on the host"
     n, parts = load.num_trained, load.num_ranks if load.zero_stage or load.fsdp else 1
     move, what = ADAM_COPIES * 4 * n / parts, f"{ADAM_COPIES} x 4 B x N{over(parts)} of Adam"
     if not load.fsdp and load.zero_stage == 1 and load.unit < 4 and 4 * min(REDUCE_NUMEL, n) > move:
@@ -56,6 +58,8 @@ def _states(load: LearnerLoad) -> list[Term]:
     if load.adapters is not None:
         n = load.num_trained
         terms.append(split("adapters", n, u, ranks if stage == 3 else 1))
+    if load.offload:
+        return terms
     # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
     if stage in (1, 2) or (stage == 3 and u < 4):
         terms.append(split("masters", n, 4, ranks))

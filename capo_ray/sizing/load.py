@@ -28,6 +28,8 @@ class LearnerLoad:
     """What alone is trained; None: the model itself."""
     fsdp: bool = False
     """FSDP2 in place of a ZeRO stage, which is then not read."""
+    offload: bool = False
+    """Whether masters, moments and gradients are in host memory (sizing/offload.py); of FSDP2 and ZeRO-3."""
 
     @property
     def num_trained(self) -> int:

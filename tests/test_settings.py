@@ -106,9 +106,12 @@ def test_a_verifier_is_named_by_its_file_and_may_import_what_lies_beside_it(
 def test_an_environment_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("credit=grpo", "environment=gymnasium", "data=environment", "steps=turn", "tracking=files")
     assert "environment.id must name a registered environment" in refused(*words)
-    monkeypatch.setattr("capo_ray.cli.settings.find_spec", lambda name: None)
+    assert "environment.id must name a registered environment" in refused(*words, "environment=verifiers")
+    monkeypatch.setattr("capo_ray.config.environment.find_spec", lambda name: None)
     assert "needs the package gymnasium, and it is not installed" in refused(*words, "environment.id=FrozenLake-v1")
     check_packages(compose_train([*words, "environment.id=tests.own_environment:Line"]))
+    needed = refused(*words, "environment=verifiers", "environment.id=wordle")
+    assert "needs the package verifiers, and it is not installed; pip install 'verifiers>=0.1.14,<0.4'" in needed
 
 
 def test_the_shipped_critic_is_refused_for_what_it_cannot_read(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import Job, TrainConfig
 from capo_ray.config.credit import Critiques
-from capo_ray.config.environment import GymnasiumEnvironment
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.demand import models
 from capo_ray.place.trust import trust_solutions
@@ -131,14 +130,8 @@ def check_packages(config: Job) -> None:
             "data.kind=hub needs the package datasets, and it is not installed; pip install 'capo-ray[hub]', or "
             "download the data and give its folder: data.kind=files data.path=FOLDER"
         )
-    section = config.environment if isinstance(config, TrainConfig) else None
-    if isinstance(section, GymnasiumEnvironment) and not section.id:
-        raise RunFailed("environment.id must name a registered environment, or a function package.module:name (got '')")
-    if isinstance(section, GymnasiumEnvironment) and ":" not in section.id and find_spec("gymnasium") is None:
-        raise RunFailed(
-            f"environment.id={section.id} needs the package gymnasium, and it is not installed; pip install gymnasium, "
-            "or name a function that makes the environment, package.module:function"
-        )
+    if isinstance(config, TrainConfig) and (missing := config.environment.missing()):
+        raise RunFailed(missing)
 
 
 def check_chat_templates(config: Job) -> None:

@@ -6,15 +6,17 @@ An environment is a class and its name in `ENVIRONMENTS` here, and the function 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from capo_ray.config.base import RuledSection
+from capo_ray.config.base import RuledSection, Scalar
 from capo_ray.config.families import Family
 from capo_ray.config.job import Positive
 
 REPLY_SLOT = "{reply}"
+_NO_ID = "environment.id must name a registered environment, or a function package.module:name (got '')"
 
 
 class EnvironmentBase(RuledSection):
@@ -22,15 +24,29 @@ class EnvironmentBase(RuledSection):
 
     problems: ClassVar[str] = ""
     """Where its own problems come from (`data.kind=environment`): `package.module:function` of (seed, index, split,
-    settings) -> `Problem`; empty: it has none."""
+    settings) -> `Problem`; empty: it makes none."""
+    rows: ClassVar[str] = ""
+    """Where they come from in place of that, if they are given: a function of its settings -> (to train on, held out);
+    with none held out, the last tenth is."""
+    prepare: ClassVar[str] = ""
+    """A function of its settings, called once in each of its processes before any limit holds; empty: none."""
     tells_outcome: ClassVar[bool] = False
     """Whether it knows how an episode ended; else the verifier compares the policy's last turn with the answer."""
     kind: str
 
     @property
+    def has_problems(self) -> bool:
+        """Whether `data.kind=environment` has something to take."""
+        return bool(self.problems or self.rows)
+
+    @property
     def plays(self) -> bool:
         """Whether there is one."""
         return bool(self.rule)
+
+    def missing(self) -> str:
+        """What it needs and is not there, as a sentence; empty: nothing."""
+        return ""
 
     def seconds(self, rollout_s: float) -> float:
         """The seconds within which a group is played, where one call of the engine has `rollout_s`."""
@@ -120,13 +136,54 @@ class GymnasiumEnvironment(PlayedBase):
     success_reward: float = 1.0
     """The sum of rewards from which on an episode that ended is a success, unless its info says `is_success`."""
 
+    def missing(self) -> str:
+        if not self.id:
+            return _NO_ID
+        if ":" in self.id or find_spec("gymnasium"):
+            return ""
+        return (
+            f"environment.id={self.id} needs the package gymnasium, and it is not installed; pip install gymnasium, "
+            "or name a function that makes the environment, package.module:function"
+        )
+
+
+class VerifiersEnvironment(PlayedBase):
+    """A text environment of the package `verifiers` (0.1.14 to 0.3), with its data and its rubric."""
+
+    rule: ClassVar[str] = "capo_ray.environments.verifiers:reply"
+    rows: ClassVar[str] = "capo_ray.environments.verifiers_rows:rows"
+    prepare: ClassVar[str] = "capo_ray.environments.verifiers:prepare"
+    tells_outcome: ClassVar[bool] = True
+    kind: Literal["verifiers"] = "verifiers"
+    id: str = ""
+    """As `verifiers.load_environment` finds it, or `package.module:function` that makes one."""
+    args: dict[str, Scalar] = Field(default_factory=dict)
+    """What it is made with, as `environment.args.num_examples=100`."""
+    success_reward: float = 1.0
+    """The rubric's reward from which on an episode is a success."""
+    turn_tokens: Positive = 512
+    on_failure: Literal["tell", "invalid"] = "invalid"
+    timeout_s: float = Field(10.0, gt=0)
+    memory_mib: Annotated[int, Field(ge=256)] = 4096
+    deadline_s: float = Field(180.0, gt=0)
+
+    def missing(self) -> str:
+        if not self.id:
+            return _NO_ID
+        if find_spec("verifiers"):
+            return ""
+        return (
+            "environment=verifiers needs the package verifiers, and it is not installed; pip install "
+            "'verifiers>=0.1.14,<0.4'"
+        )
+
 
 ENVIRONMENTS = Family(
     "environment",
     "kind",
     EnvironmentBase,
     "capo_ray.environments",
-    (NoEnvironment, CalculatorEnvironment, GridEnvironment, GymnasiumEnvironment),
+    (NoEnvironment, CalculatorEnvironment, GridEnvironment, GymnasiumEnvironment, VerifiersEnvironment),
 )
 EnvironmentConfig: TypeAlias = Annotated[EnvironmentBase, ENVIRONMENTS]
 """The section of any environment, told by `kind`."""

@@ -148,7 +148,7 @@ class TrainConfig(Section):
                 f"credit={credit.method} reads the turns of an environment, so there must be one, and steps.segmenter "
                 f"must be turn (got environment.kind={environment.kind} and {self.steps.segmenter}); add steps=turn"
             )
-        if self.data.kind == "environment" and not environment.problems:
+        if self.data.kind == "environment" and not environment.has_problems:
             raise ValueError(
                 f"data.kind=environment takes an environment's own problems, and environment.kind={environment.kind} "
                 f"has none; choose environment=calculator, or other data"

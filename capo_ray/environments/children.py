@@ -32,6 +32,8 @@ class Children:
             "kind": "environment",
             "path": "capo_ray.environments.reply:serve",
             "preload": config.rule,
+            "prepare": config.prepare,
+            "of_environment": self._settings,
             "confined": config.confined,
             "timeout_s": config.timeout_s,
             "memory_mib": config.memory_mib,

@@ -70,6 +70,10 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         return ProblemSet(_with_curriculum(words.WordSource(lengths, largest, seed), config, seed), told)
     if config.kind == "environment":
         assert environment is not None, "data.kind=environment is refused without one"
+        if environment.rows:
+            rows, held_out = pkgutil.resolve_name(environment.rows)(environment.model_dump(mode="json"))
+            train, held_out = _apart(rows, held_out, config.eval_frac)
+            return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out)
         own = EnvironmentSource(environment, seed)
         return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))
     if config.kind == "haystack" and config.makes_problems:
@@ -81,13 +85,9 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         return ProblemSet(_with_curriculum(haystack.HaystackSource(steps, size, seed), config, seed), hidden)
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = read_problems(config, config.path, config.split, report, notes)
-    if config.eval_path:
-        held_out = read_problems(config, config.eval_path, config.eval_split, report, notes)
-    else:
-        cut = len(rows) - round(len(rows) * config.eval_frac)
-        rows, held_out = rows[:cut], rows[cut:]
+    held_out = read_problems(config, config.eval_path, config.eval_split, report, notes) if config.eval_path else []
+    train, held_out = _apart(rows, held_out, 0.0 if config.eval_path else config.eval_frac)
     known = {problem.prompt for problem in held_out}
-    train = [problem for problem in rows if problem.prompt not in known]
     if config.kind == "haystack":
         train, held_out = (haystack.mix_rows(side, config.haystack_size) for side in (train, held_out))
     if not train:
@@ -101,6 +101,15 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         stream = pkgutil.resolve_name(SYNTHETIC)(config.path, worked, known, seed, config.number_span)
     source = _with_curriculum(stream, config, seed)
     return ProblemSet(source, held_out, tuple(report.bad), notes=tuple(notes))
+
+
+def _apart(rows: list[Problem], held_out: list[Problem], frac: float) -> tuple[list[Problem], list[Problem]]:
+    """Those to train on and those held out, of which none is among the first; of none, the last `frac` of the rows."""
+    if not held_out:
+        cut = len(rows) - round(len(rows) * frac)
+        rows, held_out = rows[:cut], rows[cut:]
+    known = {problem.prompt for problem in held_out}
+    return [problem for problem in rows if problem.prompt not in known], held_out
 
 
 def _worked(config: DataConfig, known: Collection[str]) -> list[tuple[str, str]]:

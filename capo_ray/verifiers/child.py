@@ -90,6 +90,8 @@ def main() -> int:
     check = load_check(settings["kind"], settings["path"])
     if settings.get("preload"):
         pkgutil.resolve_name(settings["preload"])
+    if settings.get("prepare"):
+        pkgutil.resolve_name(settings["prepare"])(settings["of_environment"])
     gc.collect()
     gc.freeze()
 

@@ -32,6 +32,7 @@ MIN_WAIT_S = 0.01
 LATE_S = 0.1  # what reading the clock of another process may cost
 MAX_AUDITED_KEPT = 100
 _KEPT_ENV = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV", "TZ")
+_DATA_ENV = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE")  # where an environment's data lie
 
 
 class Lane(threading.Thread):
@@ -226,7 +227,7 @@ class Lane(threading.Thread):
 
     def _start_child(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
-        env = {name: os.environ[name] for name in _KEPT_ENV if name in os.environ}
+        env = {name: os.environ[name] for name in (*_KEPT_ENV, *_DATA_ENV) if name in os.environ}
         env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         env["OMP_NUM_THREADS"] = "1"
         self._process = subprocess.Popen(

@@ -1,0 +1,5 @@
+"""Rows as a list."""
+
+
+class Dataset:
+    from_list = staticmethod(list)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,32 @@ def core_of(world: World) -> Any:
     return engine.engine_core
 
 
-def swap_amid(world: World, running: str, num_swaps: int, num_samples: int) -> tuple[Completion, ...]:
+def whole(world: World, version: int) -> WeightsHandle:
+    """A new version, all of it."""
+    world.versions[version] = world.perturbed(version)
+    return world.handle(world.versions[version], version)
+
+
+def alone(world: World, version: int, adapters: AdapterWorld) -> WeightsHandle:
+    """A new version, its adapters alone."""
+    pairs = adapters.pairs(version)
+    state = world.versions[version] = adapters.merged(world.first, pairs)
+    canary = read_manifest(world.handle(state, version).manifest).canary
+    return build_handle(pairs, version, canary, onto=adapters.onto)
+
+
+Make = Callable[[World, int], WeightsHandle]
+
+
+def swap_amid(
+    world: World, running: str, num_swaps: int, num_samples: int, make: Make = whole
+) -> tuple[Completion, ...]:
     """Completions of a long prompt, made while the weights were swapped again and again."""
     first = world.engine.version
     prompt = world.engine.tokenizer.encode(LONG)
 
     async def both() -> tuple[Completion, ...]:
-        handles = []
-        for version in range(first + 1, first + 1 + num_swaps):
-            world.versions[version] = world.perturbed(version)
-            handles.append(world.handle(world.versions[version], version))
+        handles = [make(world, version) for version in range(first + 1, first + 1 + num_swaps)]
         # Loaded beside by now: on a busy machine the samples would end before the first of them is.
         arrivals, engine = world.engine._arrivals, world.engine._stepper.engine
         ready = {handle.version: await arrivals.of(engine, handle) for handle in handles}
@@ -95,6 +112,17 @@ def test_kept_sequences_read_their_own_old_keys_and_nobody_elses(world: World) -
         assert close_to(each.logprobs, kept_logprobs(world.model, world.versions, prompt, each))
     after = world.generate(LONG, Sampling(max_tokens=4))
     check(world, LONG, after[0])
+
+
+def test_sequences_are_kept_through_versions_that_came_as_adapters_alone(world: World) -> None:
+    adapters = AdapterWorld(Path(world.engine.spec.model_path))
+    prompt, first = world.engine.tokenizer.encode(LONG), world.engine.version
+    with taking(world.engine, adapters):
+        done = swap_amid(world, "keep", 2, 2, functools.partial(alone, adapters=adapters))
+    assert [run.version for run in max((each.versions for each in done), key=len)] == [first, first + 1, first + 2]
+    for each in done:
+        assert close_to(each.logprobs, kept_logprobs(world.model, world.versions, prompt, each))
+    world.load(seed=43, version=first + 3)
 
 
 @pytest.mark.parametrize("running", ["recompute", "keep"])
@@ -192,15 +220,12 @@ def test_adapters_that_came_alone_are_merged_beside_and_the_canary_has_the_last_
     contents._base_of.cache_clear()
     with taking(engine, adapters):
         for version in range(first, first + 3):
-            pairs, known = adapters.pairs(version), engine._arrivals._route
-            state = world.versions[version] = adapters.merged(world.first, pairs)
-            canary = read_manifest(world.handle(state, version).manifest).canary
-            handle = build_handle(pairs, version, canary, onto=adapters.onto)
+            known, handle = engine._arrivals._route, alone(world, version, adapters)
             assert asyncio.run(engine.load_weights(handle)) == version
             assert close_to(asyncio.run(engine.score([ids], [1]))[0], world.logprobs(ids, 1))
             assert known is None or engine._arrivals._route is known, "the way is that of the whole model"
         assert len(bases) == len(adapters.contents.base), "the base is hashed once, not at every version"
-        older = adapters.pairs(first)
+        older, pairs, canary = adapters.pairs(first), adapters.pairs(version), read_manifest(handle.manifest).canary
         up = "model.layers.{}.mlp.up_proj.lora_{}.weight"
         moved = {up.format(i, side): pairs[up.format(1 - i, side)] for i in (0, 1) for side in "AB"}
         stale = {name: older[name] if ".lora_A." in name else tensor for name, tensor in pairs.items()}

@@ -51,6 +51,8 @@ CHAINS = {"novice": (4, "novice"), "discovery": (8, "laptop")}
 ORACLES = ((1.0, 1.0), (0.95, 0.95), (0.9, 0.9), (0.8, 0.8), (1.0, 0.5), (0.5, 1.0))
 """Precision and recall."""
 BUDGETS = (4, 8, 16, 32, 64, 128)
+TEXT_BUDGETS = (4, 8, 16)
+"""Those of a text model."""
 STEPS_SHOWN = "critic shown the steps so far"
 ASK = "Reason step by step, with a blank line between steps, and put the final answer in \\boxed{}."
 Keep = Callable[[dict[str, Any]], None]
@@ -71,6 +73,7 @@ class Curves:
         """The navigator and best of n by this judge."""
         began, remembered = time.process_time(), Remembering(judge)
         self.curves[f"best of n, {name}"] = [await self.world.best(n, remembered, num_votes) for n in ns]
+        self.save()
         walks = [search.model_copy(update={"budget": budget}) for budget in budgets]
         self.curves[f"navigator, {name}"] = [await self.world.walk(walk, remembered, num_votes) for walk in walks]
         self.told.setdefault("cpu_s", {})[name] = round(time.process_time() - began, 1)
@@ -88,7 +91,7 @@ def _to_json(point: Point) -> dict[str, Any]:
     return {"setting": point.setting, "rewards": rewards, **{c: round(getattr(point, c), 2) for c in costs}}
 
 
-async def chains(name: str, num_problems: int, pool: int, breadth: int, keep: Keep) -> None:
+async def chains(name: str, num_problems: int, pool: int, breadth: int, budgets: list[int], keep: Keep) -> None:
     """One of the laptop's worlds; `keep` gets what there is after each judge."""
     operations, critic_name = CHAINS[name]
     policy, critic_path = asset_path(name, "policy"), str(asset_path(critic_name, "critic"))
@@ -122,12 +125,13 @@ async def chains(name: str, num_problems: int, pool: int, breadth: int, keep: Ke
         quality[judge_name] = await world.quality(true_wrong_steps, judge, 1)
         shows = "whole" if judge_name == "critic" else "steps"  # what follows a step costs tokens of the policy
         search = NavigatorSearch(breadth=breadth, shows=shows, **every)
-        await curves.judged(judge_name, judge, 1, search, ns, list(BUDGETS))
+        await curves.judged(judge_name, judge, 1, search, ns, budgets)
 
 
-async def gsm8k(path: str, model: str, num_problems: int, pool: int, breadth: int, tokens: int, keep: Keep) -> None:
-    """GSM8K with a text model in bf16, responses of so many tokens, and the calculator as the judge."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()[:num_problems]]
+async def gsm8k(args: argparse.Namespace, budgets: list[int], keep: Keep) -> None:
+    """GSM8K with a text model in bf16, and the calculator as the judge."""
+    model, tokens, pool, breadth = args.model, args.tokens, args.pool, args.breadth
+    rows = [json.loads(line) for line in Path(args.path).read_text(encoding="utf-8").splitlines()[: args.problems]]
     problems = [
         Problem(f"g{i}", f"{row['question']}\n\n{ASK}", row["answer"].rpartition("#### ")[2].strip(), None, "gsm8k")
         for i, row in enumerate(rows)
@@ -154,7 +158,7 @@ async def gsm8k(path: str, model: str, num_problems: int, pool: int, breadth: in
     curves.curves["majority"] = [world.majority(n) for n in range(1, pool + 1)]
     curves.save()
     search, ns = NavigatorSearch(breadth=breadth, shows="steps", **every), [2**i for i in range(pool.bit_length())]
-    await curves.judged("calculator", CalculatorJudge(config.critic), 1, search, ns, [4, 8, 16])
+    await curves.judged("calculator", CalculatorJudge(config.critic), 1, search, ns, budgets)
     await asyncio.to_thread(engine.close)
 
 
@@ -164,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--pool", type=int, default=32, help="responses of each problem for majority@n and best of n")
     parser.add_argument("--breadth", type=int, default=16, help="draws of a step before the one above is taken back")
+    parser.add_argument("--budgets", default="", help="of judged steps, the navigator's, one after another: 4,8,16")
     parser.add_argument("--path", default="", help="with --world gsm8k: its test.jsonl")
     parser.add_argument("--model", default="", help="with --world gsm8k: a model directory with a chat template")
     parser.add_argument("--tokens", type=int, default=320, help="with --world gsm8k: most of a response")
@@ -184,10 +189,12 @@ def main() -> None:
 
     if not args.table:
         torch.set_num_threads(1)
-        if args.world == "gsm8k":
-            asyncio.run(gsm8k(args.path, args.model, args.problems, args.pool, args.breadth, args.tokens, keep))
+        is_text = args.world == "gsm8k"
+        budgets = [int(b) for b in args.budgets.split(",") if b] or list(TEXT_BUDGETS if is_text else BUDGETS)
+        if is_text:
+            asyncio.run(gsm8k(args, budgets, keep))
         else:
-            asyncio.run(chains(args.world, args.problems, args.pool, args.breadth, keep))
+            asyncio.run(chains(args.world, args.problems, args.pool, args.breadth, budgets, keep))
     for world, result in told.items():
         print(f"\n## {world}\n\n{tables(result)}")
     if args.plot:

@@ -210,7 +210,11 @@ def test_offloaded_states_leave_the_gpu_and_are_told_as_host_memory(model: Path,
     host = on["learner's states"]
     assert (host.count, host.on_gpu) == (2, False) and "learner's states" not in off
     assert [t.name for t in host.terms if t.name == "moments"] and "pinned" in str(host.terms)
-    assert "learner's states" in plan.to_text(config_with(model, *keys, "learner.offload_states=true"))
+    told = {
+        given: plan.to_text(config_with(model, *keys, f"learner.offload_states={given}")) for given in ("true", "false")
+    }
+    for words in ("learner's states", "without the learner's traffic with host memory"):
+        assert words in told["true"] and words not in told["false"]
 
 
 @pytest.mark.parametrize("given", ["learner.zero_stage=2", "learner.backend=torch"])

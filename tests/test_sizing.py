@@ -297,6 +297,9 @@ def test_the_host_holds_what_ranks_offload_in_pinned_pieces_of_powers_of_two() -
     adapted = dataclasses.replace(fsdp, adapters=AdapterLoad(1, ("q_proj",)))
     assert on_host(adapted) == {"weights": 448, "masters": 32, "gradients": 32, "moments": 64}
     assert on_device(adapted)["buffers"] == term(adapted, "buffers") + 2 * 168
+    for one in (adapted, dataclasses.replace(adapted, fsdp=False, zero_stage=3)):  # N is the model's, by its row
+        here = [*learner_terms(one), *offloaded_terms(dataclasses.replace(one, offload=True))]
+        assert {t.formula for t in here if t.name == "moments"} == {"8 B x 16 of adapters / 2"}
 
 
 def test_the_cache_of_a_token_by_hand() -> None:

@@ -85,7 +85,9 @@ def to_text(config: Job, *, full: bool = False) -> str:
     else:
         batch, more = _batch_words(config, batch_algebra(config)), data_words(config)
         if gpus:
-            more += ["# time of an update (estimate)", *to_words(estimate_pace(config), config.run.num_updates), ""]
+            not_counted = ["without the learner's traffic with host memory (learner.offload_states)"]
+            more += ["# time of an update (estimate)", *to_words(estimate_pace(config), config.run.num_updates)]
+            more += [*not_counted * config.learner.offload_states, ""]
     lines = ["# batch", *batch, "", "# placement", f"{'role':<13}{'count':>6}{'CPUs':>7}{'GPUs':>6}  each"]
     lines += [
         f"{one.label:<13}{one.count:>6}{one.num_cpus:>7g}{one.num_gpus:>6g}  {one.note}" for one in demand(config)

@@ -22,9 +22,9 @@ class Term:
         return self.num_bytes / GIB
 
 
-def split(name: str, num_params: int, num_bytes: int, parts: int) -> Term:
-    """The term of numbers that so many parts share evenly."""
-    return Term(name, num_params * num_bytes / parts, f"{num_bytes} B x N{over(parts)}")
+def split(name: str, num_params: int, num_bytes: int, parts: int, what: str = "N") -> Term:
+    """The term of numbers that so many parts share evenly; `what` they are in its formula."""
+    return Term(name, num_params * num_bytes / parts, f"{num_bytes} B x {what}{over(parts)}")
 
 
 def over(parts: int) -> str:

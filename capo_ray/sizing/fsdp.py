@@ -13,10 +13,13 @@ def fsdp_states(load: LearnerLoad) -> list[Term]:
     if load.offload:
         return []  # the weights too: they are the masters
     trained, ranks = load.num_trained, load.num_ranks
-    terms = [split("masters", trained, 4, ranks)]
+    terms = [split("masters", trained, 4, ranks, load.trained)]
     if load.adapters is not None:
         terms.insert(0, split("weights", load.num_params, load.unit, ranks))
-    return [*terms, split("moments", trained, 8, ranks), split("gradients", trained, 4, ranks)]
+    return [
+        *terms,
+        *(split(name, trained, each, ranks, load.trained) for name, each in (("moments", 8), ("gradients", 4))),
+    ]
 
 
 def fsdp_buffers(load: LearnerLoad) -> Term:

@@ -45,7 +45,7 @@ def _move(load: LearnerLoad) -> tuple[float, str]:
     if load.offload:
         return 0, "on the host"
     n, parts = load.num_trained, load.num_ranks if load.zero_stage or load.fsdp else 1
-    move, what = ADAM_COPIES * 4 * n / parts, f"{ADAM_COPIES} x 4 B x N{over(parts)} of Adam"
+    move, what = ADAM_COPIES * 4 * n / parts, f"{ADAM_COPIES} x 4 B x {load.trained}{over(parts)}, of Adam"
     if not load.fsdp and load.zero_stage == 1 and load.unit < 4 and 4 * min(REDUCE_NUMEL, n) > move:
         return 4 * min(REDUCE_NUMEL, n), "4 B x a bucket of gradients that is reduced"
     return move, what
@@ -57,15 +57,15 @@ def _states(load: LearnerLoad) -> list[Term]:
     terms = [split("weights", n, u, ranks if stage == 3 else 1)]
     if load.adapters is not None:
         n = load.num_trained
-        terms.append(split("adapters", n, u, ranks if stage == 3 else 1))
+        terms.append(split("adapters", n, u, ranks if stage == 3 else 1, load.trained))
     if load.offload:
         return terms
     # Stages 1 and 2 clone fp32 weights too; stage 3 shares them, stage 0 moves the weights themselves.
     if stage in (1, 2) or (stage == 3 and u < 4):
-        terms.append(split("masters", n, 4, ranks))
-    terms.append(split("moments", n, 8, ranks if stage else 1))
+        terms.append(split("masters", n, 4, ranks, load.trained))
+    terms.append(split("moments", n, 8, ranks if stage else 1, load.trained))
     grad = gradient_bytes(load)
-    terms.append(split("gradients", n, grad, ranks if stage >= 2 else 1))
+    terms.append(split("gradients", n, grad, ranks if stage >= 2 else 1, load.trained))
     return terms
 
 

@@ -35,3 +35,8 @@ class LearnerLoad:
     def num_trained(self) -> int:
         """Parameters with masters, moments and gradients."""
         return self.num_params if self.adapters is None else self.adapters.num_params(self.shape)
+
+    @property
+    def trained(self) -> str:
+        """What a formula calls them."""
+        return "N" if self.adapters is None else f"{self.num_trained:,} of adapters"

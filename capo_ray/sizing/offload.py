@@ -17,12 +17,13 @@ from capo_ray.sizing.shapes import Shape
 def offloaded_terms(load: LearnerLoad) -> list[Term]:
     """What of one rank's memory is on its host."""
     trained, ranks = load.num_trained, load.num_ranks
-    moments = split("moments", trained, 8, ranks)
+    moments = split("moments", trained, 8, ranks, load.trained)
     if not load.fsdp:
-        return [split("masters", trained, 4, ranks), moments, _pinned("gradients", [trained, trained], 4, ranks)]
+        masters = split("masters", trained, 4, ranks, load.trained)
+        return [masters, moments, _pinned("gradients", [trained, trained], 4, ranks)]
     matrices = list(_matrices(load.shape))
     if load.adapters is not None:  # themselves too small to count their pieces
-        small = [split(name, trained, 4, ranks) for name in ("masters", "gradients")]
+        small = [split(name, trained, 4, ranks, load.trained) for name in ("masters", "gradients")]
         return [_pinned("weights", matrices, load.unit, ranks), *small, moments]
     return [*(_pinned(name, matrices, 4, ranks) for name in ("masters", "gradients")), moments]
 

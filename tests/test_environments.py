@@ -24,6 +24,7 @@ from capo_ray.critics.expressions import NotArithmetic
 from capo_ray.environments import Children, Playing, Reply, Task, calculator, grid, gymnasium
 from capo_ray.environments.build import build_environment
 from capo_ray.environments.playing import Source
+from capo_ray.environments.reply import serve
 from capo_ray.evidence.offline import credit_of_line
 from capo_ray.flow import Pipeline
 from capo_ray.flow.state import RunState
@@ -219,6 +220,11 @@ def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_come
         (invalid,) = play(config, Scripted(*turns), children)
         assert invalid.told and invalid.told.reward is None and cause in invalid.told.reason
         assert children.stats()["environment/failures_total"] == 2
+
+
+def test_half_a_character_is_read_as_a_question_mark_for_no_tokenizer_takes_it() -> None:
+    asked = {"rule": "tests.own_environment:reply", "task": {"id": "1", "question": "", "answer": ""}}
+    assert serve(json.dumps(asked), json.dumps(["\ud800 \U0001f600"]))["text"] == "1 ? \U0001f600"
 
 
 def test_the_siblings_of_an_episode_that_was_lost_play_no_further() -> None:

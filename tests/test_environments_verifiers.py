@@ -7,6 +7,7 @@ installed; the fake shows that our half is right, the real one that the fake's f
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 
 from capo_ray.cli.compose import compose_train
+from capo_ray.cli.settings import check_environment
 from capo_ray.config.environment import VerifiersEnvironment
 from capo_ray.environments import Children, Reply, Task, verifiers, verifiers_loading
-from capo_ray.environments.verifiers_rows import _read, rows
+from capo_ray.environments.verifiers_rows import _answer, _read, rows
 from capo_ray.problems import build_problems
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
@@ -128,6 +130,25 @@ def test_an_episode_is_a_success_from_the_rubrics_reward_on_that_a_key_says(pack
     assert verifiers.reply(task(), ("nearly",)).outcome == 0
 
 
+def test_a_function_that_raises_is_no_reward_of_0_where_logging_is_turned_off(package: str) -> None:
+    own = logging.getLogger("verifiers")
+    level = own.level
+    try:
+        logging.disable(logging.CRITICAL)
+        own.setLevel(logging.CRITICAL)
+        with pytest.raises(RuntimeError, match="no score for this"):
+            verifiers.reply(task(), ("unscorable",))
+        assert (logging.root.manager.disable, own.level) == (logging.CRITICAL, logging.CRITICAL)  # as it was
+    finally:
+        logging.disable(logging.NOTSET)
+        own.setLevel(level)
+
+
+def test_an_environment_that_cannot_begin_says_why(package: str) -> None:
+    with pytest.raises(Exception, match="no board"):
+        verifiers.reply(Task("own", "Say 5.", "5", section("unready").model_dump()), ())
+
+
 def test_problems_of_other_data_are_asked_as_they_stand(package: str) -> None:
     own = Task("math-7", "Say 5, please.", "5", section().model_dump())
     assert verifiers.reply(own, ()).text == "" and verifiers.reply(own, ("5",)).outcome == 1
@@ -143,6 +164,7 @@ def test_problems_of_other_data_are_asked_as_they_stand(package: str) -> None:
         ("with_tools", "its tools are called outside the text"),
         ("asking", "it asks the model in a way of its own"),
         ("none", "it is no MultiTurnEnv, but of type object"),
+        ("unrewarded", "its rubric has no function with a weight, so that it would reward nothing"),
     ],
 )
 def test_an_environment_that_cannot_be_played_is_refused_with_why(package: str, made_by: str, why: str) -> None:
@@ -177,7 +199,7 @@ def test_messages_that_are_no_text_are_refused() -> None:
 def test_the_problems_are_the_rows_of_the_environment_and_none_is_on_both_sides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = {"train": [[f"q{i}", "1"] for i in range(20)], "held_out": [["q3", "1"], ["new", "1"]]}
+    told = {"train": [[f"q{i}", "1", f"m{i}"] for i in range(20)], "held_out": [["q3", "1", "m3"], ["new", "1", "new"]]}
     monkeypatch.setattr("capo_ray.environments.verifiers_rows._read", lambda settings: told)
     config = compose_train(["environment=verifiers", "environment.id=mine", "data=environment", "steps=turn"])
     made = build_problems(config.data, 0, config.environment)
@@ -186,15 +208,33 @@ def test_the_problems_are_the_rows_of_the_environment_and_none_is_on_both_sides(
     assert len({p.id for p in drawn}) == 19 and "q3" not in {p.prompt for p in drawn}  # two epochs of the others
     told["held_out"] = []
     assert [p.prompt for p in build_problems(config.data, 0, config.environment).held_out(9)] == ["q18", "q19"]
+    told["train"] = [["Guess a word.", "1", f"m{i}"] for i in range(4)]  # of so few one is held out
+    made = build_problems(config.data, 0, config.environment)
+    assert [p.id for p in made.held_out(9)] == ["mine/train/3"]
+    assert {made.train.next_problem().id for _ in range(3)} == {f"mine/train/{i}" for i in range(3)}
+    told["train"] = [["Guess.", "1", "m"]] * 4
+    with pytest.raises(RunFailed, match=r"to train on and others to hold out, got 0 and 1: make it with more rows"):
+        build_problems(config.data, 0, config.environment)
+
+
+def test_what_is_read_of_an_environment_or_why_it_is_not_is_one_line(package: str) -> None:
+    asked = {"args": {}, "data": True}
+    train = _answer({"id": "tests.verifiers_world:alike", **asked})["train"]
+    assert [row[:2] for row in train] == [("Guess.", str(i)) for i in range(4)] and len({row[2] for row in train}) == 4
+    assert _answer({"id": "tests.verifiers_world:leaving", **asked}) == {"error": "SystemExit: not here"}
+    assert "its rubric" in _answer({"id": "tests.verifiers_world:unrewarded", **asked, "data": False})["error"]
 
 
 @pytest.mark.slow
 def test_in_its_process_it_is_loaded_before_it_is_confined_and_a_crash_is_played_over(package: str) -> None:
     config = VerifiersEnvironment(id="guessing:make", args={"num_rows": 8})
-    train, held_out = rows(config.model_dump(mode="json"))
+    train, held_out = rows(config.model_dump(mode="json"), 0.1)
     assert len(train) == 6 and len(held_out) == 2 and train[0].prompt.startswith("Answer with one number and nothing")
+    data = ["environment=verifiers", "environment.id=tests.verifiers_world:judged", "steps=turn", "credit=grpo"]
     with pytest.raises(RunFailed, match="cannot be played here: its JudgeRubric asks a model"):
-        rows(section("judged").model_dump(mode="json"))
+        check_environment(compose_train(data))  # before Ray, with other data than its own
+    with pytest.raises(RunFailed, match=r"environment.id=tests.verifiers_world:leaving: .*ended with code 0 \("):
+        rows(section("leaving", at_once=True).model_dump(mode="json"), 0.1)
 
     async def played() -> list[Reply | str]:
         with Children(config) as children:

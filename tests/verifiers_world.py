@@ -79,5 +79,32 @@ def asking() -> Any:
     return Asking(dataset=Dataset.from_list(ROWS), rubric=vf.Rubric([is_answer]))
 
 
+class Unready(Obedient):
+    """Cannot begin."""
+
+    async def setup_state(self, state: Any) -> Any:
+        raise ValueError("no board")
+
+
+def unready() -> Any:
+    return Unready(dataset=Dataset.from_list(ROWS), rubric=vf.Rubric([is_answer]))
+
+
+def unrewarded() -> Any:
+    return make(rubric=vf.RubricGroup([vf.Rubric(), vf.Rubric([is_answer], [0.0])]))
+
+
+def alike() -> Any:
+    return Obedient(
+        dataset=Dataset.from_list([{**row, "question": "Guess."} for row in ROWS]), rubric=vf.Rubric([is_answer])
+    )
+
+
+def leaving(at_once: bool = False) -> Any:
+    if at_once:
+        os._exit(0)
+    raise SystemExit("not\nhere")
+
+
 def none() -> Any:
     return object()

@@ -7,6 +7,7 @@ in a child with a limit of its own, never here.
 from __future__ import annotations
 
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def check_settings(config: TrainConfig) -> None:
     check_stop_tokens(config)
     if not config.cluster.joined:  # elsewhere these lie on the cluster's nodes
         check_verifier(config)
+        check_environment(config)
         check_first_rows(config)
         trust_solutions(config)
 
@@ -183,6 +185,13 @@ def check_verifier(config: TrainConfig) -> None:
             f"{said} must be a function of a module that can be imported here (got: {reason}); name its file, as "
             "./my_rule.py:check, or start where the module lies"
         )
+
+
+def check_environment(config: TrainConfig) -> None:
+    """The environment can be made; where the problems are its own, they are read from it next."""
+    section = config.environment
+    if section.check and config.data.kind != "environment":
+        pkgutil.resolve_name(section.check)(section.model_dump(mode="json"))
 
 
 def check_first_rows(config: TrainConfig) -> None:

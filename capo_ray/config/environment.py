@@ -26,8 +26,11 @@ class EnvironmentBase(RuledSection):
     """Where its own problems come from (`data.kind=environment`): `package.module:function` of (seed, index, split,
     settings) -> `Problem`; empty: it makes none."""
     rows: ClassVar[str] = ""
-    """Where they come from in place of that, if they are given: a function of its settings -> (to train on, held out);
-    with none held out, the last tenth is."""
+    """Where they come from in place of that, if they are given: a function of (its settings, the share to hold out
+    where it has no set for that) -> (to train on, held out)."""
+    check: ClassVar[str] = ""
+    """A function of its settings, called before Ray starts where the data are others': RunFailed with a sentence on
+    what cannot be played; empty: none."""
     prepare: ClassVar[str] = ""
     """A function of its settings, called once in each of its processes before any limit holds; empty: none."""
     tells_outcome: ClassVar[bool] = False
@@ -152,6 +155,7 @@ class VerifiersEnvironment(PlayedBase):
 
     rule: ClassVar[str] = "capo_ray.environments.verifiers:reply"
     rows: ClassVar[str] = "capo_ray.environments.verifiers_rows:rows"
+    check: ClassVar[str] = "capo_ray.environments.verifiers_rows:check"
     prepare: ClassVar[str] = "capo_ray.environments.verifiers:prepare"
     tells_outcome: ClassVar[bool] = True
     kind: Literal["verifiers"] = "verifiers"

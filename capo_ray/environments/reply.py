@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -53,4 +53,9 @@ def serve(request: str, said: str) -> dict[str, Any]:
     reply = rule_of(asked["rule"])(Task(**asked["task"]), tuple(json.loads(said)))
     if not isinstance(reply, Reply):
         raise TypeError(f"expected a Reply from {asked['rule']}, got {type(reply).__name__}")
-    return asdict(reply)
+    # A policy that writes "\\ud800" in JSON can have it read back: no tokenizer and no store takes half a character.
+    return asdict(replace(reply, text=_whole(reply.text), state=_whole(reply.state)))
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -67,9 +67,12 @@ class Rollout:
         client = _client_class()(self._listen)
         self._running = self._loop.create_task(env.rollout(_row_of(env, task), client, "policy", {}))
         messages = self._next_messages()
-        opening = joined(messages or ())
-        if messages is None or not opening.startswith(task.question):
-            raise RuntimeError(REWRITES if messages else "the environment ended before the first turn")
+        if messages is None:
+            self._ended()
+            raise RuntimeError("the environment ended before the first turn")
+        opening = joined(messages)
+        if not opening.startswith(task.question):
+            raise RuntimeError(REWRITES)
         self._seen = messages
         self.reply = Reply(opening.removeprefix(task.question), self._key())
 
@@ -107,10 +110,15 @@ class Rollout:
         self._loop.run_until_complete(asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED))
         return None if self._running.done() else self._asked.result()
 
-    def _end(self) -> Reply:
+    def _ended(self) -> Any:
+        """The state in which the rollout ended; raises what ended it early."""
         state = self._running.result()
         if state.get("error") is not None:
             raise RuntimeError(f"{type(state['error']).__name__}: {state['error']}")
+        return state
+
+    def _end(self) -> Reply:
+        state = self._ended()
         reward = self._loop.run_until_complete(_score(self._env.rubric, state))
         reached = reward >= float(self._task.settings["success_reward"])
         text = joined(texts(state.get("final_env_response") or ()))
@@ -140,21 +148,26 @@ async def _score(rubric: Any, state: Any) -> float:
 
 
 class _Complaints(logging.Handler):
-    """What the package logs as errors while this is open."""
+    """What the package logs as errors while this is open, where an environment has turned logging off as well."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.said: list[str] = []
+        self._disabled, self._level = logging.root.manager.disable, logging.getLogger("verifiers").level
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
 
     def __enter__(self) -> _Complaints:
+        logging.disable(logging.NOTSET)
+        logging.getLogger("verifiers").setLevel(min(self._level or logging.ERROR, logging.ERROR))
         logging.getLogger("verifiers").addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("verifiers").removeHandler(self)
+        logging.getLogger("verifiers").setLevel(self._level)
+        logging.disable(self._disabled)
 
 
 def _row_of(env: Any, task: Task) -> dict[str, Any]:

@@ -59,7 +59,15 @@ def _unsupported(package: Any, env: Any) -> str:
     for rubric in _rubrics(env.rubric):
         for name in NOT_OURS.keys() & {kind.__name__ for kind in type(rubric).__mro__}:
             return f"its {name} {NOT_OURS[name]}; give a rubric of Python functions"
+    if not any(_rewards(package, rubric) for rubric in _rubrics(env.rubric)):
+        return "its rubric has no function with a weight, so that it would reward nothing"
     return ""
+
+
+def _rewards(package: Any, rubric: Any) -> bool:
+    """Whether anything in this rubric can be a reward: of one that scores in its own way nobody knows."""
+    own = type(rubric).score_rollout not in (package.Rubric.score_rollout, package.RubricGroup.score_rollout)
+    return own or any(rubric.weights)
 
 
 def _rubrics(rubric: Any) -> Iterator[Any]:

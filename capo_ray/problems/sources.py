@@ -71,8 +71,14 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
     if config.kind == "environment":
         assert environment is not None, "data.kind=environment is refused without one"
         if environment.rows:
-            rows, held_out = pkgutil.resolve_name(environment.rows)(environment.model_dump(mode="json"))
-            train, held_out = _apart(rows, held_out, config.eval_frac)
+            read = pkgutil.resolve_name(environment.rows)
+            train, held_out = read(environment.model_dump(mode="json"), config.eval_frac)
+            if not train or not held_out:
+                raise RunFailed(
+                    f"expected rows of environment={environment.kind} to train on and others to hold out, got "
+                    f"{len(train)} and {len(held_out)}: make it with more rows (environment.args) or with an "
+                    "evaluation set of its own"
+                )
             return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out)
         own = EnvironmentSource(environment, seed)
         return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))

@@ -162,20 +162,34 @@ async def gsm8k(args: argparse.Namespace, budgets: list[int], keep: Keep) -> Non
     await asyncio.to_thread(engine.close)
 
 
+def numbers(text: str) -> list[int]:
+    """Those of a list with commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on, as 4,8,16 (got {text!r})")
+    return [int(part) for part in parts]
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="novice", choices=(*CHAINS, "gsm8k"))
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--pool", type=int, default=32, help="responses of each problem for majority@n and best of n")
     parser.add_argument("--breadth", type=int, default=16, help="draws of a step before the one above is taken back")
-    parser.add_argument("--budgets", default="", help="of judged steps, the navigator's, one after another: 4,8,16")
+    parser.add_argument(
+        "--budgets", type=numbers, default=[], help="of judged steps, the navigator's, one after another: 4,8,16"
+    )
     parser.add_argument("--path", default="", help="with --world gsm8k: its test.jsonl")
     parser.add_argument("--model", default="", help="with --world gsm8k: a model directory with a chat template")
     parser.add_argument("--tokens", type=int, default=320, help="with --world gsm8k: most of a response")
     parser.add_argument("--table", action="store_true", help="print the tables of what has run, and run nothing")
     parser.add_argument("--plot", type=Path, help="write the curves of all worlds")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    there = Path(args.path).is_file() and Path(args.model, "config.json").is_file()
+    if args.world == "gsm8k" and not args.table and not there:
+        parser.error(f"--world gsm8k needs --path FILE and --model DIRECTORY (got {args.path!r} and {args.model!r})")
+    return args
 
 
 def main() -> None:
@@ -190,7 +204,7 @@ def main() -> None:
     if not args.table:
         torch.set_num_threads(1)
         is_text = args.world == "gsm8k"
-        budgets = [int(b) for b in args.budgets.split(",") if b] or list(TEXT_BUDGETS if is_text else BUDGETS)
+        budgets = args.budgets or list(TEXT_BUDGETS if is_text else BUDGETS)
         if is_text:
             asyncio.run(gsm8k(args, budgets, keep))
         else:

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,23 @@ def test_a_search_is_set_against_the_cheapest_rival_that_costs_no_less() -> None
     rivals = [Point(n, {}, 10.0 * n, 5.0 * n) for n in (1, 2, 3)]
     assert no_cheaper(rivals, Point(4, {}, 16.0, 4.0, 900.0)) is rivals[1], "what the critic reads is not written"
     assert no_cheaper(rivals, Point(4, {}, 30.0)) is rivals[1] and no_cheaper(rivals, Point(4, {}, 45.1)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--world", "gsm8k"], "needs --path FILE and --model DIRECTORY (got '' and '')"),
+        (["--budgets", "4,0"], "expected whole numbers from 1 on, as 4,8,16 (got '4,0')"),
+    ],
+)
+def test_a_search_bench_says_what_is_wrong_with_its_words(
+    given: list[str], why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["solve.py", *given])
+    with pytest.raises(SystemExit):
+        import_module("solve").parse()
+    assert why in capsys.readouterr().err
 
 
 def test_a_tally_is_a_program_as_gsm8k_marks_it() -> None:

@@ -70,18 +70,7 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
         return ProblemSet(_with_curriculum(words.WordSource(lengths, largest, seed), config, seed), told)
     if config.kind == "environment":
         assert environment is not None, "data.kind=environment is refused without one"
-        if environment.rows:
-            read = pkgutil.resolve_name(environment.rows)
-            train, held_out = read(environment.model_dump(mode="json"), config.eval_frac)
-            if not train or not held_out:
-                raise RunFailed(
-                    f"expected rows of environment={environment.kind} to train on and others to hold out, got "
-                    f"{len(train)} and {len(held_out)}: make it with more rows (environment.args) or with an "
-                    "evaluation set of its own"
-                )
-            return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out)
-        own = EnvironmentSource(environment, seed)
-        return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))
+        return _of_environment(config, seed, environment)
     if config.kind == "haystack" and config.makes_problems:
         steps, size = config.chain_steps, config.haystack_size
 
@@ -89,6 +78,27 @@ def build_problems(config: DataConfig, seed: int, environment: EnvironmentBase |
             return [haystack.make_problem(HELD_OUT_SEED, i, steps, size, "held_out") for i in range(n)]
 
         return ProblemSet(_with_curriculum(haystack.HaystackSource(steps, size, seed), config, seed), hidden)
+    return _of_files(config, seed)
+
+
+def _of_environment(config: DataConfig, seed: int, environment: EnvironmentBase) -> ProblemSet:
+    """Its rows where it has some, else what it makes of a seed."""
+    if environment.rows:
+        read = pkgutil.resolve_name(environment.rows)
+        train, held_out = read(environment.model_dump(mode="json"), config.eval_frac)
+        if not train or not held_out:
+            raise RunFailed(
+                f"expected rows of environment={environment.kind} to train on and others to hold out, got "
+                f"{len(train)} and {len(held_out)}: make it with more rows (environment.args) or with an "
+                "evaluation set of its own"
+            )
+        return ProblemSet(_with_curriculum(RowSource(train, seed), config, seed), held_out)
+    own = EnvironmentSource(environment, seed)
+    return ProblemSet(_with_curriculum(own, config, seed), lambda n: own.held_out(HELD_OUT_SEED, n))
+
+
+def _of_files(config: DataConfig, seed: int) -> ProblemSet:
+    """The rows of files, read, parted, and made anew where the kind says so."""
     report, notes = RowReport(config.max_bad_rows), list[str]()
     rows = read_problems(config, config.path, config.split, report, notes)
     held_out = read_problems(config, config.eval_path, config.eval_split, report, notes) if config.eval_path else []

@@ -181,6 +181,11 @@ def test_a_resample_in_which_grpo_or_the_arm_never_comes_there_is_counted() -> N
     arm = [curve_of("step_2e-4", seed, (0.2, 0.2, 0.2 if seed else 0.9), 1.0) for seed in range(3)]
     text, undefined = headroom.share(arm, grpo, headroom.SPENT["updates"])
     assert text.startswith("0.93 [") and abs(undefined - (2 / 3) ** 3) < 0.03  # the one seed that rises is not drawn
+    still = [curve_of("grpo_2e-4", 0, (0.3, 0.2, 0.2), 1.0)]  # ends below where all begin: no speed to be compared
+    assert headroom.share([curve_of("step_2e-4", 0, (0.3, 0.6, 0.9), 1.0)], still, headroom.SPENT["updates"]) == (
+        "no gain",
+        1,
+    )
     assert headroom.spearman([1, 2, 2, 3], [10, 30, 20, 40]) == pytest.approx(0.9486833)
 
 

@@ -170,7 +170,10 @@ def shares_table(arms: dict[str, list[Row]]) -> str:
 
 
 def share(ours: Sequence[Row], theirs: Sequence[Row], spent: Callable[[Point], float]) -> tuple[str, float]:
-    """The share with its 95% interval, and in how many resamples of the seeds one of the two never comes there."""
+    """The share with its 95% interval, and in how many resamples of the seeds there is none.
+
+    The arm may never come there ("not reached"), or GRPO ends no higher than it began and so spent nothing ("no gain").
+    """
 
     def once(seeds: Sequence[int]) -> float | None:
         level = end([theirs[i] for i in seeds])
@@ -179,7 +182,8 @@ def share(ours: Sequence[Row], theirs: Sequence[Row], spent: Callable[[Point], f
 
     rng, seeds = random.Random(0), range(len(ours))
     found = once(seeds)
-    text = "not reached" if found is None else f"{found:.2f}"
+    stands = any(spent_to(rows, spent, end(theirs)) == 0 for rows in (ours, theirs))
+    text = f"{found:.2f}" if found is not None else "no gain" if stands else "not reached"
     if len(ours) < 3:
         return text, float(found is None)
     drawn = [once(rng.choices(seeds, k=len(ours))) for _ in range(RESAMPLES)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.tiny import write_tiny_model
@@ -319,7 +322,15 @@ def test_weights_reach_workers_in_other_processes_through_a_private_file(
         monkeypatch.setattr(f"capo_ray.engines.{room}.in_process", lambda engine: False)
     world.load(seed=6, version=12)
     check(world, "a", world.generate("a", Sampling(max_tokens=4))[0])
-    assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))
+
+
+def test_weights_on_their_way_to_other_processes_have_no_name_that_a_killed_engine_would_leave() -> None:
+    from capo_ray.engines.transfer import shared_file
+
+    with shared_file(np.arange(7, dtype=np.uint8)) as path:
+        read = subprocess.run(["od", "-An", "-tu1", path], capture_output=True, text=True, check=True)
+        assert read.stdout.split() == list("0123456") and os.stat(path).st_nlink == 0
+    assert not os.path.exists(path)
 
 
 def test_all_scores_of_a_call_come_from_one_version(world: World) -> None:

@@ -132,4 +132,3 @@ def test_six_updates_over_two_nodes_in_bf16_through_the_death_of_a_worker_and_of
     assert not [pid for role in ("rollout", "critic", "verifier", "learner") for pid in workers[role] if is_alive(pid)]
     _, left = psutil.wait_procs(engine, timeout=20)
     assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE], "an engine's processes die with it"
-    assert not list(Path("/dev/shm").glob("capo-ray-weights-*"))

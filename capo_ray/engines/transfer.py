@@ -204,17 +204,16 @@ class TransferExtension:
 
 @contextmanager
 def shared_file(payload: np.ndarray[Any, Any]) -> Iterator[str]:
-    """The path of a file, readable by this user only, that holds `payload` until the block ends."""
+    """The path of a file, readable by this user only, that holds `payload` until the block ends.
+
+    It has no name in shared memory, so that nothing is left there where this process is killed before.
+    """
     directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    descriptor, path = tempfile.mkstemp(prefix="capo-ray-weights-", dir=directory)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            view = payload.data
-            while len(view):  # one call writes at most 2 GiB
-                view = view[file.write(view) :]
-        yield path
-    finally:
-        os.unlink(path)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        view = payload.data
+        while len(view):  # one call writes at most 2 GiB
+            view = view[file.write(view) :]
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 @contextmanager

@@ -57,7 +57,7 @@ ARMS = {
     "format": "credit=eapo credit.w_evidence=0",
     "learned": "credit=eapo credit.scorer=learned reward_model.lr=2e-4 reward_model.num_epochs=2 "
     "reward_model.stop_drop=0.1",
-    "grpo": "credit=grpo data=haystack",
+    "grpo": "credit=grpo data=haystack loss.kl_coef=0.01",  # as the others'
 }
 SHARED = (
     "learner.backend=torch stream.max_age=0 rollout.group_size=8 learner.groups_per_batch=8 learner.num_epochs=2 "

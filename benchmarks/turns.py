@@ -55,7 +55,7 @@ WORLDS = {
     "run.num_updates=40 run.eval_every=8",
 }
 METHODS = {
-    "grpo": "credit=grpo",
+    "grpo": "credit=grpo loss.kl_coef=0.01",  # as the others'
     "capo": "credit=capo critic.max_outcome_only_frac=1 critic.num_votes=1",
     "istar": "credit=istar",
     "etpo": "credit=etpo",

@@ -60,7 +60,10 @@ async def train_and_publish(rank: LearnerRank, worker: RolloutWorker, ways: Sequ
 
 def test_an_engine_holds_what_the_learner_does_of_adapters_that_went_alone(tmp_path: Path) -> None:
     config = compose_train(
-        ["credit=grpo", "learner.lora.rank=4", "learner.lr=0.01", "learner.backend=torch", f"run.dir={tmp_path}"]
+        [
+            *("credit=grpo", "learner.lora.rank=4", "learner.lr=0.01", "learner.num_epochs=4", "learner.backend=torch"),
+            f"run.dir={tmp_path}",
+        ]
     )
     rank, worker = LearnerRank(0), RolloutWorker(engine_spec(config))
     rank.start(spec_of(config), IDS)

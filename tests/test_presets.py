@@ -99,6 +99,45 @@ def test_groups_without_credit_are_replaced_where_the_paper_does_so() -> None:
     assert not preset("paper_7b").stream.replace_creditless
 
 
+# What the papers and the authors' scripts say of KL and of passes over a batch; the presets name the sources.
+OWN_KL_AND_PASSES: dict[str, tuple[float, int]] = {
+    "capo": (0.01, 4),
+    "capo_paper": (0.01, 4),
+    "grpo_genorm": (0.01, 4),
+    "grpo": (0.04, 1),
+    "dr_grpo": (0, 1),
+    "reinforce_pp": (1e-5, 1),
+    "dapo": (0, 4),
+    "gspo": (0, 4),
+    "cispo": (0, 4),
+    "pure": (1e-3, 1),
+    "prime": (0, 1),
+    "vineppo": (1e-4, 2),
+    "istar": (0, 2),
+    "cliff": (0, 1),
+    "etpo": (0.01, 4),
+}
+
+
+def test_a_method_has_the_kl_and_the_passes_of_its_own_source() -> None:
+    for name, own in OWN_KL_AND_PASSES.items():
+        config = compose_train([f"credit={name}"])
+        assert (config.loss.kl_coef, config.learner.num_epochs) == own, name
+
+
+@pytest.mark.parametrize("experiment", ["novice", "discovery", "language", *PAPER])
+def test_beside_an_experiment_a_baseline_has_its_kl_and_passes(experiment: str) -> None:
+    """So that `credit=` changes the method and no more."""
+    kept = {
+        (config.loss.kl_coef, config.learner.num_epochs)
+        for config in [
+            preset(experiment),
+            *(preset(experiment, f"credit={name}") for name in ("grpo", "pure", "cliff")),
+        ]
+    }
+    assert len(kept) == 1
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_preset_on_smaller_gpus_is_refused_by_memory(name: str) -> None:
     with pytest.raises(RunFailed, match="of memory"):

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.real
 
 CONFIG = (
     "credit=grpo", "weights.transport=gloo", "weights.bucket_mib=1", "engine.num_workers=2", "learner.num_ranks=2",
-    "learner.zero_stage=3", "learner.deadline_s=240",
+    "learner.zero_stage=3", "learner.num_epochs=4", "learner.deadline_s=240",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def cluster() -> Iterator[None]:
 
 ADAPTERS_ALONE = (
     "credit=grpo", "weights.transport=gloo", "weights.running=keep", "learner.backend=torch", "learner.lora.rank=4",
-    "learner.lr=0.01", "learner.deadline_s=240",
+    "learner.lr=0.01", "learner.num_epochs=4", "learner.deadline_s=240",
 )  # fmt: skip
 
 

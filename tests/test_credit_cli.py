@@ -356,6 +356,47 @@ def test_hinted_logprobs_are_compared_with_the_plain_ones(tmp_path: Path, capsys
     assert row["responses"][1]["advantages"] == pytest.approx([-(0.5 + 0.5 * 0.9048374)] * 6)
 
 
+# One right answer and two wrong ones: of two votes one flags the second step of the first, and none any of the other.
+FIRST_ERRORS: dict[str, Any] = {
+    "id": "f",
+    "question": "q",
+    "responses": [
+        {**RIGHT, "flagged": [[], []]},
+        {**WRONG, "flagged": [[1], []]},
+        {"text": "ccc", "tokens": list("ccc"), "reward": 0, "flagged": [[], []]},
+    ],
+}
+
+
+def test_cliff_offline_believes_the_critic_and_blames_from_the_first_step_that_half_of_its_votes_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = {**FIRST_ERRORS, "responses": FIRST_ERRORS["responses"][1:]}
+    assert run(tmp_path, [FIRST_ERRORS, alike], "--json", method="cliff") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    # mu 1/3, sigma sqrt(2)/3: A+ sqrt 2, A- -1/sqrt 2; over 4 + 3 + 3 + 3 tokens 4 A+ + 3 * 0 + 6 A- = sqrt 2, of 13
+    good, bad, middle = 2**0.5, -(0.5**0.5), 2**0.5 / 13
+    right, slipped, unseen = (r["advantages"] for r in first["responses"])
+    assert right == pytest.approx([good - middle] * 4)
+    assert slipped == pytest.approx([-middle] * 3 + [bad - middle] * 3)
+    assert unseen == pytest.approx([bad - middle] * 3)
+    assert [r["advantages"] for r in second["responses"]] == [[0.0] * 6, [0.0] * 3]
+
+
+def test_vppo_offline_shortens_a_good_prefix_by_the_tokens_that_the_prompt_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{**FIRST_ERRORS, "prompt_tokens": count} for count in (0, 1, 1.0, -1, True)]
+    assert run(tmp_path, [FIRST_ERRORS, *lines], "--json", method="vppo") == 1
+    captured = capsys.readouterr()
+    told, whole, shortened = (json.loads(line)["responses"] for line in captured.out.splitlines())
+    # scores 1, .5 * 3/6 and 0: mean 5/12; with two tokens left of the prefix 1, .5 * 2/6 and 0: mean 7/18
+    assert whole[1]["advantages"] == pytest.approx([1 / 12] * 3 + [-5 / 12] * 3) and told == whole
+    assert shortened[1]["advantages"] == pytest.approx([1 / 9] * 2 + [-7 / 18] * 4)
+    assert [r[0]["advantages"][0] for r in (whole, shortened)] == pytest.approx([7 / 12, 11 / 18])
+    assert captured.err.count("prompt_tokens: expected a whole number") == 3
+
+
 def test_offline_credit_cuts_steps_as_a_run_of_the_method_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -312,6 +312,7 @@ def test_a_transcript_shows_what_was_written_what_was_judged_and_what_each_token
     assert path.read_bytes().startswith(b'{"head": {"update": 5, ')
     assert line["head"]["rewards"] == [0] and line["head"]["flagged_steps"] == 2 and line["head"]["split_steps"] == 0
     assert line["head"]["against_verifier"] == 0 and line["update"] == 5 and line["question"] == "what?"
+    assert line["prompt_tokens"] == 1
     (response,) = line["responses"]
     assert response["policy_logprobs"] == [-0.5, -0.25]
     assert "policy_logprobs" not in read_rows(path)[1]["responses"][0]

@@ -4,7 +4,8 @@
     wrong   R_t = alpha on its good prefix, shortened by c tokens, and 0 on the rest      c: tokens of the prompt
     A_t   = R_t - mean over the responses of the mean of R over their tokens
 
-No deviation. A wrong response without a flagged step has no good prefix (our choice).
+No deviation. Offline c is `prompt_tokens` of the line, or 0. A wrong response without a flagged step has no good
+prefix (our choice).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from pydantic import ValidationError
 
-from capo_ray.arrays import Runs
+from capo_ray.arrays import IntArray, Runs
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
 from capo_ray.credit import assign_credit, audit
@@ -35,6 +35,8 @@ from capo_ray.types import (
     Verdict,
     VersionRun,
 )
+
+MAX_PROMPT_TOKENS = 1 << 24
 
 
 def read_group(
@@ -63,12 +65,29 @@ def read_group(
         responses = [
             {k: v for k, v in one.items() if k != "steps"} if isinstance(one, dict) else one for one in responses
         ]
-    members = [_read_response(item, i, str(name), config, rubric, steps) for i, item in enumerate(responses)]
+    prompt = np.zeros(_read_count(data, "prompt_tokens"), np.int32)  # how many they are is all that a rule may read
+    members = [_read_response(item, i, str(name), prompt, config, rubric, steps) for i, item in enumerate(responses)]
     problem = Problem(str(name), data.get("question", ""), data.get("answer", ""), data.get("solution"))
     return name, Group(0, problem, tuple(members))
 
 
-def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric: str, segmenter: StepsBase) -> Judged:
+def _read_count(data: dict[str, Any], field: str) -> int:
+    """A number of tokens; 0 where the line has none."""
+    count = data.get(field, 0)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_PROMPT_TOKENS:
+        refuse(field, f"a whole number from 0 to {MAX_PROMPT_TOKENS}", count)
+    return count
+
+
+def _read_response(
+    item: Any,
+    index: int,
+    name: str,
+    prompt: IntArray,
+    config: CreditBase,
+    rubric: str,
+    segmenter: StepsBase,
+) -> Judged:
     where = f"responses[{index}]"
     if not isinstance(item, dict):
         refuse(where, "an object", item)
@@ -78,7 +97,7 @@ def _read_response(item: Any, index: int, name: str, config: CreditBase, rubric:
     line = ResponseLine(item, where, config.method, rubric, response, steps, valid=reward is not None)
     evidence = read_evidence(line, config)
     verdict = Verdict(reward, "given" if reward is not None else "invalid", _read_extracted(item, where, config))
-    return Judged(Trajectory(TrajectoryKey(name, 0, index), np.empty(0, np.int32), response), verdict, steps, evidence)
+    return Judged(Trajectory(TrajectoryKey(name, 0, index), prompt, response), verdict, steps, evidence)
 
 
 def _read_steps(item: dict[str, Any], where: str, response: Completion) -> tuple[Span, ...]:

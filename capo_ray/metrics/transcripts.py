@@ -55,6 +55,7 @@ def group_line(update: int, group: Group, credit: GroupCredit, watched: Watched 
         "id": group.problem.id,
         "question": group.problem.prompt,
         "answer": group.problem.answer,
+        "prompt_tokens": max((len(member.trajectory.prompt_ids) for member in group.members), default=0),
         **({"solution": group.problem.solution} if needed(group.problem.prompt, group.problem.solution) else {}),
         "responses": [_response(group, credit, watched, i) for i in range(len(group.members))],
     }

@@ -174,6 +174,17 @@ def test_prime_has_no_credit_where_all_rewards_are_equal(form: str) -> None:
     assert not assign_credit(made, config("prime", form=form)).has_signal
 
 
+def test_prime_is_standardised_over_the_batch_unless_asked_not_to() -> None:
+    made = group(Member(1, [2], token_rewards=[0.5, 1.5]), Member(0, [1], token_rewards=[-1.0]))
+    bare = assign_credit(made, config("prime"))
+    # 5 3.5 -3: mean 11/6, deviation sqrt(217/18)
+    (scaled,) = scale_batch([bare], config("prime"))
+    sigma = math.sqrt(217 / 18)
+    assert scaled.advantages[0] == pytest.approx((19 / 6 / sigma, 10 / 6 / sigma))
+    assert scaled.advantages[1] == pytest.approx((-29 / 6 / sigma,))
+    assert scale_batch([bare], config("prime", whiten=False)) == (bare,)
+
+
 def test_vineppo_is_standardised_over_the_batch_unless_asked_not_to() -> None:
     made = group(Member(1, [2, 1], step_values=[0.25, 0.75, 1.0]), Member(0, [1, 1], step_values=[0.25, 0.5, 0.0]))
     bare = assign_credit(made, config("vineppo"))

@@ -151,6 +151,12 @@ def test_controls_that_could_do_nothing_are_refused(keys: dict[str, object], mes
         LossConfig.model_validate(keys)
 
 
+def test_each_covariance_control_picks_its_authors_share_of_tokens_unless_told_another() -> None:
+    assert LossConfig(covariance="clip").picked_frac == 0.0002  # both scripts of 2505.22617
+    assert LossConfig(covariance="kl").picked_frac == 0.002
+    assert LossConfig(covariance="clip", covariance_frac=0.01).picked_frac == 0.01
+
+
 def test_weighing_leaves_advantages_and_groups_as_they_were() -> None:
     control = EntropyControl(LossConfig(entropy_control="fixed", entropy_coef=0.02), EntropyState())
     one = credited(1, 0)

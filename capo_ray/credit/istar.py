@@ -3,8 +3,9 @@
 r_k = sum of the token rewards of step k        token rewards: beta (log pi_phi - log pi_old), from a trained model
 A_t = (outcome, leave-one-out) + w_step N/(N-1) (r_step(t) - mean over all N steps of the group)
 
-The step baseline is the authors' code: each step against all other steps of the group, those of its own response
-included. They also divide the rewards by the largest return of the batch, which is left out here, and have no KL.
+The step baseline is what the authors' code says of itself: each step against all other steps of the group, those of its
+own response included (its loop, as published, takes one step of each response into the mean). They also divide the
+rewards by the largest return of the batch, which is left out here, and have no KL.
 """
 
 from __future__ import annotations

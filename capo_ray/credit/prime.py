@@ -5,9 +5,9 @@
                  r' = r / max |sum over s >= t of r|      S: sum of the n means of r' of all responses, own included
 
 r_s = beta (log pi_phi - log pi_ref) comes as `token_rewards` [T] from a model that someone else trains. Both forms are
-then standardised over the batch (`credit.whiten`). The authors' program weighs both parts of its form by 5, which that
-takes out again, and takes the largest return of the batch, ours of the group. It also draws 4 times the prompts and
-keeps those with a pass rate of .2 to .8, and has no KL (the preset's loss.kl_coef=0).
+then standardised over the batch (`credit.whiten`). verl's copy of the authors' program weighs both parts by 5, which
+that takes out again (their own neither); it takes the largest return of the batch, ours of the group. It also draws 4
+times the prompts and keeps those with a pass rate of .2 to .8, and has no KL (the preset's loss.kl_coef=0).
 """
 
 from __future__ import annotations

@@ -111,6 +111,27 @@ def test_genorm_leaves_out_what_an_invalid_critique_says_of_the_answer() -> None
     assert credit.token_rewards[0] == credit.token_rewards[1] and not credit.has_signal
 
 
+def test_grpo_rewards_the_format_where_it_is_asked_to() -> None:
+    made = group(Member(1, [2]), Member(0, [1]), Member(0, [1], extracted=None))
+    credit = credit_of("grpo", made, w_format=0.2)
+    # 1.2, .2 and 0: mean 7/15, variance (11^2 + 4^2 + 7^2) / (3 * 15^2) = 186/675
+    sigma = math.sqrt(186 / 675)
+    assert [row[0] for row in credit.token_rewards] == pytest.approx([1.2, 0.2, 0.0])
+    assert firsts(credit) == pytest.approx([11 / 15 / sigma, -4 / 15 / sigma, -7 / 15 / sigma])
+    assert firsts(credit_of("grpo", made))[1:] == pytest.approx([-1 / math.sqrt(2)] * 2)
+    wrong = group(Member(0, [1]), Member(0, [1], extracted=None))
+    assert credit_of("grpo", wrong, w_format=0.2).has_signal and not credit_of("grpo", wrong).has_signal
+
+
+def test_genorm_rewards_the_format_where_it_is_asked_to() -> None:
+    made = group(
+        Member(0, [1], [[]], overall=[True]), Member(0, [1], [[]], overall=[True], extracted=None), Member(1, [1])
+    )
+    credit = assign_credit(made, GenormConfig(w_format=0.2))
+    # sigmoid(1) - 1 with and without .2, and sigmoid(1/2) + 1 + .2
+    assert [row[0] for row in credit.token_rewards] == pytest.approx([-0.0689414214, -0.2689414214, 1.8224593312])
+
+
 def test_every_method_has_a_rule_a_config_and_a_preset() -> None:
     for method in CREDIT_METHODS:
         config = compose_train([f"credit={method}"])

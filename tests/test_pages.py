@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from capo_ray.config import CREDIT_METHODS
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -41,6 +43,14 @@ def test_every_link_of_every_page_leads_somewhere() -> None:
 def test_every_page_is_linked_from_another() -> None:
     linked = {(page.parent / link.partition("#")[0]).resolve() for page in PAGES for link in links(page)}
     assert [str(page.relative_to(ROOT)) for page in PAGES if page not in linked and page.name != "README.md"] == []
+
+
+def test_the_page_of_deviations_names_every_method_and_tests_that_there_are() -> None:
+    page = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 30 and [name for name in sorted(named) if f"def {name}(" not in tests] == []
+    assert [method for method in CREDIT_METHODS if f"`{method}`" not in page] == []
 
 
 def test_the_hooks_are_the_commands_of_make_lint() -> None:

@@ -67,12 +67,16 @@ def test_the_page_of_the_paper_tells_each_presets_gpus_memory_and_hours(name: st
 @pytest.mark.parametrize("name", PAPER)
 def test_every_command_of_that_page_is_one_for_every_preset_down_to_its_evaluation(name: str, tmp_path: Path) -> None:
     """With the preset's own model in place of the directories that the steps before make."""
-    choice = {"Qwen2.5": "qwen2_5", "Llama-3.2": "llama3_2"}[Path(preset(name).model.path).name.rsplit("-", 2)[0]]
-    model = f"model={choice}_{name.removeprefix('paper_').removeprefix('llama_')}"
+    path = preset(name).model.path
+    choice = {"Qwen2.5": "qwen2_5", "Llama-3.2": "llama3_2"}[
+        Path(path).name.removesuffix("-Instruct").rsplit("-", 1)[0]
+    ]
+    base = "" if path.endswith("-Instruct") else "_base"
+    model = f"model={choice}_{name.removeprefix('paper_').removeprefix('llama_')}{base}"
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}", "answer": "2"}\n')
     ran = []
-    for line in PAGE.read_text().splitlines():
+    for line in PAGE.read_text().replace("\\\n", " ").splitlines():
         command, *words = shlex.split(line) if line.startswith("    capo-ray ") else [""]
         if not command:
             continue
@@ -82,15 +86,16 @@ def test_every_command_of_that_page_is_one_for_every_preset_down_to_its_evaluati
         if words[0] == "train":
             assert main([*words, "--dry-run", f"data.path={problems}"]) == 0
         elif words[0] == "sft":
-            assert (
-                read_config([f"model.path={choice}" if "model.path" in w else w for w in words[1:]]).learner.lr == 1e-5
-            )
+            taught = read_config([f"model.path={choice}" if "model.path" in w else w for w in words[1:]])
+            assert (taught.learner.lr, taught.batch_size) == (1e-5, 80)  # the paper's
+            framed = ("chat_template", "system_prompt", "dtype")  # as the run that goes on from there
+            assert [getattr(taught.model, k) for k in framed] == [getattr(preset(name).model, k) for k in framed]
         else:
             config = compose_eval(words[1 : words.index("--compare")] if "--compare" in words else words[1:])
             assert config.model.path == preset(name).model.path and config.engine.num_gpus == 1
             assert (config.eval.num_samples, config.eval.temperature) == (3, 0)
             assert read_suites(config)
-    assert ran == ["train", "sft", "train", "train", "eval", "eval", "eval"]
+    assert ran == ["train", "sft", "train", "train", "train", "eval", "eval", "eval"]
 
 
 def test_groups_without_credit_are_replaced_where_the_paper_does_so() -> None:
@@ -99,7 +104,7 @@ def test_groups_without_credit_are_replaced_where_the_paper_does_so() -> None:
     assert not preset("paper_7b").stream.replace_creditless
 
 
-# What the papers and the authors' scripts say of KL and of passes over a batch; the presets name the sources.
+# What the papers and the authors' scripts say of KL and of passes over a batch; docs/deviations.md has the sources.
 OWN_KL_AND_PASSES: dict[str, tuple[float, int]] = {
     "capo": (0.01, 4),
     "capo_paper": (0.01, 4),
@@ -136,6 +141,28 @@ def test_beside_an_experiment_a_baseline_has_its_kl_and_passes(experiment: str) 
         ]
     }
     assert len(kept) == 1
+
+
+def test_the_papers_qwen_runs_begin_at_base_models_and_its_llama_runs_at_instruct_models() -> None:
+    found = {name: preset(name).model.path for name in OF_THE_PAPER}
+    assert found == {
+        "paper_1_5b": "Qwen/Qwen2.5-1.5B",
+        "paper_7b": "Qwen/Qwen2.5-7B",
+        "paper_llama_1b": "meta-llama/Llama-3.2-1B-Instruct",
+        "paper_llama_3b": "meta-llama/Llama-3.2-3B-Instruct",
+    }
+    tuned = preset("paper_1_5b", "model=./sft-1.5b").model
+    assert tuned == preset("paper_1_5b").model.model_copy(update={"path": "./sft-1.5b"})
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_PAPER))
+def test_all_rows_of_the_paper_are_trained_with_its_format_reward(name: str) -> None:
+    head = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+    for row in ("grpo", "grpo_genorm"):
+        assert re.search(rf"credit={row}\s(#\s)?credit\.w_format=0\.2", head)
+        credit: Any = preset(name, f"credit={row}", "credit.w_format=0.2").credit
+        own: Any = preset(name).credit
+        assert credit.w_format == own.w_format == 0.2
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -24,7 +24,9 @@ def capo(group: Group, config: CapoConfig, progress: float = 0.0) -> GroupCredit
     """The credit of a judged group; responses with fewer valid critiques than the quorum keep their outcome alone."""
     blame = [weigh_steps(member, config) for member in group.members]
     w_process = w_process_at(config, progress)
-    outcome = r.spread_over_responses(group, [outcome_part(member, config) for member in group.members])
+    bonuses = r.format_rewards(group, config.w_format)
+    wholes = [reward * config.w_whole for reward in r.outcome_rewards(group)]
+    outcome = r.spread_over_responses(group, [whole + bonus for whole, bonus in zip(wholes, bonuses, strict=True)])
     process = [
         r.spread_over_tokens(member.steps, [-w_process * w for w in weights])
         for member, weights in zip(group.members, blame, strict=True)
@@ -49,12 +51,6 @@ def w_process_at(config: CapoConfig, progress: float) -> float:
     if config.ramp_frac == 0.0:
         return config.w_process
     return config.w_process * min(1.0, max(0.0, progress) / config.ramp_frac)
-
-
-def outcome_part(member: Judged, config: CapoConfig) -> float:
-    """What every token of a response is given: r * W_whole, and w_format where an answer could be extracted."""
-    in_format = member.verdict.extracted is not None
-    return float(member.verdict.reward or 0) * config.w_whole + (config.w_format if in_format else 0.0)
 
 
 def normalise(

@@ -1,4 +1,4 @@
-"""ETPO: soft backups per token within a turn, discounted across turns (arXiv 2402.06700), on trained values.
+"""ETPO-like: soft backups per token within a turn, discounted across turns (after arXiv 2402.06700), on trained values.
 
     Q(s_t, w_t) = V(s_t+1)           within a turn                        A_t = Q(s_t, w_t) - V(s_t)
                   gamma V(s_t+1)     at a turn's last token: s_t+1 is what the policy read, and its next turn's start
@@ -6,7 +6,8 @@
 
 V(s_t) comes as `token_rewards` [A]: the soft value of all that stands before sampled token t. The token's own KL cost
 is the loss's (loss.kl_coef), and `trace_decay` sums the differences ahead, discounted as the values are: both are our
-choices, as is the value head in place of a soft Q over the vocabulary with a target network.
+choices, as is the value head in place of a soft Q over the vocabulary with a target network. The backups charge the KL
+of later tokens and the summed differences do not: the two agree exactly at `trace_decay` 0 alone.
 """
 
 from __future__ import annotations

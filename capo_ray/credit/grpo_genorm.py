@@ -1,6 +1,6 @@
 """GRPO-GenORM: the critics' overall verdict beside the rule's, one number a response (baseline of arXiv 2508.02298).
 
-    R_i = sigmoid(alpha * m_i) + (beta * r_i - 1)
+    R_i = sigmoid(alpha * m_i) + (beta * r_i - 1) (+ w_format)
 
 r_i and m_i lie in {0, 1} (eq. 3). Our choices, where the paper is silent: of k critiques m_i is the mean of the valid
 overall verdicts, and 1/2 without any; alpha and beta.
@@ -18,9 +18,10 @@ from capo_ray.types import Group, GroupCredit, Judged
 
 def grpo_genorm(group: Group, config: GenormConfig, progress: float = 0.0) -> GroupCredit:
     """A_i = (R_i - mean) / std over the valid responses."""
+    bonuses = r.format_rewards(group, config.w_format)
     rewards = [
-        sigmoid(config.alpha * mean_overall(member)) + config.beta * reward - 1.0
-        for reward, member in zip(r.outcome_rewards(group), group.members, strict=True)
+        sigmoid(config.alpha * mean_overall(member)) + config.beta * reward - 1.0 + bonus
+        for reward, member, bonus in zip(r.outcome_rewards(group), group.members, bonuses, strict=True)
     ]
     return r.to_outcome_credit(group, standardise_scalars(rewards, r.response_weights(group)), rewards)
 

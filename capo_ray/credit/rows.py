@@ -43,6 +43,11 @@ def outcome_rewards(group: Group) -> list[float]:
     return [float(member.verdict.reward or 0) for member in group.members]
 
 
+def format_rewards(group: Group, w_format: float) -> list[float]:
+    """[G]: `w_format` for each response from which an answer could be extracted, else 0."""
+    return [w_format if member.verdict.extracted is not None else 0.0 for member in group.members]
+
+
 def spread_over_tokens(steps: Sequence[Span], per_step: Sequence[float]) -> Runs:
     """[T]: each token gets the number of its step."""
     return Runs.over(steps, per_step)

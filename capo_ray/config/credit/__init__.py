@@ -48,6 +48,7 @@ __all__ = [
     "Entropies",
     "EvidenceScore",
     "FirstErrorBase",
+    "GrpoConfig",
     "HintedLogprobs",
     "Idle",
     "Request",

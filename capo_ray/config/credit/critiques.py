@@ -69,6 +69,13 @@ class GenormConfig(CreditBase):
     """Scale of the critics' verdict inside the sigmoid (our choice)."""
     beta: float = Field(2.0, ge=0)
     """Weight of the rule's reward (our choice: 2 makes that part -1 or 1)."""
+    w_format: float = Field(0.0, ge=0)
+    """Added to the reward of a response in the asked-for format, as `credit=capo` has it."""
+
+    @property
+    def reads_extracted(self) -> bool:
+        """Where the format is rewarded."""
+        return self.w_format > 0
 
     def evidence(self) -> tuple[Critiques, ...]:
         """All votes, since every overall verdict counts: an average is never decided early."""

@@ -16,6 +16,14 @@ class GrpoConfig(CreditBase):
     source: ClassVar[str] = "2402.03300"
     rule: ClassVar[str] = "capo_ray.credit.grpo:grpo"
     method: Literal["grpo"] = "grpo"
+    w_format: float = Field(0.0, ge=0)
+    """Added to the reward of a response in the asked-for format, as `credit=capo` has it (2508.02298 trains all its
+    rows with 0.2); 0: the outcome alone."""
+
+    @property
+    def reads_extracted(self) -> bool:
+        """Where the format is rewarded."""
+        return self.w_format > 0
 
 
 class DrGrpoConfig(CreditBase):

@@ -83,7 +83,7 @@ class QrmConfig(CreditBase):
 
 
 class EtpoConfig(CreditBase):
-    """ETPO (2402.06700): the change of a trained model's soft value across each token, the outcome at the end."""
+    """ETPO-like (after 2402.06700): the change of a trained soft value across each token, the outcome at the end."""
 
     source: ClassVar[str] = "2402.06700"
     reads_sampler_logprobs: ClassVar[bool] = True

@@ -383,6 +383,18 @@ def test_cliff_offline_believes_the_critic_and_blames_from_the_first_step_that_h
     assert [r["advantages"] for r in second["responses"]] == [[0.0] * 6, [0.0] * 3]
 
 
+def test_cliff_offline_blames_the_whole_of_a_response_that_was_cut_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = [{**WORKED, "responses": [RIGHT, {**WRONG, "finish": how}]} for how in ("stop", "length", "cut", None)]
+    assert run(tmp_path, ends, "--json", method="cliff") == 1
+    captured = capsys.readouterr()
+    whole, cut = (json.loads(line)["responses"][1]["advantages"] for line in captured.out.splitlines())
+    # A+ 1, A- -1 over 4 + 3 + 3 tokens: a mean of .1 with the prefix at 0, of -.2 without
+    assert whole == pytest.approx([-0.1] * 3 + [-1.1] * 3) and cut == pytest.approx([-0.8] * 6)
+    assert captured.err.count("responses[1].finish: expected stop or length") == 2
+
+
 def test_vppo_offline_shortens_a_good_prefix_by_the_tokens_that_the_prompt_had(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,8 @@ Beside these, where a method reads them: "overall" [true | false | null per entr
 "extracted" (text or null), "acted" [[start, end) of the tokens that the policy wrote, a span a turn] (absent: all),
 "turns" [[key of its state, its reward, was it legal] a turn], "evidence_score" (0 to 1; "question" then begins with
 the numbered sentences of its context, [1] …, a line each; "solution", if any, with those that are needed). Of the line:
-"prompt_tokens" (how many the prompt had, by which vppo shortens a good prefix; absent: 0)."""
+"prompt_tokens" (how many the prompt had, by which vppo shortens a good prefix; absent: 0). Of a response:
+"finish" ("length": it was cut off, which cliff blames whole; absent: "stop")."""
 EXAMPLES = """more examples:
   capo-ray credit capo --input groups.jsonl --json credit.vote=union credit.w_whole=2 credit.w_process=1
   cat groups.jsonl | capo-ray credit grpo --input -

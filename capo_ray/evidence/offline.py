@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from capo_ray.evidence import FieldError, ResponseLine, read_evidence, read_numb
 from capo_ray.steps import SpanError, split_steps
 from capo_ray.types import (
     Completion,
+    Finish,
     Group,
     GroupCredit,
     Judged,
@@ -37,6 +38,7 @@ from capo_ray.types import (
 )
 
 MAX_PROMPT_TOKENS = 1 << 24
+FINISHES: tuple[Finish, ...] = get_args(Finish)
 
 
 def read_group(
@@ -150,7 +152,10 @@ def _read_tokens(item: dict[str, Any], where: str) -> Completion:
     acted = _read_spans(item, "acted", where, f"pairs [start, end) of the {count} tokens in order", count)
     kept = np.concatenate([logprobs[start:end] for start, end in acted]) if acted else logprobs
     runs = (VersionRun(0, len(kept)),)
-    return Completion(np.arange(count), kept, np.array(ends), text, runs, "stop", acted=acted)
+    finish = item.get("finish", "stop")
+    if finish not in FINISHES:
+        refuse(f"{where}.finish", " or ".join(FINISHES), finish)
+    return Completion(np.arange(count), kept, np.array(ends), text, runs, finish, acted=acted)
 
 
 def _read_spans(item: dict[str, Any], name: str, where: str, words: str, count: int) -> tuple[Span, ...]:

@@ -135,6 +135,15 @@ TRAIN = [
         "critic=calculator critic.with_calculator=true",
         "with critic.backend=calculator, which is that vote already; remove it or choose another backend",
     ),
+    ("critic.oracle_recall=0.9", "unless critic.backend=oracle; remove it or choose that backend"),
+    (
+        "critic=oracle critic.oracle_wrong_frac=0.3",
+        "with critic.oracle_precision=1, which flags no right step; lower that, or remove this",
+    ),
+    (
+        "critic=oracle critic.temperature=1",
+        "with critic.backend=oracle, which asks no model; remove it or choose another backend",
+    ),
     *[
         (
             f"{given} critic.early_stop=false",

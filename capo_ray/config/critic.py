@@ -37,8 +37,9 @@ class CriticConfig(EngineBase):
 
     section: ClassVar[str] = "critic"
 
-    backend: Literal["vllm", "calculator", "endpoint"] = "vllm"
-    """`vllm`: in-cluster workers; `calculator`: checks arithmetic, no model; `endpoint`: an API."""
+    backend: Literal["vllm", "calculator", "endpoint", "oracle"] = "vllm"
+    """`vllm`: in-cluster workers; `calculator`: checks arithmetic, no model; `endpoint`: an API; `oracle`: the truth of
+    chains and word problems, with errors as asked: a control."""
     endpoint: EndpointConfig = EndpointConfig()
     model: str = "laptop"
     """Model directory or hub name; `laptop`: the small critic shipped with the package."""
@@ -80,6 +81,12 @@ class CriticConfig(EngineBase):
     """Let the calculator cast one more vote on each response in which it finds arithmetic."""
     calculator_modulus: int = Field(0, ge=0)
     """Check arithmetic modulo this (10 for data=chains); 0: ordinary arithmetic."""
+    oracle_precision: float = Field(1.0, gt=0, le=1)
+    """Share of the oracle's flags that are on wrong steps, where `oracle_wrong_frac` of the steps are wrong."""
+    oracle_recall: float = Field(1.0, ge=0, le=1)
+    """Share of the wrong steps that a vote of the oracle flags."""
+    oracle_wrong_frac: float = Field(0.25, gt=0, lt=1)
+    """Share of wrong steps by which false alarms are made as frequent as `oracle_precision` asks for."""
     flag_unasked: bool = False
     """In chains and word problems, flag in every critique also the steps that a rule sees not to be the ones asked for
     (another operand, operator or digit, or no step at all; of word problems a number that is neither in the question
@@ -152,6 +159,21 @@ class CriticConfig(EngineBase):
                 "backend",
             ),
             Idle(
+                ("oracle_precision", "oracle_recall", "oracle_wrong_frac"),
+                self.backend != "oracle",
+                "unless critic.backend=oracle; remove it or choose that backend",
+            ),
+            Idle(
+                ("oracle_wrong_frac",),
+                self.oracle_precision == 1,
+                "with critic.oracle_precision=1, which flags no right step; lower that, or remove this",
+            ),
+            Idle(
+                OF_A_MODEL,
+                self.backend == "oracle",
+                "with critic.backend=oracle, which asks no model; remove it or choose another backend",
+            ),
+            Idle(
                 OF_A_MODEL,
                 self.backend == "calculator",
                 "with critic.backend=calculator, which asks no model; remove it or choose another backend",
@@ -182,7 +204,7 @@ class CriticConfig(EngineBase):
             ),
             Idle(
                 ("critique_deadline_s",),
-                self.backend == "calculator" or 0 < self.deadline_s <= self.critique_deadline_s,
+                self.backend in ("calculator", "oracle") or 0 < self.deadline_s <= self.critique_deadline_s,
                 "unless it is shorter than critic.deadline_s and the critic is a model; lower it or remove it",
             ),
             Idle(

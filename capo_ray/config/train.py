@@ -76,6 +76,7 @@ class TrainConfig(Section):
             )
         self._refuse_turns()
         self._refuse_without_context()
+        self._refuse_oracle()
         votes, most = self.credit.asked(Critiques), self.critic.num_votes
         if votes is not None and votes.quorum > most:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {votes.quorum} > {most})")
@@ -152,6 +153,14 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.kind=environment takes an environment's own problems, and environment.kind={environment.kind} "
                 f"has none; choose environment=calculator, or other data"
+            )
+
+    def _refuse_oracle(self) -> None:
+        """Raise where nobody knows the truth that the oracle is to tell."""
+        if self.critic.backend == "oracle" and self.credit.asked(Critiques) and not self.data.knows_steps:
+            raise ValueError(
+                f"critic.backend=oracle knows the steps of data=chains and data=words alone (got data.kind="
+                f"{self.data.kind}); choose one of them, or another critic"
             )
 
     def _refuse_without_context(self) -> None:

@@ -2,6 +2,7 @@
 
     Judge            an LLM in an engine           CalculatorJudge  arithmetic, no model
     EndpointJudge    any OpenAI-compatible API      CanaryWatch      known wrong steps, every so often
+    OracleJudge      the truth of made problems, with errors as asked
     EnsembleJudge    several side by side           GuardedStore     what was paid for once
     PatientJudge     any of these, outages waited out
     RuledJudge       any of these, beside a rule that needs no model

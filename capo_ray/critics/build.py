@@ -10,6 +10,7 @@ from capo_ray.critics.canary import CanaryWatch, JudgeWithStats, load_cases
 from capo_ray.critics.ensemble import EnsembleJudge
 from capo_ray.critics.guarded import StoreDoor
 from capo_ray.critics.judge import Judge
+from capo_ray.critics.oracle import OracleJudge, Truth
 from capo_ray.critics.panel import Panel
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.protocols import StreamingEngine, Tokenizer
@@ -24,8 +25,9 @@ def build_judge(
     engine: StreamingEngine | None = None,
     tokenizer: Tokenizer | None = None,
     model_revision: str = "",
+    truth: Truth | None = None,
 ) -> JudgeWithStats:
-    """The judge that `config` describes; `backend=vllm` needs the critic's engine and tokenizer.
+    """The judge that `config` describes; `backend=vllm` needs the critic's engine and tokenizer, `oracle` the truth.
 
     A judge lives in one event loop. Raises `ValueError` on a configuration that cannot work.
     """
@@ -40,6 +42,10 @@ def build_judge(
             from capo_ray.critics.endpoint import EndpointJudge  # aiohttp is for this backend only
 
             return EndpointJudge(config, vote=vote, quorum=quorum, store=own)
+        if config.backend == "oracle":
+            if truth is None:
+                raise ValueError("critic.backend=oracle needs problems whose steps are known (got none)")
+            return OracleJudge(truth, config, vote=vote, quorum=quorum)
         if engine is None or tokenizer is None:
             raise ValueError("critic.backend=vllm needs an engine and its tokenizer (got none)")
         return Judge(engine, tokenizer, config, vote=vote, quorum=quorum, model_revision=model_revision, store=own)

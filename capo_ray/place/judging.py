@@ -10,7 +10,7 @@ from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import RuledJudge, build_judge
 from capo_ray.critics.canary import JudgeWithStats
 from capo_ray.critics.guarded import StoreDoor
-from capo_ray.problems import asset_path, unasked_steps
+from capo_ray.problems import asset_path, true_wrong_steps, unasked_steps
 
 if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without
     from capo_ray.engines import EngineSpec, VllmEngine
@@ -61,7 +61,7 @@ def judge_on(
 ) -> JudgeWithStats:
     """The judge on a started engine, or on none; several may share one. Raises `ValueError` as `open_judge`."""
     if engine is None:
-        judge = build_judge(critic, vote=vote, quorum=quorum, store=store)
+        judge = build_judge(critic, vote=vote, quorum=quorum, store=store, truth=true_wrong_steps)
     else:
         judge = build_judge(
             critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=engine.tokenizer,

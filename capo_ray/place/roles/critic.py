@@ -180,7 +180,7 @@ def build(site: Site) -> CriticPool:
 
 def _build_store(config: TrainConfig, run_dir: Path) -> StoreTier | None:
     """The critique store, not opened; None for a critic that costs nothing to ask again."""
-    if config.critic.backend == "calculator":
+    if config.critic.backend in ("calculator", "oracle"):
         return None
     path = Path(config.critic.store).expanduser() if config.critic.store else run_dir / CRITIQUES_FILE
     return StoreTier(path, asked_for=bool(config.critic.store))

@@ -1,0 +1,48 @@
+"""A critic that knows the truth of made problems, and errs as often as it is told to: a control.
+
+    wrong step   flagged with probability recall
+    right step   flagged with probability recall w/(1 - w) (1 - precision)/precision       w: share of wrong steps
+
+Each vote errs on its own. What it says of a response depends on the response and the number of the vote alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from capo_ray.config.sections import CriticConfig
+from capo_ray.critics.panel import Asking, Panel, Reply
+from capo_ray.types import Problem
+
+Truth = Callable[[Problem, Sequence[str]], frozenset[int]]
+"""The 0-based wrong steps of a response; raises `ValueError` where they are not known."""
+
+
+class OracleSource:
+    """The truth as replies in the critics' common form, each with errors of its own."""
+
+    model = "oracle"
+
+    def __init__(self, truth: Truth, config: CriticConfig) -> None:
+        precision, recall, wrong = config.oracle_precision, config.oracle_recall, config.oracle_wrong_frac
+        self._truth, self._recall = truth, recall
+        self._false_alarm = min(1.0, recall * wrong / (1 - wrong) * (1 - precision) / precision)
+        self.sampling: dict[str, object] = {"precision": precision, "recall": recall, "wrong_frac": wrong}
+
+    async def votes(self, asking: Asking, num_votes: int, num_held: int, num_fresh: int) -> AsyncGenerator[Reply, None]:
+        """One reply after the other."""
+        wrong = self._truth(asking.problem, asking.steps)
+        for index in range(num_held + num_fresh, num_held + num_fresh + num_votes):
+            rng = random.Random(f"{asking.key}/{index}")
+            rates = (self._recall if i in wrong else self._false_alarm for i in range(len(asking.steps)))
+            flagged = [i for i, rate in enumerate(rates) if rng.random() < rate]
+            word = "No" if flagged else "Yes"
+            yield Reply(f"Judgement: {word}\n<incorrect_steps>{','.join(map(str, flagged))}</incorrect_steps>")
+
+
+class OracleJudge(Panel):
+    """`protocols.Judge`: the truth as the critic."""
+
+    def __init__(self, truth: Truth, config: CriticConfig, *, vote: str, quorum: int) -> None:
+        super().__init__(OracleSource(truth, config), config, vote=vote, quorum=quorum)

@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from plain_torch import headroom
+from plain_torch import headroom, lengths
 from plain_torch.arms import ARMS, MAIN, Arm, parse_arm
 from plain_torch.model import Model, check_against_library
 from plain_torch.parts import reads_critiques
@@ -84,11 +84,13 @@ def main() -> int:
     if args.pass_plot:
         draw_passes([row for row in shown if "pass_at" in row["curve"][-1]], args.pass_plot)
     if args.plot and not any(row["arm"] == "grpo" for row in rows):  # GRPO at several rates: a world with headroom
-        tables = headroom.write(rows, args.operations, ROOT.parent / "docs", ROOT / "results" / "credit_fidelity.json")
+        docs = ROOT.parent / "docs"
+        tables = headroom.write(rows, args.operations, docs, ROOT / "results" / "credit_fidelity.json")
+        tables |= lengths.write(rows, docs)
         print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
     elif args.plot:
         draw(rows, ROOT.parent / "docs")
-        fill(ROOT.parent / "docs" / "results.md", rows)
+        fill(ROOT.parent / "docs", titled(rows))
     return 0
 
 
@@ -122,9 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1, help="passes over a batch")
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.jsonl", help="where runs are kept")
     parser.add_argument("--show-seeds", type=int, nargs="+", metavar="SEED", help="print these seeds alone")
-    parser.add_argument(
-        "--plot", action="store_true", help="print what has run, draw it and put its tables on docs/results.md"
-    )
+    parser.add_argument("--plot", action="store_true", help="print what has run, draw it and put its tables into docs/")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from plain_torch.report import Row, aligned, figure, pass_at_ends, reach, total_gflop
+from plain_torch.report import Row, aligned, figure, fill, pass_at_ends, reach, total_gflop
 
 Point = dict[str, Any]
 SPENT: dict[str, Callable[[Point], float]] = {
@@ -43,8 +43,8 @@ FIDELITY = {
 
 
 def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> dict[str, str]:
-    """The tables by their titles, put in the place of those that follow these titles on docs/results.md; and a plot."""
-    runs, page = comparable(rows, operations), docs / "results.md"
+    """The tables by their titles, put in the place of those that follow these titles in docs/; and a plot."""
+    runs = comparable(rows, operations)
     tried = by_rate(runs)
     arms, problems = at_best_rate(tried), runs[0]["settings"]["eval_problems"]
     draw(arms, docs / "images" / f"headroom-{operations}-{problems}.png")
@@ -55,12 +55,7 @@ def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> d
     }
     if text := correlation(arms, json.loads(fidelity.read_text())["methods"]):
         tables[f"Does credit fidelity go with speed, {where}"] = text
-    content = page.read_text(encoding="utf-8")
-    for title, table in tables.items():
-        before, found, after = content.partition(f"*{title}*\n\n")
-        if found:
-            content = f"{before}{found}{table}\n\n" + re.sub(r"^(\|.*\n)*(\nSpearman.*\n)?", "", after).lstrip()
-    page.write_text(content, encoding="utf-8")
+    fill(docs, tables)
     return tables
 
 

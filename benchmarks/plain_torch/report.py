@@ -84,14 +84,19 @@ def titled(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def fill(page: Path, rows: Sequence[Row]) -> None:
-    """Puts the present tables in the place of those that follow their titles on a page."""
-    text = page.read_text(encoding="utf-8")
-    for title, fresh in titled(rows).items():
-        before, found, after = text.partition(f"*{title}*\n\n")
-        if found:
-            text = f"{before}{found}{fresh}\n\n" + re.sub(r"^(\|.*\n)*", "", after).lstrip()
-    page.write_text(text, encoding="utf-8")
+PAGES = ("results.md", "history.md")
+"""Pages of docs/ that hold tables of learning: what is claimed, and what was measured before."""
+
+
+def fill(docs: Path, tables: dict[str, str]) -> None:
+    """Puts tables in the place of those that follow their titles, on whichever page has the title."""
+    for page in (docs / name for name in PAGES):
+        text = page.read_text(encoding="utf-8")
+        for title, fresh in tables.items():
+            before, found, after = text.partition(f"*{title}*\n\n")
+            if found:
+                text = f"{before}{found}{fresh}\n\n" + re.sub(r"^(\|.*\n)*(\nSpearman.*\n)?", "", after).lstrip()
+        page.write_text(text, encoding="utf-8")
 
 
 LEVELS = (0.5, 0.7, 0.8, 0.9)

@@ -1,0 +1,81 @@
+"""One look at a world with headroom: the main arms on chains of every length, each seed a line."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from plain_torch.headroom import GRPO, at_best_rate, by_rate, comparable, end, line, paired
+from plain_torch.report import Row, aligned, fill
+
+MAIN = {"capo_w1": "CAPO, W_process 1", "capo": "CAPO, W_process 3", GRPO: "GRPO"}
+"""The arms shown, and what they are called there."""
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5% points of Student's distribution by degrees of freedom."""
+
+
+def write(rows: Sequence[Row], docs: Path) -> dict[str, str]:
+    """The table by its title, put in its place in docs/, and a picture; nothing where one length alone has run."""
+    lengths = {n: at_best_rate(by_rate(comparable(rows, n))) for n in sorted({row["operations"] for row in rows})}
+    lengths = {n: arms for n, arms in lengths.items() if GRPO in arms}
+    if len(lengths) < 2:
+        return {}
+    draw(lengths, docs / "images" / "headroom-lengths.png")
+    head = ["operations", "greedy before", *(f"{name}: ends by seed, mean" for name in MAIN.values())]
+    head += [f"{MAIN[arm]} beyond GRPO" for arm in MAIN if arm != GRPO]
+    lines = [line(head), "|" + "---|" * len(head)]
+    for operations, arms in lengths.items():
+        before = statistics.fmean(row["curve"][0]["greedy"] for row in arms[GRPO])
+        ends = [ends_cell(arms.get(arm, [])) for arm in MAIN]
+        gaps = [gap_cell(arms.get(arm, []), arms[GRPO]) for arm in MAIN if arm != GRPO]
+        lines.append(line([operations, f"{before:.2f}", *ends, *gaps]))
+    tables = {"Ends by chain length": "\n".join(lines)}
+    fill(docs, tables)
+    return tables
+
+
+def ends_cell(rows: Sequence[Row]) -> str:
+    """What each seed ends with, and their mean."""
+    if not rows:
+        return "-"
+    ends = [row["curve"][-1]["greedy"] for row in sorted(rows, key=lambda row: row["seed"])]
+    return " ".join(f"{x:.2f}" for x in ends) + f"; **{end(rows):.2f}**"
+
+
+def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
+    """The mean difference over seeds that both have, with Student's 95% interval over seeds."""
+    pairs = zip(*paired(rows, grpo), strict=True)
+    gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
+    if len(gaps) < 2:
+        return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
+    mean, width = statistics.fmean(gaps), STUDENT[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return f"{mean:+.2f} [{mean - width:+.2f}, {mean + width:+.2f}]"
+
+
+def draw(lengths: dict[int, dict[str, list[Row]]], path: Path) -> None:
+    """A panel for each length: thin lines are seeds, thick ones their means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    picture, panels = pyplot.subplots(1, len(lengths), figsize=(3.6 * len(lengths), 3.8), sharey=True, squeeze=False)
+    for panel, (operations, arms) in zip(panels[0], lengths.items(), strict=True):
+        for number, arm in enumerate(name for name in MAIN if name in arms):
+            colour = ("tab:green", "tab:blue", "tab:red")[number]
+            for row in arms[arm]:
+                updates = [point["update"] for point in row["curve"]]
+                panel.plot(updates, [point["greedy"] for point in row["curve"]], color=colour, alpha=0.3, linewidth=1)
+            columns = aligned(arms[arm])
+            means = [statistics.fmean(point["greedy"] for point in column) for column in columns]
+            label = f"{MAIN[arm]} ({len(arms[arm])} seeds)"
+            panel.plot([column[0]["update"] for column in columns], means, color=colour, linewidth=2.5, label=label)
+        panel.set(title=f"{operations} operations", xlabel="updates", ylim=(0, 1))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, loc="upper left")
+    panels[0][0].set_ylabel("held-out accuracy, greedy")
+    picture.tight_layout()
+    picture.savefig(path, dpi=110)
+    pyplot.close(picture)

@@ -21,7 +21,8 @@ from capo_ray.config import TrainConfig
 from capo_ray.protocols import RunFailed
 
 ROOT = Path(__file__).parents[1]
-PAPER = [name for name in list_choices("experiment") if name.startswith("paper_")]
+PAPER = [name for name in list_choices("experiment") if name.startswith("paper_") or name == "capo_32b"]
+"""The paper's runs, and its settings at a size that is not in it."""
 # arXiv 2508.02298: critic, vote and learning rate of each policy; the 32B is not in it.
 OF_THE_PAPER: dict[str, tuple[str, str, float]] = {
     "paper_1_5b": ("Qwen/Qwen2.5-72B-Instruct", "intersection", 1e-7),
@@ -72,7 +73,7 @@ def test_every_command_of_that_page_is_one_for_every_preset_down_to_its_evaluati
         Path(path).name.removesuffix("-Instruct").rsplit("-", 1)[0]
     ]
     base = "" if path.endswith("-Instruct") else "_base"
-    model = f"model={choice}_{name.removeprefix('paper_').removeprefix('llama_')}{base}"
+    model = f"model={choice}_{name.removeprefix('paper_').removeprefix('capo_').removeprefix('llama_')}{base}"
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"problem": "1+1?", "solution": "\\\\boxed{2}", "answer": "2"}\n')
     ran = []

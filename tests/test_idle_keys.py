@@ -137,6 +137,10 @@ TRAIN = [
     ),
     ("critic.oracle_recall=0.9", "unless critic.backend=oracle; remove it or choose that backend"),
     (
+        "critic=oracle critic.oracle_recall=0 critic.oracle_precision=0.9",
+        "with critic.oracle_recall=0, which flags nothing; raise that, or remove this",
+    ),
+    (
         "critic=oracle critic.oracle_wrong_frac=0.3",
         "with critic.oracle_precision=1, which flags no right step; lower that, or remove this",
     ),
@@ -176,7 +180,11 @@ TRAIN = [
             f"{given} critic.critique_deadline_s=200",
             "unless it is shorter than critic.deadline_s and the critic is a model; lower it or remove it",
         )
-        for given in ("critic.deadline_s=200", "critic.deadline_s=300 critic.backend=calculator")
+        for given in (
+            "critic.deadline_s=200",
+            "critic.deadline_s=300 critic.backend=calculator",
+            "critic.deadline_s=300 critic.backend=oracle",
+        )
     ],
     *[
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capo_ray.config.api import ApiConfig
 from capo_ray.config.base import Idle
@@ -82,9 +82,10 @@ class CriticConfig(EngineBase):
     calculator_modulus: int = Field(0, ge=0)
     """Check arithmetic modulo this (10 for data=chains); 0: ordinary arithmetic."""
     oracle_precision: float = Field(1.0, gt=0, le=1)
-    """Share of the oracle's flags that are on wrong steps, where `oracle_wrong_frac` of the steps are wrong."""
+    """Share of the oracle's flags that are on wrong steps, while `oracle_wrong_frac` of the steps are wrong. Where
+    fewer are, since the policy has learnt, it falls: the same share of right steps is still flagged."""
     oracle_recall: float = Field(1.0, ge=0, le=1)
-    """Share of the wrong steps that a vote of the oracle flags."""
+    """Share of the wrong steps that a vote of the oracle flags, without what `flag_unasked` adds."""
     oracle_wrong_frac: float = Field(0.25, gt=0, lt=1)
     """Share of wrong steps by which false alarms are made as frequent as `oracle_precision` asks for."""
     flag_unasked: bool = False
@@ -110,9 +111,27 @@ class CriticConfig(EngineBase):
     max_outcome_only_frac: float = Field(0.5, ge=0, le=1)
     """Share of recent groups that may fall back to outcome-only credit before the run ends."""
 
+    @property
+    def oracle_false_alarm(self) -> float:
+        """Share of the right steps that a vote of the oracle flags."""
+        odds = self.oracle_wrong_frac / (1 - self.oracle_wrong_frac)
+        return self.oracle_recall * odds * (1 - self.oracle_precision) / self.oracle_precision
+
+    @model_validator(mode="after")
+    def _refuse_out_of_reach(self) -> CriticConfig:
+        if self.backend == "oracle" and self.oracle_false_alarm > 1 + 1e-9:
+            found, right = self.oracle_recall * self.oracle_wrong_frac, 1 - self.oracle_wrong_frac
+            raise ValueError(
+                f"critic.oracle_precision must be at least {found / (found + right):.3g}, that of an oracle which "
+                f"flags every right step, with critic.oracle_recall={self.oracle_recall:g} and "
+                f"critic.oracle_wrong_frac={self.oracle_wrong_frac:g} (got {self.oracle_precision:g}); raise it, or "
+                "lower critic.oracle_recall"
+            )
+        return self
+
     def idle(self) -> tuple[Idle, ...]:
         """What the backend leaves unread, and what other keys leave no work."""
-        return (*super().idle(), *self._idle_by_backend(), *self._idle_by_others())
+        return (*super().idle(), *self._idle_by_backend(), *self._idle_of_oracle(), *self._idle_by_others())
 
     def idle_for(self, averages: bool, asks_once: bool) -> tuple[Idle, ...]:
         """The rules, with keys in full, where the credit method averages all votes, or asks for a greedy one."""
@@ -159,9 +178,23 @@ class CriticConfig(EngineBase):
                 "backend",
             ),
             Idle(
+                OF_A_MODEL,
+                self.backend == "calculator",
+                "with critic.backend=calculator, which asks no model; remove it or choose another backend",
+            ),
+        )
+
+    def _idle_of_oracle(self) -> tuple[Idle, ...]:
+        return (
+            Idle(
                 ("oracle_precision", "oracle_recall", "oracle_wrong_frac"),
                 self.backend != "oracle",
                 "unless critic.backend=oracle; remove it or choose that backend",
+            ),
+            Idle(
+                ("oracle_precision", "oracle_wrong_frac"),
+                self.oracle_recall == 0,
+                "with critic.oracle_recall=0, which flags nothing; raise that, or remove this",
             ),
             Idle(
                 ("oracle_wrong_frac",),
@@ -172,11 +205,6 @@ class CriticConfig(EngineBase):
                 OF_A_MODEL,
                 self.backend == "oracle",
                 "with critic.backend=oracle, which asks no model; remove it or choose another backend",
-            ),
-            Idle(
-                OF_A_MODEL,
-                self.backend == "calculator",
-                "with critic.backend=calculator, which asks no model; remove it or choose another backend",
             ),
         )
 

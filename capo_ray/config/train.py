@@ -88,6 +88,11 @@ class TrainConfig(Section):
         return self.stream.slots or self.learner.groups_per_batch * (self.stream.max_age + 1)
 
     @property
+    def knows_steps(self) -> bool:
+        """Whether the truth of every step is known: of made problems, a calculation a step, with nothing between."""
+        return self.data.knows_steps and self.steps.reads == {"text"} and not self.environment.plays
+
+    @property
     def reads_entropies(self) -> bool:
         """Whether the engine is to give the entropy of each token's distribution."""
         return "entropies" in self.steps.reads or self.credit.asked(Entropies) is not None
@@ -157,10 +162,11 @@ class TrainConfig(Section):
 
     def _refuse_oracle(self) -> None:
         """Raise where nobody knows the truth that the oracle is to tell."""
-        if self.critic.backend == "oracle" and self.credit.asked(Critiques) and not self.data.knows_steps:
+        if self.critic.backend == "oracle" and self.credit.asked(Critiques) and not self.knows_steps:
             raise ValueError(
-                f"critic.backend=oracle knows the steps of data=chains and data=words alone (got data.kind="
-                f"{self.data.kind}); choose one of them, or another critic"
+                f"critic.backend=oracle knows the steps of data=chains and data=words alone, in one turn and cut where "
+                f"the text ends them (got data.kind={self.data.kind}, environment.kind={self.environment.kind} and "
+                f"steps.segmenter={self.steps.segmenter}); choose these, or another critic"
             )
 
     def _refuse_without_context(self) -> None:

@@ -147,7 +147,7 @@ async def _train(
             tracker=tracker,
             transcripts=transcripts,
             progress=screen,
-            step_truth=true_wrong_steps if config.data.knows_steps else None,
+            step_truth=true_wrong_steps if config.knows_steps else None,
             quarantine=Quarantine(run_dir / QUARANTINE_FILE),
             part_stats=actors.stats,
         )

@@ -123,6 +123,10 @@ TRAIN = [
         "with this rollout.max_response_tokens, which no response exceeds; let overlong_max_tokens less "
         "overlong_buffer_tokens be below it",
     ),
+    (
+        "credit=grpo verifier.kind=custom verifier.path=own.module:check credit.w_format=0.2",
+        "with a verifier that is a function, which extracts no answer; remove it or choose another verifier.kind",
+    ),
     ("credit=grpo critic.num_votes=8", f"with credit=grpo, {NO_CRITIQUES}"),
     ("credit=grpo critic.num_votes=4", f"with credit=grpo, {NO_CRITIQUES}"),  # its default
     ("credit=grpo critic.endpoint.model=x", f"with credit=grpo, {NO_CRITIQUES}"),

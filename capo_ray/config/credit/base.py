@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, TypeVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from capo_ray.config.base import Idle, RuledSection
 from capo_ray.config.credit.requests import Request
 from capo_ray.config.critic import CriticConfig
 from capo_ray.config.environment import EnvironmentBase
 from capo_ray.config.loss import LossConfig
-from capo_ray.config.sections import LearnerConfig, RolloutConfig
+from capo_ray.config.sections import LearnerConfig, RolloutConfig, VerifierConfig
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -29,6 +29,8 @@ class Beside(Protocol):
     def learner(self) -> LearnerConfig: ...
     @property
     def environment(self) -> EnvironmentBase: ...
+    @property
+    def verifier(self) -> VerifierConfig: ...
 
 
 class CreditBase(RuledSection):
@@ -79,3 +81,21 @@ class CreditBase(RuledSection):
     def kl_scale(self, progress: float) -> float:
         """What multiplies loss.kl_coef at this share of the run."""
         return 1.0
+
+
+class FormatBase(CreditBase):
+    """A method whose outcome may have a reward for the format beside it."""
+
+    w_format: float = Field(0.0, ge=0)
+    """Added to the reward of a response in the asked-for format, one from which an answer could be extracted: our
+    reading of the "format reward" with which 2508.02298 trains all its rows (0.2)."""
+
+    @property
+    def reads_extracted(self) -> bool:
+        """Where the format is rewarded."""
+        return self.w_format > 0
+
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """A format that nobody sees."""
+        why = "with a verifier that is a function, which extracts no answer; remove it or choose another verifier.kind"
+        return (*super().idle_beside(config), Idle(("credit.w_format",), bool(config.verifier.function), why))

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from capo_ray.config.base import Idle
-from capo_ray.config.credit.base import Beside, CreditBase
+from capo_ray.config.credit.base import Beside, CreditBase, FormatBase
 from capo_ray.config.credit.requests import Critiques, Vote
 from capo_ray.config.critic import SAME_VOTES
 
@@ -26,10 +26,11 @@ class VotedBase(CreditBase):
 
     def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
         """How votes are counted, where there is one in as many copies as are asked for."""
-        return (Idle(("credit.vote", "credit.quorum"), config.critic.backend == "calculator", SAME_VOTES),)
+        same = Idle(("credit.vote", "credit.quorum"), config.critic.backend == "calculator", SAME_VOTES)
+        return (same, *super().idle_beside(config))
 
 
-class CapoConfig(VotedBase):
+class CapoConfig(VotedBase, FormatBase):
     """CAPO (2508.02298): the critics' vote on each step is taken off the outcome reward of its tokens."""
 
     source: ClassVar[str] = "2508.02298"
@@ -39,8 +40,6 @@ class CapoConfig(VotedBase):
     """Reward of every token of a right answer (W_whole of eq. 1)."""
     w_process: float = Field(1.0, ge=0)
     """Penalty of every token of a wrong step (W_process of eq. 1)."""
-    w_format: float = Field(0.0, ge=0)
-    """Reward of every token of a response in the asked-for format (our reading of the paper's "format reward")."""
     normalisation: Literal["pooled", "separate", "leave_one_out"] = "pooled"
     """How token rewards become advantages: pooled is eq. 2; the others are ours."""
     min_std: float = Field(0.0, ge=0)
@@ -53,13 +52,8 @@ class CapoConfig(VotedBase):
     keep_outcome_sign: bool = False
     """Set to 0 what would lower a token of a right answer or raise a token of a wrong one."""
 
-    @property
-    def reads_extracted(self) -> bool:
-        """Where the format is rewarded."""
-        return self.w_format > 0
 
-
-class GenormConfig(CreditBase):
+class GenormConfig(FormatBase):
     """GRPO-GenORM (baseline of 2508.02298): the critics' overall verdict beside the rule's, one number a response."""
 
     source: ClassVar[str] = "2508.02298"
@@ -69,13 +63,6 @@ class GenormConfig(CreditBase):
     """Scale of the critics' verdict inside the sigmoid (our choice)."""
     beta: float = Field(2.0, ge=0)
     """Weight of the rule's reward (our choice: 2 makes that part -1 or 1)."""
-    w_format: float = Field(0.0, ge=0)
-    """Added to the reward of a response in the asked-for format, as `credit=capo` has it."""
-
-    @property
-    def reads_extracted(self) -> bool:
-        """Where the format is rewarded."""
-        return self.w_format > 0
 
     def evidence(self) -> tuple[Critiques, ...]:
         """All votes, since every overall verdict counts: an average is never decided early."""

@@ -7,23 +7,15 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from capo_ray.config.base import Idle
-from capo_ray.config.credit.base import Beside, CreditBase
+from capo_ray.config.credit.base import Beside, CreditBase, FormatBase
 
 
-class GrpoConfig(CreditBase):
+class GrpoConfig(FormatBase):
     """GRPO (2402.03300): the group-normalised outcome, the same for every token of a response."""
 
     source: ClassVar[str] = "2402.03300"
     rule: ClassVar[str] = "capo_ray.credit.grpo:grpo"
     method: Literal["grpo"] = "grpo"
-    w_format: float = Field(0.0, ge=0)
-    """Added to the reward of a response in the asked-for format, as `credit=capo` has it (2508.02298 trains all its
-    rows with 0.2); 0: the outcome alone."""
-
-    @property
-    def reads_extracted(self) -> bool:
-        """Where the format is rewarded."""
-        return self.w_format > 0
 
 
 class DrGrpoConfig(CreditBase):

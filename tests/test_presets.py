@@ -131,7 +131,7 @@ def test_a_method_has_the_kl_and_the_passes_of_its_own_source() -> None:
         assert (config.loss.kl_coef, config.learner.num_epochs) == own, name
 
 
-@pytest.mark.parametrize("experiment", ["novice", "discovery", "language", *PAPER])
+@pytest.mark.parametrize("experiment", list_choices("experiment"))
 def test_beside_an_experiment_a_baseline_has_its_kl_and_passes(experiment: str) -> None:
     """So that `credit=` changes the method and no more."""
     kept = {

@@ -18,9 +18,13 @@ from capo_ray.cli import credit as command
 from capo_ray.cli.credit_paint import Canvas, paint_group
 from capo_ray.config.credit import CREDIT_METHODS, CapoConfig
 from capo_ray.config.steps import DEFAULT_STEPS
-from capo_ray.evidence.offline import assign, read_group
+from capo_ray.credit import assign_credit
+from capo_ray.evidence.offline import assign, build_config, credit_of_line, read_group
+from capo_ray.metrics.transcripts import group_line
 from capo_ray.protocols import RunFailed
 from capo_ray.steps.visible import visible
+from capo_ray.types import Group, Problem
+from tests.credit_groups import Member, judged
 
 RIGHT: dict[str, Any] = {"text": "aaaa", "tokens": list("aaaa"), "reward": 1, "flagged": [[]]}
 WRONG: dict[str, Any] = {
@@ -407,6 +411,47 @@ def test_vppo_offline_shortens_a_good_prefix_by_the_tokens_that_the_prompt_had(
     assert shortened[1]["advantages"] == pytest.approx([1 / 9] * 2 + [-7 / 18] * 4)
     assert [r[0]["advantages"][0] for r in (whole, shortened)] == pytest.approx([7 / 12, 11 / 18])
     assert captured.err.count("prompt_tokens: expected a whole number") == 3
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["vppo", "vppo shorten_tokens=1", "cliff", "cliff prefix_frac=0.5", "capo w_format=0.2", "grpo w_format=0.2",
+     "grpo_genorm w_format=0.2", "pure"],
+)  # fmt: skip
+def test_a_transcript_of_a_run_is_credited_again_to_the_same_numbers(method: str) -> None:
+    """Prompts of two tokens; answers cut off, of no format, without a verdict, with critiques that cannot be read."""
+    name, *words = method.split()
+    config = build_config(name, [f"credit.{word}" for word in words])
+    made = Group(
+        7,
+        Problem("p", "q", "1"),
+        tuple(
+            judged(member, i)
+            for i, member in enumerate(
+                [
+                    Member(1, [2, 3], [[], [0]], [True, False]),
+                    Member(0, [4, 3], [[1], None], [False, None]),
+                    Member(0, [4, 3], [[1], [1]], [False, False], extracted=None, finish="length"),
+                    Member(None, [2, 2], [[0], [0]], [False, False], extracted=None),
+                    Member(0, [5], [None, None], [None, None]),
+                ]
+            )
+        ),
+    )
+    credit = assign_credit(made, config)
+    told = credit_of_line(json.dumps(group_line(1, made, credit)), config)["responses"]
+    assert [r["advantages"] for r in told] == [list(row) for row in credit.advantages] and credit.has_signal
+    assert [r["token_rewards"] for r in told] == [list(row) for row in credit.token_rewards]
+    assert [r["valid_critiques"] for r in told] == list(credit.valid_critiques)
+
+
+@pytest.mark.parametrize("method", ["capo", "grpo", "grpo_genorm"])
+def test_a_line_must_say_what_was_extracted_where_the_format_is_rewarded(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {**WORKED, "responses": [{**one, "overall": [None]} for one in (RIGHT, WRONG)]}
+    assert run(tmp_path, [line], "--json", "credit.w_format=0.2", method=method) == 1
+    assert "responses[0].extracted: expected the extracted answer or null, which" in capsys.readouterr().err
 
 
 def test_offline_credit_cuts_steps_as_a_run_of_the_method_does(

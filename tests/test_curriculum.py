@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capo_ray.checkpoint import write_state
 from capo_ray.config.curriculum import CurriculumConfig
 from capo_ray.config.sections import DataConfig
-from capo_ray.problems import Curriculum, build_problems
+from capo_ray.flow.state import RunState, read_checkpoint
+from capo_ray.problems import Curriculum, build_problems, true_wrong_steps
 from capo_ray.problems.streams import ChainSource, RowSource
+from capo_ray.runs.layout import STATE_FILE
 from capo_ray.types import Problem
 from tests.examples import examples
 
@@ -112,6 +116,28 @@ def test_a_restored_curriculum_goes_on_with_the_same_problems(seed: int, done: i
     again.restore(cursor)
     assert fare(again, range(done, 80)) == fare(source, range(done, 80))
     assert again.figures() == source.figures()
+
+
+def test_of_saved_problems_the_truth_of_steps_is_known_as_before(tmp_path: Path) -> None:
+    """Those of a curriculum's memory, and those that were under way at a checkpoint."""
+    for kind in ("words", "chains"):
+        config = DataConfig.model_validate({"kind": kind, "chain_steps": 3, "curriculum": {"kind": "pass_rate"}})
+        source, again = (build_problems(config, seed=1).train for _ in range(2))
+        problem = source.next_problem()
+        source.observe(problem, [1, 0])
+        payload = RunState().to_payload([(problem, 0)], source.state(), 0.0)
+        write_state(tmp_path / STATE_FILE, payload)
+        state, cursor = read_checkpoint(tmp_path)
+        again.restore(cursor)
+        assert isinstance(again, Curriculum)
+        steps = (problem.solution or "").split("\n\n" if kind == "chains" else "\n")
+        assert true_wrong_steps(problem, steps) == set()
+        for wrong in ([], [0], [len(steps) - 1]):
+            said = [text.replace("=", "= 1") if i in wrong else text for i, text in enumerate(steps)]
+            said = [text.replace("{", "{1") if i in wrong else text for i, text in enumerate(said)]
+            for back in (state.outstanding[0][0], again._met[problem.id].problem):
+                assert true_wrong_steps(back, said) == true_wrong_steps(problem, said), (kind, wrong)
+        assert again.state() == source.state()
 
 
 def test_cursors_fit_with_and_without_a_curriculum() -> None:

@@ -11,6 +11,7 @@ from capo_ray.checkpoint import read_state
 from capo_ray.flow.entropy_control import EntropyState
 from capo_ray.flow.figures import CriticScore
 from capo_ray.flow.group import CreditedGroup
+from capo_ray.problems import read_problem
 from capo_ray.runs.layout import STATE_FILE
 from capo_ray.types import Problem
 
@@ -59,7 +60,7 @@ def read_checkpoint(directory: Path) -> tuple[RunState, dict[str, Any]]:
     """The run state and the problem cursor of a verified checkpoint."""
     payload = read_state(directory / STATE_FILE)
     problems = payload.pop("problems")
-    payload["outstanding"] = [(Problem(**problem), attempt) for problem, attempt in payload["outstanding"]]
+    payload["outstanding"] = [(read_problem(problem), attempt) for problem, attempt in payload["outstanding"]]
     payload["entropy"] = EntropyState(**payload["entropy"])
     payload["critic"] = CriticScore(**payload.get("critic", {}))
     payload["critic"].figures()  # told already: the next row's are of what comes from here on

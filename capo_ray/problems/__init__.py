@@ -11,6 +11,7 @@ from capo_ray.problems.chains import ChainProblem
 from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.files import data_files
 from capo_ray.problems.rows import reads_hub
+from capo_ray.problems.saved import read_problem
 from capo_ray.problems.sources import ProblemSet, build_problems
 from capo_ray.problems.streams import ProblemSource
 from capo_ray.problems.truth import true_wrong_steps, unasked_steps
@@ -25,6 +26,7 @@ __all__ = [
     "asset_path",
     "build_problems",
     "data_files",
+    "read_problem",
     "reads_hub",
     "true_wrong_steps",
     "unasked_steps",

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from capo_ray.config.curriculum import CurriculumConfig
+from capo_ray.problems.saved import read_problem
 from capo_ray.problems.streams import ProblemSource
 from capo_ray.types import Problem
 
@@ -85,7 +86,7 @@ class Curriculum:
         self._source.restore(state)
         if own := state.get("curriculum"):
             self._seed, self._draws, self._repeats = own["seed"], own["draws"], own["repeats"]
-            self._met = {p["id"]: _Met(Problem(**p), rate, away) for p, rate, away in own["met"]}
+            self._met = {p["id"]: _Met(read_problem(p), rate, away) for p, rate, away in own["met"]}
 
     def _band(self, progress: float) -> tuple[list[_Met], list[float]]:
         """The problems that may be repeated now, and how often each is to be drawn."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.schema import ConfigError
+from capo_ray.cli.solve_settings import compose_solve
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import build_judge, parse_critique
 from capo_ray.critics.oracle import OracleSource
@@ -104,6 +105,8 @@ def test_an_oracle_is_refused_where_nobody_knows_the_steps() -> None:
             compose_train(["critic=oracle", *words])
         assert not compose_train(words).knows_steps
     assert compose_train(["critic=oracle", "steps=sentence"]).knows_steps
+    with pytest.raises(ConfigError, match="knows the answer that search=navigator looks for"):
+        compose_solve(["suite=gsm8k", "critic=oracle"])
     with pytest.raises(ValueError, match="needs problems whose steps are known"):
         build_judge(compose_train(["critic=oracle"]).critic, vote="majority", quorum=1)
     assert compose_train(["experiment=novice", "critic=oracle"]).critic.backend == "oracle"

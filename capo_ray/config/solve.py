@@ -51,6 +51,10 @@ class SolveConfig(BenchConfig):
         if self.search.asks_critic and "entropies" in steps.reads:
             raise ValueError(f"search={name} cuts texts, so steps.segmenter must be one that reads the text alone "
                              f"(got {steps.segmenter})")  # fmt: skip
+        if self.search.asks_critic and self.critic.backend == "oracle":
+            raise ValueError(
+                f"critic.backend=oracle knows the answer that search={name} looks for; choose another critic"
+            )
         if not self.search.draws_steps:
             return self
         if steps.segmenter not in DELIMITERS:

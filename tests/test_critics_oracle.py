@@ -103,7 +103,9 @@ def test_an_oracle_is_refused_where_nobody_knows_the_steps() -> None:
     for words in (["environment=calculator"], ["steps=turn"], ["steps=entropy"]):
         with pytest.raises(ConfigError, match="in one turn and cut where the text ends them"):
             compose_train(["critic=oracle", *words])
-        assert not compose_train(words).knows_steps
+        with pytest.raises(ConfigError, match="sees which steps were asked for in one turn and cut where the text"):
+            compose_train(["experiment=novice", *words])
+        assert not compose_train(["experiment=novice", "critic.flag_unasked=false", *words]).knows_steps
     assert compose_train(["critic=oracle", "steps=sentence"]).knows_steps
     with pytest.raises(ConfigError, match="knows the answer that search=navigator looks for"):
         compose_solve(["suite=gsm8k", "critic=oracle"])

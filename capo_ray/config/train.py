@@ -76,7 +76,7 @@ class TrainConfig(Section):
             )
         self._refuse_turns()
         self._refuse_without_context()
-        self._refuse_oracle()
+        self._refuse_unknown_steps()
         votes, most = self.credit.asked(Critiques), self.critic.num_votes
         if votes is not None and votes.quorum > most:
             raise ValueError(f"credit.quorum must be <= critic.num_votes (got {votes.quorum} > {most})")
@@ -160,13 +160,23 @@ class TrainConfig(Section):
                 f"has none; choose environment=calculator, or other data"
             )
 
-    def _refuse_oracle(self) -> None:
-        """Raise where nobody knows the truth that the oracle is to tell."""
-        if self.critic.backend == "oracle" and self.credit.asked(Critiques) and not self.knows_steps:
+    def _refuse_unknown_steps(self) -> None:
+        """Raise where the oracle, or the rule beside a critic, would take every step for a wrong one."""
+        if self.knows_steps or not self.credit.asked(Critiques):
+            return
+        cut = (
+            f"in one turn and cut where the text ends them (got data.kind={self.data.kind}, environment.kind="
+            f"{self.environment.kind} and steps.segmenter={self.steps.segmenter})"
+        )
+        if self.critic.backend == "oracle":
             raise ValueError(
-                f"critic.backend=oracle knows the steps of data=chains and data=words alone, in one turn and cut where "
-                f"the text ends them (got data.kind={self.data.kind}, environment.kind={self.environment.kind} and "
-                f"steps.segmenter={self.steps.segmenter}); choose these, or another critic"
+                f"critic.backend=oracle knows the steps of data=chains and data=words alone, {cut}; choose these, or "
+                "another critic"
+            )
+        if self.critic.flag_unasked and self.data.knows_steps:
+            raise ValueError(
+                f"critic.flag_unasked=true sees which steps were asked for {cut}; choose these, or add "
+                "critic.flag_unasked=false"
             )
 
     def _refuse_without_context(self) -> None:

@@ -2,7 +2,7 @@
 
     make bench NAME=learning_sft                       (15 minutes of a core)
 
-The critic `novice` was taught 1.63M labelled tokens of bare facts (docs/laptop_world.md). Here as many labelled tokens
+The critic `novice` was taught 1.15M labelled tokens of bare facts (docs/laptop_world.md). Here as many labelled tokens
 of the same facts teach the policy itself by `capo-ray sft`, each fact in the policy's own form, and no chain:
 
     7*8  ->  7*8=6  \\boxed{6}
@@ -41,7 +41,7 @@ from capo_ray.problems.chains import apply, demonstrate, draw_chain, is_unlearnt
 from capo_ray.problems.chains_lessons import Lesson, fact_lessons, policy_lessons
 
 POLICY = ASSETS / "novice-policy"
-LABELLED_TOKENS = 1_630_000
+LABELLED_TOKENS = 1_150_000
 BATCH = 96
 UNLEARNT_FRAC = 0.4
 KINDS = ("facts", "known_chains", "first_lessons")

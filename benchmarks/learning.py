@@ -85,8 +85,8 @@ def main() -> int:
         draw_passes([row for row in shown if "pass_at" in row["curve"][-1]], args.pass_plot)
     if args.plot and not any(row["arm"] == "grpo" for row in rows):  # GRPO at several rates: a world with headroom
         docs = ROOT.parent / "docs"
-        tables = headroom.write(rows, args.operations, docs, ROOT / "results" / "credit_fidelity.json")
-        tables |= lengths.write(rows, docs)
+        tables = headroom.write(rows, args.operations, docs, ROOT / "results" / "credit_fidelity.json", args.world)
+        tables |= lengths.write(rows, docs, args.world)
         print("\n\n".join(f"{title}\n\n{table}" for title, table in tables.items()))
     elif args.plot:
         draw(rows, ROOT.parent / "docs")
@@ -125,6 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.jsonl", help="where runs are kept")
     parser.add_argument("--show-seeds", type=int, nargs="+", metavar="SEED", help="print these seeds alone")
     parser.add_argument("--plot", action="store_true", help="print what has run, draw it and put its tables into docs/")
+    parser.add_argument("--world", default="", help="a word added to the titles of --plot")
     return parser.parse_args()
 
 

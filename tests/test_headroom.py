@@ -60,14 +60,16 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
             rows.append({**curve_of("grpo_1e-4", seed, (0.2, 0.3, low), 1.0), "operations": operations})
             rows.append({**curve_of("capo_w1_2e-4", seed, (0.2, 0.4, high), 1.0), "operations": operations})
     (tmp_path / "images").mkdir()
-    (tmp_path / "results.md").write_text("before\n\n*Ends by chain length*\n\n| old |\n\nafter\n")
+    (tmp_path / "results.md").write_text("before\n\n*Ends by chain length, easy*\n\n| old |\n\nafter\n")
     (tmp_path / "history.md").write_text("nothing\n")
-    (table,) = lengths.write(rows, tmp_path).values()
+    (table,) = lengths.write(rows, tmp_path, "easy").values()
     # Gaps .2, .5, .4: mean .3667, standard error .1528 / sqrt(3) = .0882, times Student's 4.303 for two degrees: .3795.
     assert "| 8 | 0.20 | 0.50 0.90 0.60; **0.67** | - | 0.30 0.40 0.20; **0.30** | +0.37 [-0.01, +0.75] | - |" in table
+    # GRPO's end, .3, is half way from .2 to .4, so after 10 of the 20 updates in which GRPO's mean came there.
+    assert table.splitlines()[-1].endswith("| - | 0.50 [0.50, 1.00] | 0.50 [0.50, 1.00] |")
     page = (tmp_path / "results.md").read_text()
-    assert page.startswith(f"before\n\n*Ends by chain length*\n\n{table}\n\nafter") and "old" not in page
-    assert (tmp_path / "images" / "headroom-lengths.png").read_bytes().startswith(b"\x89PNG")
+    assert page.startswith(f"before\n\n*Ends by chain length, easy*\n\n{table}\n\nafter") and "old" not in page
+    assert (tmp_path / "images" / "headroom-lengths-easy.png").read_bytes().startswith(b"\x89PNG")
     assert lengths.write(rows[:6], tmp_path) == {}
 
 

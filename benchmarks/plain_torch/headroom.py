@@ -42,13 +42,16 @@ FIDELITY = {
 """arm -> the nearest method and critic of the record of credit fidelity (W_process 3 was not measured there)"""
 
 
-def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path) -> dict[str, str]:
-    """The tables by their titles, put in the place of those that follow these titles in docs/; and a plot."""
+def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path, world: str = "") -> dict[str, str]:
+    """The tables by their titles, put in the place of those that follow these titles in docs/; and a plot.
+
+    `world` is added to titles and to the plot's name, where the same lengths have run in several worlds.
+    """
     runs = comparable(rows, operations)
     tried = by_rate(runs)
     arms, problems = at_best_rate(tried), runs[0]["settings"]["eval_problems"]
-    draw(arms, docs / "images" / f"headroom-{operations}-{problems}.png")
-    where = f"{operations} operations, {problems} problems"
+    draw(arms, docs / "images" / f"headroom-{operations}-{problems}{world and '-'}{world}.png")
+    where = f"{operations} operations, {problems} problems{world and ', '}{world}"
     tables = {
         f"What each arm ends with, {where}": ends_table(arms, tried),
         f"What each arm spends to come to what GRPO ends with, {where}": shares_table(arms),

@@ -7,31 +7,36 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from plain_torch.headroom import GRPO, at_best_rate, by_rate, comparable, end, line, paired
+from plain_torch.headroom import GRPO, SPENT, at_best_rate, by_rate, comparable, end, line, paired, share
 from plain_torch.report import Row, aligned, fill
 
 MAIN = {"capo_w1": "CAPO, W_process 1", "capo": "CAPO, W_process 3", GRPO: "GRPO"}
 """The arms shown, and what they are called there."""
+FIRST, SHARES = "capo_w1", ("updates", "GFLOP")
+"""The arm whose shares of what GRPO spends are shown, and which."""
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5% points of Student's distribution by degrees of freedom."""
+"""97.5% points of Student's distribution by degrees of freedom; from ten on 2.228 is a little wide."""
 
 
-def write(rows: Sequence[Row], docs: Path) -> dict[str, str]:
+def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
     """The table by its title, put in its place in docs/, and a picture; nothing where one length alone has run."""
     lengths = {n: at_best_rate(by_rate(comparable(rows, n))) for n in sorted({row["operations"] for row in rows})}
     lengths = {n: arms for n, arms in lengths.items() if GRPO in arms}
     if len(lengths) < 2:
         return {}
-    draw(lengths, docs / "images" / "headroom-lengths.png")
+    draw(lengths, docs / "images" / f"headroom-lengths{world and '-'}{world}.png")
     head = ["operations", "greedy before", *(f"{name}: ends by seed, mean" for name in MAIN.values())]
     head += [f"{MAIN[arm]} beyond GRPO" for arm in MAIN if arm != GRPO]
+    head += [f"{MAIN[FIRST]}: share of GRPO's {name} to GRPO's end" for name in SHARES]
     lines = [line(head), "|" + "---|" * len(head)]
     for operations, arms in lengths.items():
         before = statistics.fmean(row["curve"][0]["greedy"] for row in arms[GRPO])
         ends = [ends_cell(arms.get(arm, [])) for arm in MAIN]
         gaps = [gap_cell(arms.get(arm, []), arms[GRPO]) for arm in MAIN if arm != GRPO]
-        lines.append(line([operations, f"{before:.2f}", *ends, *gaps]))
-    tables = {"Ends by chain length": "\n".join(lines)}
+        ours, theirs = paired(arms.get(FIRST, []), arms[GRPO])
+        shares = [share(ours, theirs, SPENT[name])[0] if ours else "-" for name in SHARES]
+        lines.append(line([operations, f"{before:.2f}", *ends, *gaps, *shares]))
+    tables = {f"Ends by chain length{world and ', '}{world}": "\n".join(lines)}
     fill(docs, tables)
     return tables
 
@@ -50,7 +55,7 @@ def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
     gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
     if len(gaps) < 2:
         return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
-    mean, width = statistics.fmean(gaps), STUDENT[len(gaps) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    mean, width = statistics.fmean(gaps), STUDENT.get(len(gaps) - 1, 2.228) * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return f"{mean:+.2f} [{mean - width:+.2f}, {mean + width:+.2f}]"
 
 

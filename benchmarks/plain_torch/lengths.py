@@ -71,14 +71,15 @@ def draw(lengths: dict[int, dict[str, list[Row]]], path: Path) -> None:
 
     picture, panels = pyplot.subplots(1, len(lengths), figsize=(3.6 * len(lengths), 3.8), sharey=True, squeeze=False)
     for panel, (operations, arms) in zip(panels[0], lengths.items(), strict=True):
-        for number, arm in enumerate(name for name in MAIN if name in arms):
-            colour = ("tab:green", "tab:blue", "tab:red")[number]
+        for arm, colour in zip(MAIN, ("tab:green", "tab:blue", "tab:red"), strict=True):
+            if arm not in arms:
+                continue
             for row in arms[arm]:
                 updates = [point["update"] for point in row["curve"]]
                 panel.plot(updates, [point["greedy"] for point in row["curve"]], color=colour, alpha=0.3, linewidth=1)
             columns = aligned(arms[arm])
             means = [statistics.fmean(point["greedy"] for point in column) for column in columns]
-            label = f"{MAIN[arm]} ({len(arms[arm])} seeds)"
+            label = f"{MAIN[arm]} (seeds: {len(arms[arm])})"
             panel.plot([column[0]["update"] for column in columns], means, color=colour, linewidth=2.5, label=label)
         panel.set(title=f"{operations} operations", xlabel="updates", ylim=(0, 1))
         panel.grid(alpha=0.3)

@@ -55,10 +55,8 @@ def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
     gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
     if len(gaps) < 2:
         return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
-    mean, width = (
-        statistics.fmean(gaps),
-        STUDENT.get(len(gaps) - 1, 2.228) * statistics.stdev(gaps) / math.sqrt(len(gaps)),
-    )
+    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    width = STUDENT.get(len(gaps) - 1, 2.228) * error
     return f"{mean:+.2f} [{mean - width:+.2f}, {mean + width:+.2f}]"
 
 

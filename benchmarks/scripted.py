@@ -1,8 +1,4 @@
-"""A critic of set precision and recall against a known truth: for tests and benchmarks, where the point is elsewhere.
-
-wrong step   flagged with probability recall
-right step   flagged with probability recall · w/(1 − w) · (1 − precision)/precision,   w = share of wrong steps
-"""
+"""The oracle (`capo_ray.critics.oracle`) for tests and benchmarks: with a seed, late votes and unreadable ones."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.guarded import StoreDoor
+from capo_ray.critics.oracle import noisy_vote
 from capo_ray.critics.panel import Asking, Panel, Reply
 from capo_ray.critics.store import CritiqueStore
 from capo_ray.types import Problem
@@ -33,14 +30,13 @@ class ScriptedSource:
         seconds: Callable[[random.Random], float] | None = None,
         seed: int = 0,
     ) -> None:
-        if not (0 < precision <= 1 and 0 <= recall <= 1 and 0 <= wrong_frac < 1 and 0 <= invalid_frac <= 1):
-            raise ValueError(
-                f"expected 0 < precision <= 1, 0 <= recall, invalid_frac <= 1, 0 <= wrong_frac < 1 "
-                f"(got {precision}, {recall}, {invalid_frac}, {wrong_frac})"
-            )
-        self._truth, self._recall, self._invalid_frac = truth, recall, invalid_frac
-        self._false_alarm = min(1.0, recall * wrong_frac / (1 - wrong_frac) * (1 - precision) / precision)
-        self._seconds, self._seed = seconds, seed
+        if not 0 <= invalid_frac <= 1:
+            raise ValueError(f"expected 0 <= invalid_frac <= 1 (got {invalid_frac})")
+        rates = CriticConfig(
+            backend="oracle", oracle_precision=precision, oracle_recall=recall, oracle_wrong_frac=wrong_frac
+        )
+        self._truth, self._recall, self._false_alarm = truth, recall, rates.oracle_false_alarm
+        self._invalid_frac, self._seconds, self._seed = invalid_frac, seconds, seed
         self.model = "scripted"
         self.sampling: dict[str, object] = {
             "precision": precision, "recall": recall, "wrong_frac": wrong_frac, "invalid": invalid_frac, "seed": seed,
@@ -62,10 +58,7 @@ class ScriptedSource:
         seconds = self._seconds(rng) if self._seconds else 0.0
         if rng.random() < self._invalid_frac:
             return seconds, f"vote {index} cannot be read"
-        share = {True: self._recall, False: self._false_alarm}
-        flagged = [i for i in range(len(asking.steps)) if rng.random() < share[i in wrong]]
-        word = "No" if flagged else "Yes"
-        return seconds, f"Judgement: {word}\n<incorrect_steps>{','.join(map(str, flagged))}</incorrect_steps>"
+        return seconds, noisy_vote(rng, len(asking.steps), wrong, self._recall, self._false_alarm)
 
 
 class ScriptedJudge(Panel):

@@ -10,7 +10,7 @@ alone: it is the same in every run, whatever the seed, as the errors of a model 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.panel import Asking, Panel, Reply
@@ -18,6 +18,13 @@ from capo_ray.types import Problem
 
 Truth = Callable[[Problem, Sequence[str]], frozenset[int]]
 """The 0-based wrong steps of a response; raises `ValueError` where they are not known."""
+
+
+def noisy_vote(rng: random.Random, num_steps: int, wrong: Collection[int], recall: float, false_alarm: float) -> str:
+    """A critique in the common form that flags wrong steps with probability `recall`, right ones with `false_alarm`."""
+    flagged = [i for i in range(num_steps) if rng.random() < (recall if i in wrong else false_alarm)]
+    word = "No" if flagged else "Yes"
+    return f"Judgement: {word}\n<incorrect_steps>{','.join(map(str, flagged))}</incorrect_steps>"
 
 
 class OracleSource:
@@ -35,10 +42,7 @@ class OracleSource:
         wrong = self._truth(asking.problem, asking.steps)
         for index in range(num_held + num_fresh, num_held + num_fresh + num_votes):
             rng = random.Random(f"{asking.key}/{index}")
-            rates = (self._recall if i in wrong else self._false_alarm for i in range(len(asking.steps)))
-            flagged = [i for i, rate in enumerate(rates) if rng.random() < rate]
-            word = "No" if flagged else "Yes"
-            yield Reply(f"Judgement: {word}\n<incorrect_steps>{','.join(map(str, flagged))}</incorrect_steps>")
+            yield Reply(noisy_vote(rng, len(asking.steps), wrong, self._recall, self._false_alarm))
 
 
 class OracleJudge(Panel):

@@ -33,7 +33,7 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
     from plain_torch import headroom
 
     rows = [curve_of("grpo_1e-4", 0, (0.2, 0.2, 0.3), 1.0), curve_of("other_9e-9", 1, (0.2, 0.3, 0.3), 1.0)]
-    rows.append(curve_of("step_1e-4", 0, (0.2, 0.9, 0.9), 1.0))  # the end is better, but one seed is not three
+    rows.append(curve_of("step_1e-4", 0, (0.2, 0.9, 0.9), 1.0))  # the end is better, but one seed is not two
     for seed in range(3):
         rows.append(curve_of("grpo_2e-4", seed, (0.2, 0.3, 0.4), 1.0))
         rows.append(curve_of("step_2e-4", seed, (0.2, 0.6, 0.5), 2.0))
@@ -42,13 +42,33 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
     assert {arm: len(runs) for arm, runs in arms.items()} == {"step": 3, "grpo": 3, "other": 1}
     shares = {line.split("|")[1].strip(): line for line in headroom.shares_table(arms).splitlines()}
     # 0.4 is half way from 0.2 to 0.6, after 10 of the 40 updates, at twice the work of each.
-    assert "| 3 | 0.40 | 0.25 [0.25, 0.25] | 0.50 [0.50, 0.50] |" in shares["`step`"]
-    assert "| 1 | 0.40 | not reached | not reached |" in shares["`other`"]
+    assert (
+        "| 3 | 0.40 | 0.25 [0.25, 0.25] | 0.50 [0.50, 0.50] |" in shares["`step`"] and "| 3 of 3 |" in shares["`step`"]
+    )
+    assert "| 1 | 0.40 | not reached | not reached |" in shares["`other`"] and "| 0 of 1 |" in shares["`other`"]
     ends = {line.split("|")[1].strip(): line for line in headroom.ends_table(arms, tried).splitlines()}
-    # Two comparisons: 2.241 standard errors of 0.1 with 300 answers each, sqrt(0.25/300 + 0.24/300) = 0.0404.
-    assert "| 2e-4 (1e-4: 0.90) | 3 | 0.20 | 0.60 | 0.50 | +0.10 [+0.01, +0.19] |" in ends["`step`"]
+    # Two comparisons: 2.241 standard errors. All seeds answer the same 100 problems: sqrt((0.25 + 0.24)/100) = 0.0700.
+    assert "| 2e-4 (1e-4: 0.90 of 1) | 3 | 0.20 | 0.60 | 0.50 | +0.10 [-0.06, +0.26] |" in ends["`step`"]
     headroom.draw(arms, tmp_path / "arms.png")
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rate_with_fewer_seeds_stands_for_an_arm_where_it_ends_better_on_the_seeds_of_both() -> None:
+    from plain_torch import headroom
+
+    slow = [curve_of("arm_1e-4", seed, (0.2, 0.3, 0.6), 1.0) for seed in (0, 1)]
+    fast = [curve_of("arm_2e-4", seed, (0.2, 0.3, y), 1.0) for seed, y in enumerate((0.7, 0.2, 0.99))]
+    assert headroom.best_of([fast, slow]) == slow  # .6 against .45, not .63: the third seed may be an easy one
+
+
+def test_the_quality_of_a_critic_is_that_of_the_vote_and_not_of_its_single_votes() -> None:
+    from plain_torch import headroom
+
+    rows = [curve_of("grpo_1e-4", 0, (0.2, 0.3, 0.4), 1.0), curve_of("votes_1e-4", 0, (0.2, 0.3, 0.5), 1.0)]
+    late = {"critic/precision": 0.87, "critic/recall": 0.98, "vote/precision": 0.93, "vote/recall": 0.99}
+    rows[1]["figures"] = [{}, {}, late]
+    tried = headroom.by_rate(rows)
+    assert headroom.ends_table(headroom.at_best_rate(tried), tried).splitlines()[2].endswith("| 0.93, 0.99 |")
 
 
 def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) -> None:
@@ -56,34 +76,50 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
 
     rows = []
     for operations in (4, 8):
-        for seed, (low, high) in enumerate([(0.3, 0.5), (0.4, 0.9), (0.2, 0.6)]):
-            rows.append({**curve_of("grpo_1e-4", seed, (0.2, 0.3, low), 1.0), "operations": operations})
+        for seed, (low, high) in enumerate([(0.3, 0.5), (0.32, 0.82), (0.28, 0.68)]):
+            rows.append({**curve_of("grpo_1e-4", seed, (0.2, 0.28, low), 1.0), "operations": operations})
             rows.append({**curve_of("capo_w1_2e-4", seed, (0.2, 0.4, high), 1.0), "operations": operations})
     (tmp_path / "images").mkdir()
     (tmp_path / "results.md").write_text("before\n\n*Ends by chain length, easy*\n\n| old |\n\nafter\n")
     (tmp_path / "history.md").write_text("nothing\n")
     (table,) = lengths.write(rows, tmp_path, "easy").values()
     # Gaps .2, .5, .4: mean .3667, standard error .1528 / sqrt(3) = .0882, times Student's 4.303 for two degrees: .3795.
-    assert "| 8 | 0.20 | 0.50 0.90 0.60; **0.67** | - | 0.30 0.40 0.20; **0.30** | +0.37 [-0.01, +0.75] | - |" in table
-    # GRPO's end, .3, is half way from .2 to .4, so after 10 of the 20 updates in which GRPO's mean came there. Where
-    # seeds are drawn whose end is .333, GRPO needs all 40 updates and the other 13.3.
-    assert table.splitlines()[-1].endswith("| - | 0.50 [0.33, 0.50] | 0.50 [0.33, 0.50] |")
+    assert "| 8 | 0.20 | 0.50 0.82 0.68; **0.67** | - | 0.30 0.32 0.28; **0.30** | +0.37 [-0.01, +0.75] | - |" in table
+    # GRPO's end, .3, is half way from .2 to .4, so after 10 updates, which GRPO reaches after 40 itself: .25. Without a
+    # seed it is .3, .29 or .31, after 10, 9 or 11. Pseudo-values 3 ln .25 - 2 ln (.25, .225, .275) = -1.3863, -1.1756,
+    # -1.5769; their standard error .1159 times 4.303 is .4987: .25 times exp(-.4987) and exp(.4987).
+    assert table.splitlines()[-1].endswith("| - | 0.25 [0.15, 0.41] | 0.25 [0.15, 0.41] |")
     page = (tmp_path / "results.md").read_text()
     assert page.startswith(f"before\n\n*Ends by chain length, easy*\n\n{table}\n\nafter") and "old" not in page
     assert (tmp_path / "images" / "headroom-lengths-easy.png").read_bytes().startswith(b"\x89PNG")
     assert lengths.write(rows[:6], tmp_path) == {}
 
 
-def test_a_resample_in_which_grpo_or_the_arm_never_comes_there_is_counted() -> None:
-    from plain_torch import headroom
+def test_the_interval_of_a_share_is_a_jackknifes_over_seeds() -> None:
+    from plain_torch import headroom, intervals
 
     grpo = [curve_of("grpo_2e-4", seed, (0.2, 0.3, 0.4), 1.0) for seed in range(3)]
+    arm = [curve_of("step_2e-4", seed, (0.2, y, 0.9), 1.0) for seed, y in enumerate((0.6, 0.7, 0.8))]
+    # The mean comes to .4 after .2/.5 of 20 updates, .2 of GRPO's 40; without one seed after .2/.55, .2/.5 and .2/.45.
+    # Pseudo-values of the logarithm 3 ln .2 - 2 ln (.1818, .2, .2222) = -1.4188, -1.6094, -1.8202; their standard error
+    # .2007 / sqrt(3) = .1159, times Student's 4.303: .4986. So .2 times exp(-.4986) and exp(.4986).
+    assert headroom.share(arm, grpo, headroom.SPENT["updates"]) == "0.20 [0.12, 0.33]"
+    assert intervals.of_mean([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4843, 2 + 2.4843), abs=1e-3)
+
+
+def test_no_share_is_given_where_grpo_gains_nothing_or_a_single_seed_decides() -> None:
+    from plain_torch import headroom
+
+    updates = headroom.SPENT["updates"]
+    grpo = [curve_of("grpo_2e-4", seed, (0.2, 0.3, 0.4), 1.0) for seed in range(3)]
     arm = [curve_of("step_2e-4", seed, (0.2, 0.2, 0.2 if seed else 0.9), 1.0) for seed in range(3)]
-    text, undefined = headroom.share(arm, grpo, headroom.SPENT["updates"])
-    assert text.startswith("0.93 [") and abs(undefined - (2 / 3) ** 3) < 0.03  # the one seed that rises is not drawn
-    still = [curve_of("grpo_2e-4", 0, (0.3, 0.2, 0.2), 1.0)]  # ends below where all begin: no speed to be compared
-    assert headroom.share([curve_of("step_2e-4", 0, (0.3, 0.6, 0.9), 1.0)], still, headroom.SPENT["updates"]) == (
-        "no gain",
-        1,
-    )
+    assert headroom.share(arm, grpo, updates) == "0.93 (hangs on a seed)"  # without it the others never come there
+    assert "| 1 of 3 |" in headroom.shares_table({"step": arm, "grpo": grpo}).splitlines()[2]
+    above = [curve_of("step_2e-4", 0, (0.3, 0.6, 0.9), 1.0)]
+    for end in (
+        0.2,
+        0.35,
+    ):  # below its beginning; above it by less than 1.96 of sqrt((.3 * .7 + .35 * .65) / 100) = .066
+        assert headroom.share(above, [curve_of("grpo_2e-4", 0, (0.3, 0.3, end), 1.0)], updates) == "no clear gain"
+    assert headroom.share(above, [curve_of("grpo_2e-4", 0, (0.3, 0.3, 0.5), 1.0)], updates) == "0.33"
     assert headroom.spearman([1, 2, 2, 3], [10, 30, 20, 40]) == pytest.approx(0.9486833)

@@ -1,9 +1,9 @@
 """Tables of a world in which greedy accuracy has something to gain, from whatever runs of it there are.
 
 An arm was tried at several learning rates (arms `ARM_RATE`, as `grpo_1e-4`), and stands for the one that ends best, of
-those with most seeds. The reference is GRPO. Another arm is set against it on the seeds that both have: what it spent
-until its greedy curve, mean over seeds and joined by straight lines, first comes to what GRPO ends with, as a share of
-what GRPO spent until its own curve first comes there.
+those with two seeds or more, on the seeds that these share. The reference is GRPO. Another arm is set against it on the
+seeds that both have: what it spent until its greedy curve, mean over seeds and joined by straight lines, first comes to
+what GRPO ends with, as a share of what GRPO spent until its own curve first comes there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from plain_torch import intervals
+from plain_torch.fidelity import spearman
 from plain_torch.report import Row, aligned, figure, fill, pass_at_ends, reach, total_gflop
 
 Point = dict[str, Any]
@@ -83,9 +85,16 @@ def by_rate(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
 
 
 def at_best_rate(tried: dict[str, dict[str, list[Row]]]) -> dict[str, list[Row]]:
-    """Each arm's runs at the rate that ends best, of those with most seeds; the arm that ends best first."""
-    arms = {arm: max(rates.values(), key=lambda rows: (len(rows), end(rows))) for arm, rates in tried.items()}
+    """Each arm's runs at its best rate; the arm that ends best first."""
+    arms = {arm: best_of(list(rates.values())) for arm, rates in tried.items()}
     return dict(sorted(arms.items(), key=lambda item: -end(item[1])))
+
+
+def best_of(rates: Sequence[list[Row]]) -> list[Row]:
+    """The rate that ends best of those with two seeds or more, if any has them, on the seeds that all of these have."""
+    often = [rows for rows in rates if len(rows) > 1] or rates
+    shared = set.intersection(*({row["seed"] for row in rows} for rows in often))
+    return max(often, key=lambda rows: end([row for row in rows if row["seed"] in shared] or rows))
 
 
 def end(rows: Sequence[Row], key: str = "greedy") -> float:
@@ -100,21 +109,24 @@ def rate(row: Row) -> str:
 
 
 def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]]) -> str:
-    """One line per arm; the difference's interval is over problems, and wide enough for all arms together."""
+    """One line per arm; the difference's interval is over problems, and wide enough for all arms together.
+
+    The quality is that of the vote that gave the credit, in the last third of the updates.
+    """
     updates = [point["update"] for point in next(iter(arms.values()))[0]["curve"]]
     head = [
         "arm",
-        "lr (others: their end, first seed)",
+        "lr (others: their end)",
         "seeds",
         *(f"greedy: {u}" if u == 0 else str(u) for u in updates),
         "beyond GRPO",
     ]
-    head += ["sampled at the end", "without a wrong step", "pass@1, 4, 16, 64 after", "critic's precision, recall"]
+    head += ["sampled at the end", "without a wrong step", "pass@1, 4, 16, 64 after", "vote's precision, recall"]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
         curve = [f"{statistics.fmean(p['greedy'] for p in points):.2f}" for points in aligned(rows)]
         late = [row["figures"][-1] for row in rows]
-        quality = ", ".join(figure(late, f"critic/{name}") for name in ("precision", "recall"))
+        quality = ", ".join(figure(late, f"vote/{name}") for name in ("precision", "recall"))
         cells = [f"`{arm}`", rates_cell(rows, tried[arm]), len(rows), *curve, beyond(rows, arms[GRPO], len(arms) - 1)]
         cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
         lines.append(line(cells))
@@ -122,22 +134,30 @@ def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]
 
 
 def rates_cell(rows: Sequence[Row], rates: dict[str, list[Row]]) -> str:
-    """The rate of these runs, and what the other rates ended with on their first seed."""
+    """The rate of these runs, and what the other rates ended with: their mean, and of how many seeds."""
     own = rate(rows[0])
-    others = [f"{name}: {runs[0]['curve'][-1]['greedy']:.2f}" for name, runs in sorted(rates.items()) if name != own]
+    others = [f"{name}: {end(runs):.2f} of {len(runs)}" for name, runs in sorted(rates.items()) if name != own]
     return f"{own} ({', '.join(others)})" if others else own
 
 
 def beyond(rows: Sequence[Row], grpo: Sequence[Row], num_arms: int) -> str:
-    """The difference of greedy accuracies at the end on common seeds, with a 95% interval divided among the arms."""
+    """The difference of greedy accuracies at the end on common seeds, with a 95% interval divided among the arms.
+
+    All seeds answer the same problems, so that there are as many independent answers as problems, and no more.
+    """
     ours, theirs = paired(rows, grpo)
     if ours == theirs or not ours:
         return "-"
-    gap = end(ours) - end(theirs)
-    count = sum(row["settings"]["eval_problems"] for row in ours)
-    error = math.sqrt(sum(p * (1 - p) / count for p in (end(ours), end(theirs))))
+    gap, error = end(ours) - end(theirs), error_over_problems(ours, theirs)
     width = statistics.NormalDist().inv_cdf(1 - 0.025 / num_arms) * error
     return f"{gap:+.2f} [{gap - width:+.2f}, {gap + width:+.2f}]"
+
+
+def error_over_problems(rows: Sequence[Row], others: Sequence[Row], at: int = -1) -> float:
+    """The standard error of the difference between what `rows` end with and the others have at a point."""
+    count = rows[0]["settings"]["eval_problems"]
+    greedy = end(rows), statistics.fmean(row["curve"][at]["greedy"] for row in others)
+    return math.sqrt(sum(p * (1 - p) / count for p in greedy))
 
 
 def passes(rows: Sequence[Row]) -> str:
@@ -148,8 +168,8 @@ def passes(rows: Sequence[Row]) -> str:
 
 
 def shares_table(arms: dict[str, list[Row]]) -> str:
-    """One line per arm; a share's interval is over seeds, drawn anew in pairs."""
-    head = ["arm", "seeds", "GRPO's end", *(f"share of its {name}" for name in SPENT), "undefined"]
+    """One line per arm; a share's interval is over seeds, in pairs, where there are three or more."""
+    head = ["arm", "seeds", "GRPO's end", *(f"share of its {name}" for name in SPENT), "seeds that come there"]
     head += [f"updates to {level:g}" for level in LEVELS]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
@@ -159,37 +179,42 @@ def shares_table(arms: dict[str, list[Row]]) -> str:
         if not ours or arm == GRPO:
             lines.append(line([f"`{arm}`", len(rows), "-", *["-"] * len(SPENT), "-", *levels]))
             continue
-        cells, undefined = [], 0.0
-        for name in SPENT:
-            text, undefined = share(ours, theirs, SPENT[name])
-            cells.append(text)
-        lines.append(line([f"`{arm}`", len(ours), f"{end(theirs):.2f}", *cells, f"{undefined:.0%}", *levels]))
+        cells = [share(ours, theirs, spent) for spent in SPENT.values()]
+        come = sum(spent_to([o], SPENT["updates"], end([t])) is not None for o, t in zip(ours, theirs, strict=True))
+        there = f"{come} of {len(ours)}" if gains(theirs) else "-"
+        lines.append(line([f"`{arm}`", len(ours), f"{end(theirs):.2f}", *cells, there, *levels]))
     return "\n".join(lines)
 
 
-def share(ours: Sequence[Row], theirs: Sequence[Row], spent: Callable[[Point], float]) -> tuple[str, float]:
-    """The share with its 95% interval, and in how many resamples of the seeds there is none.
+def share(ours: Sequence[Row], theirs: Sequence[Row], spent: Callable[[Point], float]) -> str:
+    """The share with its 95% interval over seeds.
 
-    The arm may never come there ("not reached"), or GRPO ends no higher than it began and so spent nothing ("no gain").
+    "no clear gain": GRPO itself does not surely end above its beginning, so that its end is no goal. "not reached": the
+    mean of the arm never comes there. "hangs on a seed": without one of the seeds it would not, or GRPO gains nothing.
     """
+    if not gains(theirs):
+        return "no clear gain"
 
-    def once(seeds: Sequence[int]) -> float | None:
+    def once(seeds: Sequence[int]) -> float:
         level = end([theirs[i] for i in seeds])
         own, other = (spent_to([rows[i] for i in seeds], spent, level) for rows in (ours, theirs))
-        return own / other if own is not None and other else None
+        return own / other if own is not None and other else math.inf
 
-    rng, seeds = random.Random(0), range(len(ours))
-    found = once(seeds)
-    stands = any(spent_to(rows, spent, end(theirs)) == 0 for rows in (ours, theirs))
-    text = f"{found:.2f}" if found is not None else "no gain" if stands else "not reached"
+    found = once(range(len(ours)))
+    if found == math.inf:
+        return "not reached"
     if len(ours) < 3:
-        return text, float(found is None)
-    drawn = [once(rng.choices(seeds, k=len(ours))) for _ in range(RESAMPLES)]
-    defined = sorted(x for x in drawn if x is not None)
-    if found is not None and defined:
-        low, high = (defined[min(int(q * len(defined)), len(defined) - 1)] for q in (0.025, 0.975))
-        text += f" [{low:.2f}, {high:.2f}]"
-    return text, 1 - len(defined) / RESAMPLES
+        return f"{found:.2f}"
+    around = intervals.of_ratio(once, len(ours))
+    return f"{found:.2f} [{around[0]:.2f}, {around[1]:.2f}]" if around else f"{found:.2f} (hangs on a seed)"
+
+
+def gains(rows: Sequence[Row]) -> bool:
+    """Whether these runs surely (97.5%) end above their beginning: over seeds, or over problems where there is one."""
+    if len(rows) > 1:
+        return intervals.of_mean([row["curve"][-1]["greedy"] - row["curve"][0]["greedy"] for row in rows])[0] > 0
+    gap = rows[0]["curve"][-1]["greedy"] - rows[0]["curve"][0]["greedy"]
+    return gap > 1.96 * error_over_problems(rows, rows, at=0)
 
 
 def spent_to(rows: Sequence[Row], spent: Callable[[Point], float], level: float) -> float | None:
@@ -230,19 +255,6 @@ def correlation(arms: dict[str, list[Row]], methods: Sequence[dict[str, Any]]) -
     return "\n".join(
         [*lines, f"Spearman {rho:+.2f} over {len(found)} arms, p = {larger / RESAMPLES:.2f} (permutations)."]
     )
-
-
-def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """The rank correlation, ties at their mean rank; 0 where one side is constant."""
-    left, right = (ranks(values) for values in (xs, ys))
-    if len(set(left)) == 1 or len(set(right)) == 1:
-        return 0.0
-    return statistics.correlation(left, right)
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0, ties at their mean."""
-    return [sum(y < x for y in values) + (sum(y == x for y in values) - 1) / 2 for x in values]
 
 
 def line(cells: Sequence[Any]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from plain_torch import intervals
 from plain_torch.headroom import GRPO, SPENT, at_best_rate, by_rate, comparable, end, line, paired, share
 from plain_torch.report import Row, aligned, fill
 
@@ -14,8 +14,6 @@ MAIN = {"capo_w1": "CAPO, W_process 1", "capo": "CAPO, W_process 3", GRPO: "GRPO
 """The arms shown, and what they are called there."""
 FIRST, SHARES = "capo_w1", ("updates", "GFLOP")
 """The arm whose shares of what GRPO spends are shown, and which."""
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5% points of Student's distribution by degrees of freedom; from ten on 2.228 is a little wide."""
 
 
 def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
@@ -34,7 +32,7 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
         ends = [ends_cell(arms.get(arm, [])) for arm in MAIN]
         gaps = [gap_cell(arms.get(arm, []), arms[GRPO]) for arm in MAIN if arm != GRPO]
         ours, theirs = paired(arms.get(FIRST, []), arms[GRPO])
-        shares = [share(ours, theirs, SPENT[name])[0] if ours else "-" for name in SHARES]
+        shares = [share(ours, theirs, SPENT[name]) if ours else "-" for name in SHARES]
         lines.append(line([operations, f"{before:.2f}", *ends, *gaps, *shares]))
     tables = {f"Ends by chain length{world and ', '}{world}": "\n".join(lines)}
     fill(docs, tables)
@@ -55,9 +53,8 @@ def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
     gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
     if len(gaps) < 2:
         return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
-    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
-    width = STUDENT.get(len(gaps) - 1, 2.228) * error
-    return f"{mean:+.2f} [{mean - width:+.2f}, {mean + width:+.2f}]"
+    low, high = intervals.of_mean(gaps)
+    return f"{statistics.fmean(gaps):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def draw(lengths: dict[int, dict[str, list[Row]]], path: Path) -> None:

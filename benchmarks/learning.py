@@ -36,6 +36,7 @@ operations and the box):
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -161,6 +162,7 @@ def run_once(
     if any((r["arm"], r["seed"], r["settings"]) == (arm.name, seed, wanted) for r in rows):
         return []
     row = {**record(arm, seed, settings, before(wanted, seed, rows)), "settings": wanted, "cores": os.cpu_count()}
+    row["weights"] = weights_of(settings, wanted)
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as file:
         file.write(json.dumps(row) + "\n")
@@ -185,6 +187,16 @@ def facts_of(arm: Arm, settings: Settings) -> dict[str, Any]:
     critic = Path(settings.critic).name if reads_critiques(arm) and not arm.judge.startswith("oracle:") else None
     facts = {**asdict(settings), "policy": Path(settings.policy).name, "critic": critic, "arm": arm.text}
     return json.loads(json.dumps(facts))
+
+
+def weights_of(settings: Settings, wanted: dict[str, Any]) -> dict[str, str]:
+    """The first digits of the SHA-256 of the models that ran: a directory of the same name may hold others one day."""
+    paths = {"policy": Path(settings.policy), "critic": Path(settings.critic)}
+    return {
+        name: hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()[:12]
+        for name, path in paths.items()
+        if wanted[name] and path.is_dir()
+    }
 
 
 if __name__ == "__main__":

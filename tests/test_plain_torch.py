@@ -130,6 +130,22 @@ def test_an_arm_is_a_list_of_overrides_and_two_doors(arm: str) -> None:
     assert len(trained(arm)) == 3
 
 
+def test_a_record_tells_apart_two_critics_of_one_name(tmp_path: Path) -> None:
+    from learning import facts_of, weights_of
+    from plain_torch.arms import parse_arm
+    from plain_torch.run import Settings
+
+    for folder, weights in (("first", b"a"), ("second", b"b")):
+        (tmp_path / folder / "novice-critic").mkdir(parents=True)
+        (tmp_path / folder / "novice-critic" / "model.safetensors").write_bytes(weights)
+    first, second = (Settings(4, "", str(tmp_path / folder / "novice-critic"), 2, 2) for folder in ("first", "second"))
+    arm, grpo = parse_arm("arm", "credit=capo_greedy"), parse_arm("grpo", "credit=grpo")
+    assert facts_of(arm, first) == facts_of(arm, second)
+    assert weights_of(first, facts_of(arm, first)) == {"critic": "ca978112ca1b"}  # SHA-256 of "a"
+    assert weights_of(second, facts_of(arm, second)) == {"critic": "3e23e8160039"}  # of "b"
+    assert weights_of(first, facts_of(grpo, first)) == {}
+
+
 def test_pass_at_k_is_drawn_before_and_after(tmp_path: Path) -> None:
     from plain_torch.report import draw_passes
 

@@ -111,7 +111,8 @@ def rate(row: Row) -> str:
 def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]]) -> str:
     """One line per arm; the difference's interval is over problems, and wide enough for all arms together.
 
-    The quality is that of the vote that gave the credit, in the last third of the updates.
+    The quality is that of the vote that gave the credit, in the last third of the updates; where no vote flagged a step
+    (GRPO-GenORM counts verdicts), that of single critiques.
     """
     updates = [point["update"] for point in next(iter(arms.values()))[0]["curve"]]
     head = [
@@ -126,7 +127,8 @@ def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]
     for arm, rows in arms.items():
         curve = [f"{statistics.fmean(p['greedy'] for p in points):.2f}" for points in aligned(rows)]
         late = [row["figures"][-1] for row in rows]
-        quality = ", ".join(figure(late, f"vote/{name}") for name in ("precision", "recall"))
+        kind = "vote" if any("vote/precision" in figures for figures in late) else "critic"
+        quality = ", ".join(figure(late, f"{kind}/{name}") for name in ("precision", "recall"))
         cells = [f"`{arm}`", rates_cell(rows, tried[arm]), len(rows), *curve, beyond(rows, arms[GRPO], len(arms) - 1)]
         cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
         lines.append(line(cells))

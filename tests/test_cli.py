@@ -196,14 +196,16 @@ def test_an_option_that_is_a_setting_is_answered_with_how_to_write_it(capsys: py
     assert "unrecognized arguments: --credit; settings have no dashes: credit=VALUE" in capsys.readouterr().err
 
 
-def test_what_is_given_twice_is_told_and_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    twice = ["credit=capo", "credit=grpo", "learner.lr=1e-5", "learner.lr=1e-4"]
+def test_what_is_given_twice_or_set_by_an_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ["experiment=novice", "credit=capo", "credit=grpo", "learner.lr=1e-5", "learner.lr=1e-4"]
     assert main(["train", "--dry-run", "--json", *twice]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["config"]["learner"]["lr"] == 1e-4
     assert said.err.splitlines() == [
         "capo-ray train: credit is given 2 times; credit=grpo counts",
         "capo-ray train: learner.lr is given 2 times; learner.lr=1e-4 counts",
+        "capo-ray train: experiment=novice, not credit=grpo, sets loss.kl_coef=0.0 (not 0.04), learner.num_epochs=3 "
+        "(not 1); give a key itself for another value",
     ]
 
 

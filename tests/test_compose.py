@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_ray.checkpoint import write_settings
-from capo_ray.cli.compose import GROUPS, compose_train, conf_dir, list_choices
+from capo_ray.cli.compose import GROUPS, compose_train, conf_dir, list_choices, overruled
 from capo_ray.cli.overrides import Setting, read_file, value_of
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.sft import read_config
@@ -68,6 +68,26 @@ def test_every_listed_credit_choice_composes(method: str) -> None:
 )
 def test_every_other_choice_composes(group: str, choice: str) -> None:
     compose_train([f"{group}={choice}"])
+
+
+def test_no_experiment_takes_back_which_model_or_critic_was_chosen() -> None:
+    assert compose_train(["experiment=discovery", "model=novice"]).model.path == "novice"
+    for path in (conf_dir() / "experiment").glob("*.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        found = {f"{group}.{key}" for group in ("model", "critic", "data") for key in tree.get(group, {})}
+        assert not found & {"model.path", "critic.model", "critic.backend", "data.kind", "data.path"}, path
+
+
+def test_what_an_experiment_sets_over_a_choice_is_told_unless_the_key_is_given() -> None:
+    words = ["experiment=paper_1_5b", "learner=gpu", "credit=grpo"]
+    told = [
+        "experiment=paper_1_5b, not learner=gpu, sets learner.num_ranks=1 (not 2); give a key itself for another value",
+        "experiment=paper_1_5b, not credit=grpo, sets loss.kl_coef=0.01 (not 0.04), learner.num_epochs=4 (not 1); "
+        "give a key itself for another value",
+    ]
+    assert overruled(words) == told
+    assert overruled([*words, "learner.num_ranks=2"]) == told[1:]
+    assert overruled(words[:1]) == overruled(words[1:]) == []
 
 
 def test_a_directory_or_hub_name_stands_for_the_model_and_the_critic() -> None:

@@ -40,7 +40,7 @@ from capo_ray.cli.schema import (
 )
 from capo_ray.cli.useless import refuse_useless
 from capo_ray.config import FAMILIES, TrainConfig
-from capo_ray.config.base import Section
+from capo_ray.config.base import Section, flat_keys
 from capo_ray.config.shipped import SHIPPED
 from capo_ray.config.steps import move_older
 from capo_ray.runs.layout import CONFIG_FILE
@@ -81,6 +81,25 @@ def compose_train(overrides: Sequence[Override], *, judges: bool = False) -> Tra
         raise as_sentence(error, lambda key: refuse_unknown(key, kinds)) from None
     refuse_useless(config, new_keys(settings, before, train_keys(kinds)) + [f"{g}=" for g in choices], judges)
     return config
+
+
+def overruled(overrides: Sequence[Override]) -> list[str]:
+    """A line for each choice of which the experiment, composed last, sets keys otherwise that are not given."""
+    choices, settings = _sort(overrides)
+    rest = {group: name for group, name in choices.items() if group != "experiment"}
+    if rest == choices:
+        return []
+    given = {setting.key for setting in settings}
+    default, apart, whole = (flat_keys(_compose_choices(some)) for some in ({}, rest, choices))
+    lines = []
+    for group, name in rest.items():
+        own = flat_keys(_compose_choices({group: name}))
+        sets = [key for key, value in own.items() if key not in given and (key not in default or default[key] != value)]
+        lost = [f"{k}={whole.get(k)} (not {own[k]})" for k in sets if apart.get(k) == own[k] != whole.get(k)]
+        if lost:
+            whose = f"experiment={choices['experiment']}, not {group}={name},"
+            lines.append(f"{whose} sets {', '.join(lost)}; give a key itself for another value")
+    return lines
 
 
 def compose_keys(

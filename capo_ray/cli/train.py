@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from capo_ray.cli.compose import GROUPS, compose_train, list_choices
+from capo_ray.cli.compose import GROUPS, compose_train, list_choices, overruled
 from capo_ray.cli.overrides import add_config, all_overrides, split
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import verifier_kinds
@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("--json belongs to --dry-run; a run's figures are in its metrics.jsonl and summary.json")
     if (args.check or args.price) and not (args.dry_run or args.full):
         raise SystemExit("--check and --price belong to --dry-run; a run looks at the same when it starts")
-    config = compose_train(all_overrides(args))
-    for line in _given_twice(args.overrides):
+    overrides = all_overrides(args)
+    config = compose_train(overrides)
+    for line in [*_given_twice(args.overrides), *overruled(overrides)]:
         print(f"capo-ray train: {line}", file=sys.stderr)
     if args.dry_run or args.full:
         return _tell_plan(config, args)

@@ -158,8 +158,8 @@ def _critic(config: TrainConfig) -> Demand | None:
     if not config.credit.asked(Critiques):
         return None
     share = _share("critic", "critic", critic.num_workers, critic)
-    if critic.backend != "vllm":
-        return Demand(*share, critic.backend)
+    if critic.backend != "vllm":  # whatever GPUs a preset of an engine beside it asks for
+        return replace(Demand(*share, critic.backend), num_gpus=0.0)
     return Demand(*share, f"vLLM, {critic.model}", critic_model(config), critic)
 
 

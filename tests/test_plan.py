@@ -364,6 +364,30 @@ def test_an_engine_with_fewer_gpus_than_tensor_ranks_is_refused(model: Path) -> 
     assert "set engine.num_gpus=2" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("learner.num_gpus=0.5", r"learner.num_gpus must be 1 with learner.num_ranks=2, since NCCL .*\(got 0.5\)"),
+        ("learner.num_gpus=1.5", r"learner.num_gpus must be <= 1, .*\(got 1.5\); set 1, and raise learner.num_ranks"),
+        ("engine.num_gpus=1.5", r"engine.num_gpus must be <= 1, .*\(got 1.5\)"),  # Ray takes whole ones above 1
+        ("engine.num_gpus=4 engine.tensor_parallel=2", r"must be <= 2, those of engine.tensor_parallel \(got 4\)"),
+        ("credit=prime reward_model.num_ranks=2 reward_model.num_gpus=0.5", r"reward_model.num_gpus must be 1 with "),
+    ],
+)
+def test_gpus_that_an_actor_could_not_use_are_refused_and_so_are_ranks_on_shares(words: str, sentence: str) -> None:
+    base = ["model=qwen2_5_7b", "engine=gpu", "learner=gpu", "credit=grpo", "learner.num_ranks=2"]
+    with pytest.raises(RunFailed, match=sentence):
+        refuse_misfit(compose_train([*base, *words.split()]))
+
+
+def test_a_critic_that_is_no_engine_holds_no_gpus_whatever_engine_its_preset_is_of() -> None:
+    for words in ("critic.backend=calculator", "critic.backend=endpoint critic.endpoint.base_url=http://x/v1"):
+        config = compose_train(["experiment=paper_1_5b", *words.split()])
+        assert config.critic.num_gpus == 4
+        (critic,) = (one for one in demand(config) if one.role == "critic")
+        assert critic.num_gpus == 0
+
+
 def test_a_joined_cluster_is_not_measured_by_this_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "available_bytes", lambda: 0)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

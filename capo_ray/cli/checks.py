@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capo_ray.cli.architecture import check_adapters, check_architecture
-from capo_ray.cli.fit import refuse_misfit
+from capo_ray.cli.fit import refuse_idle_gpus, refuse_misfit
 from capo_ray.cli.memory import available_bytes, estimate_memory, host_gib, sized
 from capo_ray.cli.models import (
     Role,
@@ -247,6 +247,7 @@ def check_gpus(config: Job) -> None:
 
     CPUs are shares, not needs: a cluster of the run's own has as many as its actors ask for.
     """
+    refuse_idle_gpus(config)
     _, wanted = in_all(config)
     in_process = isinstance(config, SftConfig) and config.in_process
     if not wanted or not (not config.cluster.joined or in_process):

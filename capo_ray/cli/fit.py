@@ -10,7 +10,7 @@ from typing import Any
 
 from capo_ray.cli import memory
 from capo_ray.cli.memory_ranks import DTYPE_BYTES, Model
-from capo_ray.config import TrainConfig
+from capo_ray.config import Job, TrainConfig
 from capo_ray.config.engine import EngineBase
 from capo_ray.demand import Demand, ModelUse, demand, neighbourhoods, without_neighbours
 from capo_ray.protocols import RunFailed
@@ -23,6 +23,7 @@ FULLEST_FRAC = 0.95  # of a GPU that an engine may be told to take
 
 def refuse_misfit(config: TrainConfig) -> None:
     """Raise `RunFailed` for the first part of the run that the given or found devices cannot hold."""
+    refuse_idle_gpus(config)
     refuse_too_few_gpus(config)
     device = memory.device_gib(config)
     if device is None:
@@ -32,6 +33,22 @@ def refuse_misfit(config: TrainConfig) -> None:
             _refuse_engine(one.section, one.engine, one.model, config, device)
         elif one.model is not None:
             _refuse_rank(one, config, memory.sized(one.model), device)
+
+
+def refuse_idle_gpus(config: Job) -> None:
+    """Raise for an actor that is given GPUs which it would leave idle, and for ranks of a group on shares of one."""
+    for one in demand(config):
+        key, got = f"{one.section}.num_gpus", f"(got {one.num_gpus:g})"
+        if one.is_group and one.count > 1 and 0 < one.num_gpus < 1:
+            raise RunFailed(
+                f"{key} must be 1 with {one.section}.num_ranks={one.count}, since NCCL takes no two ranks on one GPU "
+                f"{got}; set 1, or {one.section}.num_ranks=1"
+            )
+        used = 1 if one.engine is None else one.engine.tensor_parallel
+        if one.num_gpus > used:
+            more = f"{one.section}.num_ranks" if one.engine is None else f"{one.section}.num_workers"
+            whose = "which a rank computes on" if one.engine is None else f"those of {one.section}.tensor_parallel"
+            raise RunFailed(f"{key} must be <= {used}, {whose} {got}; set {used}, and raise {more} to use more")
 
 
 def bundles(config: TrainConfig) -> list[float]:

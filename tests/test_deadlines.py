@@ -66,8 +66,8 @@ OWNERS: dict[str, Callable[[TrainConfig], list[float]]] = {
         VerifierPool(c.verifier)._config.deadline_s,
     ],
     "run.checkpoint_deadline_s": lambda c: [
-        part(learner, c)._write_deadline_s,
-        part(reward_model, c)._write_deadline_s,
+        part(learner, c)._files_deadline_s,
+        part(reward_model, c)._files_deadline_s,
     ],
     "learner.deadline_s": lambda c: [part(learner, c).deadline_s, part(reward_model, c).deadline_s],
     "weights.deadline_s": lambda c: [

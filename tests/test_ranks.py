@@ -46,6 +46,10 @@ def make_ranks() -> tuple[Any, RankActors[Any]]:
         def work(self, seconds: float) -> None:
             time.sleep(seconds)
 
+        def load(self, path: str) -> int:
+            time.sleep(2.0)
+            return int(path)
+
     actor = ray.remote(num_cpus=0, concurrency_groups={PINGS: 1})(Sleeper)
     return Sleeper, RankActors("learner", lambda rank: actor.remote(rank), 2, TrainConfig(), Path("runs/lost"))
 
@@ -112,6 +116,19 @@ def test_ranks_that_wait_for_one_another_say_at_the_deadline_where_they_stand() 
         said = str(failed.value)
         assert "learner rank 0 (meet) did not answer within 2 s (rank 0 is at store.py:" in said, said
         assert "rank 1 is in no call of ours); go on from the last checkpoint with resume=runs/lost" in said, said
+
+    asyncio.run(go())
+
+
+def test_a_checkpoint_is_read_for_as_long_as_one_may_be_written_and_not_only_for_an_updates_time() -> None:
+    async def go() -> None:
+        sleeper, ranks = make_ranks()
+        try:
+            await ranks._start(sleeper.start, lambda rank, _: (False,))
+            ranks.deadline_s = 0.5
+            assert await ranks.load("7") == 7
+        finally:
+            ranks.close()
 
     asyncio.run(go())
 

@@ -98,7 +98,7 @@ class RankActors(Generic[RankT]):
         self._role, self._spawn, self._num_ranks = role, spawn, num_ranks
         self._run_dir, self._alone = run_dir, is_own(config)
         self.deadline_s = config.learner.deadline_s
-        self._write_deadline_s = config.run.checkpoint_deadline_s
+        self._files_deadline_s = config.run.checkpoint_deadline_s
         self._ranks: list[ActorHandle[RankT]] = []
         self._lost: asyncio.Future[str] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -132,7 +132,8 @@ class RankActors(Generic[RankT]):
 
     async def load(self, path: str) -> int:
         """The version restored from `path`."""
-        self.version = (await self._all(GroupRank.load, lambda _: (path,)))[0]
+        limit_s = max(self.deadline_s, self._files_deadline_s)  # shards may come from a slow and cold file system
+        self.version = (await self._all(GroupRank.load, lambda _: (path,), limit_s))[0]
         return self.version
 
     def stats(self) -> dict[str, float]:
@@ -150,15 +151,21 @@ class RankActors(Generic[RankT]):
         for rank in self._ranks:
             end_actor(rank)
 
-    async def _all(self, method: Callable[[RankT, *Ts], R], arguments: Callable[[int], tuple[*Ts]]) -> list[R]:
-        """The results of every rank, each called with its own arguments."""
+    async def _all(
+        self,
+        method: Callable[[RankT, *Ts], R],
+        arguments: Callable[[int], tuple[*Ts]],
+        deadline_s: float | None = None,
+    ) -> list[R]:
+        """The results of every rank, each called with its own arguments, within the learner's deadline or this one."""
         self._come()
         with working(self._role, range(self._num_ranks)):
             return await self._gather(
                 [
                     (send(rank, method, *arguments(i)), f"{self._role} rank {i} ({method.__name__})")
                     for i, rank in enumerate(self._ranks)
-                ]
+                ],
+                deadline_s,
             )
 
     def _come(self) -> None:
@@ -175,7 +182,7 @@ class RankActors(Generic[RankT]):
                 (send(rank, method, path, lane=WRITING), f"{self._role} rank {i} ({method.__name__})")
                 for i, rank in enumerate(self._ranks)
             ],
-            self._write_deadline_s,
+            self._files_deadline_s,
         )
 
     async def _gather(self, calls: Sequence[tuple[ObjectRef[R], str]], deadline_s: float | None = None) -> list[R]:

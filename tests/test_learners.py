@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tests.learner_group import (
     Weights,
     covariance_spec,
     export,
+    lora_spec,
     make_batch,
     make_samples,
     make_spec,
@@ -343,6 +345,47 @@ def test_a_fresh_learner_resumes_with_identical_weights_and_the_first_reference(
     assert again.version == report.version == 3
     assert again.metrics == report.metrics
     assert again.metrics["loss/kl_nats"] > 0
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_checkpoint_is_refused_beside_another_model_than_the_run_began_with(
+    model: Path, tmp_path: Path, lora_rank: int
+) -> None:
+    """KL would be measured from it, or adapters be added to it, and no figure would tell."""
+    from safetensors.torch import load_file, save_file
+
+    other = shutil.copytree(model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.01
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    first = Learner(lora_spec(model, lora_rank))
+    first.require_files_weights()
+    train(first, 1, 0)
+    save(first, tmp_path)
+    second = Learner(lora_spec(other, lora_rank))
+    second.require_files_weights()
+    with pytest.raises(
+        RunFailed, match=r"expected model.path=.*other to hold the model .*changes_allowed=\[model.path"
+    ):
+        second.load(str(tmp_path))
+    allowed = Learner(lora_spec(other, lora_rank, other_model=True))
+    allowed.require_files_weights()
+    assert allowed.load(str(tmp_path)) == 2
+    moved = Learner(lora_spec(shutil.copytree(model, tmp_path / "moved"), lora_rank))
+    moved.require_files_weights()
+    assert moved.load(str(tmp_path)) == 2
+
+
+def test_with_other_passes_over_a_batch_the_learning_rate_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
+    """2 of 10 updates are done, by 4 moves; of 10 moves, one an update, the next is the third: 1-based 0.1, 0.2, …"""
+    first = Learner(lora_spec(model, 0))
+    train(first, 1, 0)
+    save(first, tmp_path)
+    spec = lora_spec(model, 0)
+    once = Learner(dataclasses.replace(spec, learner=spec.learner.model_copy(update={"num_epochs": 1})))
+    once.load(str(tmp_path))
+    rate = once.update(make_batch(3).column(0)).metrics["learner/learning_rate"]
+    assert rate == pytest.approx(1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 2 / 9))))
 
 
 @pytest.mark.real

@@ -51,6 +51,7 @@ class Learner:
         self.spec = spec
         self.version = 0
         self._moves = self._skipped_moves = 0
+        self._first_model = ""  # its fingerprint on rank 0, once it was looked at
         device = rank.prepare_process(spec)
         with rank.memory_told(spec, "building the policy"):
             policy = load_policy(spec.model_path, spec.dtype, **rank.load_options(spec))
@@ -230,9 +231,13 @@ class Learner:
         self._outward.visit(visit)
 
     def require_files_weights(self) -> Onto | None:
-        """As `Outward.require_files_weights`; for version 0 alone."""
-        tied = bool(getattr(self._model_config, "tie_word_embeddings", False))
-        return self._outward.require_files_weights(self.spec.model_path, frozenset({TIED} if tied else ()))
+        """As `Outward.require_files_weights`, for version 0 alone; what adapters are added to where they go alone."""
+        tied = frozenset({TIED} if getattr(self._model_config, "tie_word_embeddings", False) else ())
+        path, threads = self.spec.model_path, self.spec.learner.num_threads
+        self._first_model = self._outward.require_files_weights(path, threads, tied)
+        if not self._outward.alone or self._adapters is None:
+            return None
+        return Onto(self._first_model, self._adapters.scale)
 
     def named_tensors(self) -> dict[str, torch.Tensor] | None:
         """Copies of all weights on the CPU, finite, named as in the model's files, on rank 0; None on the others."""
@@ -265,7 +270,8 @@ class Learner:
 
         Rank 0 adds the policy for its export. Collective; writing the snapshot is not.
         """
-        counts = {"version": self.version, "moves": self._moves, "skipped_moves": self._skipped_moves}
+        facts: dict[str, object] = {"version": self.version, "moves": self._moves, "skipped_moves": self._skipped_moves}
+        facts |= {"num_epochs": self.spec.learner.num_epochs, "first_model": self._first_model}
         policy, beside = self._outward.copies(self.version)
         extra = self._reference.snapshot() if self._reference is not None else {}
         if self._adapters is not None and policy:
@@ -273,17 +279,18 @@ class Learner:
         return shards.snapshot(
             self.spec.rank,
             self._backend.shard(),
-            {**counts, **rank.layout_of(self.spec), "pieces": self._backend.pieces()},
+            {**facts, **rank.layout_of(self.spec), "pieces": self._backend.pieces()},
             extra=extra,
             policy=(ModelSource(self._model_config, self.spec.model_path), policy) if policy else None,
         )
 
     def load(self, path: str) -> int:
-        """The version restored from `path`; RunFailed where another dtype or other adapters saved it."""
+        """The version restored from `path`; RunFailed where another dtype, model or other adapters saved it."""
         facts = rank.restore(self._backend, self.spec, path)
+        rank.require_first_model(self.spec, self._first_model, facts, path)
         if self._reference is not None:
             self._reference.load(Path(path))
-        self.version, self._moves = facts["version"], facts["moves"]
+        self.version, self._moves = facts["version"], rank.moves_of(facts, self.spec.learner.num_epochs)
         self._skipped_moves = facts["skipped_moves"]
         self._backend.barrier()
         return self.version

@@ -16,7 +16,7 @@ from capo_ray.learners.backend import Backend
 from capo_ray.learners.file_names import FileNames, Files, require_files_weights
 from capo_ray.learners.shards import copy_to_host
 from capo_ray.protocols import RunFailed
-from capo_ray.weights import Onto, Witness, base_fingerprint, pair_names, require_finite
+from capo_ray.weights import Witness, base_fingerprint, pair_names, require_finite
 
 Portion = dict[str, torch.Tensor]
 
@@ -37,26 +37,22 @@ class Outward:
         else:
             self.backend.visit_weights(lambda portion: visit(self._named(portion)))
 
-    def require_files_weights(self, path: str, left_out: frozenset[str] = frozenset()) -> Onto | None:
-        """Raises RunFailed unless what the model's files at `path` hold is what would be published now, or its base.
+    def require_files_weights(self, path: str, num_threads: int, left_out: frozenset[str] = frozenset()) -> str:
+        """The fingerprint of the model without adapters (rank 0), which depends on its weights in their dtype alone.
 
-        What adapters are added to, where they are sent alone (rank 0); `left_out`: what of the files is no part of it.
+        Raises RunFailed unless what the model's files at `path` hold is what would be published now, or its base.
+        `left_out`: what of the files is no part of the model.
         """
-        files, witness = Files(path), Witness()
+        files, witness = Files(path), Witness(num_threads)
 
         def compare(portion: Portion) -> None:
-            if not self.alone:
-                require_files_weights(self._named(portion), files, path)
-                return
             # Not the merged one: W + 0 is W, but -0 + 0 has other bits than -0.
-            base = self.names.to_files(without_adapters(portion))
-            require_files_weights(base, files, path)
+            base = self.names.to_files(portion if self.adapters is None else without_adapters(portion))
+            require_files_weights(base if self.alone else self._named(portion), files, path)
             witness.add({name: tensor for name, tensor in base.items() if name not in left_out})
 
         self.backend.visit_weights(compare)
-        if not self.alone or self.adapters is None:
-            return None
-        return Onto(base_fingerprint(witness.seen), self.adapters.scale)
+        return base_fingerprint(witness.seen) if witness.seen else ""
 
     def copies(self, version: int) -> tuple[Portion, Portion]:
         """(all weights, those of the adapters by their names in memory), finite, on the CPU of rank 0."""

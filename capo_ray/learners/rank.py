@@ -21,7 +21,7 @@ from capo_ray.learners.policy import Policy
 from capo_ray.learners.pretrained import DTYPES
 from capo_ray.learners.relayout import read_pieces
 from capo_ray.learners.sequence import SequenceGroup
-from capo_ray.learners.spec import RankSpec
+from capo_ray.learners.spec import LearnerSpec, RankSpec
 from capo_ray.learners.zero import ZeroBackend
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import unshared_heads
@@ -164,6 +164,28 @@ def restore(backend: Backend, spec: RankSpec, path: str) -> dict[str, Any]:
         require_layout(ours, facts, path)
         backend.load_shard(tensors)
     return facts
+
+
+def require_first_model(spec: LearnerSpec, found: str, facts: dict[str, Any], path: str) -> None:
+    """Raises RunFailed unless the files of the model hold what they held when the run that saved a checkpoint began.
+
+    KL is measured from them, adapters are added to them, and neither is in a checkpoint. `found`: the fingerprint of
+    what they hold now; where that or the checkpoint's is not known (rank 0 alone knows them) nothing is compared.
+    """
+    began = facts.get("first_model")
+    if spec.other_model or not found or not began or began == found:
+        return
+    raise RunFailed(
+        f"expected model.path={spec.model_path} to hold the model with which the run of {path} began (fingerprint "
+        f"{began[:12]}, now {found[:12]}): KL is measured from it, and adapters are added to it; put its files back, "
+        f"or take others on purpose from a directory of another name with run.changes_allowed=[model.path]"
+    )
+
+
+def moves_of(facts: dict[str, Any], num_epochs: int) -> int:
+    """The moves behind a checkpoint, counted as if each update had made `num_epochs`: the place in the schedule."""
+    moves: int = facts["moves"]
+    return round(moves * num_epochs / facts.get("num_epochs", num_epochs))
 
 
 def require_layout(ours: dict[str, object], facts: dict[str, Any], path: str) -> None:

@@ -55,12 +55,14 @@ class RankSpec:
 class LearnerSpec(RankSpec):
     """A rank of the policy's learner; `total_updates` ends the schedule.
 
-    `adapters_alone`: engines are sent its adapters, if it has any, and not the whole model.
+    `adapters_alone`: engines are sent its adapters, if it has any, and not the whole model. `other_model`: a checkpoint
+    may be of a run that began with another one than `model_path` holds.
     """
 
     loss: LossConfig
     total_updates: int
     adapters_alone: bool = False
+    other_model: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,6 +156,7 @@ def spec_of(config: SftConfig, model_path: str) -> LearnerSpec:
         total_updates=config.run.num_updates,
         seed=config.run.seed,
         device="auto" if config.learner.num_gpus else "cpu",
+        other_model="model.path" in config.run.changes_allowed,
     )
 
 

@@ -233,6 +233,7 @@ def spec_of(config: TrainConfig) -> LearnerSpec:
         total_updates=config.run.num_updates,
         seed=config.run.seed,
         adapters_alone=adapters_alone(config),
+        other_model="model.path" in config.run.changes_allowed,
     )
 
 

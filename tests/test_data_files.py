@@ -19,6 +19,7 @@ from capo_ray.config.sections import DataConfig
 from capo_ray.config.sft import SftDataConfig
 from capo_ray.problems import build_problems
 from capo_ray.problems.columns import BadRow, boxed_answer
+from capo_ray.problems.haystack import read_sentences
 from capo_ray.problems.lessons import build_lessons
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
@@ -187,6 +188,17 @@ def test_the_first_bad_row_is_named_where_no_row_is_good(value: Any, words: str,
     path = write(tmp_path / "rows.jsonl", {"prompt": value, "answer": "4"})
     with pytest.raises(RunFailed, match=rf"the first bad one: .*rows.jsonl:1: .*{words}"):
         problems(path, question_column="prompt", answer_column="answer")
+
+
+def test_a_row_that_was_cut_inside_a_character_is_a_bad_one_and_no_run_draws_it(tmp_path: Path) -> None:
+    """JSON escapes half of a pair alone, and no tokenizer takes it: a run would end where it is drawn."""
+    path = write(tmp_path / "rows.jsonl", ROW, {"question": "2+2 \ud83d", "answer": "4"}, ROW)
+    config = DataConfig(kind="files", path=str(path), eval_frac=0.0)
+    assert len(problems(path)) == 2
+    (bad,) = build_problems(config, 0).bad_rows
+    assert bad.endswith(r"rows.jsonl:2: expected text in 'question', got half of a character, '\ud83d'")
+    with pytest.raises(BadRow, match="half of a character"):
+        read_sentences({"context": ["a.", "\ud83d b."]}, "context", "")
 
 
 def test_system_turns_that_are_left_out_are_told(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     text = answer_text(value)
     if text is None:
         raise BadRow(f"expected text in {column!r}, got {type(value).__name__}")
-    return _checked(text, column)
+    return checked(text, column)
 
 
 def answer_text(value: Any) -> str | None:
@@ -124,7 +124,7 @@ def _text_or_turn(row: Mapping[str, Any], column: str, speakers: Sequence[str], 
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise BadRow(f"expected text in the {whose} turn of {column!r}, got {type(content).__name__}")
-    return _checked(content, column)
+    return checked(content, column)
 
 
 def system_of(row: Mapping[str, Any], column: str) -> str:
@@ -222,9 +222,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def _checked(text: str, column: str) -> str:
+def checked(text: str, column: str) -> str:
+    """The text, which must be neither empty, too long nor cut inside a character: no tokenizer takes half of one."""
     if not text.strip():
         raise BadRow(f"expected text in {column!r}, got an empty one")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # as JSON escapes it: \ud83d alone, where a text was cut inside an emoji
+        raise BadRow(f"expected text in {column!r}, got half of a character, {text[error.start]!a}") from None
     if len(text) > MAX_ROW_BYTES:
         raise BadRow(f"expected at most {MAX_ROW_BYTES >> 20} MiB of text in {column!r}, got {len(text) / 2**20:.1f}")
     return text

@@ -18,7 +18,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from capo_ray.problems.chains import Split, demonstrate, draw_chain, response_text
-from capo_ray.problems.columns import BadRow, value_at
+from capo_ray.problems.columns import BadRow, checked, value_at
 from capo_ray.problems.streams import DrawnSource
 from capo_ray.steps import cut_at_sentences
 from capo_ray.steps.quotes import REQUEST, number_sentences, quote
@@ -82,6 +82,7 @@ def read_sentences(row: Mapping[str, Any], context: str, evidence: str) -> tuple
     sentences = _sentences(told) if isinstance(told, str) else told
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
         raise BadRow(f"expected sentences, or one text of them, in {context!r}, got {str(told)[:40]!r}")
+    checked("".join(sentences), context)
     needed = value_at(row, evidence) if evidence else []
     if not isinstance(needed, list) or not all(type(n) is int and 0 < n <= len(sentences) for n in needed):
         raise BadRow(f"expected numbers from 1 to {len(sentences)} in {evidence!r}, got {str(needed)[:40]!r}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from capo_ray.config.evaluation import BenchConfig, Suite
 from capo_ray.config.sections import DataConfig
-from capo_ray.problems.columns import BadRow, text_of, value_at
+from capo_ray.problems.columns import BadRow, checked, text_of, value_at
 from capo_ray.problems.rows import Kind, RowReport, read_rows
 from capo_ray.problems.sources import read_problems
 from capo_ray.protocols import RunFailed
@@ -87,6 +87,7 @@ def _choices(
         try:
             question = text_of(row, config.data.question_column or suite.question).strip()
             options, right = _options(suite, row, config.data.answer_column or suite.answer)
+            checked("".join(options), str(suite.options))
         except BadRow as error:
             report.add(place, str(error))
             continue

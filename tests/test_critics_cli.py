@@ -12,9 +12,15 @@ import pytest
 from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.critique import read_input
+from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.config.steps import DEFAULT_STEPS, SEGMENTERS
+from capo_ray.credit import assign_credit
 from capo_ray.critics.solutions import read_solutions
+from capo_ray.metrics.transcripts import group_line
+from capo_ray.problems.files import MAX_ROW_BYTES
 from capo_ray.steps import split_text
+from capo_ray.types import Group, Problem
+from tests.credit_groups import Member, judged
 
 LINES = [
     {"question": "3+4*2?", "response": "4*2 = 8\n\n8+3 = 12\n\nSo \\boxed{12}.", "answer": "11", "wrong_steps": [1]},
@@ -50,6 +56,28 @@ def test_quality_is_measured_against_the_given_wrong_steps(tmp_path: Path, capsy
     assert out["reasons"] == {"no verdict": 1}
 
 
+def test_a_line_of_ones_own_is_judged_in_its_own_steps_whatever_stands_beside_them(tmp_path: Path) -> None:
+    line = {**LINES[0], "meta": {"solution": "see the book"}}
+    (solution,) = read_solutions(read_input(write(tmp_path / "s.jsonl", [line])), DEFAULT_STEPS, 0, print)
+    assert len(solution.steps) == 3 and solution.wrong == {1} and solution.source == ""
+
+
+def test_a_runs_transcript_is_judged_as_the_run_judged_it_however_long_its_lines_are(tmp_path: Path) -> None:
+    """The critic's prompt, and with it the key of its votes in the store, is made of question, solution and steps."""
+    made = Group(7, Problem("p", "1+1", "2", "1+1=2"), tuple(judged(Member(1, [2, 3]), i) for i in range(2)))
+    line = group_line(1, made, assign_credit(made, CREDIT_METHODS["grpo"]())) | {"more": "x" * MAX_ROW_BYTES}
+    path = write(tmp_path / "transcripts.jsonl", [line])
+    found = list(read_solutions(read_input(path), DEFAULT_STEPS, 0, print))
+    assert [(s.problem.prompt, s.problem.solution, s.steps) for s in found] == [("1+1", "1+1=2", ("xx", "xxx"))] * 2
+
+
+def test_responses_without_steps_are_cut_as_training_cuts_them(tmp_path: Path) -> None:
+    responses = [{"text": "a\n\nb", "tokens": ["a\n\n", "b"], "reward": 0}, {"text": "c", "steps": None}]
+    path = write(tmp_path / "groups.jsonl", [{"id": 1, "question": "q", "responses": responses}])
+    found = list(read_solutions(read_input(path), DEFAULT_STEPS, 0, print))
+    assert [(s.steps, s.right_answer) for s in found] == [(("a\n\n", "b"), False), (("c",), None)]
+
+
 def test_gsm8ks_model_solutions_are_read_with_their_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.jsonl"
     out = figures(capsys, "--input", write(tmp_path / "s.jsonl", [NESTED]), "--output", str(output))
@@ -73,6 +101,10 @@ def test_the_table_is_printed_without_json(tmp_path: Path, capsys: pytest.Captur
         ({"question": "q", "response": "a", "wrong_steps": [1]}, "wrong_steps"),
         ({"question": "q", "response": "a", "wrong_steps": [True]}, "wrong_steps"),
         ("[" * 100_000, "line 2"),
+        ({"question": "q", "steps": ["a", 3], "response": "b"}, '"steps" that are all texts'),
+        ({"question": "q", "responses": [3]}, '"responses" that are objects, got int'),
+        ({"question": "q", "responses": [{"reward": 1}]}, '"text", or "tokens" and "steps"'),
+        ({"question": "q \ud83d", "response": "1+1=2"}, "texts of whole characters, got half of one"),
     ],
 )
 def test_a_line_that_does_not_fit_is_refused_by_number(

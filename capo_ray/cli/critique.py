@@ -36,9 +36,11 @@ EXAMPLE = """examples:
       critic.endpoint.model=judge critic.endpoint.key_file=/run/secrets/key
 
 a line of input: {"question": …, "response": … or "steps": […], "answer"?, "solution"?, "wrong_steps"?: [0-based]}
-or a line of ProcessBench, PRM800K, Math-Shepherd, TRL (prompt, completions, labels) or GSM8K's
-example_model_solutions.jsonl; also as Parquet, a JSON array, or packed.
+or a line of a run's transcripts.jsonl (or of capo-ray credit), ProcessBench, PRM800K, Math-Shepherd, TRL (prompt,
+completions, labels) or GSM8K's example_model_solutions.jsonl; also as Parquet, a JSON array, or packed.
 exit codes: 0 done; 1 refused, or no critique could be read"""
+MAX_LINE_BYTES = 256 << 20
+"""Of a transcript a line is a group with a number of each kind per token: 50 MiB for 16 responses of 32k tokens."""
 _PLACE = re.compile(r" at ['\"].*", re.DOTALL)
 
 
@@ -101,11 +103,11 @@ def run(args: argparse.Namespace) -> int:
 def read_input(path: str) -> Iterator[Place]:
     """(place, row or why it is none) of each line of a file; `-` is standard input."""
     if path == "-":
-        return line_rows("-", sys.stdin.buffer)
+        return line_rows("-", sys.stdin.buffer, MAX_LINE_BYTES)
     file = Path(path).expanduser()
     if not file.is_file():
         raise RunFailed(f"--input must be a file of solutions, one JSON object per line, or - (got {path})")
-    return rows_of(file, format_of(file))
+    return rows_of(file, format_of(file), max_bytes=MAX_LINE_BYTES)
 
 
 def _say(note: str) -> None:

@@ -32,10 +32,13 @@ def read_solutions(
             say(f"line {number} is read as {name}'s layout")
         try:
             solutions = [READERS[name](row, number)] if name else _ours(row, number, steps)
+            for solution in solutions:
+                _require_whole_characters(solution)
         except TextAlone as error:
             raise RunFailed(f"line {number}: {error}") from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            said_of = str(error) if isinstance(error, ValueError) else f"expected {name}'s layout, got {error!r}"
+            whose = f"{name}'s layout" if name else "a line as capo-ray critique --help shows"
+            said_of = str(error) if isinstance(error, ValueError) else f"expected {whose}, got {error!r}"
             raise RunFailed(f"line {number}: {said_of}; mend or remove the line") from None
         for solution in solutions:
             if limit and count >= limit:
@@ -44,22 +47,51 @@ def read_solutions(
             yield solution
 
 
+def _require_whole_characters(solution: Solution) -> None:
+    """Raises `ValueError` for a text cut inside a character, half of which JSON escapes and no tokenizer takes."""
+    for text in (solution.problem.prompt, solution.problem.solution or "", *solution.steps):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            got = f"{text[error.start]!a} in {text[max(0, error.start - 20) : error.end]!a}"
+            raise ValueError(f"expected texts of whole characters, got half of one, {got}") from None
+
+
 def _ours(row: dict[str, Any], number: int, steps: StepsBase) -> list[Solution]:
     question = row.get("question", row.get("problem"))
     if not isinstance(question, str):
         raise ValueError('expected "question" (a text) in the object')
     if isinstance(row.get("responses"), list):
-        return [_of_group(row, question, number, response) for response in row["responses"]]
-    return _nested(row, question, number) or [_plain(row, question, number, steps)]
+        return [_of_group(row, question, number, response, steps) for response in row["responses"]]
+    own = isinstance(row.get("steps"), list) or isinstance(row.get("response"), str)
+    return ([] if own else _nested(row, question, number)) or [_plain(row, question, number, steps)]
 
 
-def _of_group(row: dict[str, Any], question: str, number: int, response: dict[str, Any]) -> Solution:
-    """A response of a run's transcript, in the steps that the run judged."""
-    tokens, spans = response["tokens"], response["steps"]
-    texts = tuple("".join(tokens[start:end]) for start, end in spans)
-    problem = Problem(str(row.get("id", number)), question, str(row.get("answer", "")))
-    reward = response.get("reward")
-    return Solution(number, "transcript", problem, texts, None, None if reward is None else bool(reward))
+def _of_group(row: dict[str, Any], question: str, number: int, response: Any, steps: StepsBase) -> Solution:
+    """A response of a line of `capo-ray credit`, as a run's transcript is, in its own steps where it has some."""
+    if not isinstance(response, dict):
+        raise ValueError(f'expected "responses" that are objects, got {type(response).__name__}')
+    spans, tokens = response.get("steps"), response.get("tokens")
+    if spans and isinstance(tokens, list):
+        texts = tuple("".join(tokens[start:end]) for start, end in spans)
+    elif not spans and isinstance(response.get("text"), str):
+        texts = split_text(response["text"], steps)
+    else:
+        raise ValueError('expected "text", or "tokens" and "steps", in each of the "responses"')
+    reward, solution = response.get("reward"), row.get("solution")
+    return Solution(
+        number,
+        "transcript",
+        Problem(
+            str(row.get("id", number)),
+            question,
+            str(row.get("answer", "")),
+            solution if isinstance(solution, str) else None,
+        ),
+        texts,
+        None,
+        None if reward is None else bool(reward),
+    )
 
 
 def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
@@ -86,7 +118,9 @@ def _answer(truth: object) -> str:
 
 def _plain(row: dict[str, Any], question: str, number: int, steps: StepsBase) -> Solution:
     given = row.get("steps")
-    if isinstance(given, list) and given and all(isinstance(step, str) for step in given):
+    if isinstance(given, list) and given:
+        if not all(isinstance(step, str) for step in given):  # another cut of "response" would have other indices
+            raise ValueError('expected "steps" that are all texts')
         cut = tuple(given)
     elif isinstance(row.get("response"), str):
         cut = split_text(row["response"], steps)

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
-from capo_ray.steps.quotes import needed
 from capo_ray.types import Critique, Group, GroupCredit, Judged, Watched
 from capo_ray.votes import majority_word
 
@@ -56,7 +55,7 @@ def group_line(update: int, group: Group, credit: GroupCredit, watched: Watched 
         "question": group.problem.prompt,
         "answer": group.problem.answer,
         "prompt_tokens": max((len(member.trajectory.prompt_ids) for member in group.members), default=0),
-        **({"solution": group.problem.solution} if needed(group.problem.prompt, group.problem.solution) else {}),
+        **({"solution": group.problem.solution} if group.problem.solution else {}),  # which critics were shown
         "responses": [_response(group, credit, watched, i) for i in range(len(group.members))],
     }
 

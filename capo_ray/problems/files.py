@@ -123,15 +123,15 @@ def open_unpacked(path: Path) -> BinaryIO:
     return io.BufferedReader(cast(io.RawIOBase, pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), packing)))
 
 
-def rows_of(path: Path, kind: Format, columns: Collection[str] = ()) -> Iterator[Place]:
-    """The rows of a file in order; of a table only `columns`, where it has them all."""
+def rows_of(path: Path, kind: Format, columns: Collection[str] = (), max_bytes: int = MAX_ROW_BYTES) -> Iterator[Place]:
+    """The rows of a file in order; of a table only `columns`, where it has all; of lines those up to `max_bytes`."""
     try:
-        yield from _rows(path, kind, columns)
+        yield from _rows(path, kind, columns, max_bytes)
     except OSError as error:  # of the disk, or of a packed file that is cut short
         raise RunFailed(f"expected to read {path} to its end, got: {error}; fetch or pack it again") from error
 
 
-def _rows(path: Path, kind: Format, columns: Collection[str]) -> Iterator[Place]:
+def _rows(path: Path, kind: Format, columns: Collection[str], max_bytes: int) -> Iterator[Place]:
     if kind in ("parquet", "arrow"):
         yield from _table_rows(path, kind, columns)
         return
@@ -140,20 +140,21 @@ def _rows(path: Path, kind: Format, columns: Collection[str]) -> Iterator[Place]
             yield from _csv_rows(path, file)
             return
         head = file.peek(64) if isinstance(file, io.BufferedReader) else b""
-        yield from _json_rows(path, file) if _opens_array(head) or path.suffix == ".json" else line_rows(path, file)
+        whole = _opens_array(head) or path.suffix == ".json"
+        yield from (_json_rows if whole else line_rows)(path, file, max_bytes)
 
 
 def _opens_array(head: bytes) -> bool:
     return head.removeprefix(BOM).lstrip().startswith(b"[")
 
 
-def _json_rows(path: Path, file: BinaryIO) -> Iterator[Place]:
+def _json_rows(path: Path, file: BinaryIO, max_bytes: int) -> Iterator[Place]:
     """The rows of one JSON array, or of the one array in a JSON object; of anything else its lines."""
     text = file.read()
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
-        yield from line_rows(path, io.BytesIO(text))
+        yield from line_rows(path, io.BytesIO(text), max_bytes)
         return
     if isinstance(tree, dict):
         tree = next((tree[name] for name in ROOTS if isinstance(tree.get(name), list)), [tree])
@@ -162,14 +163,14 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[Place]:
         yield f"{path}:{number}", said
 
 
-def line_rows(path: Path | str, file: BinaryIO) -> Iterator[Place]:
+def line_rows(path: Path | str, file: BinaryIO, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Place]:
     """The rows of JSON lines, blank ones left out."""
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(_lines(file, max_bytes), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
-        if len(line) > MAX_ROW_BYTES:
-            yield place, f"expected a line of at most {MAX_ROW_BYTES >> 20} MiB, got a longer one"
+        if len(line) > max_bytes:
+            yield place, f"expected a line of at most {max_bytes >> 20} MiB, got a longer one"
             continue
         try:
             row = json.loads(line.removeprefix(BOM) if number == 1 else line)
@@ -179,12 +180,12 @@ def line_rows(path: Path | str, file: BinaryIO) -> Iterator[Place]:
         yield place, row if isinstance(row, dict) else f"expected a JSON object, got {type(row).__name__}"
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: BinaryIO, max_bytes: int) -> Iterator[bytes]:
     """The lines of a file; of one that is too long its first bytes, one more than are allowed."""
-    while line := file.readline(MAX_ROW_BYTES + 1):
+    while line := file.readline(max_bytes + 1):
         rest = line
-        while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_ROW_BYTES + 1)
+        while len(rest) > max_bytes and not rest.endswith(b"\n"):
+            rest = file.readline(max_bytes + 1)
         yield line
 
 

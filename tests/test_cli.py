@@ -190,10 +190,22 @@ def test_submit_to_an_address_where_nobody_answers_says_so_in_one_sentence(capsy
     assert said.startswith("capo-ray submit: --address: expected an answer at 127.0.0.1:9") and said.count("\n") == 1
 
 
-def test_an_option_that_is_a_setting_is_answered_with_how_to_write_it(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--credit grpo", "--credit; settings have no dashes: credit=VALUE\n"),
+        ("--multirun credit=capo,grpo", "--multirun; a command is one run: call it for each, as `for s in 0 1 2; do "),
+        ("-m", "-m; a command is one run: "),
+        ("--cfg job", "--cfg; --dry-run=full prints the configuration\n"),
+        ("-x", "-x\n"),
+    ],
+)
+def test_an_option_of_other_programs_is_answered_with_what_stands_in_its_place(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        cli._parse("train", importlib.import_module("capo_ray.cli.train"), ["--credit", "grpo"])
-    assert "unrecognized arguments: --credit; settings have no dashes: credit=VALUE" in capsys.readouterr().err
+        cli._parse("train", importlib.import_module("capo_ray.cli.train"), words.split())
+    assert f"unrecognized arguments: {said}" in capsys.readouterr().err
 
 
 def test_what_is_given_twice_or_set_by_an_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("capo_ray.cli.export", "capo-ray export runs/latest --output policy"),
     "submit": ("capo_ray.cli.submit", "capo-ray submit --address http://127.0.0.1:8265 credit=capo"),
 }
+_SWEEP = "; a command is one run: call it for each, as `for s in 0 1 2; do capo-ray train run.seed=$s …; done`"
+OF_HYDRA = {"m": _SWEEP, "multirun": _SWEEP} | dict.fromkeys(("c", "cfg"), "; --dry-run=full prints the configuration")
+"""What Hydra's own program takes as options, and what is in their place here."""
 LEAVE_S = 20.0
 INTERRUPTED, READER_GONE, TERMINATED = 130, 141, 143
 
@@ -157,9 +160,10 @@ def _parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespac
 
     def error(message: str) -> NoReturn:
         """What other programs take as an option is a setting here."""
-        _, unknown, rest = message.partition("unrecognized arguments: --")
-        hint = f"; settings have no dashes: {rest.split()[0].partition('=')[0]}=VALUE" if unknown else ""
-        wrong(message + hint)
+        _, unknown, rest = message.partition("unrecognized arguments: -")
+        option = rest.split()[0].lstrip("-").partition("=")[0] if unknown else ""
+        plain = f"; settings have no dashes: {option}=VALUE" if rest.startswith("-") else ""
+        wrong(message + OF_HYDRA.get(option, plain))
 
     parser.error = error  # type: ignore[method-assign]
     try:

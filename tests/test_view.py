@@ -19,6 +19,7 @@ from capo_ray.cli import main
 from capo_ray.ledger import SqliteLedger, read_balance
 from capo_ray.ledger.lives import read_lives
 from capo_ray.runs.reading import NoRun, Run
+from capo_ray.view.comparing import compare
 from capo_ray.view.figures import choose, flow_page
 from capo_ray.view.kinds import kind_of
 from capo_ray.view.report import build_report
@@ -220,6 +221,23 @@ def test_the_commands_that_read_runs(run_dir: Path, tmp_path: Path, capsys: pyte
     told = json.loads(capsys.readouterr().out)
     assert told == {"output": str(tmp_path / "r.html"), "bytes": ANY, "runs": [str(run_dir), str(other)]}
     assert (tmp_path / "r.html").stat().st_size == told["bytes"] > 20_000
+
+
+def test_what_a_resumed_run_spent_is_counted_over_its_sessions(tmp_path: Path) -> None:
+    """By hand: 100 tokens to update 2, then, 1,000 s later, 30 of a new engine's own count; at 70 one is replaced."""
+    rows = [(0, 0, 10), (2, 20, 100), (3, 1030, 30), (4, 1040, 70), (5, 1050, 35), (6, 1060, 50)]
+    told = [
+        {"update": u, "unix_s": 5000 + s, "rollout/generated_tokens_total": n, "eval/accuracy_frac": 0.5}
+        for u, s, n in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    sessions = [{"from_version": 0, "unix_s": 4990.0}, {"from_version": 2, "unix_s": 6020.0}]
+    (tmp_path / "history.json").write_text(json.dumps({"run_id": "a", "sessions": sessions}))
+    found = compare([Run(tmp_path)])
+    points = [one["runs"][0] for one in found["curve"]]
+    assert [p["tokens"] for p in points] == [10, 100, 130, 170, 170, 185]
+    assert [p["seconds"] for p in points] == [0, 20, 30, 40, 50, 60]
+    assert (found["runs"][0]["tokens"], found["runs"][0]["seconds"]) == (185, 60)
 
 
 @pytest.mark.parametrize("command", [["view"], ["report", "-o", "r.html"], ["compare"]])

@@ -24,6 +24,7 @@ import yaml
 from capo_ray.runs.layout import (
     CONFIG_FILE,
     ERROR_FILE,
+    HISTORY_FILE,
     LOCK_FILE,
     METRICS_FILE,
     SUMMARY_FILE,
@@ -126,6 +127,15 @@ class Run:
         except (OSError, yaml.YAMLError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    @property
+    def sessions(self) -> list[tuple[int, float]]:
+        """(update that it went on from, Unix time at which it began) of each; [] where the history cannot be read."""
+        try:
+            told = json.loads((self.path / HISTORY_FILE).read_bytes())["sessions"]
+            return [(int(one["from_version"]), float(one["unix_s"])) for one in told]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from capo_ray.runs.reading import Run
 
 ACCURACY = "eval/accuracy_frac"
+TOKENS, CRITIC_TOKENS = "rollout/generated_tokens_total", "critic/output_tokens_total"
 _ASIDE = ("run.name", "run.dir", "resume")
 """Keys in which any two runs differ."""
 
@@ -16,6 +17,7 @@ def line_of(run: Run) -> dict[str, Any]:
     """One run in a line: what it is, how it ended, what it reached."""
     rows, summary, settings = run.rows(), run.summary or {}, run.settings
     accuracy = [row[ACCURACY] for row in rows if row.get(ACCURACY) is not None]
+    spent = _spent(run, rows)
     return {
         "run": run.name,
         "path": str(run.path),
@@ -26,9 +28,9 @@ def line_of(run: Run) -> dict[str, Any]:
         "updates": rows[-1]["update"] if rows else 0,
         "first_accuracy": accuracy[0] if accuracy else None,
         "last_accuracy": accuracy[-1] if accuracy else None,
-        "seconds": summary.get("wall_s", _seconds(rows)),
-        "tokens": _last(rows, "rollout/generated_tokens_total"),
-        "critic_tokens": _last(rows, "critic/output_tokens_total"),
+        "seconds": summary.get("wall_s", spent[-1]["seconds"] if spent else None),
+        "tokens": spent[-1][TOKENS] if spent else None,
+        "critic_tokens": spent[-1][CRITIC_TOKENS] if spent else None,
     }
 
 
@@ -47,22 +49,38 @@ def _curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
     tables = []
     for run in runs:
         rows = run.rows()
-        began = rows[0].get("unix_s") if rows else None
-        tables.append({row["update"]: _point(row, began) for row in rows if row.get(ACCURACY) is not None})
+        pairs = zip(rows, _spent(run, rows), strict=True)
+        tables.append(
+            {
+                row["update"]: {"accuracy": row[ACCURACY], "seconds": spent["seconds"], "tokens": spent[TOKENS]}
+                for row, spent in pairs
+                if row.get(ACCURACY) is not None
+            }
+        )
     updates = sorted({update for table in tables for update in table})
     return [{"update": update, "runs": [table.get(update) for table in tables]} for update in updates]
 
 
-def _point(row: Mapping[str, Any], began: float | None) -> dict[str, Any]:
-    at = row.get("unix_s")
-    seconds = round(at - began, 1) if at is not None and began is not None else None
-    return {"accuracy": row[ACCURACY], "seconds": seconds, "tokens": row.get("rollout/generated_tokens_total")}
+def _spent(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """Up to each row, over all sessions: seconds since the first one, those between sessions left out, and tokens.
 
-
-def _seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    times = [row["unix_s"] for row in rows if row.get("unix_s") is not None]
-    return round(times[-1] - times[0], 1) if times else None
-
-
-def _last(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return next((row[name] for row in reversed(rows) if row.get(name) is not None), None)
+    Workers count from their own start, so that a resumed run's counters begin again; what one that was replaced had
+    counted since the row before is lost. None where nothing tells.
+    """
+    sessions, found = run.sessions, list[dict[str, float | None]]()
+    whole: dict[str, float | None] = {"seconds": None, TOKENS: None, CRITIC_TOKENS: None}
+    before: dict[str, float] = {}
+    last = 0
+    for row in rows:
+        now = max((i for i, (start, _) in enumerate(sessions) if start < row["update"]), default=0)
+        if now > last:
+            last, before = now, {"unix_s": sessions[now][1]}
+        if (at := row.get("unix_s")) is not None:
+            whole["seconds"] = round((whole["seconds"] or 0.0) + max(0.0, at - before.get("unix_s", at)), 3)
+            before["unix_s"] = at
+        for name in (TOKENS, CRITIC_TOKENS):
+            if (count := row.get(name)) is not None:
+                whole[name] = (whole[name] or 0.0) + max(0.0, count - before.get(name, 0.0))
+                before[name] = count
+        found.append(dict(whole))
+    return found

@@ -140,9 +140,12 @@ def test_an_evaluation_needs_no_room_for_versions_of_the_policy_on_their_way() -
     assert estimate_memory(serving)[-1].gib_each < 2 < estimate_memory(compose_train(["model=qwen2_5_7b"]))[-1].gib_each
 
 
-def test_a_run_is_asked_as_it_asked_its_own_policy(tmp_path: Path) -> None:
+def test_a_run_is_asked_as_it_asked_its_own_policy_and_what_it_lacks_of_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    own = compose_train(["model.system_prompt=Think.", "rollout.max_response_tokens=77", "engine.max_num_seqs=9"])
+    words = ["model.system_prompt=Think.", "rollout.max_response_tokens=77", "engine.max_num_seqs=9"]
+    own = compose_train([*words, "environment=calculator"])
     run.mkdir()
     write_settings(run / "config.yaml", own.model_dump(mode="json"))
     with pytest.raises(RunFailed, match="expected a run directory with checkpoints/"):
@@ -158,6 +161,10 @@ def test_a_run_is_asked_as_it_asked_its_own_policy(tmp_path: Path) -> None:
     assert config.model.path.endswith("checkpoints/v000003/policy")
     assert (config.model.system_prompt, config.rollout.max_response_tokens) == ("Think.", 77)
     assert config.engine.max_num_seqs == 9
+    assert (
+        capsys.readouterr().err
+        == f"{run}: its policy played environment=calculator; here it is asked once, without it\n"
+    )
 
 
 @pytest.mark.parametrize(

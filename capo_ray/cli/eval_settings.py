@@ -9,6 +9,7 @@ model=EVALUATION, resume=…       that evaluation again: what is missing of it 
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -124,6 +125,8 @@ def _of_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
     weights = find_checkpoint(run, None) / POLICY_DIR
     if not weights.is_dir():
         raise ConfigError(f"model: expected the policy's weights in {weights}, found none; give another run")
+    if (played := own.get("environment", {}).get("kind", "none")) != "none":
+        print(f"{run}: its policy played environment={played}; here it is asked once, without it", file=sys.stderr)
     tree |= {name: own[name] for name in OF_THE_RUN}
     tree["model"]["path"] = str(weights)
     tree["rollout"] = {"max_response_tokens": own["rollout"]["max_response_tokens"]}

@@ -6,13 +6,18 @@ import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import CritiqueStore
 from capo_ray.critics.guarded import GuardedStore
 from capo_ray.critics.store import StoreHeld, request_key
+from capo_ray.place.judging import judge_on
 from capo_ray.types import Critique, Problem, Provenance
 
 VOTE = Critique(
@@ -39,6 +44,26 @@ def test_a_critique_comes_back_as_it_went_in_and_says_that_it_is_cached(tmp_path
     assert first == replace(VOTE, provenance=replace(VOTE.provenance, cached=True))
     assert (second.flagged, second.reason) == (None, "no verdict")
     assert "nul" in second.text
+
+
+def test_votes_of_a_critic_are_of_what_its_directory_held_then_and_not_of_what_it_holds_now(tmp_path: Path) -> None:
+    """Else a critic that was taught again under its name would be given its older self's votes."""
+
+    def model_of(directory: Path, weight: float) -> str:
+        directory.mkdir(exist_ok=True)
+        save_file({"a": np.zeros((600, 600), np.float32), "b": np.full(300, weight)}, directory / "model.safetensors")
+        engine: Any = SimpleNamespace(spec=SimpleNamespace(model_path=str(directory)), tokenizer=object())
+        judge: Any = judge_on(engine, CriticConfig(), "majority", 1, None)
+        return str(judge._source.model)
+
+    first = model_of(tmp_path / "judge", 1.0)
+    assert first.startswith(f"{tmp_path / 'judge'}@") and first == model_of(tmp_path / "judge", 1.0)
+    assert model_of(tmp_path / "judge", 1.5) != first
+    assert model_of(tmp_path / "copy", 1.0).endswith(first[-12:]), "on another node"
+    (tmp_path / "judge" / "model.safetensors").unlink()
+    engine: Any = SimpleNamespace(spec=SimpleNamespace(model_path=str(tmp_path / "judge")), tokenizer=object())
+    judge: Any = judge_on(engine, CriticConfig(), "majority", 1, None)
+    assert judge._source.model == str(tmp_path / "judge")
 
 
 def test_votes_after_a_gap_are_not_read(tmp_path: Path) -> None:

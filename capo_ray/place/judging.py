@@ -63,8 +63,12 @@ def judge_on(
     if engine is None:
         judge = build_judge(critic, vote=vote, quorum=quorum, store=store, truth=true_wrong_steps)
     else:
+        from capo_ray.weights.checkpoint import files_revision
+
+        path = engine.spec.model_path
+        revision = files_revision(path)  # votes of a store are those of what the directory held then, not holds now
         judge = build_judge(
             critic, vote=vote, quorum=quorum, store=store, engine=engine, tokenizer=engine.tokenizer,
-            model_revision=engine.spec.model_path,
+            model_revision=f"{path}@{revision}" if revision else path,
         )  # fmt: skip
     return RuledJudge(judge, unasked_steps) if critic.flag_unasked else judge

@@ -8,12 +8,5 @@ if (( $# < 2 )); then
 fi
 runs=$1 name=$2
 shift 2
-if [[ -f "$runs/$name/config.yaml" ]]; then
-  # The run's own configuration stands; choices cannot change under it, so the overrides are not given again.
-  if compgen -G "$runs/$name/checkpoints/v*" >/dev/null; then
-    exec python -m capo_ray train "resume=$runs/$name"
-  fi
-  # It ended before its first checkpoint: nothing is given up by beginning again.
-  exec python -m capo_ray train "resume=$runs/$name" run.from_zero=true
-fi
-exec python -m capo_ray train "run.dir=$runs" "run.name=$name" "$@"
+# What the line has changed since the run began is taken, or refused in a sentence (docs/runs.md).
+exec python -m capo_ray train resume=auto "run.dir=$runs" "run.name=$name" "$@"

@@ -28,6 +28,7 @@ from capo_ray.cli import main
 from capo_ray.cli.compose import compose_train, conf_dir
 from capo_ray.cli.memory import policy_of
 from capo_ray.demand import demand
+from capo_ray.place import rundir
 from tests.kustomize import beside, render
 
 ROOT = Path(capo_ray.__file__).parent.parent
@@ -370,15 +371,18 @@ def test_the_script_of_a_restarted_job_goes_on_where_there_is_a_run(tmp_path: Pa
     env = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
     line = [str(ROOT / "scripts" / "train_or_resume.sh"), str(tmp_path), "one", "credit=grpo"]
 
-    def called() -> str:
-        return subprocess.run(line, env=env, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-    assert called() == f"-m capo_ray train run.dir={tmp_path} run.name=one credit=grpo"
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "config.yaml").touch()
-    assert called() == f"-m capo_ray train resume={tmp_path}/one run.from_zero=true", "no checkpoint is given up"
-    (tmp_path / "one" / "checkpoints" / "v000002").mkdir(parents=True)
-    assert called() == f"-m capo_ray train resume={tmp_path}/one"
+    said = subprocess.run(line, env=env, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    assert said == f"-m capo_ray train resume=auto run.dir={tmp_path} run.name=one credit=grpo"
+    (tmp_path / "data.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    words = ["resume=auto", f"run.dir={tmp_path}", "run.name=one", "experiment=paper_1_5b", "data=math"]
+    words += [f"data.path={tmp_path}/data.jsonl", "cluster=auto", "run.max_minutes=2820"]
+    begun = compose_train(words)
+    assert not begun.resume
+    path, _ = rundir.open_new(begun)
+    assert compose_train(words).resume == str(path) and compose_train(words).run.from_zero, "no checkpoint is given up"
+    (path / "checkpoints" / "v000002").mkdir(parents=True)
+    again = compose_train([*words, "learner.lr=2e-7"])
+    assert (again.resume, again.run.from_zero, again.learner.lr) == (str(path), False, 2e-7), "an edited job is heeded"
 
 
 def slurm_job(tmp_path: Path, driver: str) -> tuple[list[str], dict[str, str], Path]:

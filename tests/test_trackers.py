@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +39,50 @@ def follow_a_run(run_dir: Path, **tracking: bool) -> None:
     again.log({"eval/accuracy_frac": 0.75}, update=3)
     again.close()
     assert trackers.num_dropped == again.num_dropped == 0
+
+
+def make_two_of_one_name(tmp_path: Path, **tracking: bool) -> None:
+    """Two runs called `run7` in two folders, as sweeps make them; the first is resumed after the second began."""
+    config = TrackingConfig(tensorboard=False, project="tries", **tracking)  # type: ignore[arg-type]
+    for number, resume_from in ((1, None), (2, None), (1, 1)):
+        run_dir = tmp_path / f"dir{number}" / "run7"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "history.json").write_text(json.dumps({"run_id": f"{number}" * 32, "sessions": []}))
+        trackers = build_trackers(config, run_dir, SETTINGS, resume_from=resume_from)
+        trackers.log({"eval/accuracy_frac": number / 4}, update=2 if resume_from else 1)
+        trackers.close()
+
+
+def test_runs_of_one_name_are_two_for_wandb_and_one_of_before_keeps_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one id W&B would put the second in the place of the first."""
+    began: list[tuple[str, str | None]] = []
+
+    def init(*, id: str, resume: str | None, **_: Any) -> Any:
+        began.append((id, resume))
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Table=None, init=init))
+    make_two_of_one_name(tmp_path, wandb=True)
+    assert began == [("run7-11111111", None), ("run7-22222222", None), ("run7-11111111", "allow")]
+    older = tmp_path / "dir1" / "run7"
+    (older / "wandb" / "run-20260101_000000-run7").mkdir(parents=True)
+    config = TrackingConfig(tensorboard=False, wandb=True)
+    build_trackers(config, older, SETTINGS, resume_from=2).close()
+    assert began[-1] == ("run7", "allow")
+
+
+def test_runs_of_one_name_are_two_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    make_two_of_one_name(tmp_path, mlflow=True)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tries")
+    runs = client.search_runs([experiment.experiment_id])
+    told = [[one.value for one in client.get_metric_history(run.info.run_id, "eval/accuracy_frac")] for run in runs]
+    assert sorted(told) == [[0.25, 0.25], [0.5]]
 
 
 def records_of(path: Path) -> Iterator[Any]:

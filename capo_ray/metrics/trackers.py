@@ -10,6 +10,9 @@ from typing import Any
 
 from capo_ray.config.base import flat_keys
 from capo_ray.metrics.told import COLUMNS, to_markdown, to_rows
+from capo_ray.runs.reading import run_id_of
+
+RUN_ID = "capo_ray.run_id"  # MLflow's tag
 
 
 class TensorBoardTracker:
@@ -51,7 +54,10 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """One Weights & Biases run, named like the run directory and taken up again on resume."""
+    """One Weights & Biases run, named like the run directory and taken up again on resume.
+
+    Its id there has the run's own beside the name: under one id a second run would take the first one's place.
+    """
 
     def __init__(self, project: str, run_dir: Path, run_config: Mapping[str, Any], resumed: bool = False) -> None:
         import wandb
@@ -61,7 +67,7 @@ class WandbTracker:
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
-            id=run_dir.name,
+            id=_id_of(run_dir),
             dir=str(run_dir),
             config=dict(run_config),
             resume="allow" if resumed else None,
@@ -105,7 +111,8 @@ class TrackioTracker(WandbTracker):
 
 
 class MlflowTracker:
-    """One MLflow run in the experiment `project`, named like the run directory; the newest of that name on resume.
+    """One MLflow run in the experiment `project`, named like the run directory; on resume the one tagged with the run's
+    id, or, of before there were tags, the newest of that name.
 
     The tracking URI comes from MLFLOW_TRACKING_URI. Parameters are those of the first session: MLflow lets none change.
     """
@@ -115,14 +122,15 @@ class MlflowTracker:
 
         self._mlflow: Any = mlflow
         experiment = self._mlflow.set_experiment(project)
+        own = run_id_of(run_dir)
         if resumed:
-            found = self._mlflow.MlflowClient().search_runs(
-                [experiment.experiment_id], f'attributes.run_name = "{run_dir.name}"', max_results=1
-            )
-            if found:
-                self._mlflow.start_run(run_id=found[0].info.run_id)
+            asked = (f'tags."{RUN_ID}" = "{own}"', f'attributes.run_name = "{run_dir.name}"')
+            find = self._mlflow.MlflowClient().search_runs
+            found = [run for one in asked for run in find([experiment.experiment_id], one)]
+            if its := [run for run in found if run.data.tags.get(RUN_ID, own) == own]:
+                self._mlflow.start_run(run_id=its[0].info.run_id)
                 return
-        self._mlflow.start_run(run_name=run_dir.name)
+        self._mlflow.start_run(run_name=run_dir.name, tags={RUN_ID: own})
         self._mlflow.log_params({name: str(value)[:250] for name, value in flat_keys(run_config).items()})
 
     def log(self, metrics: Mapping[str, float], *, update: int) -> None:
@@ -137,6 +145,13 @@ class MlflowTracker:
     def close(self) -> None:
         """End the run."""
         self._mlflow.end_run()
+
+
+def _id_of(run_dir: Path) -> str:
+    """Name and id of a run; the name alone of one that W&B knows by that, from before."""
+    own = run_id_of(run_dir)
+    known = any((run_dir / "wandb").glob(f"*run-*-{run_dir.name}"))
+    return run_dir.name if known or not own else f"{run_dir.name}-{own[:8]}"
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

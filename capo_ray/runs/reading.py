@@ -203,6 +203,14 @@ class Run:
         return found
 
 
+def run_id_of(path: Path) -> str:
+    """The id of the run in a directory, which no other has, whatever its name; empty where its history has none."""
+    try:
+        return str(json.loads((path / HISTORY_FILE).read_bytes()).get("run_id", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _speaks(line: dict[str, Any] | None, words: list[str]) -> bool:
     """Whether question and texts hold the words, not only a field's name or a critique."""
     if line is None:

@@ -62,13 +62,18 @@ def test_a_line_of_ones_own_is_judged_in_its_own_steps_whatever_stands_beside_th
     assert len(solution.steps) == 3 and solution.wrong == {1} and solution.source == ""
 
 
-def test_a_runs_transcript_is_judged_as_the_run_judged_it_however_long_its_lines_are(tmp_path: Path) -> None:
+def test_a_runs_transcript_is_judged_as_the_run_judged_it_however_long_its_lines_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The critic's prompt, and with it the key of its votes in the store, is made of question, solution and steps."""
-    made = Group(7, Problem("p", "1+1", "2", "1+1=2"), tuple(judged(Member(1, [2, 3]), i) for i in range(2)))
+    members = tuple(judged(Member(1, [6, 1], text="1+1=2\n2"), i) for i in range(2))
+    made = Group(7, Problem("p", "1+1", "2", "1+1=2"), members)
     line = group_line(1, made, assign_credit(made, CREDIT_METHODS["grpo"]())) | {"more": "x" * MAX_ROW_BYTES}
     path = write(tmp_path / "transcripts.jsonl", [line])
     found = list(read_solutions(read_input(path), DEFAULT_STEPS, 0, print))
-    assert [(s.problem.prompt, s.problem.solution, s.steps) for s in found] == [("1+1", "1+1=2", ("xx", "xxx"))] * 2
+    assert [(s.problem.prompt, s.problem.solution, s.steps) for s in found] == [("1+1", "1+1=2", ("1+1=2\n", "2"))] * 2
+    assert figures(capsys, "--input", path)["summary"]["steps"] == 4
+    assert figures(capsys, "--input", path, "steps=blank_line")["summary"]["steps"] == 2, "where it is asked how to cut"
 
 
 def test_responses_without_steps_are_cut_as_training_cuts_them(tmp_path: Path) -> None:

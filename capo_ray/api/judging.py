@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from capo_ray.api.running import Config, to_overrides
 from capo_ray.cli import prefer_own_programs
 from capo_ray.cli.credit import read_settings
-from capo_ray.cli.critique import setting_of
+from capo_ray.cli.critique import cuts_anew, setting_of
 from capo_ray.cli.critique_judging import judge_settings
 from capo_ray.cli.verify import WINDOW, config_of, pair_of
 from capo_ray.credit import EvidenceError
@@ -100,9 +101,11 @@ def critique(solutions: Iterable[Mapping[str, Any]], config: Config = ()) -> lis
     `Judgement` has `critiques` and `voted(k, vote)`: the steps held to be wrong. Raises `RunFailed`.
     """
     prefer_own_programs()
-    setting = setting_of(to_overrides(config), "")
+    overrides = to_overrides(config)
+    setting, cut_anew = setting_of(overrides, ""), cuts_anew(overrides)
     rows = ((f"solutions:{number}", dict(row)) for number, row in enumerate(solutions, 1))
-    read = list(read_solutions(rows, setting.config.steps, 0, lambda note: print(note, file=sys.stderr)))
+    say: Callable[[str], None] = partial(print, file=sys.stderr)
+    read = list(read_solutions(rows, setting.config.steps, 0, say, cut_anew=cut_anew))
     if not read:
         return []
     ((judgements, _),) = _finish(judge_settings([setting], read))

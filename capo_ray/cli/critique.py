@@ -16,7 +16,7 @@ from typing import Any
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.critique_judging import Setting, judge_settings
 from capo_ray.cli.critique_table import against_truth, by_source, finite, summary, to_text
-from capo_ray.cli.overrides import Override
+from capo_ray.cli.overrides import Override, split
 from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import calculate, parse_critique
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     config = settings[0].config
     if any(setting.config.steps != config.steps for setting in settings):
         raise RunFailed("--also must leave steps.… as they are, since all judge the same solutions; set them once")
-    solutions = list(read_solutions(read_input(args.input), config.steps, args.limit, _say))
+    rows, cut_anew = read_input(args.input), cuts_anew(args.overrides)
+    solutions = list(read_solutions(rows, config.steps, args.limit, _say, cut_anew=cut_anew))
     if not solutions:
         raise RunFailed(f"--input must hold at least one solution (got none in {args.input})")
     truth = None
@@ -98,6 +99,11 @@ def run(args: argparse.Namespace) -> int:
         if truth is not None and len(told) > 1:
             print("\nall settings\n" + _joint_table(told))
     return 0 if readable else 1
+
+
+def cuts_anew(overrides: Sequence[Override]) -> bool:
+    """Whether it was asked how responses are cut into steps."""
+    return any(split(given).key.partition(".")[0] == "steps" for given in overrides)
 
 
 def read_input(path: str) -> Iterator[Place]:

@@ -16,11 +16,17 @@ NESTED_STEPS = NewlineSteps()
 
 
 def read_solutions(
-    rows: Iterable[tuple[str, dict[str, Any] | str]], steps: StepsBase, limit: int, say: Callable[[str], None]
+    rows: Iterable[tuple[str, dict[str, Any] | str]],
+    steps: StepsBase,
+    limit: int,
+    say: Callable[[str], None],
+    *,
+    cut_anew: bool = False,
 ) -> Iterator[Solution]:
     """The solutions in their order, at most `limit` (0: all); raises `RunFailed` naming the line and field at fault.
 
-    A row comes as (`file:line`, the row or why it is none). `say` is told of each layout that is not ours.
+    A row comes as (`file:line`, the row or why it is none). `say` is told of each layout that is not ours. `cut_anew`:
+    `steps` cuts the responses of a transcript, whatever steps it has.
     """
     count, said = 0, set[str]()
     for place, row in rows:
@@ -31,7 +37,7 @@ def read_solutions(
             said.add(name)
             say(f"line {number} is read as {name}'s layout")
         try:
-            solutions = [READERS[name](row, number)] if name else _ours(row, number, steps)
+            solutions = [READERS[name](row, number)] if name else _ours(row, number, steps, cut_anew)
             for solution in solutions:
                 _require_whole_characters(solution)
         except TextAlone as error:
@@ -57,21 +63,23 @@ def _require_whole_characters(solution: Solution) -> None:
             raise ValueError(f"expected texts of whole characters, got half of one, {got}") from None
 
 
-def _ours(row: dict[str, Any], number: int, steps: StepsBase) -> list[Solution]:
+def _ours(row: dict[str, Any], number: int, steps: StepsBase, cut_anew: bool) -> list[Solution]:
     question = row.get("question", row.get("problem"))
     if not isinstance(question, str):
         raise ValueError('expected "question" (a text) in the object')
     if isinstance(row.get("responses"), list):
-        return [_of_group(row, question, number, response, steps) for response in row["responses"]]
+        return [_of_group(row, question, number, response, steps, cut_anew) for response in row["responses"]]
     own = isinstance(row.get("steps"), list) or isinstance(row.get("response"), str)
     return ([] if own else _nested(row, question, number)) or [_plain(row, question, number, steps)]
 
 
-def _of_group(row: dict[str, Any], question: str, number: int, response: Any, steps: StepsBase) -> Solution:
+def _of_group(
+    row: dict[str, Any], question: str, number: int, response: Any, steps: StepsBase, cut_anew: bool
+) -> Solution:
     """A response of a line of `capo-ray credit`, as a run's transcript is, in its own steps where it has some."""
     if not isinstance(response, dict):
         raise ValueError(f'expected "responses" that are objects, got {type(response).__name__}')
-    spans, tokens = response.get("steps"), response.get("tokens")
+    spans, tokens = None if cut_anew else response.get("steps"), response.get("tokens")
     if spans and isinstance(tokens, list):
         texts = tuple("".join(tokens[start:end]) for start, end in spans)
     elif not spans and isinstance(response.get("text"), str):

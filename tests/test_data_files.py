@@ -158,6 +158,32 @@ def test_columns_are_found_in_published_layouts_and_told(name: str, tmp_path: Pa
         assert "are read from" in build_problems(DataConfig(kind="files", path=str(path), eval_frac=0), 0).notes[0]
 
 
+def test_a_solution_beside_the_answer_is_the_reference_solution(tmp_path: Path) -> None:
+    row = {"problem": "What is 2+2?", "answer": "4", "solution": "Two and two are \\boxed{4}.", "worked": "2+2=<<4>>4"}
+    without = {**row, "solution": None}
+    for path in (write(tmp_path / "rows.jsonl", row, without), parquet(tmp_path / "rows.parquet", row, without)):
+        assert [problem.solution for problem in problems(path)] == ["Two and two are \\boxed{4}.", None]
+        note = build_problems(DataConfig(kind="files", path=str(path), eval_frac=0), 0).notes[0]
+        assert note.endswith("answers from 'answer', reference solutions from 'solution'")
+        given = {"question_column": "problem", "answer_column": "answer"}
+        assert [problem.solution for problem in problems(path, **given)] == [None, None], (
+            "what is given is what is read"
+        )
+        assert [problem.solution for problem in problems(path, **given, solution_column="worked")] == ["2+2=<<4>>4"] * 2
+        with pytest.raises(RunFailed, match=r"expected a column 'wroked', got"):
+            problems(path, solution_column="wroked")
+        marked = {**given, "answer_column": "solution", "answer_marker": "\\boxed"}
+        assert problems(path, **marked, solution_column="worked", max_bad_rows=1)[0].solution == "2+2=<<4>>4"
+
+
+def test_a_table_gives_the_context_beside_columns_that_are_given(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "rows.parquet", {"q": "Which?", "a": "4", "told": ["One is 4.", "Two is 5."], "gold": [1]}
+    )
+    keys = {"question_column": "q", "answer_column": "a", "context_column": "told", "evidence_column": "gold"}
+    assert "One is 4." in problems(path, **keys)[0].prompt
+
+
 def test_columns_may_be_paths_into_nested_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"a": {"q": "What?"}, "answers": ["7", "8"], "dotted.name": "9"})
     assert pairs(path, question_column="a.q", answer_column="answers.0") == [("What?", "7")]

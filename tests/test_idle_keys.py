@@ -91,6 +91,10 @@ TRAIN = [
         )
         for kind in ("haystack", "synthetic")
     ],
+    (
+        "data=synthetic data.path=x data.solution_column=s",
+        "with data.kind=synthetic, which reads worked answers; remove it",
+    ),
     ("data=files data.path=x data.evidence_column=e", "without data.context_column; give that too"),
     ("credit=eapo credit.w_evidence=0 credit.scorer=critic", "with credit.w_evidence=0, which asks nobody; remove it"),
     (

@@ -13,8 +13,8 @@ from capo_ray.config.job import MAX_TOLD, Positive, RowsConfig
 NUMBER_SPAN = 2.0
 """How many times larger or smaller a number of a synthesised problem may be: `data.number_span`, `--span`."""
 _OF_ROWS = (
-    *("eval_path", "question_column", "answer_column", "answer_marker", "context_column", "evidence_column"),
-    *("max_bad_rows", "split", "eval_split", "eval_frac"),
+    *("eval_path", "question_column", "answer_column", "answer_marker", "solution_column", "context_column"),
+    *("evidence_column", "max_bad_rows", "split", "eval_split", "eval_frac"),
 )
 
 
@@ -40,6 +40,9 @@ class DataConfig(RowsConfig):
     `\\boxed`: the content of the boxes; rows with different ones are bad unless they are one list. What precedes the
     answer (or, with `\\boxed`, the whole column) is the reference solution.
     """
+    solution_column: str = ""
+    """As `question_column`: the reference solution, which critics are shown (`critic.show_solution`), where it stands
+    beside the answer; a row may have none. Empty: `solution`, where the answer's column is found too and is another."""
     context_column: str = ""
     """Sentences (a list, or one text) that are numbered and put before the question, for `credit=eapo`."""
     evidence_column: str = ""
@@ -96,6 +99,11 @@ class DataConfig(RowsConfig):
                 "unless data.kind=words; remove it or choose data=words",
             ),
             Idle(("haystack_size",), self.kind != "haystack", "unless data.kind=haystack; remove it"),
+            Idle(
+                ("solution_column",),
+                self.kind == "synthetic",
+                "with data.kind=synthetic, which reads worked answers; remove it",
+            ),
             Idle(("number_span",), self.kind != "synthetic", "unless data.kind=synthetic; remove it"),
             Idle(
                 ("context_column", "evidence_column"),

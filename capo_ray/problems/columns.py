@@ -49,11 +49,12 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where question and answer stand in the rows of a file, and the mark before the answer."""
+    """Where question and answer stand in the rows of a file, the mark before the answer, and a solution beside it."""
 
     question: str
     answer: str
     marker: str
+    solution: str = ""
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
@@ -106,6 +107,15 @@ def question_of(row: Mapping[str, Any], column: str) -> str:
 def solution_of(row: Mapping[str, Any], column: str) -> str:
     """What is to be answered: the text in a column, or that of the one assistant turn of a chat."""
     return _text_or_turn(row, column, MODELS, "a lesson is one answer")
+
+
+def worked_of(row: Mapping[str, Any], column: str) -> str:
+    """The solution in a column as `solution_of` reads it; empty for a row that has none."""
+    try:
+        value = value_at(row, column)
+    except BadRow:
+        return ""
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else solution_of(row, column)
 
 
 def _text_or_turn(row: Mapping[str, Any], column: str, speakers: Sequence[str], why: str) -> str:
@@ -177,15 +187,21 @@ def _box_length(text: str) -> int:
     return 0
 
 
-def find_layout(row: Mapping[str, Any], question: str, answer: str, marker: str) -> Layout:
-    """The layout of a row: what is given, and for what is not (empty) the first usual column that the row has."""
+def find_layout(row: Mapping[str, Any], question: str, answer: str, marker: str, solution: str = "") -> Layout:
+    """The layout of a row: what is given, and for what is not (empty) the first usual column that the row has.
+
+    A solution beside the answer is looked for where the answer is.
+    """
+    if solution:
+        value_at(row, solution)
     question = question or _first_usable(row, QUESTIONS, question_of, "data.question_column")
     if not answer:
         answer = _first_usable(row, ANSWERS, text_of, "data.answer_column")
         marker = marker or _marker_of(text_of(row, answer))
         if answer == WORKED and not marker:
             raise BadRow(f"expected a box or {HASHES} in {answer!r}, got {text_of(row, answer)[-40:]!r}")
-    return Layout(question, answer, marker)
+        solution = solution or (WORKED if not marker and isinstance(row.get(WORKED), str) else "")
+    return Layout(question, answer, marker, solution)
 
 
 def find_lesson(row: Mapping[str, Any], question: str, solution: str) -> Layout:

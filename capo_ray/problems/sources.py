@@ -23,6 +23,7 @@ from capo_ray.problems.columns import (
     question_of,
     system_of,
     text_of,
+    worked_of,
 )
 from capo_ray.problems.curriculum import Curriculum
 from capo_ray.problems.rows import Kind, Row, RowReport, read_rows
@@ -156,10 +157,12 @@ def read_problems(
     given = [name for name in (config.question_column, config.answer_column) if name]
 
     def find(row: Mapping[str, Any]) -> Layout:
-        return find_layout(row, config.question_column, config.answer_column, config.answer_marker)
+        asked = (config.question_column, config.answer_column, config.answer_marker, config.solution_column)
+        return find_layout(row, *asked)
 
-    rows = read_rows(kind, path, split, report, given if len(given) == 2 else ())
-    said = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}"
+    beside = [name for name in (config.solution_column, config.context_column, config.evidence_column) if name]
+    rows = read_rows(kind, path, split, report, given + beside if len(given) == 2 else ())
+    said = "" if len(given) == 2 else "questions are read from {question!r}, answers from {answer!r}{marker}{solution}"
 
     def make(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
         problem = to_problem(layout, row, problem_id, source)
@@ -201,22 +204,29 @@ def collect(
             report.add(place, str(error))
         if layout and num_files == 1 and not notes and words:
             mark = f", after {layout.marker}" if layout.marker else ""
-            notes.append(f"{path}: " + words.format(question=layout.question, answer=layout.answer, marker=mark))
+            worked = f", reference solutions from {layout.solution!r}" if layout.solution else ""
+            found = {"question": layout.question, "answer": layout.answer, "marker": mark, "solution": worked}
+            notes.append(f"{path}: {words.format(**found)}")
     if left_out:
         notes.append(f"{path}: the system turn of {left_out} rows is left out; model.system_prompt is what is sent")
     return problems
 
 
 def to_problem(layout: Layout, row: Mapping[str, Any], problem_id: str, source: str) -> Problem:
-    """The problem of a row; what stands before the answer marker is its reference solution (`<<…>>` removed)."""
+    """The problem of a row.
+
+    Its reference solution is what the solution's own column holds, or, where the layout has none, what stands before
+    the answer's marker (`<<…>>` removed), with boxes the whole column.
+    """
     question = question_of(row, layout.question).strip()
-    answer = text_of(row, layout.answer)
-    if not layout.marker:
-        return Problem(problem_id, question, answer.strip(), None, source)
+    answer, worked = text_of(row, layout.answer), ""
     if layout.marker == BOXED:
-        return Problem(problem_id, question, boxed_answer(answer), answer.strip(), source)
-    before, mark, after = answer.rpartition(layout.marker)
-    if not mark or not after.strip():
-        raise BadRow(f"expected an answer after {layout.marker!r} in {layout.answer!r}, got {answer[-40:]!r}")
-    solution = _CALCULATOR_MARKS.sub("", before).strip()
-    return Problem(problem_id, question, after.strip(), solution or None, source)
+        answer, worked = boxed_answer(answer), answer
+    elif layout.marker:
+        worked, mark, after = answer.rpartition(layout.marker)
+        if not mark or not after.strip():
+            raise BadRow(f"expected an answer after {layout.marker!r} in {layout.answer!r}, got {answer[-40:]!r}")
+        answer, worked = after, _CALCULATOR_MARKS.sub("", worked)
+    if layout.solution:
+        worked = worked_of(row, layout.solution)
+    return Problem(problem_id, question, answer.strip(), worked.strip() or None, source)

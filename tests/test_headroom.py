@@ -87,7 +87,10 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
     (tmp_path / "history.md").write_text("nothing\n")
     (table,) = lengths.write(rows, tmp_path, "easy").values()
     # Gaps .2, .5, .4: mean .3667, standard error .1528 / sqrt(3) = .0882, times Student's 4.303 for two degrees: .3795.
-    assert "| 8 | 0.20 | 0.50 0.82 0.68; **0.67** | - | 0.30 0.32 0.28; **0.30** | +0.37 [-0.01, +0.75] | - |" in table
+    assert (
+        "| 8 | 0.20 | 100% | 0.50 0.82 0.68; **0.67** | - | 0.30 0.32 0.28; **0.30** | +0.37 [-0.01, +0.75] | - |"
+        in table
+    )
     # GRPO's end, .3, is half way from .2 to .4, so after 10 updates, which GRPO reaches after 40 itself: .25. Without a
     # seed it is .3, .29 or .31, after 10, 9 or 11. Pseudo-values 3 ln .25 - 2 ln (.25, .225, .275) = -1.3863, -1.1756,
     # -1.5769; their standard error .1159 times 4.303 is .4987: .25 times exp(-.4987) and exp(.4987).
@@ -96,6 +99,9 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
     assert page.startswith(f"before\n\n*Ends by chain length, easy*\n\n{table}\n\nafter") and "old" not in page
     assert (tmp_path / "images" / "headroom-lengths-easy.png").read_bytes().startswith(b"\x89PNG")
     assert lengths.write(rows[:6], tmp_path) == {}
+    rows[0]["curve"][0] |= {"accuracy": 0.5, "clean": 0.1}
+    rows[2]["curve"][0] |= {"accuracy": 0.3, "clean": 0.1}
+    assert lengths.sound_frac([rows[0], rows[2]]) == pytest.approx(0.2 / 0.8)
 
 
 def test_the_interval_of_a_share_is_a_jackknifes_over_seeds() -> None:

@@ -23,7 +23,8 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
     if len(lengths) < 2:
         return {}
     draw(lengths, docs / "images" / f"headroom-lengths{world and '-'}{world}.png")
-    head = ["operations", "greedy before", *(f"{name}: ends by seed, mean" for name in MAIN.values())]
+    head = ["operations", "greedy before", "right samples without a wrong step, before"]
+    head += [f"{name}: ends by seed, mean" for name in MAIN.values()]
     head += [f"{MAIN[arm]} beyond GRPO" for arm in MAIN if arm != GRPO]
     head += [f"{MAIN[FIRST]}: share of GRPO's {name} to GRPO's end" for name in SHARES]
     lines = [line(head), "|" + "---|" * len(head)]
@@ -33,10 +34,16 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
         gaps = [gap_cell(arms.get(arm, []), arms[GRPO]) for arm in MAIN if arm != GRPO]
         ours, theirs = paired(arms.get(FIRST, []), arms[GRPO])
         shares = [share(ours, theirs, SPENT[name]) if ours else "-" for name in SHARES]
-        lines.append(line([operations, f"{before:.2f}", *ends, *gaps, *shares]))
+        lines.append(line([operations, f"{before:.2f}", f"{sound_frac(arms[GRPO]):.0%}", *ends, *gaps, *shares]))
     tables = {f"Ends by chain length{world and ', '}{world}": "\n".join(lines)}
     fill(docs, tables)
     return tables
+
+
+def sound_frac(rows: Sequence[Row]) -> float:
+    """The share of the right answers, sampled before the first update, that no wrong step precedes."""
+    right, clean = (sum(row["curve"][0][name] for row in rows) for name in ("accuracy", "clean"))
+    return float(clean / right) if right else 0.0
 
 
 def ends_cell(rows: Sequence[Row]) -> str:

@@ -86,20 +86,16 @@ def _of_group(
         texts = split_text(response["text"], steps)
     else:
         raise ValueError('expected "text", or "tokens" and "steps", in each of the "responses"')
-    reward, solution = response.get("reward"), row.get("solution")
-    return Solution(
-        number,
-        "transcript",
-        Problem(
-            str(row.get("id", number)),
-            question,
-            str(row.get("answer", "")),
-            solution if isinstance(solution, str) else None,
-        ),
-        texts,
-        None,
-        None if reward is None else bool(reward),
-    )
+    reward = response.get("reward")
+    right = None if reward is None else bool(reward)
+    return Solution(number, "transcript", _problem(row, question, number), texts, None, right)
+
+
+def _problem(row: dict[str, Any], question: str, number: int) -> Problem:
+    """What a line of ours, or of a transcript, asks; its number where it has no id."""
+    solution = row.get("solution")
+    worked = solution if isinstance(solution, str) else None
+    return Problem(str(row.get("id", number)), question, str(row.get("answer", "")), worked)
 
 
 def _nested(row: dict[str, Any], question: str, number: int) -> list[Solution]:
@@ -142,16 +138,10 @@ def _plain(row: dict[str, Any], question: str, number: int, steps: StepsBase) ->
             f'"wrong_steps" must be indices in 0..{len(cut) - 1} of the {len(cut)} steps (got '
             f"{str(wrong)[:60]}); steps are cut by steps.segmenter={steps.segmenter}"
         )
-    solution = row.get("solution")
     return Solution(
         number,
         str(row.get("source", "")),
-        Problem(
-            str(row.get("id", number)),
-            question,
-            str(row.get("answer", "")),
-            solution if isinstance(solution, str) else None,
-        ),
+        _problem(row, question, number),
         cut,
         None if wrong is None else frozenset(wrong),
         row["is_correct"] if isinstance(row.get("is_correct"), bool) else None,

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from capo_ray.config.environment import PlayedBase
 from capo_ray.environments import Reply, Task
+
+ODD_REPLIES = {
+    "half": Reply(outcome=cast(int, 0.5)),
+    "two": Reply(outcome=2),
+    "text": Reply(text=cast(str, None)),
+    "state": Reply(state=cast(str, 7)),
+    "nan": Reply(reward=math.nan),
+}
 
 
 class Moody(PlayedBase):
@@ -30,6 +39,8 @@ def reply(task: Task, said: Sequence[str]) -> Reply:
         socket.create_connection(("127.0.0.1", 9))
     if word == "fail":
         raise ValueError("no such thing")
+    if word in ODD_REPLIES:
+        return ODD_REPLIES[word]
     return Reply(f"{len(said)} {word}", state=str(len(said)), done=word == "end")
 
 

@@ -227,6 +227,17 @@ def test_half_a_character_is_read_as_a_question_mark_for_no_tokenizer_takes_it()
     assert serve(json.dumps(asked), json.dumps(["\ud800 \U0001f600"]))["text"] == "1 ? \U0001f600"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("half", "outcome of 1, 0 or None, got 0.5"), ("two", "outcome of 1, 0 or None, got 2"),
+     ("text", "strings, got NoneType, str"), ("state", "strings, got str, int"), ("nan", "finite number, got nan")],
+)  # fmt: skip
+def test_a_reply_that_is_none_is_a_crash_and_no_outcome_of_0(word: str, said: str) -> None:
+    asked = {"rule": "tests.own_environment:reply", "task": {"id": "1", "question": "", "answer": ""}}
+    with pytest.raises(ValueError, match=f"Reply from tests.own_environment:reply .*{said}"):
+        serve(json.dumps(asked), json.dumps([word]))
+
+
 def test_the_siblings_of_an_episode_that_was_lost_play_no_further() -> None:
     class Losing(Scripted):
         """Loses the second turn that it is asked for."""

@@ -7,10 +7,26 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import pytest
 
+from capo_ray.api import credit
+from capo_ray.cli.rules import check_rules
+from capo_ray.config import TrainConfig
+from capo_ray.config.base import RuleError
+from capo_ray.config.credit import CreditBase, GrpoConfig
+from capo_ray.config.environment import PlayedBase
+from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
+from capo_ray.credit import assign_credit, rows
+from capo_ray.protocols import RunFailed
+from capo_ray.steps import split_text
+from capo_ray.types import Group, GroupCredit
+from tests.credit_groups import Member, group
 from tests.own_package import write_package
 
 MODULE = '''
@@ -33,6 +49,51 @@ def half(group, config, progress=0.0):
     whole = standardise_scalars(rewards, rows.response_weights(group))
     return rows.to_outcome_credit(group, [config.share * a for a in whole], rewards)
 '''
+
+
+class OddConfig(CreditBase):
+    """A method that does what it is told, for good or ill."""
+
+    rule: ClassVar[str] = "tests.test_plugins:odd"
+    method: Literal["odd"] = "odd"
+    does: str
+
+
+def odd(group: Group, config: OddConfig, progress: float = 0.0) -> Any:
+    sizes = [member.num_tokens for member in group.members]
+    good = rows.to_outcome_credit(group, [0.5] * len(sizes), rows.outcome_rewards(group))
+    if config.does == "raise":
+        raise KeyError("no such thing")
+    changed: dict[str, dict[str, Any]] = {
+        "short": {"advantages": [[1.0] * (n - 1) for n in sizes], "token_rewards": [[1.0] * (n - 1) for n in sizes]},
+        "rewards": {"token_rewards": [[1.0] * (n + 1) for n in sizes]},
+        "fewer": {"advantages": good.advantages[1:]},
+        "steps": {"step_weights": ((),) * len(sizes)},
+        "judge": {"included": (True,) * len(sizes)},
+        "invalid": {"advantages": [np.ones(n) for n in sizes]},
+        "good": {},
+    }
+    return replace(good, **changed[config.does]) if config.does in changed else good.advantages
+
+
+class LostConfig(OddConfig):
+    """One whose function is not there."""
+
+    rule: ClassVar[str] = "tests.test_plugins:nowhere"
+    does: str = ""
+
+
+class OddSteps(StepsBase):
+    """A segmenter that finds nothing, in the wrong way."""
+
+    rule: ClassVar[str] = "tests.test_plugins:no_ends"
+    segmenter: Literal["odd"] = "odd"
+
+
+def no_ends(response: object, steps: object) -> None:
+    return None
+
+
 RIGHT = {"text": "a7", "tokens": ["a", "7"], "reward": 1}
 LINE = {"id": "w", "responses": [RIGHT, {**RIGHT, "reward": 0}]}
 
@@ -71,6 +132,53 @@ def command_lines(package: Path, *given: tuple[str, str]) -> list[tuple[int, str
     done = python(package, "-c", SEVERAL, text=json.dumps([(words.split(), text) for words, text in given]))
     assert done.returncode == 0, done.stderr
     return [(code, out, err) for code, out, err in json.loads(done.stdout)]
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("raise", "raised KeyError: 'no such thing'"),
+        ("short", "must return advantages[0] of 3 tokens (got 2)"),
+        ("rewards", "must return token_rewards[0] of 3 tokens (got 4)"),
+        ("fewer", "must return advantages of 2 responses (got 1)"),
+        ("steps", "must return step_weights[0] of 2 steps (got 0)"),
+        ("judge", "must return included[1]=False and advantages of 0 for a response without a verdict"),
+        ("invalid", "must return included[1]=False and advantages of 0 for a response without a verdict"),
+        ("tuple", "must return a GroupCredit (got tuple)"),
+    ],
+)
+def test_what_a_rule_does_wrong_is_said_with_its_class_and_never_trained(does: str, said: str) -> None:
+    judged = group(Member(1, [2, 1]), Member(None, [2]))
+    with pytest.raises(RuleError) as caught:
+        assign_credit(judged, OddConfig(does=does))
+    assert str(caught.value).startswith(f"OddConfig (tests.test_plugins:odd) {said}")
+    assert isinstance(assign_credit(judged, OddConfig(does="good")), GroupCredit)
+
+
+def test_the_traceback_of_a_rule_that_raises_leads_into_it() -> None:
+    with pytest.raises(RuleError) as caught:
+        assign_credit(group(Member(1, [1])), OddConfig(does="raise"))
+    assert caught.traceback[-1].name == "odd"
+
+
+def test_a_segmenter_that_returns_no_ends_is_named() -> None:
+    with pytest.raises(RuleError, match=r"OddSteps \(tests.test_plugins:no_ends\) raised TypeError"):
+        split_text("1+1 = 2", OddSteps())
+
+
+def test_a_function_that_is_not_there_is_refused_before_the_run() -> None:
+    chosen = SimpleNamespace(credit=LostConfig(), steps=DEFAULT_STEPS, environment=PlayedBase(kind="x"))
+    with pytest.raises(RunFailed, match=r"credit=odd: LostConfig.rule='tests.test_plugins:nowhere' cannot be found"):
+        check_rules(cast(TrainConfig, chosen))
+    chosen.credit = GrpoConfig()
+    check_rules(cast(TrainConfig, chosen))
+
+
+def test_from_python_a_rule_that_raises_is_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GrpoConfig, "rule", "tests.test_plugins:odd")
+    monkeypatch.setattr("capo_ray.credit.table.rule_of", lambda kind: kind.find_rule())
+    with pytest.raises(RunFailed, match=r"group 1: GrpoConfig .* raised AttributeError"):
+        credit([LINE], "grpo")
 
 
 @pytest.mark.slow

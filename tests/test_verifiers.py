@@ -107,6 +107,10 @@ def test_what_a_custom_verifier_does_wrong_is_invalid(custom_pool: VerifierPool,
     assert good.reward == 1
 
 
+def test_a_custom_verifier_may_answer_as_numpy_does(custom_pool: VerifierPool) -> None:
+    assert [v.reward for v in judge(custom_pool, "x", "numpy", "y")] == [1, 0]
+
+
 def test_prints_of_a_custom_verifier_do_not_break_the_conversation(custom_pool: VerifierPool) -> None:
     assert [v.reward for v in judge(custom_pool, "print", "print", "x")] == [1, 0]
 

@@ -20,6 +20,7 @@ from capo_ray.cli.credit import read_settings
 from capo_ray.cli.critique import cuts_anew, setting_of
 from capo_ray.cli.critique_judging import judge_settings
 from capo_ray.cli.verify import WINDOW, config_of, pair_of
+from capo_ray.config.base import RuleError
 from capo_ray.credit import EvidenceError
 from capo_ray.critics.judgement import Judgement
 from capo_ray.critics.solutions import read_solutions
@@ -80,6 +81,8 @@ def credit(
             whole, audit = assign(group, credit_config, progress)
         except (FieldError, EvidenceError, TypeError) as error:
             raise RunFailed(f"group {number}: {error}") from None
+        except RuleError as error:
+            raise RunFailed(f"group {number}: {error}") from error
         responses = tuple(
             CreditedResponse(
                 _over_tokens(member, whole.advantages[i]),

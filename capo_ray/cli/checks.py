@@ -21,6 +21,7 @@ from capo_ray.cli.models import (
     read_facts,
     size_of,
 )
+from capo_ray.cli.rules import check_rules
 from capo_ray.cli.settings import check_settings
 from capo_ray.config import Job, SftConfig, TrainConfig
 from capo_ray.config.shipped import SHIPPED
@@ -52,6 +53,7 @@ def check_plan(config: TrainConfig) -> None:
     check_sequence_parallel(config)
     if not config.cluster.joined:  # elsewhere the files lie on the cluster's nodes
         check_data(config)
+    check_rules(config)
     check_settings(config)
     choose_transport(config)
     refuse_misfit(config)

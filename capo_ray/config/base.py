@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,11 +37,46 @@ class Section(BaseModel):
         return ()
 
 
+class RuleError(RuntimeError):
+    """The function of a section is not there, raised, or returned what cannot be used; says which, and its class."""
+
+
 class RuledSection(Section):
     """A section of which there are several kinds, each with a function of its own."""
 
     rule: ClassVar[str] = ""
     """Its function, `package.module:function`, found when it is first needed."""
+
+    @classmethod
+    def find_rule(cls) -> Callable[..., Any]:
+        """The function of `rule`; raises `RuleError` where there is none."""
+        try:
+            found = pkgutil.resolve_name(cls.rule)
+        except Exception as error:  # noqa: BLE001 - it may be another package's, and becomes a sentence about it
+            raise RuleError(f"{cls.__name__}.rule={cls.rule!r} cannot be found ({_said(error)})") from None
+        if not callable(found):
+            raise RuleError(f"{cls.__name__}.rule={cls.rule!r} must name a function (got {type(found).__name__})")
+        return found
+
+    @classmethod
+    @contextmanager
+    def blamed(cls, *expected: type[Exception]) -> Iterator[None]:
+        """What the function raises inside, but for what is `expected`, is a `RuleError` with its traceback."""
+        try:
+            yield
+        except expected:
+            raise
+        except Exception as error:  # noqa: BLE001 - it may be another package's, and becomes a sentence about it
+            raise cls.wrong(f"raised {_said(error)}").with_traceback(error.__traceback__) from None
+
+    @classmethod
+    def wrong(cls, what: str) -> RuleError:
+        """What the function did, after whose it is."""
+        return RuleError(f"{cls.__name__} ({cls.rule}) {what}")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

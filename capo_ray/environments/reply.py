@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -53,8 +54,22 @@ def serve(request: str, said: str) -> dict[str, Any]:
     reply = rule_of(asked["rule"])(Task(**asked["task"]), tuple(json.loads(said)))
     if not isinstance(reply, Reply):
         raise TypeError(f"expected a Reply from {asked['rule']}, got {type(reply).__name__}")
+    if misfit := _misfit(reply):
+        raise ValueError(f"expected of the Reply from {asked['rule']} {misfit}")
     # A policy that writes "\\ud800" in JSON can have it read back: no tokenizer and no store takes half a character.
     return asdict(replace(reply, text=_whole(reply.text), state=_whole(reply.state)))
+
+
+def _misfit(reply: Reply) -> str:
+    """What was expected of a reply and what was got; nothing where it fits. An outcome of 0.5 would count as 0."""
+    texts_fit = isinstance(reply.text, str) and isinstance(reply.state, str)
+    if not texts_fit:
+        return f"a text and a state that are strings, got {type(reply.text).__name__}, {type(reply.state).__name__}"
+    if reply.outcome is not None and reply.outcome not in (0, 1):
+        return f"an outcome of 1, 0 or None, got {reply.outcome!r}"
+    if not isinstance(reply.reward, int | float) or not math.isfinite(reply.reward):
+        return f"a reward that is a finite number, got {reply.reward!r}"
+    return ""
 
 
 def _whole(text: str) -> str:

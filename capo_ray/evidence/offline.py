@@ -239,16 +239,20 @@ def build_config(
 
 
 def assign(group: Group, config: CreditBase, progress: float) -> tuple[GroupCredit, dict[str, float]]:
-    """The credit of a group and its audit; raises `FieldError` where they are beyond the range of numbers."""
+    """The credit of a group and its audit; raises `FieldError` where they are beyond the range of numbers.
+
+    Raises `RuleError` where the method's rule fails.
+    """
     try:
         credit = assign_credit(group, config, progress)
         figures = {key: value for key, value in audit(group, credit).items() if math.isfinite(value)}
-        if not all(math.isfinite(x) for row in (*credit.advantages, *credit.token_rewards) for x in row):
+        rows = (*credit.advantages, *credit.token_rewards, *credit.step_weights)
+        if not all(math.isfinite(x) for row in rows for x in row):
             raise OverflowError
     except ArithmeticError:
         raise FieldError(
             "the line: expected evidence and credit.* weights of ordinary size, got numbers with which "
-            f"credit={config.method} overflows"
+            f"credit={config.method} gives what is not finite"
         ) from None
     return credit, figures
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -28,19 +27,20 @@ class TextAlone(SpanError):
 
 @cache
 def _rule_of(kind: type[StepsBase]) -> Cut:
-    rule: Cut = pkgutil.resolve_name(kind.rule)
-    return rule
+    return kind.find_rule()
 
 
 def split_steps(response: Completion, steps: StepsBase = DEFAULT_STEPS) -> tuple[Span, ...]:
     """The steps of a response: K token spans that tile [0, T), none empty (K >= 1 where T >= 1).
 
     Each lies in one turn and holds a sampled token; what the policy read belongs to the step before it. Raises
-    `SpanError` where `char_ends` do not describe `text`, or the segmenter's ends do not tile.
+    `SpanError` where `char_ends` do not describe `text` or its ends do not tile; `RuleError` where the segmenter fails.
     """
     check_char_ends(response)
-    ends = _rule_of(type(steps))(response, steps)
-    spans = tuple(pairwise([0, *(_within_turns(ends, response) if response.acted else ends)]))
+    rule = _rule_of(type(steps))
+    with steps.blamed(SpanError):
+        ends = rule(response, steps)
+        spans = tuple(pairwise([0, *(_within_turns(ends, response) if response.acted else ends)]))
     check_spans(spans, len(response.token_ids))
     return spans
 

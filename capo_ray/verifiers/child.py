@@ -225,7 +225,9 @@ def _to_value(result: object) -> dict[str, Any]:
 
 
 def _to_reward(result: object) -> dict[str, Any]:
-    """What a comparison found."""
+    """What a comparison found; a scalar of numpy or torch is what it holds."""
+    if hasattr(result, "item"):
+        result = result.item()
     if result is None:
         return {"reward": None, "reason": "undecided: the verifier returned None"}
     if isinstance(result, (bool, int, float)) and result in (0, 1):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from capo_ray.config.base import RuleError
 from capo_ray.config.credit import CREDIT_METHODS
 from capo_ray.credit import EvidenceError
 from capo_ray.evidence import FieldError
@@ -29,7 +30,7 @@ def credit(line: str, method: str, overrides: Sequence[str], settings: Mapping[s
     try:
         config = build_config(method, overrides, base)
         return credit_of_line(line, config, progress=_progress(line, settings))
-    except (BadSetting, FieldError, EvidenceError) as error:
+    except (BadSetting, FieldError, EvidenceError, RuleError) as error:
         return {"refused": str(error)}
 
 

@@ -1,0 +1,22 @@
+"""The functions that packages beside this one bring are looked for before anything starts."""
+
+from __future__ import annotations
+
+from capo_ray.config import TrainConfig
+from capo_ray.config.base import RuledSection, RuleError
+from capo_ray.protocols import RunFailed
+
+
+def check_rules(config: TrainConfig) -> None:
+    """Raise `RunFailed` for a credit method, a segmenter or an environment whose function is not there."""
+    chosen: dict[str, RuledSection] = {
+        f"credit={config.credit.method}": config.credit,
+        f"steps={config.steps.segmenter}": config.steps,
+        f"environment={config.environment.kind}": config.environment,
+    }
+    for name, section in chosen.items():
+        if section.rule and not section.rule.startswith("capo_ray."):
+            try:
+                section.find_rule()
+            except RuleError as error:
+                raise RunFailed(f"{name}: {error}; mend or uninstall its package") from error

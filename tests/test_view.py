@@ -293,6 +293,34 @@ def test_damage_and_older_layouts_leave_the_rest_readable(tmp_path: Path) -> Non
         Run(tmp_path)
 
 
+def test_a_run_that_another_hand_has_changed_does_not_keep_the_others_from_the_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "whole", updates=2)
+    odd = make_run(tmp_path / "odd", updates=2)
+    (odd / "config.yaml").write_text("credit: capo\nrun: 7\nmodel: [1]\n")
+    told = [json.loads(line) for line in (odd / "metrics.jsonl").read_text().splitlines()]
+    told[0] |= {"unix_s": "noon", "eval/accuracy_frac": "a quarter", "rollout/generated_tokens_total": [1]}
+    (odd / "metrics.jsonl").write_text("".join(json.dumps(row) + "\r\n" for row in told))
+    assert main(["runs", str(tmp_path)]) == 0
+    listed = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert listed["whole"][1:] == ["ended", "capo", "2", "0.250", "→", "0.750", "12"]
+    assert listed["odd"][1:] == ["ended", "2", "0.750", "→", "0.750", "12"]
+    assert main(["compare", *map(str, (tmp_path / "whole", odd))]) == 0
+
+
+def test_a_response_without_a_verdict_is_neither_right_nor_wrong_in_the_list(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", updates=1)
+    heads = [[None, None], [1, None], [0, None], [0, 0, 1, None]]
+    lines = [json.dumps({"head": {"update": i, "rewards": rewards}}) + "\n" for i, rewards in enumerate(heads)]
+    (path / "transcripts.jsonl").write_text("".join(lines))
+    found = {
+        name: sorted(head.index for head in choose(Run(path), filter=name)) for name in ("wrong", "right", "mixed")
+    }
+    assert found == {"wrong": [2], "right": [1], "mixed": [3]}
+    assert [head.index for head in choose(Run(path), sort="reward")] == [0, 2, 3, 1]
+
+
 def test_a_run_is_running_while_its_driver_lives(tmp_path: Path) -> None:
     import os
     import socket

@@ -128,6 +128,11 @@ class Run:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the settings; {} where there is none."""
+        found = self.settings.get(name)
+        return found if isinstance(found, dict) else {}
+
     @property
     def sessions(self) -> list[tuple[int, float]]:
         """(update that it went on from, Unix time at which it began) of each; [] where the history cannot be read."""
@@ -166,7 +171,7 @@ class Run:
             for raw in self._metrics.read_all(len(self._rows)):
                 row = _to_object(raw) or {}
                 # A row's own copies of its names would take more room than its numbers.
-                self._rows.append({sys.intern(name): value for name, value in row.items()})
+                self._rows.append({sys.intern(name): value for name, value in row.items() if _is_figure(value)})
             return [row for row in self._rows if isinstance(row.get("update"), int)]
 
     def heads(self) -> Sequence[Head]:
@@ -228,6 +233,11 @@ def _head_of(raw: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _is_figure(value: object) -> bool:
+    """Whether it is what a row holds; anything else was put there by another hand."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _to_object(raw: bytes) -> dict[str, Any] | None:

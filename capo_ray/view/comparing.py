@@ -15,16 +15,16 @@ _ASIDE = ("run.name", "run.dir", "resume")
 
 def line_of(run: Run) -> dict[str, Any]:
     """One run in a line: what it is, how it ended, what it reached."""
-    rows, summary, settings = run.rows(), run.summary or {}, run.settings
+    rows, summary = run.rows(), run.summary or {}
     accuracy = [row[ACCURACY] for row in rows if row.get(ACCURACY) is not None]
     spent = _spent(run, rows)
     return {
         "run": run.name,
         "path": str(run.path),
         "status": run.status,
-        "method": (settings.get("credit") or {}).get("method", ""),
-        "model": (settings.get("model") or {}).get("path", ""),
-        "seed": (settings.get("run") or {}).get("seed"),
+        "method": run.section("credit").get("method", ""),
+        "model": run.section("model").get("path", ""),
+        "seed": run.section("run").get("seed"),
         "updates": rows[-1]["update"] if rows else 0,
         "first_accuracy": accuracy[0] if accuracy else None,
         "last_accuracy": accuracy[-1] if accuracy else None,

@@ -71,16 +71,16 @@ MADE: dict[str, Callable[[Sequence[dict[str, Any]]], list[Point]]] = {
 
 _FILTERS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "": lambda facts: True,
-    "wrong": lambda facts: not any(facts["rewards"]),
-    "right": lambda facts: all(facts["rewards"]),
-    "mixed": lambda facts: len({bool(r) for r in facts["rewards"] if r is not None}) > 1,
+    "wrong": lambda facts: _outcomes(facts) == {0},
+    "right": lambda facts: _outcomes(facts) == {1},
+    "mixed": lambda facts: len(_outcomes(facts)) > 1,
     "split": lambda facts: facts["split_steps"] > 0,
     "gap": lambda facts: facts["against_verifier"] > 0,
     "flagged": lambda facts: facts["flagged_steps"] > 0,
 }
 _SORTS: dict[str, Callable[[dict[str, Any]], float]] = {
     "update": lambda facts: -facts["update"],
-    "reward": lambda facts: sum(bool(r) for r in facts["rewards"]) / max(1, len(facts["rewards"])),
+    "reward": lambda facts: _mean([r for r in facts["rewards"] if r is not None]),
     "length": lambda facts: -max(facts["tokens"], default=0),
     "disagreement": lambda facts: -facts["split_steps"],
     "gap": lambda facts: -facts["against_verifier"],
@@ -95,6 +95,16 @@ _FACTS = {
     "split_steps": 0,
     "against_verifier": 0,
 }
+
+
+def _outcomes(facts: dict[str, Any]) -> set[int]:
+    """Which rewards its responses have, those without a verdict left out."""
+    return {int(r) for r in facts["rewards"] if r is not None}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, 0 of none."""
+    return sum(values) / max(1, len(values))
 
 
 class Unknown(ValueError):

@@ -210,7 +210,9 @@ def test_an_episode_ends_at_its_bounds_and_is_then_cut_short() -> None:
 @pytest.mark.parametrize(
     ("word", "cause"), [("hang", "timeout"), ("die", "crash"), ("call", "crash"), ("fail", "crash")]
 )
-def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_comes(word: str, cause: str) -> None:
+def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_comes(
+    word: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
     turns = (f"{word}\n", "more\n", "end\n")
     with Children(Moody()) as children:
         (told,) = play(Moody(), Scripted(*turns), children)
@@ -220,6 +222,8 @@ def test_a_failure_is_read_or_makes_the_response_invalid_and_the_next_reply_come
         (invalid,) = play(config, Scripted(*turns), children)
         assert invalid.told and invalid.told.reward is None and cause in invalid.told.reason
         assert children.stats()["environment/failures_total"] == 2
+        (logged,) = caplog.messages
+        assert logged.startswith(f"environment.kind=moody failed, the first of its kind: '{cause}: ")
 
 
 def test_half_a_character_is_read_as_a_question_mark_for_no_tokenizer_takes_it() -> None:

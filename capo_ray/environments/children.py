@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from capo_ray.verifiers.lane import Lane
 
 CLOSE_DEADLINE_S = 5.0
 REPLIES_PER_PROCESS = 10_000
+_log = logging.getLogger(__name__)
 LATE = Outcome(None, "timeout: no process was free within environment.deadline_s")
 
 
@@ -67,9 +69,17 @@ class Children:
         except TimeoutError:
             outcome = LATE
         if outcome.value is None:
-            self._counts["failures"] += 1
+            self._note_failure(outcome.reason)
             return outcome.reason
         return Reply(**outcome.value)
+
+    def _note_failure(self, reason: str) -> None:
+        """Count it; the policy reads its kind alone, so the first cause is logged for whoever wrote it."""
+        kind = reason.partition(":")[0]
+        self._counts["failures"] += 1
+        self._counts[kind] += 1
+        if self._counts[kind] == 1:
+            _log.warning("environment.kind=%s failed, the first of its kind: %s", self._config.kind, ascii(reason))
 
     def stats(self) -> dict[str, float]:
         """Their figures, names as in metrics."""

@@ -275,11 +275,13 @@ class Lane(threading.Thread):
     def _why_lost(self) -> str:
         if self._stopping.is_set():
             return "the verifier pool was closed while it held this answer"
-        of_environment = self._settings["kind"] == "environment"
-        whose, package = ("environment", "its package") if of_environment else ("verifier", "math-verify")
+        kind = self._settings["kind"]
+        whose = "environment" if kind == "environment" else "verifier"
+        needed = {"environment": "its package is installed", "math": "math-verify is installed"}
+        check = needed.get(kind, f"{self._settings['path']} can be imported")
         return (
             f"the {whose}'s child process did not start in {MAX_FAILED_STARTS} attempts of {START_DEADLINE_S:g} s "
-            f"({self._last_error()}); check that {package} is installed and {whose}.memory_mib suffices"
+            f"({self._last_error()}); check that {check} and {whose}.memory_mib suffices"
         )
 
     def _last_error(self) -> str:

@@ -526,7 +526,9 @@ def test_an_evaluation_is_of_one_version_and_only_the_next_publish_waits_for_it(
     assert all(trained == before + 1 for before, _, trained in evaluated if before < 4), "the learner did not wait"
 
 
-def test_each_evaluation_tells_sampled_and_greedy_accuracy_with_an_interval(tmp_path: Path) -> None:
+def test_each_evaluation_tells_sampled_and_greedy_accuracy_with_an_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Torn(FakeEngine):  # greedy answers are right, sampled ones wrong
         async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> tuple[Completion, ...]:
             answer = int(chr(list(prompt_ids)[-2])) + (sampling.temperature > 0)
@@ -534,6 +536,9 @@ def test_each_evaluation_tells_sampled_and_greedy_accuracy_with_an_interval(tmp_
 
     config = make_config(run={"num_updates": 1, "eval_problems": 4, "eval_samples": 3}, rollout={"group_size": 4})
     parts = fake_parts(tmp_path, config, engine=Torn())
+    long = Problem(id="long", prompt="x" * 9999, answer="1")
+    few = parts.problems.held_out
+    monkeypatch.setattr(parts.problems, "held_out", lambda n: [long, *few(n)])
     outcome = run(parts)
     upper = 1 - 0.025**0.25
     assert outcome.state.initial == outcome.final
@@ -541,6 +546,7 @@ def test_each_evaluation_tells_sampled_and_greedy_accuracy_with_an_interval(tmp_
     assert outcome.final["greedy_accuracy"] == 1
     first = next(row for _, row in parts.tracker.rows if "eval/accuracy_frac" in row)  # type: ignore[attr-defined]
     assert first["eval/accuracy_high_frac"] == pytest.approx(upper) and first["eval/greedy_accuracy_frac"] == 1
+    assert first["eval/too_long_problems"] == 1
 
 
 def test_a_batch_is_trained_in_the_order_in_which_its_groups_were_drawn(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class EvalReport:
     sampled: tuple[tuple[Judgement, ...], ...]
     greedy: tuple[Judgement, ...]
     num_failed: int
+    num_too_long: int = 0
+    """Held-out problems that were not asked, since prompt and response do not fit the context."""
 
     @property
     def accuracy(self) -> Estimate:
@@ -69,6 +71,7 @@ class EvalReport:
         figures = {
             "eval/invalid_responses": float(sum(not one.valid for one in (*told, *self.greedy))),
             "eval/failed_requests": float(self.num_failed),
+            "eval/too_long_problems": float(self.num_too_long),
         }
         if told:
             figures["eval/response_tokens_mean"] = shares(told)["mean_tokens"]
@@ -126,7 +129,8 @@ class HeldOut:
         alone. A request that fails is counted: an evaluation is no reason to end a run.
         """
         parts, run = self._parts, self._parts.config.run
-        problems = [p for p in parts.problems.held_out(run.eval_problems) if self._way.fits(p)]
+        held_out = parts.problems.held_out(run.eval_problems)
+        problems = [p for p in held_out if self._way.fits(p)]
         tokens = parts.config.rollout.max_response_tokens
         one = Sampling(temperature=0.0, max_tokens=tokens, **parts.stops)
         many = replace(one, temperature=run.eval_temperature, n=run.eval_samples)
@@ -149,6 +153,7 @@ class HeldOut:
         parts.ledger.note(works.merged())
         sampled = tuple(judged for judged in answers[: len(problems)] if judged)
         greedy = tuple(judged[0] for judged in answers[-len(problems) :] if judged) if problems else ()
-        report = EvalReport(version, sampled, greedy, sum(not judged for judged in answers))
+        too_long = len(held_out) - len(problems)
+        report = EvalReport(version, sampled, greedy, sum(not judged for judged in answers), too_long)
         self._on_report(report)
         return report

@@ -258,6 +258,7 @@ METRICS = (
     Metric("eval/truncated_frac", "Sampled responses cut at `rollout.max_response_tokens`."),
     Metric("eval/invalid_responses", "Responses without a verdict, sampled and greedy."),
     Metric("eval/failed_requests", "Requests without a response, sampled and greedy."),
+    Metric("eval/too_long_problems", "Held-out problems that do not fit the context: they are in no accuracy."),
     Metric("curriculum/known_problems", "Problems that are remembered."),
     Metric("curriculum/pass_rate_mean", "Running pass rate of these."),
     Metric("curriculum/repeated_frac", "Draws of a problem that had been met."),

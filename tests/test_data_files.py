@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,36 @@ def test_a_file_is_what_its_first_bytes_say(tmp_path: Path) -> None:
     parquet(tmp_path / "parquet_under_another_name.jsonl", ROW)
     for path in sorted(tmp_path.iterdir()):
         assert pairs(path) == one, path.name
+
+
+def test_a_packed_json_object_is_read_as_the_plain_one_is(tmp_path: Path) -> None:
+    for name, pack in (("a.json.gz", gzip.compress), ("B.JSON", bytes)):
+        (tmp_path / name).write_bytes(pack(json.dumps({"data": [ROW] * 2}, indent=1).encode()))
+        assert [p.answer for p in problems(tmp_path / name)] == ["4", "4"]
+
+
+def test_a_missing_number_of_a_table_is_a_bad_row_and_a_decimal_its_text(tmp_path: Path) -> None:
+    told = [{"question": f"q{i}", "answer": one} for i, one in enumerate([1.5, math.nan, math.inf])]
+    found = build_problems(DataConfig(kind="files", path=str(parquet(tmp_path / "n.parquet", *told)), eval_frac=0), 0)
+    assert [row.partition(": ")[2] for row in found.bad_rows] == [
+        "expected text in 'answer', got nan",
+        "expected text in 'answer', got inf",
+    ]
+    exact = parquet(tmp_path / "d.parquet", {"question": "q", "answer": Decimal("1.50")})
+    assert [p.answer for p in problems(exact)] == ["1.50"]
+
+
+def test_a_usual_column_that_cannot_be_used_is_said_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"expected text in 'answer', got bool; set data.answer_column if it is anothe"):
+        problems(write(tmp_path / "b.jsonl", {"question": "q", "answer": True}))
+
+
+def test_rows_that_are_held_out_too_and_data_without_any_are_told(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i % 9}", "answer": i} for i in range(10)]
+    found = build_problems(DataConfig(kind="files", path=str(write(tmp_path / "a.jsonl", *rows))), 0)
+    assert found.notes[-1].endswith("a.jsonl: 1 rows are not trained on, for the same questions are held out")
+    few = build_problems(DataConfig(kind="files", path=str(write(tmp_path / "b.jsonl", *rows[:4]))), 0)
+    assert "none of 4 rows is held out, so that no accuracy is measured" in few.notes[-1]
 
 
 def test_cells_of_csv_stay_the_text_that_they_are(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ reward_model.ground_truth   a nested field      prompt      a chat: the text of 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -88,12 +90,16 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     value = value_at(row, column)
     text = answer_text(value)
     if text is None:
-        raise BadRow(f"expected text in {column!r}, got {type(value).__name__}")
+        got = repr(value) if isinstance(value, float) else type(value).__name__
+        raise BadRow(f"expected text in {column!r}, got {got}")
     return checked(text, column)
 
 
 def answer_text(value: Any) -> str | None:
-    """A text, a number or a list of them as text; None for anything else."""
+    """A text, a number or a list of them as text; None for anything else, a number that is not finite too.
+
+    Tables have NaN where a number is missing.
+    """
     if isinstance(value, list | tuple) and value and all(map(_is_plain, value)):
         return join_answers([str(one) for one in value])
     return str(value) if _is_plain(value) else None
@@ -220,12 +226,16 @@ def _marker_of(text: str) -> str:
 
 
 def _first_usable(row: Mapping[str, Any], names: Sequence[str], read: Any, key: str) -> str:
+    unfit: BadRow | None = None
     for name in names:
         try:
             read(row, name)
-        except BadRow:
+        except BadRow as error:
+            unfit = unfit or (error if name in row else None)
             continue
         return name
+    if unfit is not None:
+        raise BadRow(f"{unfit}; set {key} if it is another")
     there = ", ".join(map(repr, column_names(row))) or "no column"
     raise BadRow(f"expected one of the columns {', '.join(names)}, got {there}; set {key}")
 
@@ -235,7 +245,9 @@ def _speaker(turn: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+    if isinstance(value, float | Decimal):
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def checked(text: str, column: str) -> str:

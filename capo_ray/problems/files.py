@@ -70,13 +70,19 @@ def _of_folder(folder: Path, split: str) -> list[Path]:
 
 
 def _is_data(path: Path) -> bool:
-    name = path.name.lower()
-    for packing in (".gz", ".zst", ".bz2"):
-        name = name.removesuffix(packing)
+    name = _unpacked_name(path)
     hidden = any(part.startswith((".", "_")) for part in path.parts)
     return (
         name.endswith(SUFFIXES) and name not in ("state.json", "dataset_info.json", "dataset_dict.json") and not hidden
     )
+
+
+def _unpacked_name(path: Path) -> str:
+    """A file's name in small letters, without the ending that packing gave it."""
+    name = path.name.lower()
+    for packing in (".gz", ".zst", ".bz2"):
+        name = name.removesuffix(packing)
+    return name
 
 
 def _shards(state: Path) -> set[str]:
@@ -140,7 +146,7 @@ def _rows(path: Path, kind: Format, columns: Collection[str], max_bytes: int) ->
             yield from _csv_rows(path, file)
             return
         head = file.peek(64) if isinstance(file, io.BufferedReader) else b""
-        whole = _opens_array(head) or path.suffix == ".json"
+        whole = _opens_array(head) or _unpacked_name(path).endswith(".json")
         yield from (_json_rows if whole else line_rows)(path, file, max_bytes)
 
 

@@ -33,6 +33,7 @@ from capo_ray.types import Problem
 
 SYNTHETIC = "capo_ray.synthesis.live:program_source"
 """The source of data.kind=synthetic, found when it is first needed: its room stands above this one."""
+_MORE = "give data.eval_path or raise data.eval_frac"
 HELD_OUT_SEED = 0  # the same held-out chains for every run seed, so that runs compare
 _CALCULATOR_MARKS = re.compile(r"<<[^<>]*>>")
 
@@ -104,6 +105,10 @@ def _of_files(config: DataConfig, seed: int) -> ProblemSet:
     rows = read_problems(config, config.path, config.split, report, notes)
     held_out = read_problems(config, config.eval_path, config.eval_split, report, notes) if config.eval_path else []
     train, held_out = _apart(rows, held_out, 0.0 if config.eval_path else config.eval_frac)
+    if asked_twice := len(rows) - len(train) - (0 if config.eval_path else len(held_out)):
+        notes.append(f"{config.path}: {asked_twice} rows are not trained on, for the same questions are held out")
+    if not held_out:
+        notes.append(f"{config.path}: none of {len(rows)} rows is held out, so that no accuracy is measured; {_MORE}")
     known = {problem.prompt for problem in held_out}
     if config.kind == "haystack":
         train, held_out = (haystack.mix_rows(side, config.haystack_size) for side in (train, held_out))

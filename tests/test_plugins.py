@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, cast
@@ -16,16 +17,20 @@ import numpy as np
 import pytest
 
 from capo_ray.api import credit
+from capo_ray.cli.compose import FAMILIES, compose_train
 from capo_ray.cli.rules import check_rules
+from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import RuleError
-from capo_ray.config.credit import CreditBase, GrpoConfig
+from capo_ray.config.credit import CreditBase, GrpoConfig, Request
 from capo_ray.config.environment import PlayedBase
+from capo_ray.config.families import Family
 from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
 from capo_ray.credit import assign_credit, rows
+from capo_ray.problems.streams import EnvironmentSource
 from capo_ray.protocols import RunFailed
 from capo_ray.steps import split_text
-from capo_ray.types import Group, GroupCredit
+from capo_ray.types import Completion, Group, GroupCredit
 from tests.credit_groups import Member, group
 from tests.own_package import write_package
 
@@ -83,15 +88,34 @@ class LostConfig(OddConfig):
     does: str = ""
 
 
+class LostEvidence(Request):
+    """Evidence that nobody gathers."""
+
+    name: ClassVar[str] = "lost"
+    source: ClassVar[str] = "tests.test_plugins:Nowhere"
+
+
+class OddProblems(PlayedBase):
+    """An environment whose own problems are none."""
+
+    problems: ClassVar[str] = "tests.test_plugins:odd_problem"
+
+
+def odd_problem(seed: int, index: int, split: str, settings: dict[str, Any]) -> None:
+    if settings["reply_template"].startswith("raise"):
+        raise KeyError("no such thing")
+
+
 class OddSteps(StepsBase):
-    """A segmenter that finds nothing, in the wrong way."""
+    """A segmenter that finds nothing, or halves, in the wrong way."""
 
-    rule: ClassVar[str] = "tests.test_plugins:no_ends"
+    rule: ClassVar[str] = "tests.test_plugins:odd_ends"
     segmenter: Literal["odd"] = "odd"
+    halves: bool = False
 
 
-def no_ends(response: object, steps: object) -> None:
-    return None
+def odd_ends(response: Completion, steps: OddSteps) -> list[float] | None:
+    return [1.5, float(len(response.token_ids))] if steps.halves else None
 
 
 RIGHT = {"text": "a7", "tokens": ["a", "7"], "reward": 1}
@@ -161,17 +185,43 @@ def test_the_traceback_of_a_rule_that_raises_leads_into_it() -> None:
     assert caught.traceback[-1].name == "odd"
 
 
-def test_a_segmenter_that_returns_no_ends_is_named() -> None:
-    with pytest.raises(RuleError, match=r"OddSteps \(tests.test_plugins:no_ends\) raised TypeError"):
-        split_text("1+1 = 2", OddSteps())
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_segmenter_that_returns_no_ends_is_named(halves: bool) -> None:
+    with pytest.raises(RuleError, match=r"OddSteps \(tests.test_plugins:odd_ends\) raised TypeError"):
+        split_text("1+1 = 2", OddSteps(halves=halves))
 
 
-def test_a_function_that_is_not_there_is_refused_before_the_run() -> None:
+def test_two_methods_of_one_name_are_refused_and_a_key_without_default_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = "capo_ray.credit_methods"
+    offered = [EntryPoint("grpo", "tests.test_plugins:LostConfig", group)]
+    offered.append(EntryPoint("odd", "tests.test_plugins:OddConfig", group))
+    monkeypatch.setattr("capo_ray.config.families.entry_points", lambda group: offered)
+    family = Family("credit", "method", CreditBase, group, [GrpoConfig])
+    monkeypatch.setitem(FAMILIES, "credit", family)
+    with pytest.raises(ConfigError, match=r"credit=grpo is of the package .* \(ValueError: another has that name\)"):
+        compose_train(["credit=grpo"])
+    assert list(family) == ["grpo"]
+    assert "(ValidationError: does: Field required); mend" in family.broken["odd"]
+
+
+@pytest.mark.parametrize(("how", "said"), [("raise", "raised KeyError: 'no such"), ("none", "must return a Problem")])
+def test_what_makes_an_environments_problems_is_named_where_it_fails(how: str, said: str) -> None:
+    section = PlayedBase(kind="odd", reply_template=f"{how} {{reply}}")
+    with pytest.raises(RunFailed, match=f"environment=odd: tests.test_plugins:odd_problem {said}"):
+        EnvironmentSource(OddProblems(**section.model_dump()), 0).next_problem()
+
+
+def test_a_function_that_is_not_there_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = SimpleNamespace(credit=LostConfig(), steps=DEFAULT_STEPS, environment=PlayedBase(kind="x"))
     with pytest.raises(RunFailed, match=r"credit=odd: LostConfig.rule='tests.test_plugins:nowhere' cannot be found"):
         check_rules(cast(TrainConfig, chosen))
     chosen.credit = GrpoConfig()
     check_rules(cast(TrainConfig, chosen))
+    monkeypatch.setattr(GrpoConfig, "evidence", lambda self: (LostEvidence(),))
+    with pytest.raises(RunFailed, match=r"LostEvidence.source must be package.module:Class of an EvidenceSource"):
+        check_rules(cast(TrainConfig, chosen))
 
 
 def test_from_python_a_rule_that_raises_is_a_run_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

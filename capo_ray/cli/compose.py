@@ -258,7 +258,7 @@ def _kind(name: str, tree: dict[str, Any], settings: Sequence[Setting]) -> str:
     before = section.get(tag, getattr(TrainConfig.model_fields[name].default, tag))
     named = [s.text for s in settings if s.key == f"{name}.{tag}"]
     kind = str(named[-1] if named else before)
-    if kind not in FAMILIES[name]:
+    if kind not in FAMILIES[name] or kind in FAMILIES[name].broken:
         raise _no_choice(name, kind)
     if kind != before and name == "credit":
         raise ConfigError(f"credit.method={kind} would keep another method's preset; write credit={kind}")

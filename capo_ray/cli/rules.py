@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from capo_ray.config import TrainConfig
 from capo_ray.config.base import RuledSection, RuleError
+from capo_ray.evidence import source_of
 from capo_ray.protocols import RunFailed
+
+OURS = "capo_ray."
 
 
 def check_rules(config: TrainConfig) -> None:
-    """Raise `RunFailed` for a credit method, a segmenter or an environment whose function is not there."""
+    """Raise `RunFailed` for a credit method, a segmenter, an environment or evidence whose code is not there."""
     chosen: dict[str, RuledSection] = {
         f"credit={config.credit.method}": config.credit,
         f"steps={config.steps.segmenter}": config.steps,
         f"environment={config.environment.kind}": config.environment,
     }
     for name, section in chosen.items():
-        if section.rule and not section.rule.startswith("capo_ray."):
+        if section.rule and not section.rule.startswith(OURS):
             try:
                 section.find_rule()
             except RuleError as error:
                 raise RunFailed(f"{name}: {error}; mend or uninstall its package") from error
+    for asked in config.credit.evidence():
+        if not asked.source.startswith(OURS):
+            source_of(type(asked))

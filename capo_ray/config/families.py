@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import or_
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
 
 from capo_ray.config.base import RuledSection
@@ -69,7 +69,7 @@ class Family(Mapping[str, type[RuledT]], Generic[RuledT]):
                 package = entry.dist.name if entry.dist is not None else entry.value
                 self.broken[entry.name] = (
                     f"{self.section}={entry.name} is of the package {package}, which cannot give it "
-                    f"({type(error).__name__}: {error}); mend or uninstall that package"
+                    f"({type(error).__name__}: {_line(error)}); mend or uninstall that package"
                 )
         return found
 
@@ -78,7 +78,7 @@ class Family(Mapping[str, type[RuledT]], Generic[RuledT]):
         if not (isinstance(kind, type) and issubclass(kind, self._base)):
             raise TypeError(f"{entry.value} must be a subclass of {self._base.__name__} (got {kind!r})")
         if entry.name in taken:
-            raise ValueError("the name is taken")
+            raise ValueError("another has that name")
         if self._name_of(kind) != entry.name or not kind.rule:
             raise ValueError(f"{entry.value} must have {self.tag}={entry.name!r} as its default, and a rule")
         kind.model_validate({self.tag: entry.name})  # all keys have defaults, and the section can be made
@@ -86,3 +86,10 @@ class Family(Mapping[str, type[RuledT]], Generic[RuledT]):
 
     def _name_of(self, kind: type[RuledT]) -> str:
         return str(kind.model_fields[self.tag].default)
+
+
+def _line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return " ".join(str(error).split())

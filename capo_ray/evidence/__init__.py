@@ -8,7 +8,7 @@ in a package of one's own. Numbers go to a field of `types.Evidence`, or to its 
 Invariant: exactly what was asked for is gathered, of members with a valid verdict only.
 """
 
-from capo_ray.evidence.gathering import build_sources, deadline_s, gather, read_evidence
+from capo_ray.evidence.gathering import build_sources, deadline_s, gather, read_evidence, source_of
 from capo_ray.evidence.lines import FieldError, ResponseLine, read_numbers, refuse, show
 from capo_ray.evidence.source import Doors, EvidenceSource
 
@@ -24,4 +24,5 @@ __all__ = [
     "read_numbers",
     "refuse",
     "show",
+    "source_of",
 ]

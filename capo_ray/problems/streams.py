@@ -71,13 +71,28 @@ class EnvironmentSource(DrawnSource):
     """Problems that an environment makes of (seed, index, split)."""
 
     def __init__(self, environment: EnvironmentBase, seed: int) -> None:
-        self._of_split: Callable[..., Problem] = pkgutil.resolve_name(environment.problems)
+        self._kind, self._function = environment.kind, environment.problems
         self._settings = environment.model_dump(mode="json")
-        super().__init__(lambda seed, index: self._of_split(seed, index, "train", self._settings), seed)
+        super().__init__(lambda seed, index: self._make_one(seed, index, "train"), seed)
 
     def held_out(self, seed: int, count: int) -> list[Problem]:
         """The first `count` of the other split."""
-        return [self._of_split(seed, i, "held_out", self._settings) for i in range(count)]
+        return [self._make_one(seed, i, "held_out") for i in range(count)]
+
+    def _make_one(self, seed: int, index: int, split: str) -> Problem:
+        try:
+            problem = pkgutil.resolve_name(self._function)(seed, index, split, self._settings)
+        except RunFailed:
+            raise
+        except Exception as error:
+            raise RunFailed(
+                f"environment={self._kind}: {self._function} raised {type(error).__name__}: {error} for problem {index}"
+            ) from error
+        if not isinstance(problem, Problem):
+            raise RunFailed(
+                f"environment={self._kind}: {self._function} must return a Problem (got {type(problem).__name__})"
+            )
+        return problem
 
 
 class RowSource(PlainSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def split_steps(response: Completion, steps: StepsBase = DEFAULT_STEPS) -> tuple
     check_char_ends(response)
     rule = _rule_of(type(steps))
     with steps.blamed(SpanError):
-        ends = rule(response, steps)
+        ends = list(map(index, rule(response, steps)))
         spans = tuple(pairwise([0, *(_within_turns(ends, response) if response.acted else ends)]))
     check_spans(spans, len(response.token_ids))
     return spans

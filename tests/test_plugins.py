@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -27,10 +29,12 @@ from capo_ray.config.environment import PlayedBase
 from capo_ray.config.families import Family
 from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
 from capo_ray.credit import assign_credit, rows
+from capo_ray.evidence import EvidenceSource, gather
+from capo_ray.metrics.transcripts import group_line
 from capo_ray.problems.streams import EnvironmentSource
 from capo_ray.protocols import RunFailed
 from capo_ray.steps import split_text
-from capo_ray.types import Completion, Group, GroupCredit
+from capo_ray.types import Completion, Evidence, Group, GroupCredit, Judged, Problem
 from tests.credit_groups import Member, group
 from tests.own_package import write_package
 
@@ -211,6 +215,30 @@ def test_what_makes_an_environments_problems_is_named_where_it_fails(how: str, s
     section = PlayedBase(kind="odd", reply_template=f"{how} {{reply}}")
     with pytest.raises(RunFailed, match=f"environment=odd: tests.test_plugins:odd_problem {said}"):
         EnvironmentSource(OddProblems(**section.model_dump()), 0).next_problem()
+
+
+def test_evidence_of_another_package_is_kept_in_transcripts_whatever_numbers_it_is_made_of() -> None:
+    def line(value: object) -> Any:
+        (member,) = (judged := group(Member(1, [1]))).members
+        judged = replace(judged, members=(replace(member, evidence=Evidence(more={"own": value})),))
+        told = group_line(1, judged, assign_credit(judged, GrpoConfig()))
+        return json.loads(json.dumps(told, allow_nan=False))["responses"][0]["own"]
+
+    told = {"a": np.arange(2.0), "b": (np.float32(0.5), float("nan"), True), "c": np.int64(3)}
+    assert line(told) == {"a": [0, 1], "b": [0.5, None, True], "c": 3}
+    with pytest.raises(RunFailed, match=r"Evidence.more\['own'\] must hold numbers, .* \(got set\)"):
+        line({1, 2})
+
+
+@pytest.mark.parametrize("found", [(), (Evidence(), Evidence()), (0.5,)])
+def test_a_source_that_does_not_answer_for_each_response_is_named(found: Any) -> None:
+    class Odd(EvidenceSource):
+        async def gather(self, problem: Problem, members: Sequence[Judged], progress: float) -> Sequence[Evidence]:
+            return cast(Sequence[Evidence], found)
+
+    judged = group(Member(1, [1]), Member(None, [1]))
+    with pytest.raises(RunFailed, match=r"Odd.gather must return Evidence of each of 1 responses \(got"):
+        asyncio.run(gather([Odd(None, cast(Any, None))], judged.problem, judged.members, 0.0))
 
 
 def test_a_function_that_is_not_there_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

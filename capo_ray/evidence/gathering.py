@@ -62,6 +62,12 @@ async def gather(
     answers = await asyncio.gather(*(ask(source) for source in sources))
     pairs = [(source, found, s) for source, (found, s) in zip(sources, answers, strict=True) if found is not None]
     rows = [found for _, found, _ in pairs]
+    for source, found, _ in pairs:
+        if len(found) != len(valid) or not all(isinstance(one, Evidence) for one in found):
+            got = f"{len(found)} of {', '.join(sorted({type(one).__name__ for one in found})) or 'nothing'}"
+            raise RunFailed(
+                f"{type(source).__name__}.gather must return Evidence of each of {len(valid)} responses (got {got})"
+            )
     whole = {id(m): reduce(or_, told, m.evidence) for m, *told in zip(valid, *rows, strict=True)}
     judged = [replace(m, evidence=whole.get(id(m), m.evidence)) for m in members]
     for source in sources:

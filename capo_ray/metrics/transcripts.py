@@ -9,7 +9,7 @@ that reads it. It begins with `head`, so that a reader of many groups need not p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from capo_ray.arrays import Runs
 from capo_ray.metrics.rows import keep_rows, to_line, to_plain
+from capo_ray.protocols import RunFailed
 from capo_ray.types import Critique, Group, GroupCredit, Judged, Watched
 from capo_ray.votes import majority_word
 
@@ -115,7 +116,7 @@ def _response(group: Group, credit: GroupCredit, watched: Watched, index: int) -
 def _evidence(member: Judged) -> dict[str, Any]:
     """What was gathered, each kind as the lines of `capo-ray credit` have it."""
     evidence, votes = member.evidence, member.evidence.critiques
-    found: dict[str, Any] = dict(evidence.more)
+    found: dict[str, Any] = {name: _plain(value, name) for name, value in evidence.more.items()}
     if votes:
         found["flagged"] = [None if c.flagged is None else sorted(c.flagged) for c in votes]
         found["overall"] = [c.overall for c in votes]
@@ -127,6 +128,24 @@ def _evidence(member: Judged) -> dict[str, Any]:
         if len(values := getattr(evidence, name)):
             found[name] = _numbers(member.trajectory.response.over_tokens(values))
     return found
+
+
+def _plain(value: Any, name: str) -> Any:
+    """What a source of another package found, as JSON has it: arrays as lists, what is not finite as null."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), name)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one, name) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, name) for one in value]
+    if isinstance(value, int | float):
+        return to_plain(value)
+    raise RunFailed(
+        f"Evidence.more[{name!r}] must hold numbers, texts, arrays and lists of them, since transcripts keep it (got "
+        f"{type(value).__name__})"
+    )
 
 
 def _over_tokens(member: Judged, row: Runs) -> list[float | int | None]:

@@ -96,6 +96,8 @@ def test_numbers_may_come_as_arrays() -> None:
         (lambda: capo_ray.credit([saved()[0], {"responses": [object()]}]), "group 2: expected texts, numbers"),
         (lambda: capo_ray.credit([{"responses": [{"text": "a"}]}]), "group 1: responses[0].tokens: expected a list"),
         (lambda: capo_ray.verify([("1", "1"), ("1", 2)]), "pair 2: expected a string in 'response', got int"),
+        (lambda: capo_ray.verify([("1", "1"), "ab"]), "pair 2: expected an answer and a response, got 'ab'"),  # type: ignore[list-item]
+        (lambda: capo_ray.verify([("1", "1", "2")]), "pair 1: expected an answer and a response"),  # type: ignore[list-item]
         (lambda: capo_ray.verify([("1", "1")], kind="maths"), "verifier.kind=maths is no verifier; did you mean math?"),
         (lambda: capo_ray.critique([{"question": "?"}], {"critic": "calculator"}), "line 1: "),
         (lambda: capo_ray.train({"lerner": {"lr": 1}}), "lerner.lr is no key; did you mean learner.lr?"),

@@ -134,7 +134,9 @@ def verify(
     )  # fmt: skip
     read = []
     for number, pair in enumerate(pairs, 1):
-        row = pair if isinstance(pair, Mapping) else dict(zip(("answer", "response"), pair, strict=False))
+        if not isinstance(pair, Mapping) and (isinstance(pair, str) or len(pair) != 2):
+            raise RunFailed(f"pair {number}: expected an answer and a response, got {str(pair)[:40]!r}")
+        row = pair if isinstance(pair, Mapping) else dict(zip(("answer", "response"), pair, strict=True))
         fitting = pair_of(row)
         if isinstance(fitting, str):
             raise RunFailed(f"pair {number}: {fitting}")

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from capo_ray.checkpoint import read_state, write_state
 from capo_ray.config import TrainConfig
+from capo_ray.config.base import RuleError
+from capo_ray.config.credit import CreditBase
 from capo_ray.flow import GroupWay, Parts, Pipeline, RunOutcome, group, off_loop, pipeline, training
 from capo_ray.flow.budgets import batch_deadline_s
 from capo_ray.flow.group import CreditedGroup
@@ -382,6 +384,29 @@ def test_a_resumed_run_trains_nothing_twice_and_ends_at_the_same_count(tmp_path:
     assert balance.balanced and again.ledger.trained_twice() == 0  # type: ignore[attr-defined]
     assert balance.counts["trained"] == 20 * 3 * 4
     assert balance.reasons["rolled_back"] == num_trained - 10 * 3 * 4 >= 3 * 3 * 4
+
+
+RELEASED = threading.Event()
+
+
+class StuckConfig(CreditBase):
+    """A method whose function does not return by itself."""
+
+    rule: ClassVar[str] = "tests.test_pipeline:wait"
+
+
+def wait(judged: object, config: StuckConfig, progress: float) -> None:
+    RELEASED.wait(20)
+
+
+def test_a_rule_of_another_package_that_never_returns_ends_the_run_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(off_loop, "RULE_S", 0.05)
+    config = make_config("grpo").model_copy(update={"credit": StuckConfig(method="stuck")})
+    threading.Timer(0.2, RELEASED.set).start()  # asyncio waits for its threads
+    with pytest.raises(RuleError, match=r"^StuckConfig \(tests.test_pipeline:wait\) did not return within 0.05 s$"):
+        run(fake_parts(tmp_path, config))
 
 
 def test_a_problem_fits_only_if_its_scored_answer_does_too(tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from capo_ray.config import TrainConfig
-from capo_ray.config.base import RuledSection, RuleError
+from capo_ray.config.base import OURS, RuledSection, RuleError
 from capo_ray.evidence import source_of
 from capo_ray.protocols import RunFailed
-
-OURS = "capo_ray."
 
 
 def check_rules(config: TrainConfig) -> None:

@@ -41,6 +41,10 @@ class RuleError(RuntimeError):
     """The function of a section is not there, raised, or returned what cannot be used; says which, and its class."""
 
 
+OURS = "capo_ray."
+"""What the functions of this package begin with."""
+
+
 class RuledSection(Section):
     """A section of which there are several kinds, each with a function of its own."""
 

@@ -19,7 +19,7 @@ from capo_ray.config.seeds import response_seed
 from capo_ray.credit import assign_credit
 from capo_ray.environments import SingleTurn
 from capo_ray.evidence import Doors, build_sources, gather
-from capo_ray.flow.off_loop import off_loop
+from capo_ray.flow.off_loop import by_rule
 from capo_ray.flow.parts import Parts
 from capo_ray.flow.quarantine import Gate, Quarantined
 from capo_ray.prompts import frame_question
@@ -193,7 +193,8 @@ class GroupWay:
         mark("evidence")
         group = Group(group_id, problem, tuple(members))
         num_tokens = sum(member.num_tokens for member in members)
-        credit = await off_loop(assign_credit, group, self._parts.config.credit, progress, num_tokens=num_tokens)
+        config = self._parts.config.credit
+        credit = await by_rule(config, assign_credit, group, config, progress, num_tokens=num_tokens)
         group, credit = self._gate.credited(group, credit, cause)
         ledger.record([m.trajectory.key for m in group.members], "credited")
         mark("credit")
@@ -205,7 +206,8 @@ class GroupWay:
         if self._parts.config.steps.thinking == "leave_out":
             trajectories = [without_thinking(t) for t in trajectories]
         num_tokens = sum(len(t.response.token_ids) for t in trajectories)
-        steps = await off_loop(self._split, trajectories, num_tokens=num_tokens)
+        config = self._parts.config.steps
+        steps = await by_rule(config, self._split, trajectories, num_tokens=num_tokens)
         return [Judged(t, v, spans) for t, v, spans in zip(trajectories, verdicts, steps, strict=True)]
 
     def _split(self, trajectories: Sequence[Trajectory]) -> list[tuple[Span, ...]]:

@@ -612,8 +612,13 @@ def test_choice_letters_are_read_in_their_usual_forms(text: str, letter: str | N
         ("The answer that fits best is (D).", "D"),
         ("The answer is A, C", "AC"),
         ("So option E. #### E", "E"),
+        ("B) Paris", "B"),
+        ("<think>A?</think>\nC, A\n", "AC"),
+        ("B) is wrong, option C is best", "C"),
+        ("B) Paris\nC) Rome", None),
         ("I think the answer is hard to tell.", None),
         ("A train leaves at 5.", None),
+        ("I think so", None),
         ("The answer is a matter of taste.", None),
     ],
 )

@@ -6,6 +6,7 @@ import re
 
 from capo_ray.answers.extract import MAX_TAIL_CHARS, extract_answer
 
+MAX_LINE_CHARS = 256
 _DRESS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|bf|rm)\b[ ]?\{?|\\[,;! ]|[{}$*`\"]")
 _NAMED = re.compile(r"(?:the )?(?:correct )?(?:options?|choices?|answer)[ :]{1,3}(?=\(?[A-Za-z0-9]\b)", re.IGNORECASE)
 _ONE = re.compile(r"[(\[]?([A-Za-z]|[0-9])(?:[)\]]|(?=[.:](?:\s|$))|(?=[ \t]*$)|(?= [-–—] )|(?=[。．，、）]))")
@@ -19,7 +20,7 @@ _OPTION = re.compile(
 
 def choice_letter(text: str) -> str | None:
     """The options that a short text names, upper-case and sorted (`B`, `AC`, `2`); None for other text."""
-    text = _DRESS.sub("", text[:256]).strip()
+    text = _DRESS.sub("", text[:MAX_LINE_CHARS]).strip()
     if named := _NAMED.match(text):
         text = text[named.end() :]
     if several := _SEVERAL.fullmatch(text):
@@ -37,4 +38,7 @@ def extract_choice(response: str) -> tuple[str | None, str | None]:
     found = None
     for match in _OPTION.finditer(tail):
         found = match[match.lastindex or 0]
+    if found is None and "\n" not in (line := tail.strip()) and len(line) <= MAX_LINE_CHARS:
+        letters = choice_letter(line)  # `B) Paris` and nothing else
+        return letters, line if letters else None
     return found, found

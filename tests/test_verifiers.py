@@ -287,6 +287,13 @@ def test_numbers_are_measured_within_a_tolerance() -> None:
         assert [v.reward for v in judge(pool, "9.81", *texts)] == [1, 0, 1, 0, 0]
         assert judge(pool, r"\frac{\pi}{2}", r"\boxed{1.6}")[0].reward == 1
         assert judge(pool, "28\\%", r"\boxed{0.28}")[0].reward == 1
+        spaced = (r"\boxed{9.8 \times 10^{0} \mathrm{~m/s^2}}", "The answer is 9.8 m/s^2.", r"\boxed{a \approx 9.8}")
+        assert [v.reward for v in judge(pool, r"9.81 \times 10^0", *spaced)] == [1, 1, 1]
+        assert [v.reward for v in judge(pool, "5", "The answer is 5 J.", r"\boxed{5 k\Omega}", r"\boxed{5x}")] == [
+            1,
+            1,
+            0,
+        ]
         assert judge(pool, "far", r"\boxed{5}")[0].reason.startswith("undecided")
         assert not pool._lanes
     with pytest.raises(ValueError, match=r"only read with verifier\.kind=numeric"):

@@ -28,6 +28,13 @@ _FRAC = re.compile(
     r"(-?)\\frac(?:\{(-?[0-9]+)\}\{([0-9]+)\}|[ ]?([0-9])[ ]?([0-9])|\{([0-9]+)\}([0-9])|[ ]?([0-9])\{([0-9]+)\})"
 )
 _SCIENTIFIC = re.compile(r"(-?)(?:([0-9]{1,20}(?:\.[0-9]{1,20})?)(?:\\times|\\cdot|\*))?10\^\{?(-?[0-9]{1,3})\}?")
+_ABOUT = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z]) ?|≈ ?")
+_AROUND_TIMES = re.compile(r" ?(\\(?:times|cdot)) ?(?=10\^)")
+_SYMBOL = (
+    r"(?:\\(?:mathrm|text|mbox)\{[^{}]{1,40}\}|(?:\\mu ?|[kmMGcnpμµ])?(?:Pa|Hz|eV|mol|cal|\\Omega|Ω|[msgNJKWVACLFTH]))"
+    r"(?:\^\{?-?[0-9]\}?)?"
+)
+_SYMBOLS = re.compile(rf"(?<=[0-9}}]) ?{_SYMBOL}(?:(?: ?[/*·]| ?\\cdot ?| ){_SYMBOL}){{0,3}}$")
 _MIXED = re.compile(r"(-?)([1-9][0-9]*)[ ]?\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}")
 
 
@@ -60,9 +67,13 @@ def read_number(text: str) -> Number | None:
 
 
 def number_of(text: str) -> float | None:
-    """The value of an answer as it is spelled, a percentage as its hundredth; None where it is no real number."""
-    text = normalise(text)
+    """The value of an answer as it is spelled, a percentage as its hundredth; None where it is no real number.
+
+    Where nothing but a number is asked for, a letter behind one is a unit, and what is about the answer is meant as it.
+    """
+    text = _ABOUT.split(_AROUND_TIMES.sub(r"\1", normalise(text)))[-1]
     text = text.rpartition("=")[2] if text.count("=") == 1 else text
+    text = _SYMBOLS.sub("", text)
     if number := read_number(text):
         value = number.value / 100 if number.percent else number.value
         return float(value) if abs(value) < 10**300 else None

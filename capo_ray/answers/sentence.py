@@ -2,7 +2,7 @@ r"""The answer in a sentence that announces one: `The value of $k$ is $12$` -> `
 
 begins with a formula or number   that one; formulas joined by commas, "and", "or" are one list; words after it go
 names its subject first           what follows its "is", "are", "=" before a formula or number
-holds a single number             that number
+holds a single number             that number, unless it begins with "not"
 else                              its words
 """
 
@@ -24,12 +24,16 @@ _RELATION = re.compile(
 )
 _COUNTED = re.compile(rf"(?<![\w$\\^{{.]){_NUMBER}(?![\w}}])")
 _SENTENCE_END = re.compile(r"\.(?=[ \t]+\S)|\.[ \t]*$|[。．！](?![0-9])")
+_NOT_THIS = re.compile(rf"not (?:equal to )?(?:\$|\\[(\[]|{_NUMBER})", re.IGNORECASE)
+_CLAUSE = re.compile(rf"(?<=[\w.%)])[,;]?(?: and| but)? (?:because|since|not (?={_NUMBER})|not \$)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 
 
 def read_sentence(text: str) -> str | None:
     """The answer that a line holds, as it is spelled; None for an empty one."""
     line = _bare(text[:MAX_CHARS])
+    if _NOT_THIS.match(line):
+        return None
     head = _HEAD.match(line)
     if head is None:
         if end := _SENTENCE_END.search(line):
@@ -59,7 +63,9 @@ def _with_percent(formula: str, after: str) -> str:
 
 
 def _number_or_all(line: str) -> str | None:
-    """The number at the head where only words follow it, else the line."""
+    """The number at the head where only words follow it before any clause that says why or what it is not, else all."""
+    if clause := _CLAUSE.search(line):
+        line = line[: clause.start()].rstrip()
     if (number := _HEAD_NUMBER.match(line)) and not re.search(r"[0-9=\\]", line[number.end() :]):
         rest = line[number.end() :].lstrip()
         return number.group(1) + ("\\%" if rest.startswith(("percent", "pct")) else "")
@@ -67,4 +73,4 @@ def _number_or_all(line: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    return text.strip().strip("*_").strip()
+    return text.strip().strip("*_`").strip()

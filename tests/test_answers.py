@@ -350,6 +350,16 @@ KINDS = {
         ("C_5^2", "10", True),
         (r"\emptyset", r"\{0\}", False),
     ],
+    "morning and evening are no units": [
+        (r"10:30 \text{ a.m.}", r"10:30 \text{ p.m.}", False),
+        (r"10:30 \text{ a.m.}", "10:30 AM", True),
+        (r"7 \text{ p.m.}", "7:00 PM", True),
+        ("2:30 PM", r"2:30 \text{ pm}", True),
+        ("2:30 PM", "2:30", True),
+        ("2:30", "2:31 pm", False),
+        (r"5 \text{ pm}", "5", True),
+        ("2am", "2 a m", True),
+    ],
     "factorials of letters are looked at": [
         (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True),
         (r"\frac{n!}{2}", r"\frac{n!}{3}", False),

@@ -40,6 +40,7 @@ _UNIT = r" ?(?:\\(?:text|mbox|mathrm)\{[^{}0-9]*\}|[a-z]{1,12}) ?,? ?(?:and )?"
 _TWO_AMOUNTS = re.compile(rf"-?[0-9.]+{_UNIT}[0-9.]+{_UNIT}")
 _RELATION = re.compile(r"[=<>|]|\\(?:[lg]e|ne|begin|cup|in)(?![a-zA-Z])")
 _DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+")
+_CLOCK = re.compile(r"([0-9]{1,2}:[0-9]{2})[ap]m")
 _COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 
 
@@ -53,6 +54,12 @@ def decide(a: str, b: str) -> bool | None:
         return False
     if _tokens(a) == _tokens(b):
         return True
+    first, second = _CLOCK.fullmatch(a), _CLOCK.fullmatch(b)
+    if first and second:
+        return False
+    if first or second:  # the half of the day may be left out on one side, and `:00` with it
+        time, other = (first.group(1), b) if first else (second.group(1) if second else "", a)
+        return time.removesuffix(":00") == other.removesuffix(":00")
     words = _words(a, b)
     if words is not None:
         return words

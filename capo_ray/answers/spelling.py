@@ -122,6 +122,11 @@ _REPEATING = re.compile(r"(?<![0-9.])([0-9]{0,15})\.([0-9]{0,15})\\overline ?\{(
 _THOUSANDS = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,]|\.[0-9]*,)")
 _SPACED_THOUSANDS = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
+_CLOCK = re.compile(
+    r"^([0-9]{1,2})(?::([0-9]{2}))?"
+    r"(?: ?\\(?:text|mbox|mathrm) ?\{[ ~]*([aApP])\.? ?[mM]\.? ?\}"
+    r"| ?([AP])\.?M\.?| ?([ap])\.m\.?|(?<=:[0-9]{2}) ?([ap])m)$"
+)
 _SPACES = re.compile(r"\s+")
 _SPACE_AROUND = re.compile(r" ?([=+\-*/^_{}()\[\]|<>,:]) ?")
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
@@ -140,7 +145,7 @@ def normalise(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _unwrapped(_SPACES.sub(" ", text).strip())
-    text = _without_units(_REPEATING.sub(_fraction, text))
+    text = _without_units(_CLOCK.sub(_time_of_day, _REPEATING.sub(_fraction, text)))
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     if mixed := _MIXED.fullmatch(text):
@@ -178,6 +183,12 @@ def _without_units(text: str) -> str:
             break
         text = text[: unit.start()].rstrip()
     return text
+
+
+def _time_of_day(match: re.Match[str]) -> str:
+    r"""`7 \text{ p.m.}` and `7:00 PM` as `7:00pm`: half of the day is no unit that may be left out on either side."""
+    hour, minute, *halves = match.groups()
+    return f"{hour}:{minute or '00'}{next(half for half in halves if half).lower()}m"
 
 
 def _fraction(match: re.Match[str]) -> str:

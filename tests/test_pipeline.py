@@ -251,6 +251,23 @@ def test_a_policy_that_is_always_right_ends_the_run_well(tmp_path: Path) -> None
     assert "nothing left to learn" in outcome.stopped_early
 
 
+@pytest.mark.parametrize("skill", [0.0, 0.25])
+def test_a_verifier_that_fails_on_wrong_answers_does_not_make_a_run_that_has_nothing_left_to_learn(
+    tmp_path: Path, skill: float
+) -> None:
+    class Raising(FakeVerifier):
+        async def verify(self, answer: str, responses: list[str]) -> tuple[Verdict, ...]:  # type: ignore[override]
+            verdicts = await super().verify(answer, responses)
+            return tuple(v if v.reward else Verdict(None, "crash: KeyError: 'no number'") for v in verdicts)
+
+    config = make_config("grpo", run={"max_creditless_groups": 20})
+    parts = fake_parts(tmp_path, config, engine=FakeEngine(skill=skill), verifier=Raising(), judge=None)
+    with pytest.raises(
+        RunFailed, match=r"expected verdicts on most responses of 20 .* the last for .*KeyError.*kind=ma"
+    ):
+        run(parts)
+
+
 def test_a_lost_group_is_tried_once_more_and_the_run_goes_on(tmp_path: Path) -> None:
     engine = FakeEngine()
     losses = iter([True, False, True] + [False] * 10_000)

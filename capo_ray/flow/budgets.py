@@ -24,7 +24,8 @@ class Budgets:
         self.num_creditless = 0
         self._max_creditless, self._max_failures = config.run.max_creditless_groups, config.run.max_failures
         self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
-        self._failure_streak = 0
+        self._failure_streak, self._unjudged_in_streak, self._unjudged_for = 0, 0, ""
+        self._kind = config.verifier.kind
         self._quorum, self._max_outcome_only = quorum(config), config.critic.max_outcome_only_frac
         self._cure = "check the critic, critic.rubric and critic.max_tokens with `capo-ray critique`"
         if config.critic.backend == "calculator":
@@ -39,16 +40,26 @@ class Budgets:
         """A group came to its credit; at the budget of those without any the run ends: solved if all were right."""
         self._failure_streak = 0
         if group.credit.has_signal:
-            self._creditless_streak = self._right_in_streak = self._rewards_in_streak = 0
+            self._creditless_streak = self._right_in_streak = self._rewards_in_streak = self._unjudged_in_streak = 0
             return
         self.num_creditless += 1
         self._creditless_streak += 1
         self._right_in_streak += sum(group.rewards)
         self._rewards_in_streak += len(group.rewards)
+        for member in group.group.members:
+            if not member.verdict.valid:
+                self._unjudged_in_streak, self._unjudged_for = self._unjudged_in_streak + 1, member.verdict.reason
         if self._creditless_streak < self._max_creditless or self.exhausted.is_set():
             return
         right_frac = self._right_in_streak / max(1, self._rewards_in_streak)
-        if self._rewards_in_streak and right_frac == 1.0:
+        if self._unjudged_in_streak > self._rewards_in_streak:  # of those alone, all may well be right
+            self._failure = (
+                f"expected verdicts on most responses of {self._creditless_streak} groups in a row without credit, got "
+                f"none on {self._unjudged_in_streak} of {self._unjudged_in_streak + self._rewards_in_streak}, the last "
+                f"for {self._unjudged_for!a}: check verifier.kind={self._kind} and the reference answers with "
+                "`capo-ray verify`"
+            )
+        elif self._rewards_in_streak and right_frac == 1.0:
             self.solved = f"{self._creditless_streak} groups in a row had only right answers: nothing left to learn"
         else:
             self._failure = (

@@ -111,6 +111,15 @@ def test_rows_that_are_held_out_too_and_data_without_any_are_told(tmp_path: Path
     found = build_problems(DataConfig(kind="files", path=str(write(tmp_path / "a.jsonl", *rows))), 0)
     assert found.notes[-1].endswith("a.jsonl: 1 rows are not trained on, for the same questions are held out")
     few = build_problems(DataConfig(kind="files", path=str(write(tmp_path / "b.jsonl", *rows[:4]))), 0)
+    ours, theirs = (
+        {"question": "caf\u00e9:\nhow  many?", "answer": 1},
+        {"question": "cafe\u0301:\r\nhow many?", "answer": 1},
+    )
+    paths = {
+        "path": str(write(tmp_path / "c.jsonl", ours, rows[0])),
+        "eval_path": str(write(tmp_path / "d.jsonl", theirs)),
+    }
+    assert build_problems(DataConfig(kind="files", **paths), 0).train.state()["size"] == 1
     assert "none of 4 rows is held out, so that no accuracy is measured" in few.notes[-1]
 
 

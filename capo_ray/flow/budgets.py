@@ -25,7 +25,9 @@ class Budgets:
         self._max_creditless, self._max_failures = config.run.max_creditless_groups, config.run.max_failures
         self._creditless_streak, self._right_in_streak, self._rewards_in_streak = 0, 0, 0
         self._failure_streak, self._unjudged_in_streak, self._unjudged_for = 0, 0, ""
-        self._kind = config.verifier.kind
+        self._judging = f"verifier.kind={config.verifier.kind} and the reference answers with `capo-ray verify`"
+        if config.environment.tells_outcome:
+            self._judging = f"environment.kind={config.environment.kind}"
         self._quorum, self._max_outcome_only = quorum(config), config.critic.max_outcome_only_frac
         self._cure = "check the critic, critic.rubric and critic.max_tokens with `capo-ray critique`"
         if config.critic.backend == "calculator":
@@ -56,8 +58,7 @@ class Budgets:
             self._failure = (
                 f"expected verdicts on most responses of {self._creditless_streak} groups in a row without credit, got "
                 f"none on {self._unjudged_in_streak} of {self._unjudged_in_streak + self._rewards_in_streak}, the last "
-                f"for {self._unjudged_for!a}: check verifier.kind={self._kind} and the reference answers with "
-                "`capo-ray verify`"
+                f"for {self._unjudged_for!a}: check {self._judging}"
             )
         elif self._rewards_in_streak and right_frac == 1.0:
             self.solved = f"{self._creditless_streak} groups in a row had only right answers: nothing left to learn"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -130,8 +131,13 @@ def _apart(rows: list[Problem], held_out: list[Problem], frac: float) -> tuple[l
     if not held_out:
         cut = len(rows) - round(len(rows) * frac)
         rows, held_out = rows[:cut], rows[cut:]
-    known = {problem.prompt for problem in held_out}
-    return [problem for problem in rows if problem.prompt not in known], held_out
+    known = {_asked(problem) for problem in held_out}
+    return [problem for problem in rows if _asked(problem) not in known], held_out
+
+
+def _asked(problem: Problem) -> str:
+    """The question whatever its line ends, blanks and composed characters are: two files seldom have them alike."""
+    return " ".join(unicodedata.normalize("NFC", problem.prompt).split())
 
 
 def _worked(config: DataConfig, known: Collection[str]) -> list[tuple[str, str]]:

@@ -350,6 +350,18 @@ KINDS = {
         ("C_5^2", "10", True),
         (r"\emptyset", r"\{0\}", False),
     ],
+    "millions are counted or left out": [
+        ("1000000", r"1 \text{ million}", True),
+        (r"\$5 \text{ million}", "5,000,000", True),
+        ("1,360,000", "1.36 million dollars", True),
+        ("2.5 billion", r"2500 \text{ million}", True),
+        ("5", "5 million", True),
+        ("5 million", r"5 \times 10^6", True),
+        ("5000", "5 million", False),
+        ("5 million", "6 million", False),
+        ("5 million", "5 billion", False),
+        ("0.5", r"0.0005 \text{ thousand}", True),
+    ],
     "morning and evening are no units": [
         (r"10:30 \text{ a.m.}", r"10:30 \text{ p.m.}", False),
         (r"10:30 \text{ a.m.}", "10:30 AM", True),

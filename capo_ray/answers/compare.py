@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from functools import lru_cache
 
 from capo_ray.answers.numbers import read_number, same_number
@@ -41,6 +42,8 @@ _TWO_AMOUNTS = re.compile(rf"-?[0-9.]+{_UNIT}[0-9.]+{_UNIT}")
 _RELATION = re.compile(r"[=<>|]|\\(?:[lg]e|ne|begin|cup|in)(?![a-zA-Z])")
 _DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+")
 _CLOCK = re.compile(r"([0-9]{1,2}:[0-9]{2})[ap]m")
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(rf"(-?[0-9]{{1,20}}(?:\.[0-9]{{1,8}})?)({'|'.join(_SCALES)})")
 _COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 
 
@@ -72,6 +75,9 @@ def decide(a: str, b: str) -> bool | None:
 
 def same(a: str, b: str, leaf: Leaf, depth: int = 0) -> bool | None:
     """Whether normalised answer `b` equals reference `a`; None where the leaf, asked about formulas, cannot tell."""
+    if scaled := _scaled(a, b):
+        verdicts = [same(x, y, leaf, depth) for x, y in scaled]
+        return True if True in verdicts else (None if None in verdicts else False)
     decided = decide(a, b)
     if decided is not None:
         return decided
@@ -174,6 +180,21 @@ def _same_comma(text: str, other: str) -> str:
     """`3,14` as `3.14` where the other side is a number with a decimal point."""
     comma = _COMMA.fullmatch(text)
     return f"{comma.group(1)}.{comma.group(2)}" if comma and _DECIMAL.fullmatch(other) else text
+
+
+def _scaled(a: str, b: str) -> list[tuple[str, str]]:
+    """What `5million` may be held against: 5000000, or 5 where the other side leaves the word out; [] without any."""
+    first, second = _SCALED.fullmatch(a), _SCALED.fullmatch(b)
+
+    def whole(match: re.Match[str]) -> str:
+        value = format(Decimal(match.group(1)).scaleb(_SCALES[match.group(2)]), "f")
+        return value.rstrip("0").rstrip(".") if "." in value else value
+
+    if first and second:
+        return [(whole(first), whole(second))]
+    if first:
+        return [(whole(first), b), (first.group(1), b)]
+    return [(a, whole(second)), (a, second.group(1))] if second else []
 
 
 def _named(a: str, b: str) -> bool | None:

@@ -127,6 +127,10 @@ _CLOCK = re.compile(
     r"(?: ?\\(?:text|mbox|mathrm) ?\{[ ~]*([aApP])\.? ?[mM]\.? ?\}"
     r"| ?([AP])\.?M\.?| ?([ap])\.m\.?|(?<=:[0-9]{2}) ?([ap])m)$"
 )
+_SCALED = re.compile(
+    r"^(-?[0-9][0-9,]*(?:\.[0-9]+)?) ?(?:\\(?:text|mbox|mathrm) ?\{[ ~]*)?"
+    r"(thousand|million|billion|trillion)s?\b(?: [a-z]+){0,3} ?\}?$"
+)
 _SPACES = re.compile(r"\s+")
 _SPACE_AROUND = re.compile(r" ?([=+\-*/^_{}()\[\]|<>,:]) ?")
 _AFTER_COMMAND = re.compile(r"(\\[a-zA-Z]+) (?![a-zA-Z])")
@@ -145,7 +149,8 @@ def normalise(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _unwrapped(_SPACES.sub(" ", text).strip())
-    text = _without_units(_CLOCK.sub(_time_of_day, _REPEATING.sub(_fraction, text)))
+    text = _CLOCK.sub(_time_of_day, _SCALED.sub(r"\1\2", _REPEATING.sub(_fraction, text)))
+    text = _without_units(text)
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     if mixed := _MIXED.fullmatch(text):

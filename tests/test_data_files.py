@@ -162,6 +162,14 @@ def test_shards_patterns_and_folders_are_read_in_order(tmp_path: Path) -> None:
         problems(f"{tmp_path}/nothing-*.parquet")
 
 
+def test_files_of_no_split_beside_those_of_one_are_told(tmp_path: Path) -> None:
+    for name in ("part1.jsonl", "part2.jsonl", "train_more.jsonl", "test.jsonl"):
+        write(tmp_path / name, {"question": name, "answer": "1"})
+    found = build_problems(DataConfig(kind="files", path=str(tmp_path), eval_frac=0.0), 0)
+    assert found.train.next_problem().prompt == "train_more.jsonl"
+    assert "2 files whose names tell no split are left out: part1.jsonl, part2.jsonl" in " ".join(found.notes)
+
+
 def test_a_data_set_saved_to_disk_is_read_without_its_caches(tmp_path: Path) -> None:
     assert pairs(saved(tmp_path / "one", ROW), kind="hub") == [("What is 2+2?", "4")]
     saved(tmp_path / "two/train", ROW)

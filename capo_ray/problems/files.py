@@ -49,12 +49,26 @@ def data_files(path: str, split: str) -> list[Path]:
     return found
 
 
-def _of_folder(folder: Path, split: str) -> list[Path]:
-    """The data files under a folder; of several splits, those of the asked-for one."""
+def left_out(path: str, split: str) -> list[Path]:
+    """The data files of a folder whose names tell no split, where others are read for theirs."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return []
+    chosen = frozenset(_of_folder(folder, split))
+    return [p for p in _data_in(folder) if p not in chosen and not _split_of(p.relative_to(folder))]
+
+
+def _data_in(folder: Path) -> list[Path]:
+    """The data files under a folder."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_data(p.relative_to(folder))]
     listed = {p.parent: _shards(p) for p in folder.rglob("state.json")}
     # Beside its shards, save_to_disk's folder may hold caches that are no data.
-    files = [p for p in files if p.parent not in listed or p.name in listed[p.parent]]
+    return [p for p in files if p.parent not in listed or p.name in listed[p.parent]]
+
+
+def _of_folder(folder: Path, split: str) -> list[Path]:
+    """The data files under a folder; of several splits, those of the asked-for one."""
+    files = _data_in(folder)
     if not files:
         raise RunFailed(f"data.path: expected data files ({', '.join(SUFFIXES)}) in {folder}, found none")
     splits = {p: _split_of(p.relative_to(folder)) for p in files}

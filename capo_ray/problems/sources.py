@@ -27,6 +27,7 @@ from capo_ray.problems.columns import (
     worked_of,
 )
 from capo_ray.problems.curriculum import Curriculum
+from capo_ray.problems.files import left_out
 from capo_ray.problems.rows import Kind, Row, RowReport, read_rows
 from capo_ray.problems.streams import ChainSource, EnvironmentSource, ProblemSource, RowSource
 from capo_ray.protocols import RunFailed
@@ -183,7 +184,11 @@ def read_problems(
             problem, *haystack.read_sentences(row, config.context_column, config.evidence_column)
         )
 
-    return collect(islice(rows, limit), path, find, make, said, report, notes)
+    problems = collect(islice(rows, limit), path, find, make, said, report, notes)
+    if rest := left_out(path, split):
+        names = ", ".join(one.name for one in rest[:4]) + (", …" if len(rest) > 4 else "")
+        notes.append(f"{path}: {len(rest)} files whose names tell no split are left out: {names}; move or rename them")
+    return problems
 
 
 def collect(

@@ -27,6 +27,7 @@ from capo_ray.config.base import RuleError
 from capo_ray.config.credit import CreditBase, GrpoConfig, Request
 from capo_ray.config.environment import PlayedBase
 from capo_ray.config.families import Family
+from capo_ray.config.sections import VerifierConfig
 from capo_ray.config.steps import DEFAULT_STEPS, StepsBase
 from capo_ray.credit import assign_credit, rows
 from capo_ray.evidence import EvidenceSource, gather
@@ -242,11 +243,16 @@ def test_a_source_that_does_not_answer_for_each_response_is_named(found: Any) ->
 
 
 def test_a_function_that_is_not_there_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = SimpleNamespace(credit=LostConfig(), steps=DEFAULT_STEPS, environment=PlayedBase(kind="x"))
+    sections = {"steps": DEFAULT_STEPS, "environment": PlayedBase(kind="x"), "verifier": VerifierConfig(kind="exact")}
+    chosen = SimpleNamespace(credit=LostConfig(), **sections)
     with pytest.raises(RunFailed, match=r"credit=odd: LostConfig.rule='tests.test_plugins:nowhere' cannot be found"):
         check_rules(cast(TrainConfig, chosen))
     chosen.credit = GrpoConfig()
     check_rules(cast(TrainConfig, chosen))
+    with monkeypatch.context() as patch:
+        patch.setattr("capo_ray.cli.rules.offered_functions", lambda group: {"exact": "their:rule"})
+        with pytest.raises(RunFailed, match=r"verifier.kind=exact is ours, but their:rule has that name too"):
+            check_rules(cast(TrainConfig, chosen))
     monkeypatch.setattr(GrpoConfig, "evidence", lambda self: (LostEvidence(),))
     with pytest.raises(RunFailed, match=r"LostEvidence.source must be package.module:Class of an EvidenceSource"):
         check_rules(cast(TrainConfig, chosen))

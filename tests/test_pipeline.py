@@ -413,7 +413,7 @@ class StuckConfig(CreditBase):
 
 
 def wait(judged: object, config: StuckConfig, progress: float) -> None:
-    RELEASED.wait(20)
+    RELEASED.wait()
 
 
 def test_a_rule_of_another_package_that_never_returns_ends_the_run_with_its_name(
@@ -421,9 +421,13 @@ def test_a_rule_of_another_package_that_never_returns_ends_the_run_with_its_name
 ) -> None:
     monkeypatch.setattr(off_loop, "RULE_S", 0.05)
     config = make_config("grpo").model_copy(update={"credit": StuckConfig(method="stuck")})
-    threading.Timer(0.2, RELEASED.set).start()  # asyncio waits for its threads
+    late = threading.Timer(20, RELEASED.set)  # lest the test itself never return
+    late.start()
     with pytest.raises(RuleError, match=r"^StuckConfig \(tests.test_pipeline:wait\) did not return within 0.05 s$"):
         run(fake_parts(tmp_path, config))
+    assert not RELEASED.is_set(), "the run waited for the rule"
+    late.cancel()
+    RELEASED.set()
 
 
 def test_a_problem_fits_only_if_its_scored_answer_does_too(tmp_path: Path) -> None:

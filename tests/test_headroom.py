@@ -61,6 +61,17 @@ def test_a_rate_with_fewer_seeds_stands_for_an_arm_where_it_ends_better_on_the_s
     assert headroom.best_of([fast, slow]) == slow  # .6 against .45, not .63: the third seed may be an easy one
 
 
+def test_an_accuracy_stands_under_its_update_where_an_arm_was_evaluated_more_often() -> None:
+    from plain_torch import headroom
+
+    rows = [curve_of("grpo_1e-4", 0, (0.2, 0.3, 0.4), 1.0), curve_of("step_1e-4", 0, (0.2, 0.5, 0.6), 1.0)]
+    rows[1]["curve"].insert(1, {**rows[1]["curve"][1], "update": 10, "greedy": 0.1})
+    tried = headroom.by_rate(rows)
+    head, _, step, grpo = headroom.ends_table(headroom.at_best_rate(tried), tried).splitlines()
+    assert "| greedy: 0 | 10 | 20 | 40 |" in head
+    assert "| 0.20 | 0.10 | 0.50 | 0.60 |" in step and "| 0.20 | - | 0.30 | 0.40 |" in grpo
+
+
 def test_the_quality_of_a_critic_is_that_of_the_vote_and_not_of_its_single_votes() -> None:
     from plain_torch import headroom
 

@@ -114,7 +114,7 @@ def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]
     The quality is that of the vote that gave the credit, in the last third of the updates; where no vote flagged a step
     (GRPO-GenORM counts verdicts), that of single critiques.
     """
-    updates = [point["update"] for point in next(iter(arms.values()))[0]["curve"]]
+    updates = sorted({column[0]["update"] for rows in arms.values() for column in aligned(rows)})
     head = [
         "arm",
         "lr (others: their end)",
@@ -125,7 +125,8 @@ def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]
     head += ["sampled at the end", "without a wrong step", "pass@1, 4, 16, 64 after", "vote's precision, recall"]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
-        curve = [f"{statistics.fmean(p['greedy'] for p in points):.2f}" for points in aligned(rows)]
+        means = {points[0]["update"]: statistics.fmean(p["greedy"] for p in points) for points in aligned(rows)}
+        curve = [f"{means[update]:.2f}" if update in means else "-" for update in updates]
         late = [row["figures"][-1] for row in rows]
         kind = "vote" if any("vote/precision" in figures for figures in late) else "critic"
         quality = ", ".join(figure(late, f"{kind}/{name}") for name in ("precision", "recall"))

@@ -256,7 +256,7 @@ def correlation(arms: dict[str, list[Row]], methods: Sequence[dict[str, Any]]) -
     lines = [line(["arm", "AUC over all steps", "mean greedy accuracy over the run"]), "|---|---|---|"]
     lines += [line([f"`{arm}`", f"{x:.2f}", f"{y:.2f}"]) for arm, x, y in found]
     return "\n".join(
-        [*lines, f"Spearman {rho:+.2f} over {len(found)} arms, p = {larger / RESAMPLES:.2f} (permutations)."]
+        [*lines, "", f"Spearman {rho:+.2f} over {len(found)} arms, p = {larger / RESAMPLES:.2f} (permutations)."]
     )
 
 

@@ -110,6 +110,8 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
     assert page.startswith(f"before\n\n*Ends by chain length, easy*\n\n{table}\n\nafter") and "old" not in page
     assert (tmp_path / "images" / "headroom-lengths-easy.png").read_bytes().startswith(b"\x89PNG")
     assert lengths.write(rows[:6], tmp_path) == {}
+    (alone,) = lengths.write(rows[:6], tmp_path, "easy").values()  # a page asks for it
+    assert alone.splitlines()[2:] == table.splitlines()[2:3] and alone in (tmp_path / "results.md").read_text()
     rows[0]["curve"][0] |= {"accuracy": 0.5, "clean": 0.1}
     rows[2]["curve"][0] |= {"accuracy": 0.3, "clean": 0.1}
     assert lengths.sound_frac([rows[0], rows[2]]) == pytest.approx(0.2 / 0.8)

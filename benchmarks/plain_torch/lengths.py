@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plain_torch import intervals
 from plain_torch.headroom import GRPO, SPENT, at_best_rate, by_rate, comparable, end, line, paired, share
-from plain_torch.report import Row, aligned, fill
+from plain_torch.report import PAGES, Row, aligned, fill
 
 MAIN = {"capo_w1": "CAPO, W_process 1", "capo": "CAPO, W_process 3", GRPO: "GRPO"}
 """The arms shown, and what they are called there."""
@@ -17,12 +17,17 @@ FIRST, SHARES = "capo_w1", ("updates", "GFLOP")
 
 
 def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
-    """The table by its title, put in its place in docs/, and a picture; nothing where one length alone has run."""
+    """The table by its title, put in its place in docs/, and a picture.
+
+    Where one length alone has run there is no picture, and the table only where a page has its title.
+    """
+    title = f"Ends by chain length{world and ', '}{world}"
     lengths = {n: at_best_rate(by_rate(comparable(rows, n))) for n in sorted({row["operations"] for row in rows})}
     lengths = {n: arms for n, arms in lengths.items() if GRPO in arms}
-    if len(lengths) < 2:
+    if len(lengths) < 2 and not any(f"*{title}*" in (docs / page).read_text(encoding="utf-8") for page in PAGES):
         return {}
-    draw(lengths, docs / "images" / f"headroom-lengths{world and '-'}{world}.png")
+    if len(lengths) > 1:
+        draw(lengths, docs / "images" / f"headroom-lengths{world and '-'}{world}.png")
     head = ["operations", "greedy before", "right samples without a wrong step, before"]
     head += [f"{name}: ends by seed, mean" for name in MAIN.values()]
     head += [f"{MAIN[arm]} beyond GRPO" for arm in MAIN if arm != GRPO]
@@ -35,7 +40,7 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
         ours, theirs = paired(arms.get(FIRST, []), arms[GRPO])
         shares = [share(ours, theirs, SPENT[name]) if ours else "-" for name in SHARES]
         lines.append(line([operations, f"{before:.2f}", f"{sound_frac(arms[GRPO]):.0%}", *ends, *gaps, *shares]))
-    tables = {f"Ends by chain length{world and ', '}{world}": "\n".join(lines)}
+    tables = {title: "\n".join(lines)}
     fill(docs, tables)
     return tables
 

@@ -213,6 +213,17 @@ def test_flags_without_overall_verdicts_are_refused_where_these_are_read(
     assert len(captured.out.splitlines()) == 1
 
 
+def test_trust_in_verdicts_asks_each_critique_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {**WORKED, "responses": [RIGHT, {**WRONG, "overall": [False]}]}
+    bare = {**WORKED, "responses": [{**RIGHT, "overall": [True]}, WRONG]}
+    told["responses"][0] = bare["responses"][0]
+    assert run(tmp_path, [bare, told], "--json", "credit.trust=verdict", method="cliff") == 1
+    captured = capsys.readouterr()
+    assert "line 1: responses[1].overall: expected 1 of true, false or null" in captured.err
+    assert len(captured.out.splitlines()) == 1
+    assert run(tmp_path, [bare], "--json", method="cliff") == 0, "nobody reads them"
+
+
 def test_a_byte_order_mark_before_the_first_line_is_none_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,7 +426,7 @@ def test_vppo_offline_shortens_a_good_prefix_by_the_tokens_that_the_prompt_had(
 
 @pytest.mark.parametrize(
     "method",
-    ["vppo", "vppo shorten_tokens=1", "cliff", "cliff prefix_frac=0.5", "capo w_format=0.2", "grpo w_format=0.2",
+    ["vppo", "vppo shorten_tokens=1", "cliff", "cliff prefix_frac=0.5", "cliff trust=verdict", "capo w_format=0.2", "grpo w_format=0.2",
      "grpo_genorm w_format=0.2", "pure"],
 )  # fmt: skip
 def test_a_transcript_of_a_run_is_credited_again_to_the_same_numbers(method: str) -> None:

@@ -2,19 +2,24 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
+from capo_ray.config.credit import CliffConfig, Critiques
 from capo_ray.config.sections import CriticConfig
+from capo_ray.credit.first_error import weigh_steps
 from capo_ray.critics import CritiqueStore, Judge
 from capo_ray.protocols import JudgeRequest, PartLost, Sampling
 from capo_ray.types import Critique, Problem
+from tests.credit_groups import Member, judged
 from tests.fake_critic import LetterTokenizer, ScriptedEngine
 
 PROBLEM = Problem("p", "3+4*2", "4", solution="3+4=7")
 STEPS = ("3+4=8\n\n", "8*2=6")
 CLEAN = "Judgement: Yes\n<incorrect_steps></incorrect_steps>"
 FIRST = "Judgement: No\n<incorrect_steps>0</incorrect_steps>"
+LAST = "Judgement: No\n<incorrect_steps>1</incorrect_steps>"
 
 
 def make_judge(
@@ -219,6 +224,22 @@ def test_early_stop_never_changes_what_the_vote_makes_of_a_step(vote: str) -> No
             (votes,) = ask(make_judge(engine, vote=vote, early_stop=early_stop), STEPS)
             weights.append(step_weights([v.flagged for v in votes if v.flagged is not None], 2, vote))
         assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("vote", "texts"),
+    [("intersection", [CLEAN, LAST, LAST, LAST]), ("majority", [CLEAN, CLEAN, CLEAN, LAST])],
+)
+def test_early_stop_asks_on_where_the_votes_so_far_may_not_be_trusted(vote: str, texts: list[str]) -> None:
+    config = CliffConfig(vote=vote, trust="verdict")  # type: ignore[arg-type]
+    asked = config.asked(Critiques)
+    assert asked is not None and asked.vote == vote
+    judge = make_judge(ScriptedEngine(by_seed(texts)), vote=asked.stops_by, quorum=asked.quorum)
+    (critiques,) = ask(judge, STEPS)
+    wrong = judged(Member(0, [2, 2]))
+    wrong = replace(wrong, evidence=replace(wrong.evidence, critiques=critiques))
+    # A "Yes" on a wrong answer is no vote, so those that say "No" decide alone.
+    assert weigh_steps(wrong, config) == (0.0, 1.0)
 
 
 def test_a_constrained_verdict_can_name_only_steps_that_exist() -> None:

@@ -15,20 +15,29 @@ from capo_ray.protocols import JudgeRequest
 from capo_ray.types import Critique, Problem, Provenance
 
 CHAIN = Problem("p", "7*8+5-3", "8")
-SAID = (frozenset({0}), frozenset(), None)
 
 
 class Other:
     """Three votes on anything: a flag, none, and one that cannot be read."""
 
+    said: tuple[frozenset[int] | None, ...] = (frozenset({0}), frozenset(), None)
+
     async def critique(
         self, problem: Problem, responses: list[JudgeRequest], num_votes: int
     ) -> tuple[tuple[Critique, ...], ...]:
-        row = [Critique(f, None if f is None else not f, "", "", Provenance("", "", i)) for i, f in enumerate(SAID)]
+        row = [
+            Critique(f, None if f is None else not f, "", "", Provenance("", "", i)) for i, f in enumerate(self.said)
+        ]
         return tuple(tuple(row) for _ in responses)
 
     def stats(self) -> dict[str, float]:
         return {"critic/votes_per_response": 3.0}
+
+
+class Unread(Other):
+    """Votes none of which can be read."""
+
+    said = (None, None)
 
 
 def critiques(judge: JudgeWithStats, *steps: str) -> list[tuple[frozenset[int] | None, bool | None]]:
@@ -39,10 +48,16 @@ def critiques(judge: JudgeWithStats, *steps: str) -> list[tuple[frozenset[int] |
 def test_every_critique_flags_what_was_not_asked_for() -> None:
     judge = RuledJudge(Other(), unasked_steps)
     misread = ("7*8=6\n\n", "6*5=0\n\n", "0-3=7\n\n", "\\boxed{7}")
-    assert critiques(judge, *misread) == [({0, 1}, False), ({1}, False), ({1}, False)], "also what cannot be read"
+    assert critiques(judge, *misread) == [({0, 1}, False), ({1}, False), (None, None)]
     asked = ("7*8=6\n\n", "6+5=4\n\n", "4-3=1\n\n", "\\boxed{1}")
     assert critiques(judge, *asked) == [({0}, False), (set(), True), (None, None)], "results are the critic's to judge"
     assert judge.stats() == {"critic/votes_per_response": 3.0}
+
+
+def test_a_response_of_which_nothing_can_be_read_is_flagged_by_the_rule_alone() -> None:
+    judge = RuledJudge(Unread(), unasked_steps)
+    assert critiques(judge, "7*8=6\n\n", "6*5=0\n\n", "0-3=7\n\n", "\\boxed{7}") == [({1}, False)] * 2
+    assert critiques(judge, "7*8=6\n\n", "6+5=1\n\n", "1-3=8\n\n", "\\boxed{8}") == [(None, None)] * 2
 
 
 @pytest.mark.parametrize("flags", [False, True])

@@ -161,8 +161,22 @@ TRAIN = [
             f"{given} critic.early_stop=false",
             "with a single vote or an average, which every vote changes; remove it or choose another credit.vote",
         )
-        for given in ("credit.vote=average", "credit=grpo_genorm", "critic.num_votes=1", "credit.vote=greedy")
+        for given in (
+            "credit.vote=average",
+            "credit=grpo_genorm",
+            "critic.num_votes=1",
+            "credit.vote=greedy",
+            "credit=vppo credit.trust=verdict",
+        )
     ],
+    (
+        "credit=cliff critic=calculator credit.trust=verdict",
+        "with critic.backend=calculator, which says nothing of the answer; remove it or choose another backend",
+    ),
+    (
+        "credit=cliff credit.trust=verdict critic.with_calculator=true",
+        "with credit.trust=verdict, since a calculator says nothing of the answer; remove one of the two",
+    ),
     (
         "critic.with_calculator=true critic.early_stop=true",
         "with critic.with_calculator=true, where all votes are asked for; remove one of the two",

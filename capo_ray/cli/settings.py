@@ -100,7 +100,7 @@ def check_endpoint(config: TrainConfig) -> None:
     assert asked is not None, "only a method that reads critiques has an endpoint"
 
     try:
-        build_judge(config.critic, vote=asked.vote, quorum=asked.quorum)
+        build_judge(config.critic, vote=asked.stops_by, quorum=asked.quorum)
     except (ValueError, OSError) as error:
         got = config.critic.endpoint.base_url
         raise RunFailed(f"{error}{'' if got else ' (got nothing): add critic.endpoint.base_url=…'}") from error

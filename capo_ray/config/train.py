@@ -112,7 +112,7 @@ class TrainConfig(Section):
                 f"with credit={self.credit.method}, which reads no critiques; remove it or choose credit=capo",
             ),
             *self.critic.idle_for(
-                averages=votes is not None and votes.vote == "average",
+                averages=votes is not None and votes.stops_by == "average",
                 asks_once=votes is not None and asks_once(votes.vote),
             ),
             Idle(

@@ -16,8 +16,9 @@ Rule = Callable[[Problem, Sequence[str]], frozenset[int]]
 class RuledJudge:
     """`protocols.Judge`: the critiques of another judge, each with the rule's steps flagged as well.
 
-    The rule says the same to every vote, so a vote that the other judge holds decided stays so. What it flags is
-    flagged where a critique cannot be read as well: or a policy learns to write what the critic cannot judge.
+    The rule says the same to every vote, so a vote that the other judge holds decided stays so. Where no critique of a
+    response can be read, what the rule flags is flagged all the same: or a policy learns to write what the critic
+    cannot judge. Beside one that can, the others go on to abstain, since they would clear the steps that it flags.
     """
 
     def __init__(self, judge: JudgeWithStats, rule: Rule) -> None:
@@ -29,8 +30,7 @@ class RuledJudge:
         """As the other judge's."""
         critiques = await self._judge.critique(problem, responses, num_votes)
         return tuple(
-            tuple(_with(critique, self._rule(problem, response.steps)) for critique in row)
-            for row, response in zip(critiques, responses, strict=True)
+            _with(row, self._rule(problem, response.steps)) for row, response in zip(critiques, responses, strict=True)
         )
 
     def stats(self) -> dict[str, float]:
@@ -38,7 +38,13 @@ class RuledJudge:
         return self._judge.stats()
 
 
-def _with(critique: Critique, wrong: frozenset[int]) -> Critique:
+def _with(row: tuple[Critique, ...], wrong: frozenset[int]) -> tuple[Critique, ...]:
     if not wrong:
-        return critique
-    return replace(critique, flagged=(critique.flagged or frozenset()) | wrong, overall=False)
+        return row
+    none_valid = not any(critique.valid for critique in row)
+    return tuple(
+        replace(critique, flagged=(critique.flagged or frozenset()) | wrong, overall=False)
+        if critique.valid or none_valid
+        else critique
+        for critique in row
+    )

@@ -6,7 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from capo_ray.config.base import Idle
+from capo_ray.config.credit.base import Beside
 from capo_ray.config.credit.critiques import VotedBase
+from capo_ray.config.credit.requests import Critiques
+
+UNTRUSTED = "with credit.trust=verdict, since a calculator says nothing of the answer; remove one of the two"
 
 DecidedVote = Literal["intersection", "majority", "union", "greedy"]
 
@@ -21,6 +26,23 @@ class FirstErrorBase(VotedBase):
     trust: Literal["always", "verdict"] = "always"
     """verdict: only critiques whose overall verdict agrees with the verifier's count (our stand-in for Cliff's rule, by
     which a critic's mark counts where its own solution of the problem is right)."""
+
+    def evidence(self) -> tuple[Critiques, ...]:
+        """The votes; all of them where their verdicts decide which count, or a vote could end on one that does not."""
+        return (Critiques(self.vote, self.quorum, overall=self.trust == "verdict"),)
+
+    def idle_beside(self, config: Beside) -> tuple[Idle, ...]:
+        """Votes that give no verdict, beside a rule that believes none without."""
+        trusts = self.trust == "verdict"
+        return (
+            Idle(
+                ("credit.trust",),
+                trusts and config.critic.backend == "calculator",
+                "with critic.backend=calculator, which says nothing of the answer; remove it or choose another backend",
+            ),
+            Idle(("critic.with_calculator",), trusts, UNTRUSTED),
+            *super().idle_beside(config),
+        )
 
 
 class CliffConfig(FirstErrorBase):

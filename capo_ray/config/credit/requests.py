@@ -49,6 +49,11 @@ class Critiques(Request):
             raise ValueError(f"vote={self.vote} asks for one critique, so quorum must be 1 (got {self.quorum})")
 
     @property
+    def stops_by(self) -> Vote:
+        """The vote by which asking stops: an average, never decided early, where every overall verdict counts."""
+        return "average" if self.overall and not asks_once(self.vote) else self.vote
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The fields of a response that are read."""
         return ("critiques", "overall") if self.overall else ("critiques",)

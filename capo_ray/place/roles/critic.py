@@ -168,7 +168,7 @@ def build(site: Site) -> CriticPool:
     config = site.config
     asked = config.credit.asked(Critiques)
     assert asked is not None, "only a method that reads critiques has critics"
-    arguments = (engine_spec(config), config.critic, asked.vote, asked.quorum)
+    arguments = (engine_spec(config), config.critic, asked.stops_by, asked.quorum)
     store = _build_store(config, site.run_dir)
 
     def make(index: int) -> ActorHandle[CriticWorker]:

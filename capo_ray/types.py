@@ -74,9 +74,15 @@ class Trajectory(ByValue):
     response: Completion
     turns: tuple[Turn, ...] = ()  # one for each of response.turns
     told: Verdict | None = None  # its word on how it ended; None: the verifier has it
+    thinking: int = 0  # how many of the prompt's last tokens are the policy's own, left out of its response
 
     def __post_init__(self) -> None:
         freeze_fields(self, prompt_ids=(np.int32,))
+
+    @property
+    def question_tokens(self) -> int:
+        """The tokens of the prompt that the policy was given."""
+        return len(self.prompt_ids) - self.thinking
 
     @property
     def token_ids(self) -> IntArray:

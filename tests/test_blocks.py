@@ -130,6 +130,7 @@ def test_thinking_that_is_left_out_becomes_prompt() -> None:
     assert [len(rest.response.logprobs), len(rest.response.char_ends)] == [count, count]
     assert rest.response.versions == (VersionRun(1, count),)
     assert len(split_steps(rest.response)) == 2 and len(split_steps(response)) == 4
+    assert (rest.question_tokens, whole.question_tokens) == (2, 2) and len(rest.prompt_ids) > 2
 
 
 @pytest.mark.parametrize("text", ["no thinking", "<think>never closed", "<think>all</think>\n ", ""])

@@ -94,6 +94,24 @@ def test_w_process_ramps_over_its_share_of_the_run() -> None:
     assert flagged == [0.0, -0.5, -1.0, -1.0]
 
 
+@pytest.mark.parametrize("normalisation", ["pooled", "separate", "leave_one_out"])
+def test_the_ramp_grows_the_credit_of_a_group_whose_outcomes_agree(normalisation: str) -> None:
+    made = group(Member(0, [2, 2], [[1]]), Member(0, [4], [[]]))
+    config = CapoConfig(ramp_frac=0.5, normalisation=normalisation)  # type: ignore[arg-type]
+    whole = assign_credit(made, CapoConfig(normalisation=normalisation)).advantages  # type: ignore[arg-type]
+    assert whole[0][3] < -0.1
+    for progress, share in ((0.0, 0.0), (0.005, 0.01), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        rows = assign_credit(made, config, progress).advantages
+        assert [list(row) for row in rows] == [pytest.approx([share * x for x in row]) for row in whole]
+
+
+def test_the_ramp_begins_at_the_credit_of_the_outcome_alone() -> None:
+    config = CapoConfig(ramp_frac=0.5)
+    start = assign_credit(WORKED, config).advantages
+    assert start == assign_credit(WORKED, CapoConfig(w_process=0.0)).advantages
+    assert start != assign_credit(WORKED, config, 0.25).advantages
+
+
 def test_the_ramp_grows_the_process_part_of_separate_normalisation_too() -> None:
     config = CapoConfig(normalisation="separate", ramp_frac=0.5)
     rows = [assign_credit(WORKED, config, progress).advantages[1] for progress in (0.0, 0.05, 0.25, 0.5)]

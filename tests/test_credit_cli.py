@@ -426,8 +426,8 @@ def test_vppo_offline_shortens_a_good_prefix_by_the_tokens_that_the_prompt_had(
 
 @pytest.mark.parametrize(
     "method",
-    ["vppo", "vppo shorten_tokens=1", "cliff", "cliff prefix_frac=0.5", "cliff trust=verdict", "capo w_format=0.2", "grpo w_format=0.2",
-     "grpo_genorm w_format=0.2", "pure"],
+    ["vppo", "vppo shorten_tokens=1", "cliff", "cliff prefix_frac=0.5", "cliff trust=verdict",
+     "capo w_format=0.2", "grpo w_format=0.2", "grpo_genorm w_format=0.2", "pure"],
 )  # fmt: skip
 def test_a_transcript_of_a_run_is_credited_again_to_the_same_numbers(method: str) -> None:
     """Prompts of two tokens; answers cut off, of no format, without a verdict, with critiques that cannot be read."""

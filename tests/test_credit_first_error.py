@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,16 @@ def test_cliff_skips_a_group_whose_outcomes_agree(reward: int) -> None:
     made = group(Member(reward, [2, 4], [[1]]), Member(reward, [3], [[]]))
     assert not assign_credit(made, CliffConfig()).has_signal
     assert not critiques_matter(made.members, CliffConfig(), 0.0)
+
+
+def test_vppo_does_not_shorten_a_good_prefix_by_the_thinking_that_is_left_out() -> None:
+    made = group(Member(1, [4], [[]]), Member(0, [4, 4], [[1]]))
+    wrong = made.members[1]
+    path = replace(wrong.trajectory, prompt_ids=[1, 2, *range(40)], thinking=40)  # 2 of a question behind 40
+    thought = replace(made, members=(made.members[0], replace(wrong, trajectory=path)))
+    credit = assign_credit(thought, VppoConfig())
+    assert credit.token_rewards[1] == (0.5, 0.5) + (0.0,) * 6
+    assert credit == assign_credit(made, VppoConfig())
 
 
 def test_a_critic_that_calls_a_wrong_answer_right_is_trusted_only_where_asked() -> None:

@@ -75,11 +75,19 @@ def test_overlong_punishment_of_dapo_equation_13(tokens: int, expected: float) -
 
 
 def test_dapo_tells_short_wrong_answers_from_overlong_ones() -> None:
-    made = group(Member(0, [10]), Member(0, [20]))
+    made = group(Member(0, [10]), Member(0, [20]), Member(1, [10]))
     credit = assign_credit(made, DapoConfig(overlong_max_tokens=20, overlong_buffer_tokens=5))
-    assert credit.token_rewards[0][0] == -1.0
-    assert credit.token_rewards[1][0] == -2.0
-    assert firsts(credit) == pytest.approx([1.0, -1.0])
+    assert [row[0] for row in credit.token_rewards] == [-1.0, -2.0, 1.0]
+    # mean -2/3; deviations -1/3, -4/3 and 5/3: variance 42/27
+    assert firsts(credit) == pytest.approx([x / (42 / 27) ** 0.5 for x in (-1 / 3, -4 / 3, 5 / 3)])
+
+
+@pytest.mark.parametrize("reward", [0, 1])
+def test_dapo_leaves_out_groups_that_are_all_right_or_all_wrong(reward: int) -> None:
+    # 2503.14476, eq. 11: 0 < number right < G; without it, a length would count as much as an answer.
+    made = group(Member(reward, [10]), Member(reward, [18]), Member(None, [10]))
+    credit = assign_credit(made, DapoConfig(overlong_max_tokens=20, overlong_buffer_tokens=5))
+    assert not credit.has_signal and firsts(credit) == [0.0] * 3
 
 
 def test_dapo_refuses_a_buffer_longer_than_the_limit() -> None:

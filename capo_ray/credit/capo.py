@@ -23,18 +23,24 @@ from capo_ray.votes import step_weights
 def capo(group: Group, config: CapoConfig, progress: float = 0.0) -> GroupCredit:
     """The credit of a judged group; responses with fewer valid critiques than the quorum keep their outcome alone."""
     blame = [weigh_steps(member, config) for member in group.members]
-    w_process = w_process_at(config, progress)
     bonuses = r.format_rewards(group, config.w_format)
     wholes = [reward * config.w_whole for reward in r.outcome_rewards(group)]
     outcome = r.spread_over_responses(group, [whole + bonus for whole, bonus in zip(wholes, bonuses, strict=True)])
     process = [
-        r.spread_over_tokens(member.steps, [-w_process * w for w in weights])
+        r.spread_over_tokens(member.steps, [-config.w_process * w for w in weights])
         for member, weights in zip(group.members, blame, strict=True)
     ]
-    rewards = [o.with_each(p, add) for o, p in zip(outcome, process, strict=True)]
-    advantages = normalise(group, config, outcome, process, rewards, w_process)
+    share = ramp_share(config, progress)
+    advantages = normalise(group, config, outcome, process)
+    if share < 1:
+        without = normalise(group, config, outcome, [Runs.constant(0.0, len(row)) for row in process])
+        advantages = [
+            alone.with_each(both, lambda a, b: (1 - share) * a + share * b)
+            for alone, both in zip(without, advantages, strict=True)
+        ]
     if config.keep_outcome_sign:
         advantages = keep_outcome_sign(group, advantages)
+    rewards = [o.with_each(p, lambda own, other: own + share * other) for o, p in zip(outcome, process, strict=True)]
     return r.to_group_credit(group, advantages, rewards, blame)
 
 
@@ -46,29 +52,25 @@ def weigh_steps(member: Judged, config: CapoConfig) -> tuple[float, ...]:
     return step_weights(flagged, len(member.steps), config.vote)
 
 
-def w_process_at(config: CapoConfig, progress: float) -> float:
-    """W_process at this share of the run: it grows linearly from 0 over the first `ramp_frac` of it."""
-    if config.ramp_frac == 0.0:
-        return config.w_process
-    return config.w_process * min(1.0, max(0.0, progress) / config.ramp_frac)
+def ramp_share(config: CapoConfig, progress: float) -> float:
+    """How much of the process credit counts at this share of the run: 0 to 1 over the first `ramp_frac` of it.
+
+    The credit with and without the process part is mixed, since a small W_process inside eq. 2 is no small credit:
+    where outcomes agree, the deviation takes the scale of W_process off.
+    """
+    return min(1.0, max(0.0, progress) / config.ramp_frac) if config.ramp_frac else 1.0
 
 
-def normalise(
-    group: Group,
-    config: CapoConfig,
-    outcome: list[Runs],
-    process: list[Runs],
-    rewards: list[Runs],
-    w_process: float,
-) -> list[Runs]:
-    """[G][T]: token rewards as advantages; zeros where all of them are equal."""
+def normalise(group: Group, config: CapoConfig, outcome: list[Runs], process: list[Runs]) -> list[Runs]:
+    """[G][T]: token rewards, outcome and process part, as advantages; zeros where all of them are equal."""
+    rewards = [o.with_each(p, add) for o, p in zip(outcome, process, strict=True)]
     weights = r.row_weights(group, config.weighting)
     if config.normalisation == "pooled":
         return standardise(rewards, weights, config.min_std)
     if config.normalisation == "leave_one_out":
         return leave_one_out(rewards, weights)
     # Standardising takes the scale off each part, so the ratio of the two weights is put back on the process part.
-    scale = w_process / config.w_whole
+    scale = config.w_process / config.w_whole
     parts = zip(
         standardise(outcome, weights, config.min_std), standardise(process, weights, config.min_std), strict=True
     )

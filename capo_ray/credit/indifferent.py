@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from capo_ray.credit.capo import w_process_at
+from capo_ray.credit.capo import ramp_share
 from capo_ray.types import Judged
 
 
@@ -29,7 +29,7 @@ def critiques_matter(members: Sequence[Judged], config: Any, progress: float) ->
     if config.method == "capo":
         one_step = sum(end > start for start, end in counted[0].steps) == 1
         even = alone and (one_step or config.normalisation == "leave_one_out")
-        return not (even or w_process_at(config, progress) == 0.0)
+        return not (even or config.w_process == 0.0 or ramp_share(config, progress) == 0.0)
     if config.method == "pure":
         return not (alone or config.w_process == 0.0)
     if config.method == "grpo_genorm":

@@ -6,7 +6,7 @@
 
 Our choices: population std; the reasoning is every step but the last, which states the answer; w_gain and w_sft; gains
 count above the noise of the scores alone (`rows.NOISE_NATS`). The SFT term stands on the rollout's own tokens beside
-the policy gradient, weighed as these are; a group without credit is not trained, and so not imitated either.
+the policy gradient, weighed as these are; a group that `stream.replace_creditless` replaces is not imitated either.
 """
 
 from __future__ import annotations

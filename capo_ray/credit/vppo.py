@@ -25,7 +25,7 @@ def vppo(group: Group, config: VppoConfig, progress: float = 0.0) -> GroupCredit
     blame = [weigh_steps(member, config) for member in group.members]
     prefixes = []
     for member, outcome, flags in zip(group.members, outcomes, blame, strict=True):
-        cut = config.shorten_tokens if config.shorten_tokens >= 0 else len(member.trajectory.prompt_ids)
+        cut = config.shorten_tokens if config.shorten_tokens >= 0 else member.trajectory.question_tokens
         prefixes.append(0 if outcome else max(0, good_prefix(member, flags) - cut))
     rewards = [
         [1.0] * member.num_tokens if outcome else [config.prefix_reward] * prefix + [0.0] * (member.num_tokens - prefix)

@@ -55,7 +55,7 @@ def group_line(update: int, group: Group, credit: GroupCredit, watched: Watched 
         "id": group.problem.id,
         "question": group.problem.prompt,
         "answer": group.problem.answer,
-        "prompt_tokens": max((len(member.trajectory.prompt_ids) for member in group.members), default=0),
+        "prompt_tokens": max((member.trajectory.question_tokens for member in group.members), default=0),
         **({"solution": group.problem.solution} if group.problem.solution else {}),  # which critics were shown
         "responses": [_response(group, credit, watched, i) for i in range(len(group.members))],
     }

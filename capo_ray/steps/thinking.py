@@ -43,4 +43,5 @@ def without_thinking(path: Trajectory) -> Trajectory:
         versions=tuple(VersionRun(run.version, run.end - count) for run in response.versions if run.end > count),
         entropies=response.entropies[count:],
     )
-    return replace(path, prompt_ids=np.concatenate((path.prompt_ids, response.token_ids[:count])), response=rest)
+    prompt_ids = np.concatenate((path.prompt_ids, response.token_ids[:count]))
+    return replace(path, prompt_ids=prompt_ids, response=rest, thinking=count)

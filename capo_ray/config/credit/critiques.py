@@ -48,7 +48,8 @@ class CapoConfig(VotedBase, FormatBase):
     weighting: Literal["token", "trajectory"] = "token"
     """Whether each token or each response counts the same in the group's mean and deviation (token: eq. 2)."""
     ramp_frac: float = Field(0.0, ge=0, le=1)
-    """Share of the run over which W_process grows linearly from 0 to its value; 0: constant from the start."""
+    """Share of the run over which the process part of the credit grows linearly from 0 to its whole; 0: whole from the
+    start."""
     keep_outcome_sign: bool = False
     """Set to 0 what would lower a token of a right answer or raise a token of a wrong one."""
 

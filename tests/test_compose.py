@@ -192,12 +192,14 @@ def test_later_overrides_win_over_choices_wherever_they_stand() -> None:
     assert compose_train(["learner.num_ranks=3", "learner=gpu"]).learner.num_ranks == 3
 
 
-def test_resume_starts_from_the_runs_own_configuration(tmp_path: Path) -> None:
+def test_resume_starts_from_the_runs_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compose_train(["credit=grpo", "learner.lr=3e-5", "run.num_updates=5"])
     write_settings(tmp_path / "config.yaml", first.model_dump(mode="json"))
     again = compose_train([f"resume={tmp_path}", "run.num_updates=9"])
     assert (again.credit.method, again.learner.lr, again.run.num_updates) == ("grpo", 3e-5, 9)
     assert again.resume == str(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert compose_train([f"resume=~/{tmp_path.name}"]).learner.lr == 3e-5
     assert "goes on with that run's own choices; remove credit=capo" in refusal(f"resume={tmp_path}", "credit=capo")
     whole = (tmp_path / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").write_bytes(whole[: whole.index(b"rollout:")])

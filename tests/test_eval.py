@@ -311,7 +311,7 @@ def finished(folder: Path, rewards: Sequence[int], data: Path) -> Path:
 
 
 def test_two_finished_evaluations_are_compared_without_asking_anybody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": f"q{i}", "answer": "1"}) + "\n" for i in range(6)))
@@ -330,6 +330,10 @@ def test_two_finished_evaluations_are_compared_without_asking_anybody(
     assert main(["eval", f"resume={after}", "--compare", str(before)]) == 0
     assert "+0.333 [" in capsys.readouterr().out
     assert "was asked with eval.temperature=0.0, got 1.0" in refusal(capsys, f"resume={after}", "eval.temperature=1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["model.path=~/after"], ["resume=~/after"]):
+        assert main(["eval", *words, "--compare", "~/before", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == told
 
 
 @pytest.mark.real

@@ -17,8 +17,10 @@ from capo_ray.cli.memory_ranks import GIB, LEARNER_BASE_GIB
 from capo_ray.cli.models import find_model
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import TrainConfig
-from capo_ray.demand import demand
+from capo_ray.demand import demand, models
 from capo_ray.place.capacity import bundles_of
+from capo_ray.place.judging import engine_spec
+from capo_ray.place.role import path_of
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing.engine import CPU_HEAD_DIMS
 from capo_ray.sizing.gpus import read_gpus, sizes_of
@@ -253,6 +255,22 @@ def test_the_object_store_is_sized_from_the_model_and_the_plan_says_what_it_cann
 
 def test_a_fit_configuration_passes_every_check(model: Path, tmp_path: Path) -> None:
     checks.check_train(config_with(model, f"run.dir={tmp_path}"))
+
+
+def test_workers_load_a_model_in_the_home_from_where_the_checks_have_found_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["credit=prime", "model.path=~/model", "reward_model.path=~/model", "run.dir=~/runs"]
+    config = compose_train(words)
+    checks.check_train(config)
+    assert [path_of(one) for one in models(config)] == [str(model)] * 2
+    config = compose_train(["critic.model=~/model"])
+    spec = engine_spec(config)
+    assert spec is not None and spec.model_path == str(find_model("~/model", "critic")) == str(model)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    assert "already holds a run" in sentence(compose_train([*words, "run.name=one"]))
+    assert "there is no ~nobody-of-this-name/m" in sentence(compose_train(["model.path=~nobody-of-this-name/m"]))
 
 
 def test_a_missing_model_directory_is_named(model: Path, tmp_path: Path) -> None:

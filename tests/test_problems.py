@@ -177,3 +177,10 @@ def test_laptop_names_resolve_to_the_shipped_checkpoints():
     assert asset_path("discovery", "policy").name == "discovery-policy"
     assert asset_path("novice", "critic").name == "novice-critic"
     assert asset_path("/models/x", "policy") == Path("/models/x")
+
+
+def test_a_models_path_is_handed_on_with_its_home_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert asset_path("~/m", "policy") == asset_path("~/m", "critic") == Path("/home/me/m")
+    assert asset_path("~nobody-of-this-name/m", "policy") == Path("~nobody-of-this-name/m")
+    assert asset_path("organisation/~name", "policy") == Path("organisation/~name")

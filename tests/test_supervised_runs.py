@@ -86,8 +86,11 @@ def test_a_run_that_is_asked_to_end_saves_its_last_update_and_goes_on(capsys: py
     assert store.versions() == [num_done, len(losses("runs/ended"))] and store.latest() is not None
 
 
-def test_a_runs_directory_holds_its_settings_registered_metrics_and_the_newest_checkpoints() -> None:
-    keys = ("run.num_updates=3", "run.checkpoint_every=1", "run.keep_checkpoints=2", "run.name=one", "out=model")
+def test_a_runs_directory_holds_its_settings_registered_metrics_and_the_newest_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("run.num_updates=3", "run.checkpoint_every=1", "run.keep_checkpoints=2", "run.name=one", "out=~/model")
     assert run(*QUICK, *keys) == 0
     config = own_settings(Path("runs/one"))
     assert isinstance(config, SftConfig) and (config.run.name, config.batch_size) == ("one", 4)

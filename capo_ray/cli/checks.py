@@ -73,17 +73,17 @@ def check_train(config: TrainConfig) -> None:
 def check_run_dir(config: Job) -> None:
     """The named run directory is free, and the one to go on with exists."""
     if config.resume:
-        if not Path(config.resume).is_dir():
+        if not Path(config.resume).expanduser().is_dir():
             raise RunFailed(
                 f"resume: expected a run directory, got {config.resume}; see the names in {config.run.dir}/"
             )
         return
-    folder = Path(config.run.dir) / config.run.name
+    parent = Path(config.run.dir).expanduser()
+    folder = parent / config.run.name
     if config.run.name and folder.exists():
         raise RunFailed(
             f"run.name: {folder} already holds a run; choose another run.name, or go on with resume={folder}"
         )
-    parent = Path(config.run.dir)
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -234,7 +234,7 @@ def _read_run(run: str, choices: dict[str, str], command: str = "train") -> dict
     if choices:
         given = " ".join(f"{group}={name}" for group, name in choices.items())
         raise ConfigError(f"resume={run} goes on with that run's own choices; remove {given}")
-    path = Path(run) / CONFIG_FILE
+    path = Path(run).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"resume: expected a run directory with config.yaml, got {run}")
     tree = read_settings(path)

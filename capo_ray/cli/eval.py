@@ -161,10 +161,11 @@ def _other(name: str, overrides: Sequence[Override], this: _Evaluation) -> Respo
     from capo_ray.cli.eval_settings import compose_eval, differences, is_evaluation
     from capo_ray.flow.answering import ResponseFile
 
-    if is_evaluation(Path(name)):
-        if unlike := differences(Path(name), this.config):
+    folder = Path(name).expanduser()
+    if is_evaluation(folder):
+        if unlike := differences(folder, this.config):
             print(f"--compare: {name} was asked with another {', '.join(unlike)}", file=sys.stderr)
-        return ResponseFile.open(Path(name) / RESPONSES_FILE)
+        return ResponseFile.open(folder / RESPONSES_FILE)
     given = [split(override) for override in overrides]
     own = [s for s in given if s.key.startswith("model.") and s.key != "model.path"]
     model = compose_eval([f"model={name}", f"suite={','.join(this.config.suite)}", *own]).model

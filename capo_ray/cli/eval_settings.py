@@ -8,6 +8,7 @@ model=EVALUATION, resume=…       that evaluation again: what is missing of it 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -96,8 +97,7 @@ def base_of(
     choices: dict[str, str], settings: list[Setting], command: str = "eval"
 ) -> tuple[dict[str, Any], list[Setting]]:
     """The tree under the settings, and those that are left to put into it."""
-    model = next((s.text for s in reversed(settings) if s.key == "model.path"), "")
-    resume = next((s.text for s in reversed(settings) if s.key == "resume"), "")
+    model, resume = (_directory(settings, key) for key in ("model.path", "resume"))
     if model and is_evaluation(Path(model)):
         resume, settings = model, [s for s in settings if s.key not in ("model.path", "resume")]
     if resume:
@@ -110,13 +110,18 @@ def base_of(
         tree |= {"resume": resume} | {k: v for k, v in _compose_choices(choices, command).items() if k in choices}
     else:
         tree = _compose_choices(choices, command)
-        if model and (run := Path(model).expanduser() / CONFIG_FILE).is_file():
+        if model and (run := Path(model) / CONFIG_FILE).is_file():
             tree, settings = _of_run(tree, run.parent), [s for s in settings if s.key != "model.path"]
         elif "model" not in choices and model not in ("", *SHIPPED["policy"]):
             tree["model"]["max_model_len"] = min(_positions(model), MAX_LEN)
     if suite := next((s.text for s in reversed(settings) if s.key == "suite"), ""):
         tree["suite"] = [name.strip(" '") for name in suite.strip("[]").split(",") if name.strip(" '")]
     return tree, [s for s in settings if s.key != "suite"]
+
+
+def _directory(settings: Sequence[Setting], key: str) -> str:
+    """The last value of a key that may name a directory, `~` written out; empty where it is not given."""
+    return os.path.expanduser(next((s.text for s in reversed(settings) if s.key == key), ""))
 
 
 def _of_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:

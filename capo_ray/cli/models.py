@@ -35,7 +35,7 @@ class ModelFacts:
 
 def find_model(name: str, role: Role) -> Path | None:
     """The local directory behind a model's name: shipped, given or in the hub cache; None where there is none."""
-    path = asset_path(name, role).expanduser()
+    path = asset_path(name, role)
     return path if path.is_dir() else _in_hub_cache(name)
 
 

@@ -208,7 +208,8 @@ def _seconds(config: TrainConfig) -> tuple[float | None, str]:
     """The seconds of an update, and where they are from."""
     if config.resume:
         parts = ("time/wait_for_batch_s", "time/update_s", "time/publish_s")
-        rows = [row for row in Run(Path(config.resume)).rows() if all(part in row for part in parts)][-RECENT:]
+        run = Run(Path(config.resume).expanduser())
+        rows = [row for row in run.rows() if all(part in row for part in parts)][-RECENT:]
         if rows:
             each = [sum(float(row[part]) for part in parts) for row in rows]
             return sum(each) / len(each), f"by the last {len(rows)} of the run (without evaluations)"

@@ -86,7 +86,7 @@ def check(config: SftConfig) -> None:
     from capo_ray.problems.lessons import read_lessons
     from capo_ray.problems.rows import RowReport
 
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
     if config.out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFailed(f"expected out={config.out} to be new or empty, got a directory with files: choose another")
     check_run_dir(config)
@@ -124,7 +124,7 @@ def finish(config: SftConfig, trained: Trained) -> None:
     if trained.early:
         words += f"; {trained.early}: go on with capo-ray sft resume={trained.run_dir}"
     else:
-        out = Path(config.out) if config.out else trained.run_dir / MODEL_DIR
+        out = Path(config.out).expanduser() if config.out else trained.run_dir / MODEL_DIR
         told["evaluation"] = write_model(config, trained, losses, out)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in told["evaluation"].items())
         words += f"; {figures or 'no evaluation'}; wrote {out}"

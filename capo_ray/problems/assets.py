@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,5 +12,10 @@ _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def asset_path(name: str, role: Literal["policy", "critic"]) -> Path:
-    """The directory behind a model name: that of the checkpoint shipped for the role, or the name itself."""
-    return _ASSETS / f"{name.replace('laptop', 'chains')}-{role}" if name in SHIPPED[role] else Path(name)
+    """The directory behind a model name: that of the checkpoint shipped for the role, or the name itself.
+
+    A `~` is the home of whoever asks: who is handed the path loads it as it is.
+    """
+    if name in SHIPPED[role]:
+        return _ASSETS / f"{name.replace('laptop', 'chains')}-{role}"
+    return Path(os.path.expanduser(name))  # leaves `~` of nobody as it is, where Path's raises

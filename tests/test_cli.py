@@ -285,6 +285,12 @@ def test_export_of_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "expected a run directory with checkpoints/" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["export r", "report r", "synthesize --topics t", "critique --input -"])
+def test_a_command_writes_to_no_address(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line.split(), "--output", "s3://bucket/place"]) == 2
+    assert "expected a path on a file system that is mounted, got the address s3://" in capsys.readouterr().err
+
+
 def test_model_facts_come_from_files_alone(tmp_path: Path) -> None:
     facts = models.read_facts(write_model(tmp_path / "m", vocab=7, tokens=5), "model.path")
     assert (facts.num_params, facts.vocab, facts.max_token_id) == (12, 7, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from capo_ray.checkpoint import write_settings
 from capo_ray.cli.compose import GROUPS, compose_train, conf_dir, list_choices, overruled
+from capo_ray.cli.eval_settings import compose_eval
 from capo_ray.cli.overrides import Setting, read_file, value_of
 from capo_ray.cli.schema import ELSEWHERE, ConfigError, train_keys
 from capo_ray.cli.sft import read_config
+from capo_ray.cli.solve_settings import compose_solve
 from capo_ray.config import CREDIT_METHODS, TrainConfig
 from capo_ray.config.steps import EntropySteps
 from capo_ray.place.rundir import own_settings
@@ -320,3 +323,42 @@ def test_resume_auto_begins_a_run_and_goes_on_with_it_by_the_same_line(tmp_path:
     ):
         with pytest.raises(ConfigError, match=sentence):
             compose_train(words)
+
+
+BUCKET = "s3://bucket/place"
+KEYS_OF_PLACES = {
+    compose_train: (
+        "run.dir",
+        "data=files data.path",
+        "data=files data.path=x data.eval_path",
+        "critic.store",
+        "critic.canary_every=9 critic.canary_path",
+        "critic.min_f1=0.5 critic.trust_file",
+        "critic=endpoint critic.endpoint.key_file",
+    ),
+    read_config: ("run.dir", "out", "model.path=laptop data.kind=files data.path"),
+    compose_eval: ("run.dir", "suite=own eval.path", "endpoint.base_url=https://h/v1 endpoint.key_file"),
+    compose_solve: ("run.dir", "suite=own eval.path", "critic.store"),
+}
+
+
+@pytest.mark.parametrize("compose, keys", [(f, keys) for f, several in KEYS_OF_PLACES.items() for keys in several])
+def test_an_address_in_place_of_a_path_is_refused(compose: Callable[[list[str]], object], keys: str) -> None:
+    """Who took it would write into a directory `s3:` of the machine, which is gone with its pod."""
+    with pytest.raises(ConfigError) as caught:
+        compose(f"{keys}={BUCKET}".split())
+    key = keys.split()[-1]
+    assert str(caught.value) == (
+        f"{key}: expected a path on a file system that is mounted, got the address {BUCKET}; mount what it names (on "
+        "every node of a cluster) and give the path there, or copy from and to it yourself"
+    )
+
+
+def test_an_address_that_a_library_reads_is_taken() -> None:
+    given = "data.kind=hub data.path=hf://x data.eval_path=hf://y engine.extra.download_dir=s3://x critic=endpoint"
+    given += " cluster.address=ray://head:10001 critic.endpoint.base_url=http://h/v1"
+    taken = compose_train(given.split())
+    assert taken.data.eval_path == "hf://y"
+    assert "verifier.path: expected a path on a file system" in refusal(
+        "verifier.kind=custom", "verifier.path=s3://bucket/rule.py:check"
+    )

@@ -16,7 +16,7 @@ from typing import Any
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.critique_judging import Setting, judge_settings
 from capo_ray.cli.critique_table import against_truth, by_source, finite, summary, to_text
-from capo_ray.cli.overrides import Override, split
+from capo_ray.cli.overrides import Override, output_path, split
 from capo_ray.config.credit import CapoConfig, Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import calculate, parse_critique
@@ -63,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="judge the same solutions once more with these changed, on the same engine where it can be; repeatable",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="judge the first N solutions only")
-    parser.add_argument("--output", metavar="FILE", help="write every critique there, one JSON object per solution")
+    parser.add_argument(
+        "--output", metavar="FILE", type=output_path, help="write every critique there, one JSON object per solution"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
@@ -176,8 +178,8 @@ def _reasons(judgements: Sequence[Judgement]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1])[:8])
 
 
-def _write(path: str, judgements: Sequence[Judgement], setting: Setting, *, append: bool) -> None:
-    with Path(path).open("a" if append else "w", encoding="utf-8") as file:
+def _write(path: Path, judgements: Sequence[Judgement], setting: Setting, *, append: bool) -> None:
+    with path.open("a" if append else "w", encoding="utf-8") as file:
         for j in judgements:
             voted = j.voted(len(j.critiques), setting.vote)
             row = {

@@ -12,6 +12,7 @@ from typing import Any
 from capo_ray.checkpoint import MANIFEST, CheckpointCorrupt, CheckpointStore
 from capo_ray.cli.model_card import CARD_FILE, card_of
 from capo_ray.cli.models import read_facts
+from capo_ray.cli.overrides import output_path
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import CHECKPOINTS, LEARNER_DIR, POLICY_DIR
 from capo_ray.written import sha256
@@ -30,7 +31,7 @@ weights stands a card, README.md: how the policy was made, its accuracy, how it 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory, as runs/latest")
-    parser.add_argument("--output", type=Path, required=True, help="directory to make")
+    parser.add_argument("--output", type=output_path, required=True, help="directory to make")
     parser.add_argument("--checkpoint", type=int, metavar="N", help="version; without it the newest whole one")
     parser.add_argument("--adapter", action="store_true", help="only the adapters of a run with learner.lora, for peft")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from capo_ray.cli.schema import ConfigError
 from capo_ray.config import FAMILIES
+from capo_ray.config.base import local_path
 
 AS_WRITTEN = object()
 """In place of the value of a setting that is still a text."""
@@ -77,6 +78,14 @@ def read_file(path: str) -> list[Setting]:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`."""
     parser.add_argument("--config", metavar="FILE", help="settings in YAML, under the overrides")
+
+
+def output_path(text: str) -> Path:
+    """What a command is to write, as argparse takes it: an address is refused, as in a key."""
+    try:
+        return Path(local_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def all_overrides(args: argparse.Namespace) -> list[Override]:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from capo_ray.cli.overrides import output_path
 from capo_ray.cli.schema import ConfigError
 from capo_ray.cli.view import check_runs
 from capo_ray.runs.files import replace_whole
@@ -20,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
     parser.add_argument("--compare", metavar="OTHER", type=Path, nargs="+", default=[], help="runs to set beside it")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the file to write")
+    parser.add_argument("-o", "--output", metavar="FILE", type=output_path, required=True, help="the file to write")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the file, its bytes, its runs")
     parser.add_argument("--groups", type=int, default=24, help="groups of each run that it holds (default 24)")
 

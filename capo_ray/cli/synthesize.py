@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ray.cli.overrides import output_path
 from capo_ray.protocols import RunFailed
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--responses", metavar="DIR", help="what a generator answered (a directory of capo-ray solve)")
     source.add_argument("--topics", metavar="FILE", help="write what a generator is to be asked about these topics")
-    parser.add_argument("-o", "--output", metavar="PATH", required=True, help="directory; with --topics a file")
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", type=output_path, required=True, help="directory; with --topics a file"
+    )
     parser.add_argument("-n", "--num", type=int, default=1000, metavar="N", help="candidates (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--span", type=float, metavar="X", help="with --templates: as data.number_span (default: 2)")
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return _write_prompts(args)
     if args.principles:
         raise RunFailed("--principles is only read with --topics; remove it")
-    directory = Path(args.output)
+    directory: Path = args.output
     directory.mkdir(parents=True, exist_ok=True)
     settings = _settings(args)
     _refuse_changes(directory, settings)
@@ -235,7 +238,7 @@ def _write_prompts(args: argparse.Namespace) -> int:
         raise RunFailed(f'--topics: expected lines {{"subject": …, "category": …, "topic": …}}, got {args.topics}')
     principles = Path(args.principles).read_text(encoding="utf-8") if args.principles else PRINCIPLES
     asked = (prompt(i, topics, principles, args.seed) for i in range(args.num))
-    _write(Path(args.output), "".join(json.dumps({"question": text}, ensure_ascii=False) + "\n" for text in asked))
+    _write(args.output, "".join(json.dumps({"question": text}, ensure_ascii=False) + "\n" for text in asked))
     print(f"{args.num} prompts: {args.output}; ask a generator with capo-ray solve --input {args.output} search=sample")
     return 0
 

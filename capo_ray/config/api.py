@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from capo_ray.config.base import Section
+from capo_ray.config.base import LocalPath, Section
 from capo_ray.config.job import Positive
 
 START_S, FLOOR_TOKENS_PER_S = 30.0, 10.0
@@ -23,7 +23,7 @@ class ApiConfig(Section):
     """Such as `https://host/v1`; the path of what is asked is added."""
     model: str = ""
     """The model's name there."""
-    key_file: str = ""
+    key_file: LocalPath = ""
     """File that holds the API key (a mounted secret)."""
     key_env: str = ""
     """Environment variable that holds the API key, where there is no file."""

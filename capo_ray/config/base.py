@@ -6,12 +6,26 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 """A value that passes through unread."""
+
+
+def local_path(path: str) -> str:
+    """The path itself; raises `ValueError` for an address, which would be taken for a directory `s3:` here."""
+    if "://" in path:
+        raise ValueError(
+            f"expected a path on a file system that is mounted, got the address {path}; mount what it names (on every "
+            "node of a cluster) and give the path there, or copy from and to it yourself"
+        )
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(local_path)]
+"""A directory or file that we read or write ourselves; an address that a library reads is a plain text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from capo_ray.config.api import ApiConfig
-from capo_ray.config.base import Idle
+from capo_ray.config.base import Idle, LocalPath
 from capo_ray.config.engine import EngineBase
 from capo_ray.config.job import Positive
 
@@ -74,7 +74,7 @@ class CriticConfig(EngineBase):
     """Hold the verdict (not the reasoning before it) to its grammar while decoding (vLLM and its endpoints)."""
     chat_template: bool = True
     """Ask as a user turn of the critic's chat template, where rubric and tokenizer have one."""
-    store: str = ""
+    store: LocalPath = ""
     """SQLite file of critiques already paid for; empty: `critiques.sqlite` in the run directory. One run holds it at a
     time, from the driver's machine."""
     with_calculator: bool = False
@@ -94,7 +94,7 @@ class CriticConfig(EngineBase):
     nor an earlier result); it does no arithmetic, so a critic need only know results."""
     canary_every: int = Field(0, ge=0)
     """Groups per worker between judgements of solutions whose wrong steps are known; 0: never."""
-    canary_path: str = ""
+    canary_path: LocalPath = ""
     """JSONL of such solutions (`question`, `steps`, `wrong_steps`); empty: those shipped for the rubric."""
     canary_min_recall: float = Field(0.5, ge=0, le=1)
     """Recall or precision on the canaries below which `critic/canary_alarm` is 1."""
@@ -103,7 +103,7 @@ class CriticConfig(EngineBase):
     min_f1: float = Field(0.0, ge=0, le=1)
     """ProcessBench's F1 (first errors found, right solutions passed) that the critic must reach on solutions whose
     wrong steps are known before a run begins with it; 0: not measured. One that flags nothing, or everything, has 0."""
-    trust_file: str = ""
+    trust_file: LocalPath = ""
     """Those solutions, in any layout that `capo-ray critique` reads; empty: the ones shipped for the rubric."""
     placement: Literal["anywhere", "same_node", "colocated"] = "anywhere"
     """Each worker on any node, on the node of a rollout worker, or on that worker's own GPU (shares of one)."""

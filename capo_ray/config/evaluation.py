@@ -8,7 +8,7 @@ from pydantic import Field
 
 from capo_ray.config import sections as s
 from capo_ray.config.api import ApiConfig
-from capo_ray.config.base import Idle, Section
+from capo_ray.config.base import Idle, LocalPath, Section
 from capo_ray.config.job import idle_without_gpus
 from capo_ray.config.train import TrainConfig
 
@@ -42,7 +42,7 @@ class Suite(Section):
 class EvalRunConfig(Section):
     """The evaluation as a whole."""
 
-    dir: str = "evals"
+    dir: LocalPath = "evals"
     """Directory in which the directories of evaluations are made."""
     name: str = ""
     """Name of the directory in `dir`: given again, the evaluation goes on; empty: made from time and model."""
@@ -55,7 +55,7 @@ class QuestionsConfig(Section):
 
     limit: int = Field(0, ge=0)
     """Only the first so many problems of each suite; 0: all."""
-    path: str = ""
+    path: LocalPath = ""
     """The suite's file, folder or pattern; of several suites a folder in which each has a file or folder NAME*. Empty:
     its data set on the hub, or in the hub's cache."""
     instruction: str | None = None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from capo_ray.config.base import Idle, Scalar, Section
+from capo_ray.config.base import Idle, LocalPath, Scalar, Section, local_path
 from capo_ray.config.lora import LoraConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -21,7 +21,7 @@ ON_CPUS = "on CPUs, where {} in host memory already; remove it or give the learn
 class JobRunConfig(Section):
     """The run as a whole: its directory, its length and its checkpoints."""
 
-    dir: str = "runs"
+    dir: LocalPath = "runs"
     """Directory in which run directories are made."""
     name: str = ""
     """Name of the run directory in `dir`; empty: made from time and credit method."""
@@ -94,6 +94,12 @@ class RowsConfig(Section):
     """kind=words: the largest number of a story, asked or computed."""
     max_bad_rows: int = Field(10, ge=0)
     """Unreadable rows above which the run ends; each is reported with file and line."""
+
+    @field_validator("path", "eval_path", check_fields=False)
+    @classmethod
+    def _names_no_address(cls, path: str, info: ValidationInfo) -> str:
+        """A data set's name is for the package that fetches it to judge."""
+        return path if info.data.get("kind") == "hub" else local_path(path)
 
     def idle(self) -> tuple[Idle, ...]:
         """The choice of a split where there is none, and what only word problems have."""

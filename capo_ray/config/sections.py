@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from capo_ray.config.base import Idle, Section
+from capo_ray.config.base import Idle, Section, local_path
 from capo_ray.config.cluster import ClusterConfig as ClusterConfig
 from capo_ray.config.critic import CriticConfig as CriticConfig
 from capo_ray.config.data import DataConfig as DataConfig
@@ -122,7 +122,7 @@ class VerifierConfig(Section):
     def _name_its_place(cls, path: str) -> str:
         """A file as all workers find it, wherever they start."""
         file, _, name = path.rpartition(":")
-        return f"{Path(file).expanduser().absolute()}:{name}" if file.endswith(".py") else path
+        return f"{Path(local_path(file)).expanduser().absolute()}:{name}" if file.endswith(".py") else path
 
     @property
     def function(self) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from capo_ray.config.base import Idle, Section
+from capo_ray.config.base import Idle, LocalPath, Section
 from capo_ray.config.job import (
     MAX_TOLD,
     NO_STAGES,
@@ -151,7 +151,7 @@ class SftConfig(Section):
     learner: SftLearnerConfig = SftLearnerConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
-    out: str = ""
+    out: LocalPath = ""
     """Directory for the model, which must not exist yet, or be empty; empty: `model` in the run directory."""
     batch_size: Positive = 96
     """Examples per update."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field, model_validator
 
 from capo_ray.config import sections as s
-from capo_ray.config.base import Idle, Section
+from capo_ray.config.base import Idle, LocalPath, Section
 from capo_ray.config.credit import CapoConfig
 from capo_ray.config.evaluation import BenchConfig, JudgedServeConfig, QuestionsConfig, ServeConfig
 from capo_ray.config.job import idle_without_gpus
@@ -26,7 +26,7 @@ class SolveQuestionsConfig(QuestionsConfig):
 class SolveRunConfig(Section):
     """The command as a whole."""
 
-    dir: str = "solutions"
+    dir: LocalPath = "solutions"
     """Directory in which the directories of solutions are made."""
     name: str = ""
     """Name of the directory in `dir`: given again, what is missing is solved; empty: made from time and model."""

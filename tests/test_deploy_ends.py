@@ -1,4 +1,4 @@
-"""How clusters ask a run to end, and that it hears of it in time: Slurm."""
+"""How clusters ask a run to end, and that it hears of it in time: pods of KubeRay, Slurm."""
 
 from __future__ import annotations
 
@@ -6,12 +6,84 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
+import pytest
 
 import capo_ray
 from capo_ray.cli.compose import compose_train
+from capo_ray.place.ending import END_S
+from tests.kustomize import render
+from tests.test_deploy import KUBERAY, OVERLAYS, overrides_of
 
 ROOT = Path(capo_ray.__file__).parent.parent
+END_RUN = str(ROOT / "scripts" / "end_run.sh")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Begins a run as the entrypoint of a RayJob does, its python a program that answers SIGTERM as it is told."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin(on_term: str) -> subprocess.Popen[bytes]:
+        (tmp_path / "python").write_text(f"#!/bin/bash\ntrap '{on_term}' TERM; touch up; while :; do sleep 0.05; done")
+        (tmp_path / "python").chmod(0o755)
+        env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CAPO_RAY_PID_FILE": str(tmp_path / "pid")}
+        line = [str(ROOT / "scripts" / "train_or_resume.sh"), str(tmp_path), "one"]
+        begun.append(subprocess.Popen(line, cwd=tmp_path, env=env))
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "up").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def test_a_pod_waits_before_its_end_for_the_checkpoint_of_its_run(
+    tmp_path: Path, run: Callable[[str], subprocess.Popen[bytes]]
+) -> None:
+    driver = run("sleep 0.5; touch saved; exit 143")
+    with subprocess.Popen([END_RUN, str(tmp_path / "pid"), "30"]) as stopping:
+        assert driver.wait(timeout=30) == 143
+        assert (tmp_path / "saved").exists() and stopping.poll() is None, "it waited"
+        assert stopping.wait(timeout=30) == 0
+
+
+def test_a_pod_with_a_run_that_hangs_ends_all_the_same(
+    tmp_path: Path, run: Callable[[str], subprocess.Popen[bytes]]
+) -> None:
+    driver = run(":")
+    assert subprocess.run([END_RUN, str(tmp_path / "pid"), "0.3"], timeout=30).returncode == 0
+    assert driver.poll() is None
+
+
+def test_a_pod_without_a_run_ends_at_once_and_signals_nobody_else(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        for number in (None, other.pid, "no number", max(psutil.pids()) + 1_000_000):
+            if number is not None:
+                (tmp_path / "pid").write_text(f"{number}\n")
+            done = subprocess.run([END_RUN, str(tmp_path / "pid"), "30"], capture_output=True, text=True, timeout=20)
+            assert (done.returncode, done.stdout + done.stderr) == (0, ""), number
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_head_of_every_rayjob_has_time_for_a_checkpoint_before_its_end(overlay: str) -> None:
+    job = render(KUBERAY / overlay)
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (head,) = pod["containers"]
+    script, file, seconds = head["lifecycle"]["preStop"]["exec"]["command"]
+    assert script == f"/opt/capo-ray/scripts/{Path(END_RUN).name}", "where the image has it"
+    assert {"name": "CAPO_RAY_PID_FILE", "value": file} in head["env"]
+    assert job["spec"]["entrypoint"].split()[0] == "/opt/capo-ray/scripts/train_or_resume.sh"
+    grace_s = compose_train(overrides_of(job)).run.stop_grace_s
+    assert grace_s + END_S <= int(seconds) <= pod["terminationGracePeriodSeconds"] - 60, "Ray's own end takes 30 s"
 
 
 def slurm_job(tmp_path: Path, driver: str) -> tuple[list[str], dict[str, str], Path]:

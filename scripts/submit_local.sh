@@ -34,8 +34,8 @@ head=""
 job="capo-ray-$$"
 submitted=""
 finish() {
-  if [[ -n $submitted ]]; then # interrupted: let the run end well before its cluster goes
-    timeout 60 "$bin/ray" job stop --address "http://127.0.0.1:$dashboard" "$job" >/dev/null 2>&1 || true
+  if [[ -n $submitted ]]; then # interrupted: let the run end well before its cluster goes; Ray itself cuts it off in the end
+    timeout 600 "$bin/ray" job stop --address "http://127.0.0.1:$dashboard" "$job" >/dev/null 2>&1 || true
   fi
   if [[ -n $head ]] && kill -0 "$head" 2>/dev/null; then
     kill -TERM "$head" 2>/dev/null || true

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import importlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -150,11 +151,19 @@ def test_a_refused_override_ends_before_anything_starts(capsys: pytest.CaptureFi
     assert capsys.readouterr().err.count("\n") == 1
 
 
+STOPPED = """--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "105"}}'"""
+"""`ray job stop` waits for run.stop_grace_s and 45 s of closing, where Ray's own default is 3 s."""
+
+
 def test_submit_prints_a_line_that_a_shell_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", "--address", "http://127.0.0.1:8265", "--print", "credit=grpo", "run.name=a b"]
     assert main(words) == 0
-    expected = "ray job submit --address http://127.0.0.1:8265 -- python -m capo_ray train credit=grpo 'run.name=a b'\n"
-    assert capsys.readouterr().out == expected
+    expected = f"ray job submit --address http://127.0.0.1:8265 {STOPPED} -- python -m capo_ray train credit=grpo "
+    assert capsys.readouterr().out == f"{expected}'run.name=a b'\n"
+    assert main(["submit", "--print", "--working-dir", ".", "run.dir=/runs", "run.stop_grace_s=200.5"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    told = json.loads(words[words.index("--runtime-env-json") + 1])
+    assert told["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "246"} and ".git" in told["excludes"]
 
 
 WITHOUT_JSON = {"verify": "writes JSON lines and nothing else"}
@@ -176,12 +185,12 @@ def test_submit_says_as_json_what_it_ran(
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert main(["submit", "--json", "--submission-id", "own", "credit=grpo"]) == 3
     said = capfd.readouterr()
-    line = "ray job submit --submission-id own -- python -m capo_ray train credit=grpo"
+    line = f"ray job submit --submission-id own {STOPPED} -- python -m capo_ray train credit=grpo"
     told = {"command": line, "address": "", "submission_id": "own", "waited": True, "exit_code": 3}
     assert json.loads(said.out) == told and said.err == f"{line}\na log\n"
     assert main(["submit", "--json", "--print", "credit=grpo"]) == 0
     told = json.loads(capfd.readouterr().out)
-    assert f"--submission-id {told['submission_id']} -- " in told["command"] and told["exit_code"] is None
+    assert f"--submission-id {told['submission_id']} --" in told["command"] and told["exit_code"] is None
 
 
 def test_submit_to_an_address_where_nobody_answers_says_so_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

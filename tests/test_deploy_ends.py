@@ -74,15 +74,17 @@ def test_a_pod_without_a_run_ends_at_once_and_signals_nobody_else(tmp_path: Path
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_head_of_every_rayjob_has_time_for_a_checkpoint_before_its_end(overlay: str) -> None:
+def test_a_run_on_the_head_of_every_rayjob_has_time_for_a_checkpoint(overlay: str) -> None:
     job = render(KUBERAY / overlay)
     pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     (head,) = pod["containers"]
     script, file, seconds = head["lifecycle"]["preStop"]["exec"]["command"]
     assert script == f"/opt/capo-ray/scripts/{Path(END_RUN).name}", "where the image has it"
-    assert {"name": "CAPO_RAY_PID_FILE", "value": file} in head["env"]
+    environ = {one["name"]: one.get("value") for one in head["env"]}
+    assert environ["CAPO_RAY_PID_FILE"] == file
     assert job["spec"]["entrypoint"].split()[0] == "/opt/capo-ray/scripts/train_or_resume.sh"
     grace_s = compose_train(overrides_of(job)).run.stop_grace_s
+    assert int(environ["RAY_JOB_STOP_WAIT_TIME_S"]) >= grace_s + END_S, "`ray job stop` waits as long, too"
     assert grace_s + END_S <= int(seconds) <= pod["terminationGracePeriodSeconds"] - 60, "Ray's own end takes 30 s"
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.settings import reach
+from capo_ray.config import TrainConfig
+from capo_ray.place.ending import END_S
 from capo_ray.protocols import RunFailed
 
 HELP = """run `capo-ray train` as a job on a Ray cluster
 
 The overrides are checked here first, then `ray job submit … -- python -m capo_ray train …` is printed and run. The
 cluster's own token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) is used by Ray; it is never printed."""
-EXCLUDES = '{"excludes": [".git", ".venv", "runs", "outputs"]}'
+EXCLUDES = (".git", ".venv", "runs", "outputs")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +81,14 @@ def build_command(args: argparse.Namespace) -> list[str]:
     command = [str(Path(sys.executable).parent / "ray"), "job", "submit"]
     command += ["--address", args.address] if args.address else []
     command += ["--submission-id", args.submission_id] if args.submission_id else []
-    command += ["--working-dir", args.working_dir, "--runtime-env-json", EXCLUDES] if args.working_dir else []
+    command += ["--working-dir", args.working_dir] if args.working_dir else []
+    command += ["--runtime-env-json", json.dumps(_runtime_env(config, bool(args.working_dir)))]
     command += ["--no-wait"] if args.no_wait else []
     return [*command, "--", args.python, "-m", "capo_ray", "train", *args.overrides]
+
+
+def _runtime_env(config: TrainConfig, sends_files: bool) -> dict[str, Any]:
+    """What Ray is told of the job: the seconds from `ray job stop` to SIGKILL (3 by default), which files stay here."""
+    stop_s = math.ceil(config.run.stop_grace_s + END_S)  # Ray reads whole seconds
+    env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_s)}}
+    return env | ({"excludes": list(EXCLUDES)} if sends_files else {})

@@ -38,7 +38,7 @@ class JobRunConfig(Section):
     stop_grace_s: float = Field(60.0, ge=0)
     """After SIGTERM, the first Ctrl-C or a failure: for ending the update under way and saving a checkpoint.
 
-    Give a pod a longer terminationGracePeriodSeconds than this.
+    Who ends the process by force must wait for longer (docs/runs.md, "Who sends SIGTERM").
     """
     from_zero: bool = False
     """With resume=RUN where no checkpoint of RUN is whole: start again at update 0, the damaged ones set aside."""

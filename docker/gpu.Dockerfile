@@ -7,9 +7,9 @@ LABEL org.opencontainers.image.title="capo-ray" \
       org.opencontainers.image.description="Post-train reasoning LLMs with step-level credit from an LLM critic, on Ray" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# The compiler serves DeepSpeed and vLLM's kernels; wget serves KubeRay's health probes.
+# The compiler serves DeepSpeed and vLLM's kernels; wget serves KubeRay's health probes; rsync and ssh serve `ray up`.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ python3 python3-dev python3-venv procps wget \
+    && apt-get install -y --no-install-recommends g++ python3 python3-dev python3-venv procps wget rsync openssh-client \
     && rm -rf /var/lib/apt/lists/*
 
 # Ubuntu's own user has id 1000; Ray's images use that id for `ray`.
@@ -27,8 +27,9 @@ RUN pip install vllm==0.32.0 \
     && grep -E '^(ray|deepspeed|peft|accelerate|transformers|pydantic|math-verify|latex2sympy2_extended|hydra-core|omegaconf|antlr4-python3-runtime|pyarrow|tensorboard|matplotlib|rich)==' \
        constraints.txt > own.txt \
     && pip install "ray[default]" -r own.txt
-# What tracking=wandb, tracking=mlflow and data.kind=hub need; nothing that is installed may change for them.
-RUN pip freeze > held.txt && pip install -c held.txt wandb mlflow datasets
+# What tracking=wandb, tracking=mlflow, data.kind=hub and the autoscaler of `ray up` on AWS need; nothing that is installed may
+# change for them.
+RUN pip freeze > held.txt && pip install -c held.txt wandb mlflow datasets boto3
 
 COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf
@@ -37,6 +38,8 @@ COPY scripts ./scripts
 RUN pip install --no-deps . && mkdir /runs && chown ray /runs
 
 USER ray
+# `ray up` reads it to know where ~ is in the files that it mounts, and takes /root where it is not said.
+ENV HOME=/home/ray
 WORKDIR /runs
 ENTRYPOINT ["capo-ray"]
 CMD ["--help"]

@@ -328,7 +328,7 @@ def test_an_image_starts_a_program_that_is_there_with_words_that_it_knows(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"][entry] == "capo_ray.cli:program" and callable(cli.program)
     assert "pip install --no-deps ." in made and "-m venv /opt/venv" in made
-    assert found["ENV"].startswith("PATH=/opt/venv/bin:")
+    assert any(verb == "ENV" and words.startswith("PATH=/opt/venv/bin:") for verb, words in instructions(name))
     assert f"mkdir {found['WORKDIR']} " in made and f"--uid 1000 {found['USER']} " in f"{made} "
     assert main(json.loads(found["CMD"])) == 0
     text = (ROOT / "docker" / name).read_text()
@@ -406,6 +406,19 @@ def test_the_cluster_of_plain_ray_is_valid_by_rays_own_schema_and_holds_what_its
     assert "~/.ray/auth_token" in settings["file_mounts"] and all(
         "RAY_AUTH_MODE=token" in settings[f"{who}_start_ray_commands"][-1] for who in ("head", "worker")
     )
+
+
+def test_the_image_has_what_ray_up_does_in_it() -> None:
+    """Ray runs `docker run … IMAGE bash`, copies files in by rsync, and starts machines of AWS from the head."""
+    settings = yaml.safe_load((ROOT / "deploy" / "ray" / "cluster.yaml").read_text(encoding="utf-8"))
+    assert settings["docker"]["image"].endswith("capo-ray:gpu")
+    assert "--entrypoint=" in shlex.split(" ".join(settings["docker"]["run_options"])), "joined so into a shell's line"
+    found = instructions("gpu.Dockerfile")
+    assert ("ENV", "HOME=/home/ray") in found[found.index(("USER", "ray")) :], "else Ray takes /root"
+    made = " ".join(words for verb, words in found if verb == "RUN")
+    for package in ("rsync", "openssh-client"):
+        assert re.search(rf"apt-get install [^&]*\b{package}\b", made), package
+    assert re.search(r"pip install [^&]*\bboto3\b", made)
 
 
 def test_the_choices_travel_inside_the_package() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_ray.cli import chat, main
+from capo_ray.cli import chat, main, settings
 from capo_ray.cli.chat import render_chat
 from capo_ray.cli.checks import check_model
 from capo_ray.cli.compose import compose_train
@@ -237,12 +237,57 @@ def test_an_endpoint_that_nobody_serves_is_refused_with_its_address() -> None:
         check_reachable(config)
 
 
-def test_a_hub_that_does_not_answer_is_named_with_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+@pytest.mark.usefixtures("no_proxies")
+def test_a_hub_that_does_not_answer_is_named_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RunFailed, match=r"model.path: some/model is not here, and its hub: .*check the network"):
         check_reachable(compose_train(["model=some/model"]))
     check_reachable(compose_train([]))
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("variable, hub", [("HTTPS_PROXY", ""), ("ALL_PROXY", ""), ("http_proxy", "http://hub.invalid")])
+def test_behind_a_proxy_the_proxy_is_looked_for_and_not_the_hub(
+    variable: str, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_train(["model=some/model"])
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    monkeypatch.setattr(settings, "REACH_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port = proxy.getsockname()[1]
+        monkeypatch.setenv(variable, f"http://me:secret@127.0.0.1:{port}")
+        check_reachable(config)
+        monkeypatch.setenv(variable, f"127.0.0.1:{port}")
+        check_reachable(config)
+    for given, told in ((f"http://me:secret@127.0.0.1:{port}", f"127.0.0.1:{port}"), ("http://me:secret@p:x", "p:x")):
+        monkeypatch.setenv(variable, given)
+        with pytest.raises(RunFailed) as caught:
+            check_reachable(config)
+        name = variable.upper()
+        assert f"some/model is not here, and the proxy to its hub ({name}): expected an answer at {told}, got: " in str(
+            caught.value
+        )
+        assert "check the proxy, add hu" in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_a_hub_that_no_proxy_is_for_is_looked_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # of another scheme
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        check_reachable(compose_train(["model=some/model"]))
+        monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+        with pytest.raises(RunFailed, match=r"and its hub: expected an answer at 127\.0\.0\.1:9, got"):
+            check_reachable(compose_train(["model=some/model"]))
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capo_ray.cli.chat import has_chat_template, render_chat
+from capo_ray.cli.hub import door_to_hub
 from capo_ray.cli.models import Role, find_model
 from capo_ray.cli.plan_data import FIRST_ROWS, first_problems
 from capo_ray.config import Job, TrainConfig
@@ -32,6 +33,7 @@ from capo_ray.protocols import RunFailed
 from capo_ray.types import Problem
 
 REACH_S = 5.0
+PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}
 IMPORT_S = 60.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 IMPORT_CHECK = "import sys; from capo_ray.verifiers.child import load_check; load_check('custom', sys.argv[1])"
@@ -56,19 +58,15 @@ def check_settings(config: TrainConfig) -> None:
 
 
 def check_reachable(config: TrainConfig) -> None:
-    """Somebody answers at the critic's endpoint and, for models that are not here, at the hub."""
+    """Somebody answers at the critic's endpoint and, for models that are not here, at the hub or its proxy."""
     if config.credit.asked(Critiques) and config.critic.backend == "endpoint":
         reach(config.critic.endpoint.base_url, "critic.endpoint.base_url", "start the server, or check the address")
     if config.cluster.joined:
         return
     for model in models(config):
         if find_model(model.name, model.shipped) is None:
-            hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-            reach(
-                hub,
-                f"{model.key}: {model.name} is not here, and its hub",
-                "check the network, or give a model directory",
-            )
+            address, whose, cure = door_to_hub()
+            reach(address, f"{model.key}: {model.name} is not here, and {whose}", cure)
 
 
 def check_dtype(config: Job) -> None:
@@ -287,9 +285,12 @@ def _frame(config: TrainConfig, folder: Path) -> str:
 
 
 def reach(url: str, what: str, cure: str) -> None:
+    """Returns once somebody has taken a connection at the address, whose name and key are told to nobody."""
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    where = parts.netloc.rpartition("@")[2]
     try:
+        port = parts.port or PORTS.get(parts.scheme, 80)
+        where = f"{parts.hostname}:{port}"
         socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
-    except OSError as error:
-        raise RunFailed(f"{what}: expected an answer at {parts.hostname}:{port}, got: {error}; {cure}") from error
+    except (OSError, ValueError) as error:  # ValueError: a port that is none
+        raise RunFailed(f"{what}: expected an answer at {where}, got: {error}; {cure}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import socket
 import subprocess
 import sys
@@ -80,6 +81,40 @@ def test_nodes_that_join_late_are_asked_for_and_waited_for(monkeypatch: pytest.M
     ):
         asyncio.run(capacity.Muster(wanted, growing.nodes, growing.ask).wait(told.append))
     assert growing.asked[-1] == ()
+
+
+class OneRequest:
+    """Ray's autoscaler: it holds one request, whoever made it last, and makes its nodes while it is held."""
+
+    def __init__(self) -> None:
+        self.held: object = ()
+        self.gpus = 0
+
+    def ask(self, bundles: object) -> None:
+        self.held = bundles
+
+    def nodes(self, wanted: object, most: int) -> list[dict[str, float]]:
+        if self.held == wanted and self.gpus < most:
+            self.gpus += 1
+        return [{"CPU": 8.0}] + [{"CPU": 8.0, "GPU": 1.0}] * self.gpus
+
+
+def test_a_run_asks_again_for_nodes_when_another_has_asked_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "POLL_S", 0.01)
+    monkeypatch.setattr(capacity, "ASK_EVERY_S", 0.05)
+    scaler = OneRequest()
+
+    async def both() -> None:
+        waits = []
+        for gpus in (6, 2):  # the second asks in place of the first, is given its nodes, and lets go of all
+            learner = {"num_ranks": gpus, "num_gpus": 1}
+            config = TrainConfig.model_validate({"learner": learner, "cluster": {"wait_s": 2}})
+            nodes = functools.partial(scaler.nodes, capacity.bundles_of(config), gpus)
+            waits.append(capacity.Muster(config, nodes, scaler.ask).wait(lambda words: None))
+        await asyncio.gather(*waits)
+
+    asyncio.run(both())
+    assert scaler.gpus == 6 and scaler.held == ()
 
 
 def test_without_a_wait_a_cluster_that_is_too_small_is_refused_at_once() -> None:

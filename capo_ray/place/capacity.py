@@ -6,6 +6,7 @@ Invariant: nothing is loaded before every role has nodes that could hold it, or 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,8 @@ from capo_ray.place.placement import ask_of, bundle_of, node_resources
 from capo_ray.protocols import RunFailed
 
 POLL_S = 1.0
+ASK_EVERY_S = 30.0
+"""Ray holds one request for a whole cluster: another run's, or its taking back, takes the place of ours."""
 Node = dict[str, float]
 
 
@@ -53,7 +56,10 @@ def shortage(config: Job, nodes: Sequence[Node]) -> str:
 
 
 def ask_autoscaler(bundles: Sequence[Node]) -> None:
-    """Tell an autoscaler, where there is one, to hold nodes for these bundles in place of those told before."""
+    """Tell an autoscaler, where there is one, to hold nodes for these bundles in place of those told before.
+
+    By whomever: there is one request for the cluster, and nothing that tells whose it is.
+    """
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=list(bundles))
@@ -62,8 +68,8 @@ def ask_autoscaler(bundles: Sequence[Node]) -> None:
 class Muster:
     """The wait, of `cluster.wait_s`, for nodes that join late.
 
-    While something lacks, an autoscaler is told of every bundle, since there are no actors yet that it could see; at
-    the end it is told of none, so that it holds no node for a run that has gone.
+    While something lacks, an autoscaler is told of every bundle, again and again, since there are no actors yet that it
+    could see; at the end it is told of none, so that it holds no node for a run that has gone.
     """
 
     def __init__(
@@ -77,17 +83,18 @@ class Muster:
 
     async def wait(self, tell: Callable[[str], None]) -> None:
         """Returns once the cluster could hold every actor; RunFailed with what is missing after `wait_s`."""
-        began, asked = time.monotonic(), False
+        began, asked = time.monotonic(), -math.inf
         try:
             while missing := shortage(self._config, self._nodes()):
-                if time.monotonic() - began >= self.wait_s:
+                now = time.monotonic()
+                if now - began >= self.wait_s:
                     hint = f"waited cluster.wait_s={self.wait_s:g}" if self.wait_s else "cluster.wait_s waits for nodes"
                     raise RunFailed(f"{missing} ({hint})")
-                if not asked:
-                    asked = True
+                if now - asked >= ASK_EVERY_S:
+                    asked = now
                     self._ask(bundles_of(self._config))
                 tell(f"waiting up to {self.wait_s:.0f} s for nodes: {missing.partition(';')[0]}")
                 await asyncio.sleep(min(POLL_S, self.wait_s))
         finally:
-            if asked:
+            if asked >= began:
                 self._ask(())

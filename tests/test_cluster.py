@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
 from capo_ray.learners.store import build_store
 from capo_ray.place import capacity, cluster
@@ -136,6 +137,23 @@ def test_open_ports_without_a_token_are_refused_before_ray_starts(
     words = "RAY_AUTH_MODE=disabled" if refused else "nothing answers there"
     with pytest.raises(RunFailed, match=words):
         cluster.connect(config(address))
+
+
+def test_a_cluster_of_its_own_is_started_whatever_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    asked = []
+
+    def init(**given: object) -> None:
+        asked.append(given)
+        raise Exception("enough")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    wanted = compose_train(["cluster=own", "cluster.num_cpus=7", "cluster.object_store_mib=300"])
+    with pytest.raises(RunFailed, match="expected Ray to start a cluster of this run's own, got: enough"):
+        cluster.connect(wanted)
+    ((given),) = asked
+    assert (given["address"], given["num_cpus"], given["object_store_memory"]) == ("local", 7, 300 << 20)
+    assert cluster.is_own(wanted)
 
 
 def test_the_store_of_two_ranks_listens_on_its_own_address_alone() -> None:

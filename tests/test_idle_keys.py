@@ -31,8 +31,11 @@ NO_REFERENCE = (
 STATES_ON_CPUS = "on CPUs, where they are in host memory already; remove it or give the learner a GPU"
 NO_TRACKER = "without tracking.wandb, tracking.mlflow or tracking.trackio; remove it or choose tracking=wandb"
 NO_GPU = "where no actor asks for a GPU; remove it, or choose engine=gpu learner=gpu"
-SIZED = "with cluster.address, which names a cluster that already has its size; remove one of the two"
-NO_ADDRESS = "without cluster.address: no node joins a cluster of the run's own; remove it or name the cluster"
+SIZED = (
+    "where cluster.address or RAY_ADDRESS names a cluster, which already has its size; remove it, or set "
+    "cluster.address=local"
+)
+NO_ADDRESS = "without a cluster to join: no node comes to one of the run's own; remove it or set cluster.address"
 NO_CHAT = "with model.chat_template=false; remove it, or set that to true"
 NO_CACHE = "with engine.num_gpus=0; set engine.kv_cache_gib, or give the engine a GPU"
 NO_NODES = "without cluster.gpus_per_node; give that too"
@@ -506,6 +509,19 @@ def test_the_rules_name_keys_that_exist() -> None:
 )
 def test_a_key_with_an_effect_is_taken(given: str) -> None:
     compose_train(given.split())
+
+
+def test_which_keys_of_the_cluster_are_idle_is_said_of_the_one_that_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert compose_train([]).cluster.joined == "10.0.0.1:6379"
+    for key in ("cluster.num_cpus", "cluster.object_store_mib"):
+        assert refusal(TrainConfig, f"{key}=9") == f"{key} has no effect {SIZED}"
+    compose_train(["cluster.wait_s=60"])
+    for own in ("cluster=own", "cluster.address=local"):
+        assert compose_train([own, "cluster.num_cpus=4", "cluster.object_store_mib=300"]).cluster.joined == ""
+        assert refusal(TrainConfig, f"{own} cluster.wait_s=60") == f"cluster.wait_s has no effect {NO_ADDRESS}"
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # as Ray reads it
+    assert compose_train(["cluster.num_cpus=4"]).cluster.joined == ""
 
 
 def test_a_folder_has_splits_to_choose_from(tmp_path: Path) -> None:

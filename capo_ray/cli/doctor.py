@@ -17,6 +17,7 @@ from pathlib import Path
 
 import capo_ray
 from capo_ray.cli.memory import available_bytes
+from capo_ray.config.cluster import ClusterConfig
 from capo_ray.sizing.gpus import found_gpus
 
 HELP = """look at this machine: Python, packages, compiler, memory, cores, accelerators, Ray's token
@@ -169,7 +170,7 @@ def _accelerators() -> Finding:
 
 
 def _cluster() -> Finding:
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = ClusterConfig().joined
     return Finding("cluster", "ok", f"RAY_ADDRESS={address}" if address else "a run starts a cluster of its own")
 
 

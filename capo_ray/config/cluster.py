@@ -9,12 +9,16 @@ from pydantic import Field
 from capo_ray.config.base import Idle, Section
 from capo_ray.config.job import Positive
 
+OWN = "local"
+"""What Ray itself calls a new cluster of this process alone, in ray.init and in RAY_ADDRESS."""
+
 
 class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str = ""
-    """`auto`, `ray://…` or host:port; empty: RAY_ADDRESS, else a cluster of this run's own."""
+    """`auto`, `ray://…` or host:port; `local`: a cluster of this run's own, whatever RAY_ADDRESS says; empty:
+    RAY_ADDRESS, else one of its own."""
     num_cpus: int = Field(0, ge=0)
     """Cores of an own cluster; 0: all."""
     num_nodes: Positive = 1
@@ -39,20 +43,22 @@ class ClusterConfig(Section):
     @property
     def joined(self) -> str:
         """The address of the cluster that the run joins; empty: it makes one of its own, on this machine."""
-        return self.address or os.environ.get("RAY_ADDRESS", "")
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
+        return "" if address == OWN else address
 
     def idle(self) -> tuple[Idle, ...]:
         """The size of a joined cluster, the wait for an own one, and nodes of no size."""
         return (
             Idle(
                 ("num_cpus", "object_store_mib"),
-                bool(self.address),
-                "with cluster.address, which names a cluster that already has its size; remove one of the two",
+                bool(self.joined),
+                "where cluster.address or RAY_ADDRESS names a cluster, which already has its size; remove it, or set "
+                "cluster.address=local",
             ),
             Idle(
                 ("wait_s",),
                 not self.joined,
-                "without cluster.address: no node joins a cluster of the run's own; remove it or name the cluster",
+                "without a cluster to join: no node comes to one of the run's own; remove it or set cluster.address",
             ),
             Idle(("num_nodes",), self.gpus_per_node == 0, "without cluster.gpus_per_node; give that too"),
         )

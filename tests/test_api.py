@@ -7,6 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,25 @@ def test_a_run_is_refused_where_an_event_loop_runs(call: Any) -> None:
     async def notebook() -> None:
         call()
 
-    with pytest.raises(RunFailed, match="needs the main thread to itself"):
+    with pytest.raises(RunFailed, match="needs a thread to itself"):
         asyncio.run(notebook())
+
+
+def test_a_run_is_refused_beside_another_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    refused = []
+
+    def run(config: object) -> Path:
+        for second in (capo_ray.train, lambda: capo_ray.evaluate({"suite": "gsm8k"})):
+            with ThreadPoolExecutor(1) as other, pytest.raises(RunFailed) as caught:
+                other.submit(second).result()
+            refused.append(str(caught.value))
+        return tmp_path
+
+    monkeypatch.setattr("capo_ray.cli.train.train", run)
+    for _ in range(2):
+        assert capo_ray.train().directory == tmp_path, "the first one's end makes room"
+    assert len(refused) == 4 and all("expected no run under way in this process" in sentence for sentence in refused)
 
 
 def test_a_configuration_is_the_same_by_words_and_as_a_tree() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,17 @@ def test_the_grace_of_a_signal_is_kept() -> None:
         return time.monotonic() - started
 
     assert 0.15 < asyncio.run(go()) < 5
+
+
+def test_a_run_in_another_thread_leaves_signals_to_the_main_one() -> None:
+    async def go() -> str:
+        Ending(grace_s=1).watch()
+        return "works on"
+
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(asyncio.run, go()).result() == "works on"
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 HANGING = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -338,14 +339,18 @@ def test_two_finished_evaluations_are_compared_without_asking_anybody(
 
 @pytest.mark.real
 def test_the_shipped_policy_is_evaluated_on_a_file_of_ones_own(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "chains.jsonl"
     chains = [make_problem(0, i, 6, "held_out") for i in range(16)]
     data.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in chains))
     words = ["model=laptop", "suite=own", f"eval.path={data}", "eval.num_samples=4", "eval.temperature=1"]
     words += ["eval.top_p=1", f"run.dir={tmp_path}", "run.name=e", "rollout.max_response_tokens=96"]
-    found = capo_ray.evaluate(words)
+    # In a thread that is not the main one, and with a cluster of its own beside another that the environment names.
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    words.append("cluster=own")
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(capo_ray.evaluate, words).result()
     told = found.suites["own"]
     assert found.directory == tmp_path / "e" and found.comparison == {}
     assert told["num_problems"] == 16 and 0 < told["avg_at_k"] <= told["pass_at_k"]

@@ -254,7 +254,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_proxies")
-@pytest.mark.parametrize("variable, hub", [("HTTPS_PROXY", ""), ("ALL_PROXY", ""), ("http_proxy", "http://hub.invalid")])
+@pytest.mark.parametrize(
+    "variable, hub", [("HTTPS_PROXY", ""), ("ALL_PROXY", ""), ("http_proxy", "http://hub.invalid")]
+)
 def test_behind_a_proxy_the_proxy_is_looked_for_and_not_the_hub(
     variable: str, hub: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

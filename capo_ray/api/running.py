@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.protocols import RunFailed
 from capo_ray.runs.layout import SUMMARY_FILE
 
+_UNDER_WAY = threading.Lock()
 Config = Mapping[str, Any] | Iterable[str]
 """Settings as a tree, `{"credit": "grpo", "learner": {"lr": 1e-5}}`, or words, `["credit=grpo", "learner.lr=1e-5"]`."""
 
@@ -47,13 +50,12 @@ def train(config: Config | TrainConfig = ()) -> Run:
     """The finished run of a configuration; blocks until it ends, and shows it as `capo-ray train` does.
 
     Raises `RunFailed` where it is refused or fails, `KeyboardInterrupt` where it is interrupted; both have the run's
-    directory as `run_dir` once there is one. Start it in a script's main thread: workers and signals need that.
+    directory as `run_dir` once there is one. One run at a time in a process; its main thread alone hears signals.
     """
     from capo_ray.cli.train import train as start
 
-    _refuse_in_loop("capo_ray.train", "capo-ray train")
-    prefer_own_programs()
-    directory = start(config if isinstance(config, TrainConfig) else compose(config))
+    with _alone("capo_ray.train", "capo-ray train"):
+        directory = start(config if isinstance(config, TrainConfig) else compose(config))
     return Run(directory, json.loads((directory / SUMMARY_FILE).read_text(encoding="utf-8")))
 
 
@@ -64,9 +66,8 @@ def evaluate(config: Config, *, compare: str | None = None) -> Evaluation:
     """
     from capo_ray.cli.eval import evaluate as start
 
-    _refuse_in_loop("capo_ray.evaluate", "capo-ray eval")
-    prefer_own_programs()
-    told = start(to_overrides(config), compare)
+    with _alone("capo_ray.evaluate", "capo-ray eval"):
+        told = start(to_overrides(config), compare)
     return Evaluation(Path(told["directory"]), told["suites"], told.get("comparison", {}))
 
 
@@ -77,13 +78,25 @@ def to_overrides(config: Config) -> list[Override]:
     return list(settings_of(config)) if isinstance(config, Mapping) else list(config)
 
 
-def _refuse_in_loop(name: str, command: str) -> None:
-    """Raise in a notebook, or any other place where an event loop already runs."""
+@contextmanager
+def _alone(name: str, command: str) -> Iterator[None]:
+    """Raise in a notebook, or any other place where an event loop already runs, and beside a run of another thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return
-    raise RunFailed(
-        f"{name} needs the main thread to itself, and an event loop runs in it (as in a notebook); call it from a "
-        f"script, or run !{command} …"
-    )
+        pass
+    else:
+        raise RunFailed(
+            f"{name} needs a thread to itself, and an event loop runs in this one (as in a notebook); call it from a "
+            f"script, or run !{command} …"
+        )
+    if not _UNDER_WAY.acquire(blocking=False):
+        raise RunFailed(
+            f"{name}: expected no run under way in this process, which joins one Ray cluster at a time, got one in "
+            f"another thread; wait for it, or start {command} …"
+        )
+    try:
+        prefer_own_programs()
+        yield
+    finally:
+        _UNDER_WAY.release()

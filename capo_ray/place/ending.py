@@ -30,7 +30,12 @@ class Ending:
         self._grace_s = grace_s
 
     def watch(self) -> None:
-        """Handle SIGTERM and Ctrl-C from now on for the present task; Ray's own handler would just exit."""
+        """Handle SIGTERM and Ctrl-C from now on for the present task; Ray's own handler would just exit.
+
+        In the main thread alone, which Python gives signals to: in another one they are for whoever has that.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import CanaryWatch, judge_canaries, load_cases
 from capo_ray.critics.canary import chain_cases
 from capo_ray.critics.quality import FirstErrors, first_errors, fleiss_kappa, step_quality, vote_agreement
+from capo_ray.prompts import load_rubric
 from capo_ray.protocols import JudgeRequest
 
 
@@ -112,3 +114,11 @@ def test_a_canary_file_with_a_wrong_index_is_refused_by_line(tmp_path) -> None: 
     path.write_text('{"question": "q", "steps": ["a"], "wrong_steps": [1]}\n')
     with pytest.raises(ValueError, match="canary 1"):
         load_cases(str(path), "paper")
+
+
+def test_files_of_a_critic_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "cases.jsonl").write_text('{"question": "1+1?", "steps": ["1+1=3"], "wrong_steps": [0]}\n')
+    (tmp_path / "rubric.txt").write_text("{question} {steps}")
+    assert [case.wrong for case in load_cases("~/cases.jsonl", "paper")] == [frozenset({0})]
+    assert load_rubric("~/rubric.txt").text == "{question} {steps}"

@@ -57,7 +57,7 @@ class JudgeWithStats(Judge, Protocol):
 def load_cases(path: str, rubric: str) -> tuple[CanaryCase, ...]:
     """The cases of a JSONL file, or those shipped for the rubric; raises `ValueError` naming the line at fault."""
     if path:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
         return tuple(_to_case(json.loads(line), n) for n, line in enumerate(lines, start=1) if line.strip())
     if rubric == "compact":
         return tuple(chain_cases(NUM_CHAINS, 6, seed=0))

@@ -37,8 +37,8 @@ def load_rubric(name: str) -> Rubric:
         text = _COMPACT
     elif name in RUBRICS:
         text = (Path(__file__).parent / f"{name}.txt").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+    elif (file := Path(name).expanduser()).is_file():
+        text = file.read_text(encoding="utf-8")
     else:
         raise ValueError(f"critic.rubric must be one of {', '.join(RUBRICS)} or the path of a template (got {name!r})")
     parts = tuple(_SLOT.split(text))

@@ -237,6 +237,9 @@ def test_submit_checks_the_overrides_here_and_keeps_results_out_of_a_temporary_c
     assert main(["submit", "--print", "--working-dir", "."]) == 1
     assert "run.dir must be absolute" in capsys.readouterr().err
     assert main(["submit", "--print", "--working-dir", ".", "run.dir=/shared/runs"]) == 0
+    capsys.readouterr()
+    assert main(["submit", "--print", "cluster=own"]) == 1
+    assert "joins the cluster that it is submitted to" in capsys.readouterr().err
 
 
 def test_export_copies_a_verified_policy_and_refuses_a_damaged_one(

@@ -16,6 +16,7 @@ from typing import Any
 from capo_ray.cli.compose import compose_train
 from capo_ray.cli.settings import reach
 from capo_ray.config import TrainConfig
+from capo_ray.config.cluster import OWN
 from capo_ray.place.ending import END_S
 from capo_ray.protocols import RunFailed
 
@@ -73,6 +74,11 @@ def _submit(args: argparse.Namespace, command: list[str]) -> int:
 def build_command(args: argparse.Namespace) -> list[str]:
     """The words of `ray job submit` for checked overrides."""
     config = compose_train(args.overrides)
+    if config.cluster.address == OWN:
+        raise RunFailed(
+            f"a job's run joins the cluster that it is submitted to, so cluster.address must not be {OWN}; remove "
+            "cluster=own, or run capo-ray train itself"
+        )
     if args.working_dir and not Path(config.run.dir).is_absolute():
         raise RunFailed(
             f"--working-dir runs the job in a temporary copy, so run.dir must be absolute (got {config.run.dir}); "

@@ -26,7 +26,7 @@ class Moody(PlayedBase):
 
     rule: ClassVar[str] = "tests.own_environment:reply"
     kind: Literal["moody"] = "moody"
-    timeout_s: float = 0.5
+    timeout_s: float = 1.5
 
 
 def reply(task: Task, said: Sequence[str]) -> Reply:

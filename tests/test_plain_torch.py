@@ -71,7 +71,7 @@ def test_what_was_sampled_is_scored_alike_and_common_beginnings_once() -> None:
 def test_turns_with_an_environment_are_samples_of_what_stands_before_them() -> None:
     from plain_torch.engine import PlainEngine
 
-    engine, config = PlainEngine(POLICY), Moody(max_turns=3, turn_tokens=7, reply_template="{reply}\n")
+    engine, config = PlainEngine(POLICY), Moody(timeout_s=30, max_turns=3, turn_tokens=7, reply_template="{reply}\n")
     newline = engine.tokenizer.stop_ids(["\n"])
     prompt = prompts(engine)[0]
     with Children(config) as children:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from capo_ray.cli.compose import compose_train
 from capo_ray.config import TrainConfig
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import build_judge
+from capo_ray.place.placement import Places
+from capo_ray.place.role import Site
+from capo_ray.place.roles import critic
 from capo_ray.place.roles.critic import CriticPool, CriticWorker
 from capo_ray.protocols import JudgeRequest, PartTimeout, RunFailed
 from capo_ray.types import Critique, Problem, Provenance
@@ -192,3 +197,14 @@ def test_a_cancelled_group_cancels_its_tries() -> None:
 
     asyncio.run(go())
     assert workers.cancelled == 1 and counts(tier) == {}
+
+
+@pytest.mark.parametrize(("trust", "stops_by"), [("always", "majority"), ("verdict", "average")])
+def test_workers_stop_early_by_a_vote_that_no_verdict_can_undo(
+    trust: str, stops_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(critic, "CriticPool", lambda config, make, store: make)
+    monkeypatch.setattr(critic, "spawn", lambda kind, options, *given: given)
+    config = compose_train(["credit=vppo", f"credit.trust={trust}"])
+    make: Any = critic.build(Site(config, Path("run"), Places(config)))
+    assert make(0)[2:4] == (stops_by, 1)

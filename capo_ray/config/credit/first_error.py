@@ -11,8 +11,6 @@ from capo_ray.config.credit.base import Beside
 from capo_ray.config.credit.critiques import VotedBase
 from capo_ray.config.credit.requests import Critiques
 
-UNTRUSTED = "with credit.trust=verdict, since a calculator says nothing of the answer; remove one of the two"
-
 DecidedVote = Literal["intersection", "majority", "union", "greedy"]
 
 
@@ -40,7 +38,11 @@ class FirstErrorBase(VotedBase):
                 trusts and config.critic.backend == "calculator",
                 "with critic.backend=calculator, which says nothing of the answer; remove it or choose another backend",
             ),
-            Idle(("critic.with_calculator",), trusts, UNTRUSTED),
+            Idle(
+                ("critic.with_calculator",),
+                trusts,
+                "with credit.trust=verdict, since a calculator says nothing of the answer; remove one of the two",
+            ),
             *super().idle_beside(config),
         )
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -38,6 +39,20 @@ def pytest_collection_finish() -> None:
 def hub_as_a_user_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine in this process switches the hub off for as long as the process lives; later tests are other users."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_ray_by_accident(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`remote` starts a cluster where there is none, and a later test would find it: the one who did it is to fail."""
+    before = ray_runs()
+    yield
+    if not before and request.node.get_closest_marker("real") is None and ray_runs():
+        sys.modules["ray"].shutdown()
+        pytest.fail("this test is not marked real, and left Ray running")
+
+
+def ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 @pytest.fixture(scope="module")

@@ -205,6 +205,8 @@ def test_workers_stop_early_by_a_vote_that_no_verdict_can_undo(
 ) -> None:
     monkeypatch.setattr(critic, "CriticPool", lambda config, make, store: make)
     monkeypatch.setattr(critic, "spawn", lambda kind, options, *given: given)
+    # Of the store's keeper, an actor, the first mention starts Ray.
+    monkeypatch.setattr(critic, "_build_store", lambda config, run_dir: None)
     config = compose_train(["credit=vppo", f"credit.trust={trust}"])
     make: Any = critic.build(Site(config, Path("run"), Places(config)))
     assert make(0)[2:4] == (stops_by, 1)

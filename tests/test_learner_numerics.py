@@ -101,8 +101,10 @@ def test_shared_prompts_make_the_move_of_padded_rows(model: Path) -> None:
         shared, metrics = trained(alone(model), budget)
         direction, length = cosine(shared, padded, start_of(model))
         assert direction > 1 - 1e-6 and length == pytest.approx(1.0, abs=1e-3)
-        for name in ("learner/grad_norm", "loss/objective_mean", "loss/entropy_nats", "loss/kl_nats"):
+        for name in ("learner/grad_norm", "loss/objective_mean", "loss/entropy_nats"):
             assert metrics[name] == pytest.approx(before[name], rel=1e-5), name
+        # A small difference of log-probabilities of some nats, whose neighbours in float32 are 5e-7 apart.
+        assert metrics["loss/kl_nats"] == pytest.approx(before["loss/kl_nats"], abs=5e-7)
         assert metrics["learner/padded_tokens"] < before["learner/padded_tokens"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from capo_ray.protocols import Sampling
 from capo_ray.weights import Apart, Canary, WeightsRefused, build_handle
@@ -78,5 +79,9 @@ def test_no_memory_that_the_workers_share_has_a_name_that_would_outlive_a_killed
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     maps = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in family)
     shared = re.findall(r"/dev/shm/(psm_|vllm_dist_)\S+( \(deleted\))?\n", maps)
-    assert {name for name, _ in shared} == {"psm_", "vllm_dist_"}
+    import vllm._custom_ops  # noqa: F401  loads the kernels of this processor
+
+    # vLLM builds the memory of a group for AVX-512 alone: with AVX2 its workers add up over gloo
+    made = {"psm_", "vllm_dist_"} if hasattr(torch.ops._C, "init_shm_manager") else {"psm_"}
+    assert {name for name, _ in shared} == made
     assert all(deleted for _, deleted in shared)

@@ -76,11 +76,11 @@ def test_each_of_two_workers_merges_adapters_that_were_sent_alone(world: World) 
 
 
 def test_no_memory_that_the_workers_share_has_a_name_that_would_outlive_a_killed_engine(world: World) -> None:
+    import vllm._custom_ops  # noqa: F401  loads the kernels of this processor
+
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     maps = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in family)
     shared = re.findall(r"/dev/shm/(psm_|vllm_dist_)\S+( \(deleted\))?\n", maps)
-    import vllm._custom_ops  # noqa: F401  loads the kernels of this processor
-
     # vLLM builds the memory of a group for AVX-512 alone: with AVX2 its workers add up over gloo
     made = {"psm_", "vllm_dist_"} if hasattr(torch.ops._C, "init_shm_manager") else {"psm_"}
     assert {name for name, _ in shared} == made

@@ -1,4 +1,4 @@
-"""The tables of a world with headroom: arms at their best rate, shares of what GRPO spends, lengths side by side."""
+"""The tables of a world with headroom: arms at their best setting, shares of what GRPO spends, lengths side by side."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def curve_of(arm: str, seed: int, greedy: Sequence[float], gflop: float) -> dict
 
 
 def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seeds(tmp_path: Path) -> None:
-    from plain_torch import headroom
+    from plain_torch import headroom, tuning
 
     rows = [curve_of("grpo_1e-4", 0, (0.2, 0.2, 0.3), 1.0), curve_of("other_9e-9", 1, (0.2, 0.3, 0.3), 1.0)]
     rows.append(curve_of("step_1e-4", 0, (0.2, 0.9, 0.9), 1.0))  # the end is better, but one seed is not two
     for seed in range(3):
         rows.append(curve_of("grpo_2e-4", seed, (0.2, 0.3, 0.4), 1.0))
         rows.append(curve_of("step_2e-4", seed, (0.2, 0.6, 0.5), 2.0))
-    tried = headroom.by_rate(headroom.comparable(rows, 4))
-    arms = headroom.at_best_rate(tried)
+    tried = tuning.by_setting(headroom.comparable(rows, 4))
+    arms = tuning.at_best(tried)
     assert {arm: len(runs) for arm, runs in arms.items()} == {"step": 3, "grpo": 3, "other": 1}
     shares = {line.split("|")[1].strip(): line for line in headroom.shares_table(arms).splitlines()}
     # 0.4 is half way from 0.2 to 0.6, after 10 of the 40 updates, at twice the work of each.
@@ -54,35 +54,55 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
 
 
 def test_a_rate_with_fewer_seeds_stands_for_an_arm_where_it_ends_better_on_the_seeds_of_both() -> None:
-    from plain_torch import headroom
+    from plain_torch import tuning
 
     slow = [curve_of("arm_1e-4", seed, (0.2, 0.3, 0.6), 1.0) for seed in (0, 1)]
     fast = [curve_of("arm_2e-4", seed, (0.2, 0.3, y), 1.0) for seed, y in enumerate((0.7, 0.2, 0.99))]
-    assert headroom.best_of([fast, slow]) == slow  # .6 against .45, not .63: the third seed may be an easy one
+    assert tuning.best_of([fast, slow]) == slow  # .6 against .45, not .63: the third seed may be an easy one
+
+
+def test_what_an_arm_was_tried_at_stands_on_its_first_seed_with_the_kl_term_apart() -> None:
+    from plain_torch import tuning
+
+    rows = [curve_of(f"arm_{rate}", 0, (0.2, 0.3, y), 1.0) for rate, y in (("5e-5", 0.5), ("1e-4", 0.6), ("2e-4", 0.1))]
+    rows += [curve_of("arm_1e-4", 1, (0.2, 0.3, 0.9), 1.0), curve_of("once_1e-4", 0, (0.2, 0.3, 0.8), 1.0)]
+    rows.append(curve_of("arm_kl_1e-4", 0, (0.2, 0.3, 0.7), 1.0))
+    rows[-1]["settings"]["arm"] += " loss.kl_coef=0.01"
+    tried = tuning.by_setting(rows)
+    assert {arm: list(settings) for arm, settings in tried.items()} == {
+        "arm": ["5e-5", "1e-4", "2e-4", "1e-4, KL 0.01"],
+        "once": ["1e-4"],
+    }
+    assert len(tuning.at_best(tried)["arm"]) == 2  # of two seeds, though one seed ended as high with the KL term
+    assert tuning.tuning_table(tried).splitlines()[::2] == [
+        "| arm | 5e-5 | 1e-4 | 2e-4 | with a KL term | best |",
+        "| `arm` | 0.50 | 0.60 | 0.10 | **0.70** (1e-4, KL 0.01) | 1e-4, KL 0.01 |",
+    ]
+    assert tuning.tuning_table({"once": tried["once"]}) == ""
 
 
 def test_an_accuracy_stands_under_its_update_where_an_arm_was_evaluated_more_often() -> None:
-    from plain_torch import headroom
+    from plain_torch import headroom, tuning
 
     rows = [curve_of("grpo_1e-4", 0, (0.2, 0.3, 0.4), 1.0), curve_of("step_1e-4", 0, (0.2, 0.5, 0.6), 1.0)]
     rows[1]["curve"].insert(1, {**rows[1]["curve"][1], "update": 10, "greedy": 0.1})
-    tried = headroom.by_rate(rows)
-    head, _, step, grpo = headroom.ends_table(headroom.at_best_rate(tried), tried).splitlines()
+    tried = tuning.by_setting(rows)
+    head, _, step, grpo = headroom.ends_table(tuning.at_best(tried), tried).splitlines()
     assert "| greedy: 0 | 10 | 20 | 40 |" in head
     assert "| 0.20 | 0.10 | 0.50 | 0.60 |" in step and "| 0.20 | - | 0.30 | 0.40 |" in grpo
 
 
 def test_the_quality_of_a_critic_is_that_of_the_vote_and_not_of_its_single_votes() -> None:
-    from plain_torch import headroom
+    from plain_torch import headroom, tuning
 
     rows = [curve_of("grpo_1e-4", 0, (0.2, 0.3, 0.4), 1.0), curve_of("votes_1e-4", 0, (0.2, 0.3, 0.5), 1.0)]
     late = {"critic/precision": 0.87, "critic/recall": 0.98, "vote/precision": 0.93, "vote/recall": 0.99}
     rows[1]["figures"] = [{}, {}, late]
-    tried = headroom.by_rate(rows)
-    assert headroom.ends_table(headroom.at_best_rate(tried), tried).splitlines()[2].endswith("| 0.93, 0.99 |")
+    tried = tuning.by_setting(rows)
+    assert headroom.ends_table(tuning.at_best(tried), tried).splitlines()[2].endswith("| 0.93, 0.99 |")
     del late["vote/precision"]  # a method that counts verdicts: no vote flags a step
     late["vote/recall"] = 0.0
-    assert headroom.ends_table(headroom.at_best_rate(tried), tried).splitlines()[2].endswith("| 0.87, 0.98 |")
+    assert headroom.ends_table(tuning.at_best(tried), tried).splitlines()[2].endswith("| 0.87, 0.98 |")
 
 
 def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) -> None:

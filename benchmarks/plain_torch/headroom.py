@@ -1,9 +1,8 @@
 """Tables of a world in which greedy accuracy has something to gain, from whatever runs of it there are.
 
-An arm was tried at several learning rates (arms `ARM_RATE`, as `grpo_1e-4`), and stands for the one that ends best, of
-those with two seeds or more, on the seeds that these share. The reference is GRPO. Another arm is set against it on the
-seeds that both have: what it spent until its greedy curve, mean over seeds and joined by straight lines, first comes to
-what GRPO ends with, as a share of what GRPO spent until its own curve first comes there.
+An arm stands for the best of the settings that it was tried at (`tuning.py`). The reference is GRPO. Another arm is set
+against it on the seeds that both have: what it spent until its greedy curve, mean over seeds and joined by straight
+lines, first comes to what GRPO ends with, as a share of what GRPO spent until its own curve first comes there.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any
 
 from plain_torch import intervals
 from plain_torch.fidelity import spearman
-from plain_torch.report import Row, aligned, figure, fill, pass_at_ends, reach, total_gflop
+from plain_torch.report import Row, aligned, figure, fill, line, pass_at_ends, reach, total_gflop
+from plain_torch.tuning import Tried, at_best, by_setting, end, settings_cell, tuning_table
 
 Point = dict[str, Any]
 SPENT: dict[str, Callable[[Point], float]] = {
@@ -50,14 +49,16 @@ def write(rows: Sequence[Row], operations: int, docs: Path, fidelity: Path, worl
     `world` is added to titles and to the plot's name, where the same lengths have run in several worlds.
     """
     runs = comparable(rows, operations)
-    tried = by_rate(runs)
-    arms, problems = at_best_rate(tried), runs[0]["settings"]["eval_problems"]
+    tried = by_setting(runs)
+    arms, problems = at_best(tried), runs[0]["settings"]["eval_problems"]
     draw(arms, docs / "images" / f"headroom-{operations}-{problems}{world and '-'}{world}.png")
     where = f"{operations} operations, {problems} problems{world and ', '}{world}"
     tables = {
         f"What each arm ends with, {where}": ends_table(arms, tried),
         f"What each arm spends to come to what GRPO ends with, {where}": shares_table(arms),
     }
+    if text := tuning_table(tried):
+        tables[f"What each arm was tried at, {where}"] = text
     if text := correlation(arms, json.loads(fidelity.read_text())["methods"]):
         tables[f"Does credit fidelity go with speed, {where}"] = text
     fill(docs, tables)
@@ -76,39 +77,7 @@ def comparable(rows: Sequence[Row], operations: int) -> list[Row]:
     return [row for row in asked if setting(row) == common]
 
 
-def by_rate(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Runs by arm and learning rate."""
-    arms: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        arms.setdefault(re.sub(r"_\de-\d$", "", row["arm"]), {}).setdefault(rate(row), []).append(row)
-    return arms
-
-
-def at_best_rate(tried: dict[str, dict[str, list[Row]]]) -> dict[str, list[Row]]:
-    """Each arm's runs at its best rate; the arm that ends best first."""
-    arms = {arm: best_of(list(rates.values())) for arm, rates in tried.items()}
-    return dict(sorted(arms.items(), key=lambda item: -end(item[1])))
-
-
-def best_of(rates: Sequence[list[Row]]) -> list[Row]:
-    """The rate that ends best of those with two seeds or more, if any has them, on the seeds that all of these have."""
-    often = [rows for rows in rates if len(rows) > 1] or rates
-    shared = set.intersection(*({row["seed"] for row in rows} for rows in often))
-    return max(often, key=lambda rows: end([row for row in rows if row["seed"] in shared] or rows))
-
-
-def end(rows: Sequence[Row], key: str = "greedy") -> float:
-    """The mean of the last points."""
-    return statistics.fmean(row["curve"][-1][key] for row in rows)
-
-
-def rate(row: Row) -> str:
-    """The learning rate of an arm."""
-    words = [*row["settings"]["overrides"], *row["settings"]["arm"].split()]
-    return next((word.partition("=")[2] for word in reversed(words) if word.startswith("learner.lr=")), "1e-4")
-
-
-def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]]) -> str:
+def ends_table(arms: dict[str, list[Row]], tried: Tried) -> str:
     """One line per arm; the difference's interval is over problems, and wide enough for all arms together.
 
     The quality is that of the vote that gave the credit, in the last third of the updates; where no vote flagged a step
@@ -130,17 +99,16 @@ def ends_table(arms: dict[str, list[Row]], tried: dict[str, dict[str, list[Row]]
         late = [row["figures"][-1] for row in rows]
         kind = "vote" if any("vote/precision" in figures for figures in late) else "critic"
         quality = ", ".join(figure(late, f"{kind}/{name}") for name in ("precision", "recall"))
-        cells = [f"`{arm}`", rates_cell(rows, tried[arm]), len(rows), *curve, beyond(rows, arms[GRPO], len(arms) - 1)]
+        cells = [
+            f"`{arm}`",
+            settings_cell(rows, tried[arm]),
+            len(rows),
+            *curve,
+            beyond(rows, arms[GRPO], len(arms) - 1),
+        ]
         cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
         lines.append(line(cells))
     return "\n".join(lines)
-
-
-def rates_cell(rows: Sequence[Row], rates: dict[str, list[Row]]) -> str:
-    """The rate of these runs, and what the other rates ended with: their mean, and of how many seeds."""
-    own = rate(rows[0])
-    others = [f"{name}: {end(runs):.2f} of {len(runs)}" for name, runs in sorted(rates.items()) if name != own]
-    return f"{own} ({', '.join(others)})" if others else own
 
 
 def beyond(rows: Sequence[Row], grpo: Sequence[Row], num_arms: int) -> str:
@@ -258,10 +226,6 @@ def correlation(arms: dict[str, list[Row]], methods: Sequence[dict[str, Any]]) -
     return "\n".join(
         [*lines, "", f"Spearman {rho:+.2f} over {len(found)} arms, p = {larger / RESAMPLES:.2f} (permutations)."]
     )
-
-
-def line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def draw(arms: dict[str, list[Row]], path: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plain_torch import intervals
-from plain_torch.headroom import GRPO, SPENT, at_best_rate, by_rate, comparable, end, line, paired, share
-from plain_torch.report import PAGES, Row, aligned, fill
+from plain_torch.headroom import GRPO, SPENT, comparable, paired, share
+from plain_torch.report import PAGES, Row, aligned, fill, line
+from plain_torch.tuning import at_best, by_setting, end
 
 MAIN = {"capo_w1": "CAPO, W_process 1", "capo": "CAPO, W_process 3", GRPO: "GRPO"}
 """The arms shown, and what they are called there."""
@@ -22,7 +23,7 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
     Where one length alone has run there is no picture, and the table only where a page has its title.
     """
     title = f"Ends by chain length{world and ', '}{world}"
-    lengths = {n: at_best_rate(by_rate(comparable(rows, n))) for n in sorted({row["operations"] for row in rows})}
+    lengths = {n: at_best(by_setting(comparable(rows, n))) for n in sorted({row["operations"] for row in rows})}
     lengths = {n: arms for n, arms in lengths.items() if GRPO in arms}
     if len(lengths) < 2 and not any(f"*{title}*" in (docs / page).read_text(encoding="utf-8") for page in PAGES):
         return {}

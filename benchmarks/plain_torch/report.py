@@ -99,6 +99,10 @@ def fill(docs: Path, tables: dict[str, str]) -> None:
         page.write_text(text, encoding="utf-8")
 
 
+def line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 LEVELS = (0.5, 0.7, 0.8, 0.9)
 HEADER = (
     "| arm | seeds | updates | accuracy at the end (range) | greedy: before | at the end "

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from plain_torch import headroom, lengths
+from plain_torch import headroom, lengths, tuning
 from plain_torch.arms import ARMS, MAIN, Arm, parse_arm
 from plain_torch.model import Model, check_against_library
 from plain_torch.parts import reads_critiques
@@ -65,7 +65,7 @@ The others run for the share of GRPO's updates in which CAPO should reach its la
 def main() -> int:
     args = parse()
     rows = read(args.results)
-    if not args.plot:
+    if not (args.plot or args.against):
         prepare()
         for path in {args.policy, args.critic}:
             if Path(path).is_dir():
@@ -84,7 +84,14 @@ def main() -> int:
         print(f"\n{passes}")
     if args.pass_plot:
         draw_passes([row for row in shown if "pass_at" in row["curve"][-1]], args.pass_plot)
-    if args.plot and not any(row["arm"] == "grpo" for row in rows):  # GRPO at several rates: a world with headroom
+    if args.against:
+        found = tuning.at_best(tuning.by_setting(headroom.comparable(rows, args.operations)))
+        if args.against not in found:
+            raise SystemExit(
+                f"--against must be one of the arms that have run: {', '.join(sorted(found))} (got {args.against})"
+            )
+        print(headroom.shares_table(found, args.against))
+    elif args.plot and not any(row["arm"] == "grpo" for row in rows):  # GRPO at several rates: a world with headroom
         docs = ROOT.parent / "docs"
         tables = headroom.write(rows, args.operations, docs, ROOT / "results" / "credit_fidelity.json", args.world)
         tables |= lengths.write(rows, docs, args.world)
@@ -126,6 +133,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "learning.jsonl", help="where runs are kept")
     parser.add_argument("--show-seeds", type=int, nargs="+", metavar="SEED", help="print these seeds alone")
     parser.add_argument("--plot", action="store_true", help="print what has run, draw it and put its tables into docs/")
+    parser.add_argument(
+        "--against", default="", metavar="ARM", help="print shares of what this arm spends, of what has run"
+    )
     parser.add_argument("--world", default="", help="a word added to the titles of --plot")
     return parser.parse_args()
 

@@ -46,6 +46,11 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
         "| 3 | 0.40 | 0.25 [0.25, 0.25] | 0.50 [0.50, 0.50] |" in shares["`step`"] and "| 3 of 3 |" in shares["`step`"]
     )
     assert "| 1 | 0.40 | not reached | not reached |" in shares["`other`"] and "| 0 of 1 |" in shares["`other`"]
+    # Three equal differences of .1: Student's interval is that point.
+    assert shares["`step`"].endswith("| +0.10 [+0.10, +0.10] |")
+    other_way = {line.split("|")[1].strip(): line for line in headroom.shares_table(arms, "step").splitlines()}
+    assert "`step`'s end" in other_way["arm"] and other_way["`grpo`"].endswith("| -0.10 [-0.10, -0.10] |")
+    assert "| 3 | 0.50 | not reached | not reached |" in other_way["`grpo`"]
     ends = {line.split("|")[1].strip(): line for line in headroom.ends_table(arms, tried).splitlines()}
     # Two comparisons: 2.241 standard errors. All seeds answer the same 100 problems: sqrt((0.25 + 0.24)/100) = 0.0700.
     assert "| 2e-4 (1e-4: 0.90 of 1) | 3 | 0.20 | 0.60 | 0.50 | +0.10 [-0.06, +0.26] |" in ends["`step`"]

@@ -99,13 +99,8 @@ def ends_table(arms: dict[str, list[Row]], tried: Tried) -> str:
         late = [row["figures"][-1] for row in rows]
         kind = "vote" if any("vote/precision" in figures for figures in late) else "critic"
         quality = ", ".join(figure(late, f"{kind}/{name}") for name in ("precision", "recall"))
-        cells = [
-            f"`{arm}`",
-            settings_cell(rows, tried[arm]),
-            len(rows),
-            *curve,
-            beyond(rows, arms[GRPO], len(arms) - 1),
-        ]
+        gap = beyond(rows, arms[GRPO], len(arms) - 1)
+        cells = [f"`{arm}`", settings_cell(rows, tried[arm]), len(rows), *curve, gap]
         cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
         lines.append(line(cells))
     return "\n".join(lines)
@@ -138,23 +133,35 @@ def passes(rows: Sequence[Row]) -> str:
     return " ".join(f"{statistics.fmean(end[k] for end in ends):.2f}" for k in shared)
 
 
-def shares_table(arms: dict[str, list[Row]]) -> str:
-    """One line per arm; a share's interval is over seeds, in pairs, where there are three or more."""
-    head = ["arm", "seeds", "GRPO's end", *(f"share of its {name}" for name in SPENT), "seeds that come there"]
-    head += [f"updates to {level:g}" for level in LEVELS]
+def shares_table(arms: dict[str, list[Row]], against: str = GRPO) -> str:
+    """One line per arm; intervals are over seeds, in pairs: a share has one where there are three seeds or more."""
+    name = "GRPO" if against == GRPO else f"`{against}`"
+    head = ["arm", "seeds", f"{name}'s end", *(f"share of its {what}" for what in SPENT), "seeds that come there"]
+    head += [*(f"updates to {level:g}" for level in LEVELS), f"beyond {name}, over seeds"]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
-        ours, theirs = paired(rows, arms[GRPO])
+        ours, theirs = paired(rows, arms[against])
         own = [spent_to(rows, SPENT["updates"], level) for level in LEVELS]
         levels = ["-" if x is None else f"{x:.0f}" for x in own]
-        if not ours or arm == GRPO:
-            lines.append(line([f"`{arm}`", len(rows), "-", *["-"] * len(SPENT), "-", *levels]))
+        if not ours or arm == against:
+            lines.append(line([f"`{arm}`", len(rows), "-", *["-"] * len(SPENT), "-", *levels, "-"]))
             continue
         cells = [share(ours, theirs, spent) for spent in SPENT.values()]
         come = sum(spent_to([o], SPENT["updates"], end([t])) is not None for o, t in zip(ours, theirs, strict=True))
         there = f"{come} of {len(ours)}" if gains(theirs) else "-"
-        lines.append(line([f"`{arm}`", len(ours), f"{end(theirs):.2f}", *cells, there, *levels]))
+        gap = gap_cell(ours, theirs)
+        lines.append(line([f"`{arm}`", len(ours), f"{end(theirs):.2f}", *cells, there, *levels, gap]))
     return "\n".join(lines)
+
+
+def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
+    """The mean difference over seeds that both have, with Student's 95% interval over seeds."""
+    pairs = zip(*paired(rows, grpo), strict=True)
+    gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
+    if len(gaps) < 2:
+        return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
+    low, high = intervals.of_mean(gaps)
+    return f"{statistics.fmean(gaps):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def share(ours: Sequence[Row], theirs: Sequence[Row], spent: Callable[[Point], float]) -> str:

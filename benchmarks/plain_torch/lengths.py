@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from plain_torch import intervals
-from plain_torch.headroom import GRPO, SPENT, comparable, paired, share
+from plain_torch.headroom import GRPO, SPENT, comparable, gap_cell, paired, share
 from plain_torch.report import PAGES, Row, aligned, fill, line
 from plain_torch.tuning import at_best, by_setting, end
 
@@ -58,16 +57,6 @@ def ends_cell(rows: Sequence[Row]) -> str:
         return "-"
     ends = [row["curve"][-1]["greedy"] for row in sorted(rows, key=lambda row: row["seed"])]
     return " ".join(f"{x:.2f}" for x in ends) + f"; **{end(rows):.2f}**"
-
-
-def gap_cell(rows: Sequence[Row], grpo: Sequence[Row]) -> str:
-    """The mean difference over seeds that both have, with Student's 95% interval over seeds."""
-    pairs = zip(*paired(rows, grpo), strict=True)
-    gaps = [ours["curve"][-1]["greedy"] - theirs["curve"][-1]["greedy"] for ours, theirs in pairs]
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.2f} (one seed)" if gaps else "-"
-    low, high = intervals.of_mean(gaps)
-    return f"{statistics.fmean(gaps):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def draw(lengths: dict[int, dict[str, list[Row]]], path: Path) -> None:

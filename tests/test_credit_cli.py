@@ -16,14 +16,16 @@ from jsonschema import validate
 from capo_ray.cli import READER_GONE
 from capo_ray.cli import credit as command
 from capo_ray.cli.credit_paint import Canvas, paint_group
-from capo_ray.config.credit import CREDIT_METHODS, CapoConfig
+from capo_ray.config.base import RuleError
+from capo_ray.config.credit import CREDIT_METHODS, CapoConfig, GrpoConfig
 from capo_ray.config.steps import DEFAULT_STEPS
 from capo_ray.credit import assign_credit
+from capo_ray.credit.grpo import grpo
 from capo_ray.evidence.offline import assign, build_config, credit_of_line, read_group
 from capo_ray.metrics.transcripts import group_line
 from capo_ray.protocols import RunFailed
 from capo_ray.steps.visible import visible
-from capo_ray.types import Group, Problem
+from capo_ray.types import Group, GroupCredit, Problem
 from tests.credit_groups import Member, judged
 
 RIGHT: dict[str, Any] = {"text": "aaaa", "tokens": list("aaaa"), "reward": 1, "flagged": [[]]}
@@ -222,6 +224,24 @@ def test_trust_in_verdicts_asks_each_critique_for_one(tmp_path: Path, capsys: py
     assert "line 1: responses[1].overall: expected 1 of true, false or null" in captured.err
     assert len(captured.out.splitlines()) == 1
     assert run(tmp_path, [bare], "--json", method="cliff") == 0, "nobody reads them"
+
+
+def failing_rule(group: Group, config: GrpoConfig, progress: float) -> GroupCredit:
+    """GRPO's, which fails where nothing is right."""
+    if not any(member.verdict.reward for member in group.members):
+        raise KeyError("no right one")
+    return grpo(group, config, progress)
+
+
+def test_the_line_on_which_a_rule_fails_is_said_with_the_lines_before_it_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capo_ray.credit.table.rule_of", lambda kind: failing_rule)
+    lines = [WORKED, {**WORKED, "responses": [WRONG, WRONG]}, WORKED]
+    with pytest.raises(RuleError, match=r"^line 2: GrpoConfig \(.*\) raised KeyError: 'no right") as caught:
+        run(tmp_path, lines, "--json", method="grpo")
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert "failing_rule" in {entry.name for entry in caught.traceback}
 
 
 def test_a_byte_order_mark_before_the_first_line_is_none_of_it(

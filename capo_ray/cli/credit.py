@@ -14,6 +14,7 @@ from capo_ray.cli.compose import compose_train
 from capo_ray.cli.line_count import LineCount
 from capo_ray.cli.overrides import Override, Setting
 from capo_ray.cli.schema import ConfigError, new_name
+from capo_ray.config.base import RuleError
 from capo_ray.config.credit import CREDIT_METHODS, CreditBase
 from capo_ray.config.steps import StepsBase
 from capo_ray.credit import EvidenceError
@@ -61,7 +62,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 where every line was done, 1 where one was refused (the others are done) or there was none."""
+    """0 where every line was done, 1 where one was refused (the others are done) or there was none.
+
+    Raises `RuleError` with the line's number where a function of the method or of the steps fails.
+    """
     config, steps, cut_anew = read_settings(args.method, args.overrides, args.progress)
     num_done = num_refused = 0
     paint = None if args.json else _painter()
@@ -77,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
             num_refused += 1
             print(f"capo-ray credit: line {number}: {error}", file=sys.stderr, flush=True)
             continue
+        except RuleError as error:  # a fault of the program, not of the line, so it ends here with its traceback
+            raise RuleError(f"line {number}: {error}").with_traceback(error.__traceback__) from None
         if paint is None:
             print(json.dumps(to_json(name, group, credit, figures), allow_nan=False), flush=True)
         else:

@@ -42,6 +42,14 @@ def test_cliff_blames_the_whole_of_a_response_that_was_cut_off() -> None:
     assert credit.advantages == ((1.0,) * 6, (-1.0,) * 6)
 
 
+def test_vppo_rewards_the_good_prefix_of_a_response_that_was_cut_off_too() -> None:
+    cut = Member(0, [2, 2], [[1]], finish="length")
+    credit = assign_credit(group(Member(1, [2], [[]]), cut), VppoConfig(shorten_tokens=0))
+    # means of R: 1 and (2 * .5 + 2 * 0) / 4 = .25, so .625 is taken off (2601.18984 knows no cut-off)
+    assert credit.advantages[0] == pytest.approx((0.375,) * 2)
+    assert credit.advantages[1] == pytest.approx((-0.125,) * 2 + (-0.625,) * 2)
+
+
 @pytest.mark.parametrize("reward", [0, 1])
 def test_cliff_skips_a_group_whose_outcomes_agree(reward: int) -> None:
     made = group(Member(reward, [2, 4], [[1]]), Member(reward, [3], [[]]))

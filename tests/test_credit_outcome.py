@@ -14,6 +14,7 @@ from capo_ray.config.credit import DapoConfig, GenormConfig, refuse_other_loss
 from capo_ray.credit import assign_credit, audit, scale_batch
 from capo_ray.credit.dapo import punish_length
 from capo_ray.credit.table import rule_of
+from capo_ray.critics.parse import parse_critique
 from capo_ray.types import GroupCredit
 from scripts.pages.capabilities import capability_matrix
 from tests.credit_groups import Member, group
@@ -113,10 +114,20 @@ def test_genorm_takes_a_steep_sigmoid() -> None:
     assert credit.advantages == ((1.0,), (-1.0,))
 
 
-def test_genorm_leaves_out_what_an_invalid_critique_says_of_the_answer() -> None:
-    made = group(Member(0, [1], [[0], None], overall=[True, False]), Member(0, [1], [[]], overall=[True]))
-    credit = assign_credit(made, GenormConfig())
-    assert credit.token_rewards[0] == credit.token_rewards[1] and not credit.has_signal
+def test_genorm_counts_a_no_whose_list_of_wrong_steps_cannot_be_read() -> None:
+    # Eq. 3 of 2508.02298 reads the verdict alone: m = 1, 0, 0, so the two wrong answers are alike: z of (a, b, b)
+    said = [critique_of(word, listed) for word, listed in (("Yes", ""), ("No", ""), ("No", "[0]"))]
+    made = group(*[Member(int(i == 0), [1], [flags], overall=[word]) for i, (flags, word) in enumerate(said)])
+    assert firsts(credit_of("grpo_genorm", made)) == pytest.approx([math.sqrt(2), -math.sqrt(0.5), -math.sqrt(0.5)])
+    half = group(Member(0, [1], [[], None], overall=[True, False]), Member(0, [1], [None], overall=[None]))
+    assert not credit_of("grpo_genorm", half).has_signal  # m = 1/2 for both
+
+
+def critique_of(word: str, listed: str) -> tuple[list[int] | None, bool | None]:
+    """What is read of a critique in the paper's form, with the list of wrong steps or without it."""
+    tags = f"\n<incorrect_steps>{listed}</incorrect_steps>" if listed else ""
+    flagged, overall, _ = parse_critique(f"Judgment: Is the solution correct (Yes/No)? {word}{tags}", 1)
+    return (None if flagged is None else sorted(flagged)), overall
 
 
 def test_grpo_rewards_the_format_where_it_is_asked_to() -> None:

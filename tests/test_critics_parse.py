@@ -160,6 +160,8 @@ def test_parse_time_is_linear_in_the_text(unit: str, frame: str) -> None:
         ("0, steps 2 to 4", {0, 2, 3, 4}),
         ("<step_1>-<step_2>, 6", {1, 2, 6}),
         ("5–6", {5, 6}),
+        ("5‑6, 1−2", {1, 2, 5, 6}),
+        ("2-2, 4", {2, 4}),
         ("\n- step 2\n- step 3\n", {2, 3}),
         ("\n• 2\n* 4\n", {2, 4}),
         ("\n1. step_2\n2. step_3\n", {2, 3}),

@@ -54,6 +54,7 @@ def test_an_arm_is_set_against_the_end_of_grpo_at_its_best_rate_by_pairs_of_seed
     ends = {line.split("|")[1].strip(): line for line in headroom.ends_table(arms, tried).splitlines()}
     # Two comparisons: 2.241 standard errors. All seeds answer the same 100 problems: sqrt((0.25 + 0.24)/100) = 0.0700.
     assert "| 2e-4 (1e-4: 0.90 of 1) | 3 | 0.20 | 0.60 | 0.50 | +0.10 [-0.06, +0.26] |" in ends["`step`"]
+    assert "| pass@1, 4 after |" in ends["arm"] and "| 0.50 0.90 |" in ends["`step`"]
     headroom.draw(arms, tmp_path / "arms.png")
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
 

@@ -91,7 +91,9 @@ def ends_table(arms: dict[str, list[Row]], tried: Tried) -> str:
         *(f"greedy: {u}" if u == 0 else str(u) for u in updates),
         "beyond GRPO",
     ]
-    head += ["sampled at the end", "without a wrong step", "pass@1, 4, 16, 64 after", "vote's precision, recall"]
+    ks = counts_of([row for rows in arms.values() for row in rows])
+    passed = f"pass@{', '.join(ks)} after" if ks else "pass@k after"
+    head += ["sampled at the end", "without a wrong step", passed, "vote's precision, recall"]
     lines = [line(head), "|" + "---|" * len(head)]
     for arm, rows in arms.items():
         means = {points[0]["update"]: statistics.fmean(p["greedy"] for p in points) for points in aligned(rows)}
@@ -101,7 +103,7 @@ def ends_table(arms: dict[str, list[Row]], tried: Tried) -> str:
         quality = ", ".join(figure(late, f"{kind}/{name}") for name in ("precision", "recall"))
         gap = beyond(rows, arms[GRPO], len(arms) - 1)
         cells = [f"`{arm}`", settings_cell(rows, tried[arm]), len(rows), *curve, gap]
-        cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows), quality]
+        cells += [f"{end(rows, 'accuracy'):.2f}", f"{end(rows, 'clean'):.2f}", passes(rows, ks), quality]
         lines.append(line(cells))
     return "\n".join(lines)
 
@@ -126,11 +128,14 @@ def error_over_problems(rows: Sequence[Row], others: Sequence[Row], at: int = -1
     return math.sqrt(sum(p * (1 - p) / count for p in greedy))
 
 
-def passes(rows: Sequence[Row]) -> str:
+def counts_of(rows: Sequence[Row]) -> list[str]:
+    """The k of pass@k that every run has."""
+    return sorted(set.intersection(*(set(pass_at_ends(row)[1]) for row in rows)), key=int)
+
+
+def passes(rows: Sequence[Row], ks: Sequence[str]) -> str:
     """pass@k after the last update."""
-    ends = [pass_at_ends(row)[1] for row in rows]
-    shared = sorted(set.intersection(*map(set, ends)), key=int)
-    return " ".join(f"{statistics.fmean(end[k] for end in ends):.2f}" for k in shared)
+    return " ".join(f"{statistics.fmean(pass_at_ends(row)[1][k] for row in rows):.2f}" for k in ks)
 
 
 def shares_table(arms: dict[str, list[Row]], against: str = GRPO) -> str:

@@ -10,7 +10,7 @@ from capo_ray.config.base import Idle, Section
 
 
 class RewardModelConfig(Section):
-    """The model that rewards tokens (PRIME, iStar, Q-RM, ETPO, EAPO), trained beside the policy on the same groups.
+    """The model that rewards tokens (PRIME, iStar, Q-RM, ETPO-like, EAPO), trained beside the policy on its groups.
 
     What is not here (ZeRO stage, betas, weight decay, gradient norm, microbatches, threads, deadline) is `learner`'s.
     """

@@ -4,7 +4,7 @@
 
 A method is one file here, one config class, one line in `config.credit`, one test with numbers made by hand.
 Invariants: a rule is pure; permuting siblings permutes advantages; an invalid verdict counts for nothing and gets
-zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO: one whose values do not change).
+zeros; a group whose rewards are all equal gets zeros, never NaN (VinePPO, ETPO-like: one whose values do not change).
 """
 
 import sys

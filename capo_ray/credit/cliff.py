@@ -4,7 +4,8 @@
     wrong   lambda A+ before the first wrong step, A- = -mu / sigma from it on
     A_t     less the token mean of the group, so that the advantages of a group sum to 0
 
-A group that is all right or all wrong gets zeros. Population deviation (our choice, as everywhere here).
+A wrong response that was cut off at the length limit is wrong from its first token on. A group that is all right or all
+wrong gets zeros. Population deviation (our choice, as everywhere here).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def cliff(group: Group, config: CliffConfig, progress: float = 0.0) -> GroupCred
     best = max(scores, default=0.0)
     rows: list[list[float]] = []
     for member, score, outcome, flags in zip(group.members, scores, outcomes, blame, strict=True):
-        prefix = 0 if outcome else good_prefix(member, flags)
+        cut_off = member.trajectory.response.finish == "length"
+        prefix = 0 if outcome or cut_off else good_prefix(member, flags)
         rows.append([config.prefix_frac * best] * prefix + [score] * (member.num_tokens - prefix))
     if not any(scores):
         return r.to_group_credit(group, rows, r.spread_over_responses(group, outcomes), blame)

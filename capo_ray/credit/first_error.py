@@ -2,7 +2,7 @@
 
 A critique that is invalid, or not trusted (`credit.trust`), abstains. Our choices, where the papers have one teacher
 and no vote: a wrong response in which the vote flags nothing, or below the quorum, counts from its first token, so it
-is credited as in GRPO; so does one that was cut off at the length limit (Cliff).
+is credited as in GRPO.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ def weigh_steps(member: Judged, config: FirstErrorBase) -> tuple[float, ...]:
 
 
 def good_prefix(member: Judged, weights: tuple[float, ...]) -> int:
-    """Tokens before the first wrong step of a wrong response; 0 where none is flagged or it was cut off."""
-    if member.trajectory.response.finish == "length":
-        return 0
+    """Tokens before the first wrong step of a wrong response; 0 where none is flagged."""
     starts = [start for (start, _), weight in zip(member.steps, weights, strict=True) if weight > 0]
     return starts[0] if starts else 0

@@ -2,8 +2,9 @@
 
     R_i = sigmoid(alpha * m_i) + (beta * r_i - 1) (+ w_format)
 
-r_i and m_i lie in {0, 1} (eq. 3). Our choices, where the paper is silent: of k critiques m_i is the mean of the valid
-overall verdicts, and 1/2 without any; alpha and beta.
+r_i and m_i lie in {0, 1} (eq. 3). Our choices, where the paper is silent: of k critiques m_i is the mean of the overall
+verdicts, and 1/2 without any; alpha and beta. A verdict counts also where the list of wrong steps cannot be read: only
+a "no" needs a list, so that leaving such critiques out would raise the mean.
 """
 
 from __future__ import annotations
@@ -33,6 +34,6 @@ def sigmoid(x: float) -> float:
 
 
 def mean_overall(member: Judged) -> float:
-    """The mean of the overall verdicts of valid critiques, right as 1 and wrong as 0; 0.5 without any."""
-    words = [c.overall for c in member.evidence.critiques if c.valid and c.overall is not None]
+    """The mean of the critiques' overall verdicts, right as 1 and wrong as 0; 0.5 without any."""
+    words = [c.overall for c in member.evidence.critiques if c.overall is not None]
     return sum(words) / len(words) if words else 0.5

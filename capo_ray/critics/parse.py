@@ -38,7 +38,7 @@ _JUDGEMENT = re.compile(
 _ITEM = re.compile(
     r"(?:<\s{0,3}/?\s{0,3})?(?:steps?\s{0,3}[_#:-]?\s{0,3})?#?([0-9]{1,9})(?![0-9a-z])(?:\s{0,3}/?\s{0,3}>)?"
 )
-_TO = re.compile(r"[ \t]{0,3}(?:[-–—~]|to\b|through\b)[ \t]{0,3}")
+_TO = re.compile(r"[ \t]{0,3}(?:[-‐‑–—−~]|to\b|through\b)[ \t]{0,3}")
 _SEPARATOR = re.compile(
     r"(?:[\s,;&|\[\](){}\"'`*、]|\.(?![0-9])|and(?![a-z])|<\s{0,3}/?\s{0,3}steps?\s{0,3}/?\s{0,3}>)+"
 )
@@ -126,7 +126,7 @@ def _read_list(content: str, num_steps: int, overall: bool | None) -> tuple[froz
         end = _ITEM.match(text, to.end()) if to else None
         if end is not None:
             item, last = end, int(end.group(1))
-        if last >= num_steps or first > last or (end is not None and first == last):
+        if last >= num_steps or first > last:
             return None, f"step {first if end is None else f'{first} to {last}'} not in 0..{num_steps - 1}"
         flagged.update(range(first, last + 1))
         at = item.end()

@@ -1,4 +1,4 @@
-"""The rewards that a second model gives to each token (PRIME, iStar, Q-RM, ETPO)."""
+"""The rewards that a second model gives to each token (PRIME, iStar, Q-RM, ETPO-like)."""
 
 from __future__ import annotations
 

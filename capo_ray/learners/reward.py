@@ -94,7 +94,7 @@ class RewardLearner:
         self._objective = objective_of(spec.method, spec.reward_model)
         self._watch = PairWatch(spec.reward_model.stop_drop)
         device = rank.prepare_process(spec)
-        # ETPO's backups count KL to the reference; where that costs nothing no reference is held.
+        # The backups of `etpo` count KL to the reference; where that costs nothing no reference is held.
         counts_kl = self._objective.loss is None and spec.kl_coef > 0
         reads_reference = self._objective.baseline == "reference" or counts_kl
         with rank.memory_told(spec, "building the reward model"):

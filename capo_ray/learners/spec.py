@@ -70,7 +70,7 @@ class RewardSpec(RankSpec):
     """A rank of the reward model that the credit method `method` reads.
 
     `reference_path` is the policy that the run began with; `kl_coef`, `trace_decay` and `turn_discount` are read by
-    ETPO alone.
+    `etpo` alone.
     """
 
     method: str

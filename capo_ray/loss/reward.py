@@ -1,7 +1,7 @@
 """The objectives of reward models as naked math: numbers in, numbers out.
 
     model outputs of a response --response_score--> one score --outcome_loss | pair_loss--> loss      PRIME, iStar, Q-RM
-    soft values of its prefixes --soft_value_targets--> targets --squared error--> loss               ETPO
+    soft values of its prefixes --soft_value_targets--> targets --squared error--> loss               ETPO-like
 
 n responses; `groups` [n] numbers the group of each and `outcomes` [n] are 1 (right) or 0 (wrong). Responses whose
 verdict is invalid do not come here.
@@ -73,7 +73,7 @@ def soft_value_targets(
     decay: float,
     discounts: Mapping[int, float] = NO_TURNS,
 ) -> torch.Tensor:
-    """[A] targets of the soft values of the prefixes before each token of one response (ETPO, 2402.06700).
+    """[A] targets of the soft values of the prefixes before each token of one response (ETPO-like, after 2402.06700).
 
     V(s_t) = E[Q(s_t, w_t) - beta kl_t] with Q(s_t, w_t) = V(s_t+1) inside the utterance and the outcome at its end,
     where kl_t = log pi(w_t) - log pi_ref(w_t). The expectation is taken by the sampled token and the backup looks

@@ -1,13 +1,14 @@
 """What one vote of a critic of the chains world is worth, what a majority is, and what the critic's teaching cost.
 
     make bench NAME=critic_votes ARGS="--critics novice laptop --flag-unasked"
+    make bench NAME=critic_votes ARGS="--flag-unasked --record"          what the documentation quotes
 
 A policy answers held-out chains at temperature 1; each critic reads every response `--votes` times. Per critic and
 temperature: precision and recall over steps of single votes and of the majority (at least half of the valid votes), the
 steps that each judges rightly, whole critiques alike in pairs of votes, and errors of one vote that another makes too.
 An interval is of a bootstrap over responses. What teaching cost is counted from the critic's recipe.json: labelled
 tokens are those of its critiques, FLOPs are 6 per parameter and token read, prompts included, of it and of its start.
-The models' own draws: `--top-p` is 1 where runs have `critic.top_p`.
+At temperature 0 all votes are one greedy vote. The models' own draws: `--top-p` is 1 where runs have `critic.top_p`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from learning import prepare
 from plain_torch.model import Model
 from plain_torch.sampling import Asked, sample
+from records import record
 
 from capo_ray.config.sft import SftConfig
 from capo_ray.engines import HfTokenizer
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=4)
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--votes", type=int, default=4)
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.7, 1.0, 1.5])
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.7, 1.0, 1.5])
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--flag-unasked", action="store_true", help="as critic.flag_unasked: a rule beside each vote")
     args = parser.parse_args()
@@ -71,6 +73,7 @@ def main() -> None:
     right = [shown_answer(text) == p.answer for text, p in zip(texts, problems, strict=True)]
     print(f"{args.policy}: sampled accuracy {statistics.fmean(right):.3f}, {rate(truths, shown):.3f} of steps wrong")
     prompts = [critic_prompt(p.prompt, s) for p, s in zip(problems, shown, strict=True)]
+    found: list[dict[str, Any]] = []
     for name in args.critics:
         path = asset_path(name, "critic")
         print(f"\n{name}: {cost(path)}")
@@ -89,7 +92,11 @@ def main() -> None:
                 for s, truth, votes, rule in zip(shown, truths, read, ruled, strict=True)
             ]
             lost = sum(vote is None for votes in read for vote in votes) / sum(map(len, read))
-            print(f"| {temperature:g} | {lost:.3f} | {line(judged)} |", flush=True)
+            figures = worth(judged)
+            print(f"| {temperature:g} | {lost:.3f} | {line(figures)} |", flush=True)
+            about = {"critic": path.name, "teaching": cost(path), "temperature": temperature, "unreadable": lost}
+            found.append({name: rounded(x) for name, x in (about | figures).items()})
+    record("critic_votes.json").write_text(json.dumps({"asked": vars(args), "rows": found}, indent=1) + "\n")
 
 
 def said(path: str, prompts: Sequence[str], count: int, room: int, temperature: float, top_p: float) -> list[list[str]]:
@@ -106,8 +113,8 @@ def said(path: str, prompts: Sequence[str], count: int, room: int, temperature: 
     return [texts[i] for i in range(len(ids))]
 
 
-def line(judged: Sequence[Judged]) -> str:
-    """The cells of a row after the first two."""
+def worth(judged: Sequence[Judged]) -> dict[str, Any]:
+    """What one vote is worth, what a majority is, and how alike the votes are."""
     seen = [j for j in judged if j.votes]
     alone, together = [(j.truth, v) for j in seen for v in j.votes], [(j.truth, j.majority) for j in seen]
     gains = [right_steps(j.majority, j) - statistics.fmean(right_steps(v, j) for v in j.votes) for j in seen]
@@ -119,10 +126,27 @@ def line(judged: Sequence[Judged]) -> str:
     errors = [(a ^ j.truth, b ^ j.truth) for j, a, b in pairs]
     shared = sum(len(a & b) for a, b in errors) / max(1, sum(len(a) for a, _ in errors))
     low, high = interval(gains, sizes)
+    return {
+        "one": quality(alone), "one_right": ones, "majority": quality(together), "majority_right": majority,
+        "gain": (majority - ones, low, high), "pairs_alike": alike, "errors_shared": shared,
+    }  # fmt: skip
+
+
+def line(figures: dict[str, Any]) -> str:
+    """The cells of a row after the first two."""
+    one, majority = (", ".join(f"{x:.3f}" for x in figures[name]) for name in ("one", "majority"))
+    gain, low, high = figures["gain"]
     return (
-        f"{quality(alone)} | {ones:.3f} | {quality(together)} | {majority:.3f} | {majority - ones:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] | {alike:.3f} | {shared:.2f}"
+        f"{one} | {figures['one_right']:.3f} | {majority} | {figures['majority_right']:.3f} | {gain:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}] | {figures['pairs_alike']:.3f} | {figures['errors_shared']:.2f}"
     )
+
+
+def rounded(x: Any) -> Any:
+    """Numbers to four digits, also those of a tuple."""
+    if isinstance(x, tuple):
+        return [rounded(part) for part in x]
+    return round(x, 4) if isinstance(x, float) else x
 
 
 def right_steps(flagged: Steps, judged: Judged) -> int:
@@ -130,11 +154,11 @@ def right_steps(flagged: Steps, judged: Judged) -> int:
     return judged.num_steps - len(flagged ^ judged.truth)
 
 
-def quality(pairs: Sequence[tuple[Steps, Steps]]) -> str:
+def quality(pairs: Sequence[tuple[Steps, Steps]]) -> tuple[float, float]:
     """Precision and recall over pairs of truth and flags."""
     hits = sum(len(truth & flagged) for truth, flagged in pairs)
     precision = hits / max(1, sum(len(flagged) for _, flagged in pairs))
-    return f"{precision:.3f}, {hits / max(1, sum(len(truth) for truth, _ in pairs)):.3f}"
+    return precision, hits / max(1, sum(len(truth) for truth, _ in pairs))
 
 
 def interval(gains: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:

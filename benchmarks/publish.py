@@ -44,8 +44,7 @@ from capo_ray.place.roles.rollout import RolloutWorker
 from capo_ray.problems import asset_path
 from capo_ray.protocols import WeightsHandle
 from capo_ray.sizing import store_bytes
-from capo_ray.weights import Apart, checkpoint_shapes, read_manifest, verify_handle
-from capo_ray.weights.meeting import Meeting
+from capo_ray.weights import Apart, Meeting, checkpoint_shapes, read_manifest, verify_handle
 
 RESULTS = record("publish.json")
 CANARY = tuple(range(3, 3 + CANARY_TOKENS))

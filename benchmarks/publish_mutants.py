@@ -36,12 +36,12 @@ from capo_ray.weights import (
     Apart,
     Canary,
     WeightsRefused,
+    WireLost,
     allowance,
     apart,
     build_handle,
     read_manifest,
 )
-from capo_ray.weights.meeting import WireLost
 
 sys.path.insert(0, str(Path(__file__).parent))
 from publish_mutants_parts import State, engine_mutants, sender_mutants, transit_mutants

@@ -11,8 +11,7 @@ import torch
 
 from capo_ray.learners.store import listen, reserve_meeting
 from capo_ray.protocols import WeightsHandle
-from capo_ray.weights import Canary, CollectiveSender, Manifest, Onto, Witness, read_manifest
-from capo_ray.weights.meeting import Meeting
+from capo_ray.weights import Canary, CollectiveSender, Manifest, Meeting, Onto, Witness, read_manifest
 
 State = Mapping[str, torch.Tensor]
 Write = Callable[[str, str, list[int], torch.Tensor], None]

@@ -16,9 +16,8 @@ from capo_ray.place.roles.rollout import RolloutWorker, engine_spec
 from capo_ray.problems import asset_path
 from capo_ray.protocols import WeightsHandle
 from capo_ray.types import TrajectoryKey
-from capo_ray.weights import Apart, apart, checkpoint_shapes, read_manifest
+from capo_ray.weights import Apart, Meeting, apart, checkpoint_shapes, read_manifest
 from capo_ray.weights.contents import adapter_shapes
-from capo_ray.weights.meeting import Meeting
 from tests.learner_group import make_batch
 
 pytestmark = pytest.mark.real

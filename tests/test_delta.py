@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from capo_ray.learners.store import listen, reserve_meeting
-from capo_ray.weights import CollectiveReceiver, CollectiveSender, Witness, delta, read_manifest
-from capo_ray.weights.meeting import Meeting, Seat, WireLost
+from capo_ray.weights import (
+    CollectiveReceiver,
+    CollectiveSender,
+    Meeting,
+    Seat,
+    WireLost,
+    Witness,
+    delta,
+    read_manifest,
+)
 from capo_ray.weights.writer import as_flat
 
 State = dict[str, torch.Tensor]

@@ -21,8 +21,7 @@ from capo_ray.place.publish import MOST_LOST, WirePublisher
 from capo_ray.place.transport import choose_transport
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed, WeightsHandle
-from capo_ray.weights import CollectiveReceiver, checkpoint_shapes
-from capo_ray.weights.meeting import Meeting, Seat, WireLost
+from capo_ray.weights import CollectiveReceiver, Meeting, Seat, WireLost, checkpoint_shapes
 
 GPUS = ("learner=gpu", "engine=gpu")
 

@@ -26,12 +26,14 @@ from capo_ray.weights import (
     Found,
     HostReceiver,
     Manifest,
+    Meeting,
     Receiver,
+    Seat,
     WeightsRefused,
+    WireLost,
     as_bytes,
     read_manifest,
 )
-from capo_ray.weights.meeting import Meeting, Seat, WireLost
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,11 +229,28 @@ class HfTokenizer:
         return tuple(ends)
 
 
-def _load(path: str) -> PreTrainedTokenizerBase:
-    with unwatched():
-        from transformers import AutoTokenizer
+def _is_plain(path: Path) -> bool:
+    """Whether a directory's files say that `AutoTokenizer` would choose transformers' plain class for it.
 
+    Choosing imports torch and all models' registry: three seconds of a driver that needs neither. Only where the answer
+    is certain: for many architectures `AutoTokenizer` knows better than the files.
+    """
+    try:
+        chosen = json.loads((path / "tokenizer_config.json").read_bytes())
+        model = json.loads((path / "config.json").read_bytes())
+        plain = chosen["tokenizer_class"] == "TokenizersBackend" and "auto_map" not in chosen
+        return plain and model["model_type"] in ("llama", "qwen3") and (path / "tokenizer.json").is_file()
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # whatever is wrong with them, `AutoTokenizer` tells
+
+
+def _load(path: str) -> PreTrainedTokenizerBase:
     local = Path(path).exists()
-    loaded = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False, local_files_only=local)
+    with unwatched():
+        if _is_plain(Path(path)):
+            from transformers import TokenizersBackend as Loader
+        else:
+            from transformers import AutoTokenizer as Loader
+    loaded = Loader.from_pretrained(path, trust_remote_code=False, local_files_only=local)
     loaded.model_max_length = 10**9  # lengths are the caller's affair: no warning into somebody's progress page
     return loaded

@@ -27,8 +27,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from capo_ray.weights import CollectiveReceiver, Contents, iterate_tensors
-from capo_ray.weights.meeting import Meeting, Seat, WireLost
+from capo_ray.weights import CollectiveReceiver, Contents, Meeting, Seat, WireLost, iterate_tensors
 
 BACKEND = "shared_memory"
 

@@ -21,7 +21,7 @@ from capo_ray.place.last_resort import force_exit_after
 from capo_ray.problems import asset_path
 from capo_ray.protocols import RunFailed
 from capo_ray.sizing import shm_bytes, store_bytes
-from capo_ray.weights import adapter_bytes, publish_bytes
+from capo_ray.weights import publish_bytes
 
 MIB = 1 << 20
 REACH_S = 10.0
@@ -167,9 +167,11 @@ def object_store_bytes(config: Job) -> int:
     if not publishes(config):
         return store_bytes(None, shm_bytes())
     policy, dtype = str(asset_path(config.model.path, "policy")), config.model.dtype
-    alone = adapters_alone(config)
-    version = adapter_bytes(policy, dtype, config.learner.lora) if alone else publish_bytes(policy, dtype)
-    return store_bytes(version, shm_bytes())
+    if not adapters_alone(config):
+        return store_bytes(publish_bytes(policy, dtype), shm_bytes())
+    from capo_ray.weights import adapter_bytes  # it imports torch, which the driver of any other run does without
+
+    return store_bytes(adapter_bytes(policy, dtype, config.learner.lora), shm_bytes())
 
 
 def _check_token(config: Job, address: str) -> None:

@@ -10,18 +10,17 @@ from capo_ray.config.sections import CriticConfig
 from capo_ray.critics import RuledJudge, build_judge
 from capo_ray.critics.canary import JudgeWithStats
 from capo_ray.critics.guarded import StoreDoor
+from capo_ray.engines import EngineSpec
 from capo_ray.problems import asset_path, true_wrong_steps, unasked_steps
 
-if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without
-    from capo_ray.engines import EngineSpec, VllmEngine
+if TYPE_CHECKING:
+    from capo_ray.engines import VllmEngine
 
 
 def engine_spec(config: TrainConfig) -> EngineSpec | None:
     """The engine of a critic; only `critic.backend=vllm` has one."""
     if config.critic.backend != "vllm":
         return None
-    from capo_ray.engines import EngineSpec
-
     return EngineSpec.of(
         config.critic,
         model_path=str(asset_path(config.critic.model, "critic")),
@@ -49,7 +48,7 @@ async def open_engine(spec: EngineSpec | None) -> VllmEngine | None:
     """The engine, started; None where the critic has none."""
     if spec is None:
         return None
-    from capo_ray.engines import VllmEngine
+    from capo_ray.engines import VllmEngine  # it imports torch, which critics without an engine of their own do without
 
     engine = VllmEngine(spec)
     await asyncio.to_thread(engine.start)

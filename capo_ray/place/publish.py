@@ -14,7 +14,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.place.roles.learner import LearnerActors
 from capo_ray.place.roles.rollout import RolloutPool
 from capo_ray.place.transport import choose_transport
-from capo_ray.weights.meeting import Backend, Meeting, WireLost
+from capo_ray.weights import Backend, Meeting, WireLost
 
 MOST_LOST = 3
 """Failures of a transport in a row after which it is not tried again."""

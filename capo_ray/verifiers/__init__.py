@@ -10,18 +10,12 @@ Invariant: every response gets exactly one verdict, in order, within `verifier.d
 (time-out, crash, refusal) is invalid, never 0.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from capo_ray.imports import on_demand
 
 if TYPE_CHECKING:
     from capo_ray.verifiers.pool import VerifierPool
 
 __all__ = ["VerifierPool"]
-
-
-def __getattr__(name: str) -> Any:
-    """The pool is imported where it is asked for: a child imports this room too, and what it imports delays it."""
-    if name != "VerifierPool":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from capo_ray.verifiers.pool import VerifierPool
-
-    return VerifierPool
+__getattr__ = on_demand(__name__, "pool")  # a child imports this room too, and what it imports delays it

@@ -29,7 +29,8 @@ from capo_ray.weights import delta
 from capo_ray.weights.canary import Canary
 from capo_ray.weights.checksum import checksum
 from capo_ray.weights.manifest import Manifest
-from capo_ray.weights.meeting import Group, Meeting, Seat, WireLost, wire_device
+from capo_ray.weights.meeting import Meeting, WireLost
+from capo_ray.weights.members import Group, Seat, wire_device
 from capo_ray.weights.writer import ALIGNMENT, DTYPES, Places, Witness, as_flat
 
 WHOLE = -1

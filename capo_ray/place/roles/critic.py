@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ray.actor import ActorHandle
 
@@ -16,6 +15,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.credit import Critiques
 from capo_ray.config.sections import CriticConfig
 from capo_ray.critics.panel import was_not_answered
+from capo_ray.engines import EngineSpec
 from capo_ray.place.face import spawn
 from capo_ray.place.judging import engine_spec, open_judge
 from capo_ray.place.placement import shares_devices
@@ -27,9 +27,6 @@ from capo_ray.protocols import JudgeRequest, PartLost, PartTimeout
 from capo_ray.runs.layout import CRITIQUES_FILE
 from capo_ray.served.retries import RetryBudget
 from capo_ray.types import Critique, Problem
-
-if TYPE_CHECKING:  # the engines' room imports torch, which critics without an engine of their own do without
-    from capo_ray.engines import EngineSpec
 
 Votes = tuple[tuple[Critique, ...], ...]
 Asked = tuple[Problem, tuple[JudgeRequest, ...], int]

@@ -6,24 +6,26 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
 from capo_ray.config import Job, TrainConfig
 from capo_ray.demand import adapters_alone, policy_model
-from capo_ray.learners import Learner, LearnerSpec
-from capo_ray.learners.store import listen
+from capo_ray.learners import LearnerSpec
 from capo_ray.place.face import send, send_for_two, spawn
 from capo_ray.place.placement import Places
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
 from capo_ray.protocols import RunFailed, WeightsHandle
 from capo_ray.types import Batch, TrajectoryKey, UpdateReport, WeightedSample, WrittenFile
-from capo_ray.weights import Apart, Canary, CollectiveSender, PayloadWriter, Sender, Witness
-from capo_ray.weights.meeting import Meeting, WireLost
+from capo_ray.weights import Apart, Canary, Meeting, WireLost
 from capo_ray.work import working
+
+if TYPE_CHECKING:
+    from capo_ray.learners import Learner
+    from capo_ray.weights import Sender
 
 
 class LearnerRank(GroupRank):
@@ -33,6 +35,10 @@ class LearnerRank(GroupRank):
 
     def start(self, spec: LearnerSpec, canary_ids: Sequence[int]) -> int:
         """Build the learner; the process id."""
+        from capo_ray.learners import Learner  # they import torch, which the driver does without
+        from capo_ray.learners.store import listen
+        from capo_ray.weights import CollectiveSender, PayloadWriter, Witness
+
         self._learner = Learner(spec)
         onto = self._learner.require_files_weights()
         self._canary_ids = tuple(canary_ids)

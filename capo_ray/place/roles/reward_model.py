@@ -16,9 +16,7 @@ from capo_ray.config import TrainConfig
 from capo_ray.config.credit import TokenRewards
 from capo_ray.config.lora import LoraConfig
 from capo_ray.demand import policy_model, reward_model
-from capo_ray.learners import RewardLearner, RewardSpec
-from capo_ray.learners.reward import Column
-from capo_ray.learners.reward_batch import Label, to_batch, to_lesson
+from capo_ray.learners import RewardSpec
 from capo_ray.place.face import spawn
 from capo_ray.place.ranks import GroupRank, RankActors, rank_options
 from capo_ray.place.role import Role, Site, path_of
@@ -27,6 +25,9 @@ from capo_ray.types import Batch, Group, Trajectory, UpdateReport, WrittenFile
 
 if TYPE_CHECKING:
     from capo_ray.engines import HfTokenizer
+    from capo_ray.learners import RewardLearner
+    from capo_ray.learners.reward import Column
+    from capo_ray.learners.reward_batch import Label
 
 
 class RewardModelRank(GroupRank):
@@ -36,6 +37,8 @@ class RewardModelRank(GroupRank):
 
     def start(self, spec: RewardSpec) -> int:
         """Build the model; the process id."""
+        from capo_ray.learners import RewardLearner  # it imports torch, which a driver of other methods does without
+
         self._learner = RewardLearner(spec)
         return os.getpid()
 
@@ -88,6 +91,8 @@ class RewardModelActors(RankActors[RewardModelRank]):
 
     async def update(self, groups: Sequence[Group]) -> UpdateReport:
         """As `RewardModel.update`; the report of rank 0 (all ranks have the same)."""
+        from capo_ray.learners.reward_batch import to_lesson
+
         lesson = to_lesson(groups, self._config.credit.asked(TokenRewards))
         batch = self._to_batch(lesson.trajectories)
         async with self._turn:
@@ -101,6 +106,8 @@ class RewardModelActors(RankActors[RewardModelRank]):
             return await super().snapshot()
 
     def _to_batch(self, trajectories: Sequence[Trajectory]) -> Batch:
+        from capo_ray.learners.reward_batch import to_batch
+
         config = self._config
         return to_batch(
             trajectories,

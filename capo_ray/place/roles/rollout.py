@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 
 from capo_ray.config import TrainConfig
 from capo_ray.demand import adapters_alone, policy_model
-from capo_ray.engines import EngineSpec, VllmEngine
+from capo_ray.engines import EngineSpec
 from capo_ray.place.calls import await_ref
 from capo_ray.place.face import send, spawn
 from capo_ray.place.placement import shares_devices
@@ -23,7 +23,7 @@ from capo_ray.place.room import room_of
 from capo_ray.protocols import PartLost, PartTimeout, RunFailed, Sampling, WeightsHandle
 from capo_ray.sizing import transfer_deadline_s
 from capo_ray.types import Completion
-from capo_ray.weights.meeting import Meeting, WireLost
+from capo_ray.weights import Meeting, WireLost
 
 SWAP_S = 600.0
 """For an engine to take in new weights where `weights.deadline_s` is left to their size, which the driver counts."""
@@ -39,6 +39,8 @@ class RolloutWorker:
     """A vLLM engine that holds the policy."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        from capo_ray.engines import VllmEngine  # it imports torch, which the driver does without
+
         self._engine, self._began = VllmEngine(spec), time.monotonic()
 
     async def start(self) -> int:

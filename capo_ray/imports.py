@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
+_FREEZE, _UNFREEZE = gc.freeze, gc.unfreeze  # by name, not kept by `left_frozen`: two of it may overlap
+
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
@@ -42,6 +44,22 @@ def imported_for_good() -> Iterator[None]:
             gc.freeze()
 
 
+@contextlib.contextmanager
+def left_frozen() -> Iterator[None]:
+    """What is frozen stays so, and nothing is added: for the building and the closing of an engine.
+
+    vLLM freezes every object there is once an engine is loaded, and when it ends makes all of them garbage's possible
+    hiding place again: the three collections that it then asks for, and those of the next engine's start, went through
+    a million objects of the imports, for most of a second each. So an engine's own objects are never frozen, and the
+    imports' always are.
+    """
+    gc.freeze = gc.unfreeze = lambda: None
+    try:
+        yield
+    finally:
+        gc.freeze, gc.unfreeze = _FREEZE, _UNFREEZE
+
+
 def on_demand(room: str, *modules: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package: what its `__all__` names and it has not is in one of its `modules`.
 
@@ -52,7 +70,8 @@ def on_demand(room: str, *modules: str) -> Callable[[str], Any]:
         package = sys.modules[room]
         if name in package.__all__:
             for module in modules:
-                found = vars(import_module(f"{room}.{module}"))
+                with unwatched():
+                    found = vars(import_module(f"{room}.{module}"))
                 if name in found:
                     setattr(package, name, found[name])
                     return found[name]

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from capo_ray.imports import unwatched
+from capo_ray.imports import left_frozen, unwatched
 
 LOOKS = """
 import gc
@@ -74,3 +74,16 @@ def test_a_room_has_every_name_of_its_list_and_says_which_it_has_not(room: str) 
         assert getattr(package, name) is not None, name
     with pytest.raises(AttributeError, match=f"module '{room}' has no attribute 'sead'"):
         package.sead  # noqa: B018
+
+
+def test_an_engine_neither_freezes_nor_unfreezes_also_where_two_are_built_at_once() -> None:
+    freeze, unfreeze, frozen = gc.freeze, gc.unfreeze, gc.get_freeze_count()
+    one, other = left_frozen(), left_frozen()
+    one.__enter__()
+    other.__enter__()
+    gc.unfreeze()
+    gc.freeze()
+    one.__exit__(None, None, None)
+    other.__exit__(None, None, None)
+    assert gc.get_freeze_count() == frozen
+    assert (gc.freeze, gc.unfreeze) == (freeze, unfreeze)

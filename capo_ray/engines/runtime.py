@@ -16,7 +16,7 @@ from capo_ray.engines.heap import keep_freed_memory
 from capo_ray.engines.nameless import take_names_away
 from capo_ray.engines.requests import TOP_LOGPROBS
 from capo_ray.engines.spec import EngineSpec
-from capo_ray.imports import imported_for_good
+from capo_ray.imports import imported_for_good, left_frozen
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -67,6 +67,8 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
     """The loaded vLLM engine; call on the thread that will step it (a GPU's current device is per thread)."""
     prepare_environment(spec)
     with imported_for_good():
+        import vllm.v1.engine.core  # of its own accord vLLM imports these two only while it builds
+        import vllm.v1.worker.gpu_worker  # noqa: F401
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -80,7 +82,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         args["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
         # Imported by worker processes too (tensor_parallel > 1), so that they know the backend.
         args["worker_extension_cls"] = "capo_ray.engines.transfer.TransferExtension"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), left_frozen():
         warnings.simplefilter("ignore")  # of vLLM about torch; a user can do nothing about them
         engine = LLMEngine.from_engine_args(EngineArgs(**args))
     if spec.takes_weights:
@@ -176,7 +178,8 @@ def verify_threads(spec: EngineSpec) -> int:
 
 def close_engine(engine: LLMEngine) -> None:
     """Release the workers and their process group."""
-    engine.engine_core.shutdown()
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    cleanup_dist_env_and_memory()
+    with left_frozen():
+        engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-_FREEZE, _UNFREEZE = gc.freeze, gc.unfreeze  # by name, not kept by `left_frozen`: two of it may overlap
+# Kept here and not by `left_frozen`, which would put back nothing where one thread's began within another's.
+_FREEZE, _UNFREEZE = gc.freeze, gc.unfreeze
 
 
 @contextlib.contextmanager
@@ -48,10 +49,10 @@ def imported_for_good() -> Iterator[None]:
 def left_frozen() -> Iterator[None]:
     """What is frozen stays so, and nothing is added: for the building and the closing of an engine.
 
-    vLLM freezes every object there is once an engine is loaded, and when it ends makes all of them garbage's possible
-    hiding place again: the three collections that it then asks for, and those of the next engine's start, went through
-    a million objects of the imports, for most of a second each. So an engine's own objects are never frozen, and the
-    imports' always are.
+    vLLM freezes every object there is once an engine is loaded, and unfreezes all of them when it ends: each of the
+    three collections that it then asks for, and of the five at the next engine's start, would go through a million
+    objects of the imports, for most of a second. This way the imports' objects stay frozen, and an engine's own never
+    are, so that what it held is freed.
     """
     gc.freeze = gc.unfreeze = lambda: None
     try:

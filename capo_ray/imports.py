@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-# Kept here and not by `left_frozen`, which would put back nothing where one thread's began within another's.
+# Kept here, for `left_frozen` in two threads at once: the second would find, and later put back, what the first set.
 _FREEZE, _UNFREEZE = gc.freeze, gc.unfreeze
 
 

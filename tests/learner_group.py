@@ -1,22 +1,14 @@
-"""A small learner group for tests: its batches, its spec, and as a script two real ranks that train together.
-
-`python -m tests.learner_group MODEL OUT` leaves rank 0's weights and metrics of every ZeRO stage in OUT;
-`... MODEL OUT TASK STAGE...` does one of TASKS instead, once in each stage.
-"""
+"""A small learner group for tests: its batches, its spec, and what two real ranks do together (see `rank_pair`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import multiprocessing
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +22,9 @@ from capo_ray.learners import rank as rank_of_group
 from capo_ray.learners.backend import Backend
 from capo_ray.learners.policy import Policy, load_policy
 from capo_ray.learners.reference import Reference
-from capo_ray.learners.store import reserve_meeting
 from capo_ray.packing import build_batch
 from capo_ray.types import Batch, Sample, TrajectoryKey, VersionRun, WrittenFile
+from tests.rank_pair import run_pair
 
 VOCAB = 64
 COVARIANCE = ("clip", "kl")
@@ -358,18 +350,12 @@ TASKS: dict[str, Callable[[LearnerSpec, Path], None]] = {
 
 def run_ranks(task: str, model: Path, out: Path, *stages: int) -> None:
     """Two processes that do a task of TASKS together, once in each stage; their files are in `out`."""
-    arguments = [str(model), str(out), task, *map(str, stages)]
-    command = [sys.executable, "-m", "tests.learner_group", *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output[-3000:]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    run_pair(partial(run_task, task, stages), len(stages), model, out)
+
+
+def run_all_stages(model: Path, out: Path) -> None:
+    """Two processes that train together as `run_rank` says; their files are in `out`."""
+    run_pair(run_rank, NUM_KINDS + len(COVARIANCE), model, out)
 
 
 def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, float]]:
@@ -383,40 +369,9 @@ def trained(spec: LearnerSpec, budget: int = 4096) -> tuple[Weights, dict[str, f
     return weights, metrics
 
 
-RunRank = Callable[[int, int, Sequence[str], str, Path], None]
-
-
-def run_two_ranks(run_rank: RunRank, num_meetings: int, model: str, out: Path) -> int:
-    """0 if both ranks ended well. Forked after the imports, which cost more than all the training.
-
-    The ranks inherit ports that are listened on already: one that was only found free is sometimes somebody else's by
-    the time they meet.
-    """
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
-    import transformers.models.auto.modeling_auto  # noqa: F401
-
-    meetings = [reserve_meeting("127.0.0.1") for _ in range(num_meetings)]
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run_rank, args=(rank, 2, meetings, model, out)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    while any(process.exitcode is None for process in ranks):
-        if any(process.exitcode for process in ranks):  # the others would wait for it
-            for process in ranks:
-                process.terminate()
-        for process in ranks:
-            process.join(0.2)
-    return max(abs(process.exitcode or 0) for process in ranks)
-
-
-def run_task(rank: int, world: int, meetings: Sequence[str], model: str, out: Path) -> None:
-    """The task that the command line names, in each stage that it names."""
-    for point, stage in zip(meetings, map(int, sys.argv[4:]), strict=True):
-        TASKS[sys.argv[3]](make_spec(model, stage, rank=rank, world_size=world, init_method=point), out)
-
-
-if __name__ == "__main__":
-    stages = sys.argv[4:]
-    wanted, num_meetings = (run_task, len(stages)) if stages else (run_rank, NUM_KINDS + len(COVARIANCE))
-    sys.exit(run_two_ranks(wanted, num_meetings, sys.argv[1], Path(sys.argv[2])))
+def run_task(
+    task: str, stages: Sequence[int], rank: int, world: int, meetings: Sequence[str], model: str, out: Path
+) -> None:
+    """One rank's part of a task of TASKS, in each stage."""
+    for point, stage in zip(meetings, stages, strict=True):
+        TASKS[task](make_spec(model, stage, rank=rank, world_size=world, init_method=point), out)

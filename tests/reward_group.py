@@ -1,14 +1,10 @@
-"""A small reward model's group for tests: its groups, its spec, and as a script two real ranks that train together.
-
-`python -m tests.reward_group MODEL OUT` leaves rank 0's metrics and token rewards of every objective in OUT.
-"""
+"""A small reward model's group for tests: its groups, its spec, and what two real ranks do (see `rank_pair`)."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +14,8 @@ from capo_ray.learners import RewardLearner, RewardSpec
 from capo_ray.learners.reward_batch import labelled_trajectories, to_batch, to_labels
 from capo_ray.learners.reward_objectives import OBJECTIVES
 from capo_ray.types import Completion, Group, Judged, Problem, Trajectory, TrajectoryKey, Verdict, VersionRun
-from tests.learner_group import VOCAB, run_two_ranks, save
+from tests.learner_group import VOCAB, save
+from tests.rank_pair import run_pair
 
 REWARDS = (1, 0, 1, None)
 
@@ -95,5 +92,6 @@ def run_rank(rank: int, world: int, meetings: Sequence[str], model: str, out: Pa
             (out / f"{method}.json").write_text(json.dumps(figures))
 
 
-if __name__ == "__main__":
-    sys.exit(run_two_ranks(run_rank, len(OBJECTIVES), sys.argv[1], Path(sys.argv[2])))
+def run_all_objectives(model: Path, out: Path) -> None:
+    """Two processes that train together as `run_rank` says; their files are in `out`."""
+    run_pair(run_rank, len(OBJECTIVES), model, out)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +36,7 @@ from tests.learner_group import (
     make_batch,
     make_samples,
     make_spec,
+    run_all_stages,
     run_ranks,
     save,
     train,
@@ -54,23 +51,8 @@ ROUNDING = {"loss/kl_nats": 2e-7}
 def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files left by two processes that trained together."""
     out = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parent.parent
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.learner_group", str(model), str(out)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output[-3000:]
-        return out
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    run_all_stages(model, out)
+    return out
 
 
 @pytest.fixture(scope="module")

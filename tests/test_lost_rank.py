@@ -6,6 +6,7 @@ ends as `capo-ray train` has them: what trains is the same group of actors.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -67,6 +68,8 @@ def lose_node_in_mid_update(cluster: Cluster) -> None:
     rank = ranks()[0]
     os.kill(rank, signal.SIGSTOP)
     lose_node(cluster, actors()[rank])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(rank, signal.SIGKILL)  # a process that stands still does not see its node go
 
 
 def run_until(event: Callable[[], None], num_updates: int, *overrides: str) -> tuple[int, float]:

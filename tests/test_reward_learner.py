@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +19,7 @@ from capo_ray.learners.scalar import load_scalar_model
 from capo_ray.protocols import RunFailed
 from capo_ray.types import Group, Judged, Verdict
 from tests.learner_group import save
-from tests.reward_group import make_groups, make_reward_spec, rewards_of, train_on
+from tests.reward_group import make_groups, make_reward_spec, rewards_of, run_all_objectives, train_on
 
 Rows = list[tuple[float, ...]]
 
@@ -32,22 +28,8 @@ Rows = list[tuple[float, ...]]
 def two_ranks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left that trained each objective together."""
     out = tmp_path_factory.mktemp("ranks")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.reward_group", str(model), str(out)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output[-3000:]
-        return out
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    run_all_objectives(model, out)
+    return out
 
 
 def with_outcomes(groups: list[Group], reward: int | None) -> list[Group]:

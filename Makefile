@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .PHONY: help install train train-language test check lint bench docs site lock clean
 
 BIN := .venv/bin
+# What it leaves uncompiled is compiled on all cores at the end: pip itself has one.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STAMP := .venv/.installed
 DOCS_PINS := $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")'
 ARGS ?=
@@ -42,9 +44,10 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo "expected Python 3.11 or 3.12 with venv in PYTHON, got $(PYTHON) ($$("$(PYTHON)" --version 2>&1 || true)); pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "== environment in .venv ($(PYTHON)); the first time takes some minutes and about 3 GB"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) $(TORCH_INDEX) -c constraints.txt torch
+	$(PIP) --no-deps -r constraints.txt
+	$(PIP) --no-deps -e .
+	@$(BIN)/python -m compileall -q -j 0 $(CURDIR)/.venv/lib >/dev/null 2>&1 || true # templates among the packages are no Python
 	@touch $(STAMP)
 	@echo "== installed: $(BIN)/capo-ray (source $(BIN)/activate puts it on PATH)"
 
@@ -59,7 +62,7 @@ train-language: install
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language model.dtype=$(DTYPE)) $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --durations=25 $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -89,29 +89,29 @@ def site(wheel: Path) -> Path:
     return wheel.parents[1] / "site"
 
 
-BESIDE = tuple(
-    f"test_{stem}"
-    for stem in [
-        "cluster_lost",
+ROWS = {
+    # Learners and their ranks: they compute, and need no engine.
+    "learners": [
         "learners",
         "learner_memory",
         "learner_numerics",
         "reward_learner",
         "lora",
-        "ranks",
-        "lost_rank",
         "supervised",
-        "placement",
-        "nodes",
-        "critics_keeper",
-    ]
-)
-"""Files with real tests but no engine: they wait, or compute on a rank or two."""
+        "moe",
+        "rank_pair",
+    ],
+    # Whole runs, each in processes of its own.
+    "runs": ["main_job", "two_nodes", "turns_run", "deploy", "solve", "eval", "stale_engine"],
+}
+"""Which files with real tests go to one process each, one after another. All others go to a third, where what an engine
+imports is imported once; those of actors without an engine stand among them, since they mostly wait."""
 
 
 class RealApart(LoadScopeScheduling):
-    """The files with engines go to one process, one after another; another runs those `BESIDE` them, then the rest.
+    """A row of files with real tests goes to a process; whoever is through with its row takes the other tests.
 
+    Three on two cores: a run waits for what it kills, for engines that start one by one, for deadlines.
     Not xdist's own groups: its names of tests do not carry them under this pytest.
     """
 
@@ -121,10 +121,10 @@ class RealApart(LoadScopeScheduling):
 
 @cache
 def row_of(file: Path) -> str:
-    """Which of the two rows a file stands in; nothing for one without real tests: those fill the gaps, one by one."""
-    if file.stem in BESIDE:
-        return "beside"
-    return "real" if "mark.real" in file.read_text() else ""
+    """Which row a file stands in; nothing for one without real tests: those fill the gaps, one by one."""
+    if "mark.real" not in file.read_text():
+        return ""
+    return next((row for row, stems in ROWS.items() if file.stem.removeprefix("test_") in stems), "engines")
 
 
 class Busy:

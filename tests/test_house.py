@@ -12,7 +12,7 @@ import grimp
 import pytest
 
 from capo_ray.runs import layout
-from tests.conftest import BESIDE
+from tests.conftest import ROWS, row_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,8 +51,11 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     assert all(line in check for line in checks) and set(checks) < set(ci)
     assert '-m pytest -m "not real and not slow"' in check, "the fast tests, which CI runs once, among all"
     (tests,) = (line for line in ci if "pytest" in line)
-    assert "-m pytest -n 2" in tests and '-m "' not in tests
-    assert all("mark.real" in (ROOT / "tests" / f"{stem}.py").read_text() for stem in BESIDE)
+    assert "-m pytest -n 3" in tests and '-m "' not in tests
+    for row, stems in ROWS.items():
+        assert all(row_of(ROOT / "tests" / f"test_{stem}.py") == row for stem in stems), (
+            "a file that is gone or not real"
+        )
 
 
 def test_the_names_in_a_runs_directory_stand_in_one_place() -> None:
@@ -84,3 +87,15 @@ def test_make_check_ends_well_only_where_every_part_of_it_does(tmp_path: Path, f
     line = ["make", "-s", "-o", "install", "check", f"BIN={tmp_path}", "ARGS="]
     made = subprocess.run(line, cwd=ROOT, env=environment_for_make(), capture_output=True, text=True, timeout=60)
     assert (made.returncode == 0) == (not failing), made.stderr
+
+
+@pytest.mark.parametrize("failing", ["", "install", "lint", "test"])
+def test_ci_ends_well_only_where_every_part_of_it_does(tmp_path: Path, failing: str) -> None:
+    (tmp_path / "make").write_text(f'#!/bin/sh\necho "made $1"\n[ "$1" != "{failing}" ]\n')
+    (tmp_path / "chromium").write_text("#!/bin/sh\n")  # or it would be installed
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    made = subprocess.run([ROOT / ".ci" / "run"], env=env, capture_output=True, text=True, timeout=60)
+    assert (made.returncode == 0) == (not failing), made.stderr
+    assert made.stdout.split() == ["made", "install"] + ["made", "test", "made", "lint"] * (failing != "install")

@@ -62,7 +62,7 @@ train-language: install
 	$(BIN)/capo-ray train $(if $(findstring resume=,$(ARGS)),,experiment=language model.dtype=$(DTYPE)) $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadscope --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=25 $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

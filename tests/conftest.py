@@ -104,14 +104,16 @@ ROWS = {
     # Whole runs, each in processes of its own.
     "runs": ["main_job", "two_nodes", "turns_run", "deploy", "solve", "eval", "stale_engine"],
 }
-"""Which files with real tests go to one process each, one after another. All others go to a third, where what an engine
-imports is imported once; those of actors without an engine stand among them, since they mostly wait."""
+"""Rows of files with real tests; all others of those stand in a third, `engines`, where what an engine imports is
+imported once. Those of actors without an engine stand there, too, since they mostly wait."""
 
 
 class RealApart(LoadScopeScheduling):
-    """A row of files with real tests goes to a process; whoever is through with its row takes the other tests.
+    """A row of files with real tests goes to one process, file after file; whoever is through takes the next row, and
+    then the other tests.
 
-    Three on two cores: a run waits for what it kills, for engines that start one by one, for deadlines.
+    Two processes on two cores: a third would use what waits leave, but two ranks that meet at every layer then take up
+    to ten times as long, and limits in wall time are passed by tests that did nothing wrong.
     Not xdist's own groups: its names of tests do not carry them under this pytest.
     """
 

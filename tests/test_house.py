@@ -51,7 +51,7 @@ def test_ci_runs_all_that_make_check_runs_and_every_test() -> None:
     assert all(line in check for line in checks) and set(checks) < set(ci)
     assert '-m pytest -m "not real and not slow"' in check, "the fast tests, which CI runs once, among all"
     (tests,) = (line for line in ci if "pytest" in line)
-    assert "-m pytest -n 3" in tests and '-m "' not in tests
+    assert "-m pytest -n 2" in tests and '-m "' not in tests
     for row, stems in ROWS.items():
         assert all(row_of(ROOT / "tests" / f"test_{stem}.py") == row for stem in stems), (
             "a file that is gone or not real"

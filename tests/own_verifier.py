@@ -29,6 +29,11 @@ def hang_or_crash(answer: str, response: str) -> object:
         return len("x" * (4 << 30)) > 0
     if response == "print":
         print("noise on standard output")
+    if response.startswith("compute on "):
+        os.sched_setaffinity(0, {int(response.split()[-1])})
+        while time.process_time() < float(answer):
+            pass
+        return True
     if response == "numpy":
         return Scalar(True)
     return {"none": None, "text": "right", "half": 0.5}.get(response, response == answer)

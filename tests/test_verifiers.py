@@ -132,6 +132,26 @@ def test_a_killed_child_is_replaced() -> None:
         assert [v.reward for v in judge(pool, "more", "more", "less")] == [1, 0]
 
 
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the wait for a core is read on Linux alone")
+def test_a_function_that_waits_for_a_core_is_not_late() -> None:
+    core = min(os.sched_getaffinity(0))
+    loop = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
+    with VerifierPool(VerifierConfig(kind="custom", path=OWN, timeout_s=1)) as pool:
+        assert judge(pool, "warm", "warm")[0].reward == 1
+        lane = pool._lanes[0]
+        others = [subprocess.Popen(loop, start_new_session=True) for _ in range(6)]
+        try:
+            start = time.monotonic()
+            verdict = judge(pool, f"{lane._cpu_s + 0.5}", f"compute on {core}")[0]
+            took_s = time.monotonic() - start
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+        assert verdict.reward == 1, verdict.reason
+        assert took_s > 1.2  # by the clock it was late
+
+
 def test_a_batch_that_a_killed_checker_never_read_is_not_read_by_the_next() -> None:
     with VerifierPool(VerifierConfig(kind="custom", path=OWN, timeout_s=0.5)) as pool:
         assert judge(pool, "warm", "warm")[0].reward == 1

@@ -78,7 +78,7 @@ class PlayedBase(EnvironmentBase):
     confined: bool = True
     """Refuse sockets, processes and the writing of files to it."""
     timeout_s: float = Field(2.0, gt=0)
-    """For one reply; then its process is killed."""
+    """For one reply, the wait for a free core not counted; then its process is killed."""
     memory_mib: Annotated[int, Field(ge=256)] = 1024
     """Address space of one process."""
     num_processes: Positive = 1

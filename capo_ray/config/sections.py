@@ -106,8 +106,8 @@ class VerifierConfig(Section):
     num_processes: Positive = 1
     """Child processes per worker."""
     timeout_s: float = Field(1.0, gt=0)
-    """Processor seconds for one pair (of a function of one's own: seconds); then its process is killed and the verdict
-    is invalid."""
+    """Processor seconds for one pair (of a function of one's own: seconds, the wait for a free core not counted); then
+    its process is killed and the verdict is invalid."""
     memory_mib: Annotated[int, Field(ge=256)] = 512
     """Address space of one child process."""
     checks_per_process: Positive = 2000

@@ -41,7 +41,7 @@ class Children:
             "memory_mib": config.memory_mib,
             "checks": REPLIES_PER_PROCESS,
         }
-        count, limit = config.num_processes, Limit(config.timeout_s)
+        count, limit = config.num_processes, Limit.of_function(config.timeout_s)
         self._lanes = [Lane(f"environment-{i}", settings, self._jobs, limit, count) for i in range(count)]
 
     def __enter__(self) -> Self:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from capo_ray.protocols import PartLost
 from capo_ray.verifiers.frames import Pipe, PipeClosed, PipeTimeout, pack
 from capo_ray.verifiers.jobs import Job, Limit, Outcome
-from capo_ray.verifiers.processes import close_pid, cpu_seconds, kill, open_pid
+from capo_ray.verifiers.processes import close_pid, cpu_seconds, held_seconds, kill, open_pid
 
 START_DEADLINE_S = 60.0
 MAX_FAILED_STARTS = 3
@@ -137,19 +137,20 @@ class Lane(threading.Thread):
 
     def _reply(self, pipe: Pipe, job: Job) -> dict[str, Any]:
         """The next reply; raises `PipeTimeout` once the pair has had its time in this lane."""
-        start = time.monotonic()
-        deadline = start + self._limit.wall_s - job.spent_s
-        wait_s = min(self._limit.wall_s - job.spent_s, self._limit.cpu_s)
+        start, held_s = time.monotonic(), held_seconds(self._pid)
+        wait_s = min(self._limit.wall_s - job.spent_s, self._limit.cpu_s, self._limit.own_s)
         try:
             while True:
                 try:
                     return self._receive(pipe, max(wait_s, 0.0))
                 except PipeTimeout:
-                    left_s = deadline - time.monotonic()
+                    took_s = time.monotonic() - start
+                    left_s = self._limit.wall_s - job.spent_s - took_s
                     left_cpu_s = self._limit.cpu_s - (cpu_seconds(self._pid) - self._cpu_s)
-                    if left_s <= 0 or left_cpu_s <= 0:
+                    left_own_s = self._limit.own_s - took_s + held_seconds(self._pid) - held_s
+                    if min(left_s, left_cpu_s, left_own_s) <= 0:
                         raise
-                    wait_s = min(left_s, max(left_cpu_s, MIN_WAIT_S))
+                    wait_s = min(left_s, max(min(left_cpu_s, left_own_s), MIN_WAIT_S))
         finally:
             job.spent_s += time.monotonic() - start
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from capo_ray import answers
 from capo_ray.protocols import PartLost
 from capo_ray.types import Verdict
-from capo_ray.verifiers.jobs import Job, Limit, Outcome
+from capo_ray.verifiers.jobs import WALL_FACTOR, Job, Limit, Outcome
 from capo_ray.verifiers.lane import Lane
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CLOSE_DEADLINE_S = 5.0
 LONG_RESPONSE_CHARS = 16_384
 QUICK_CPU_S = 0.15  # several times what an ordinary check takes
-WALL_FACTOR = 20  # wall seconds for each of processor time: only a machine that stands still is cut off by it
 NO_REFERENCE = Outcome(None, "undecided: the reference is empty, so nothing can be right")
 NO_ANSWERS = frozenset({"", "none", "nan", "null"})
 RIGHT, WRONG = Outcome(1, "right"), Outcome(0, "wrong")
@@ -70,7 +69,7 @@ class VerifierPool:
                 "ordinary_cpu_s": min(QUICK_CPU_S, self._config.timeout_s / 4),
             }
             self._settings = settings
-            limit, suspects = Limit(self._config.timeout_s), None  # a function of one's own may wait for others
+            limit, suspects = Limit.of_function(self._config.timeout_s), None
             if self._config.kind == "math":
                 limit = Limit(WALL_FACTOR * self._config.timeout_s, settings["ordinary_cpu_s"])
                 suspects = self._hold_apart

@@ -1,4 +1,4 @@
-"""A process of one's own: a handle that stays its own, its end, and the processor time it has used."""
+"""A process of one's own: a handle that stays its own, its end, its processor time and its wait for a core."""
 
 from __future__ import annotations
 
@@ -35,3 +35,12 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return float("inf")
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def held_seconds(pid: int) -> float:
+    """Seconds for which a process's main thread could run but no core was free; 0 where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

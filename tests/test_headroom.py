@@ -121,8 +121,10 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
             rows.append({**curve_of("capo_w1_2e-4", seed, (0.2, 0.4, high), 1.0), "operations": operations})
     (tmp_path / "images").mkdir()
     (tmp_path / "results.md").write_text("before\n\n*Ends by chain length, easy*\n\n| old |\n\nafter\n")
-    (tmp_path / "history.md").write_text("nothing\n")
-    (table,) = lengths.write(rows, tmp_path, "easy").values()
+    for other in ("results_arms.md", "history.md"):
+        (tmp_path / other).write_text("nothing\n")
+    rows.append({**curve_of("few_1e-4", 1, (0.2, 0.3, 0.22), 1.0), "operations": 8})
+    table, every = lengths.write(rows, tmp_path, "easy").values()
     # Gaps .2, .5, .4: mean .3667, standard error .1528 / sqrt(3) = .0882, times Student's 4.303 for two degrees: .3795.
     assert (
         "| 8 | 0.20 | 100% | 0.50 0.82 0.68; **0.67** | - | 0.30 0.32 0.28; **0.30** | +0.37 [-0.01, +0.75] | - |"
@@ -136,7 +138,14 @@ def test_lengths_stand_side_by_side_with_an_interval_over_seeds(tmp_path: Path) 
     assert page.startswith(f"before\n\n*Ends by chain length, easy*\n\n{table}\n\nafter") and "old" not in page
     assert (tmp_path / "images" / "headroom-lengths-easy.png").read_bytes().startswith(b"\x89PNG")
     assert lengths.write(rows[:6], tmp_path) == {}
-    (alone,) = lengths.write(rows[:6], tmp_path, "easy").values()  # a page asks for it
+    # Means of seeds: (.5 + .82 + .68) / 3, (.3 + .32 + .28) / 3; the arm with seed 1 alone is .1 below GRPO's .32.
+    assert every.splitlines()[0] == "| arm | 4 operations | 8 operations |"
+    assert every.splitlines()[2:] == [
+        "| `capo_w1` | 0.67 (3) +0.37 | 0.67 (3) +0.37 |",
+        "| `grpo` | 0.30 (3) | 0.30 (3) |",
+        "| `few` | - | 0.22 (1) -0.10 |",
+    ]
+    alone = lengths.write(rows[:6], tmp_path, "easy")["Ends by chain length, easy"]  # a page asks for it
     assert alone.splitlines()[2:] == table.splitlines()[2:3] and alone in (tmp_path / "results.md").read_text()
     rows[0]["curve"][0] |= {"accuracy": 0.5, "clean": 0.1}
     rows[2]["curve"][0] |= {"accuracy": 0.3, "clean": 0.1}

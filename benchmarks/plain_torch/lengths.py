@@ -1,4 +1,4 @@
-"""One look at a world with headroom: the main arms on chains of every length, each seed a line."""
+"""One look at a world with headroom: the main arms on chains of every length, each seed a line; every arm's end."""
 
 from __future__ import annotations
 
@@ -40,9 +40,36 @@ def write(rows: Sequence[Row], docs: Path, world: str = "") -> dict[str, str]:
         ours, theirs = paired(arms.get(FIRST, []), arms[GRPO])
         shares = [share(ours, theirs, SPENT[name]) if ours else "-" for name in SHARES]
         lines.append(line([operations, f"{before:.2f}", f"{sound_frac(arms[GRPO]):.0%}", *ends, *gaps, *shares]))
-    tables = {title: "\n".join(lines)}
+    tables = {title: "\n".join(lines), f"Every arm by chain length{world and ', '}{world}": every_arm(lengths)}
     fill(docs, tables)
     return tables
+
+
+def every_arm(lengths: dict[int, dict[str, list[Row]]]) -> str:
+    """One line per arm, by its mean difference to GRPO: its end, seeds, and that difference on the seeds of both."""
+    names = sorted({arm for arms in lengths.values() for arm in arms})
+    gaps = {arm: [gap for arms in lengths.values() if (gap := gap_of(arms, arm)) is not None] for arm in names}
+    head = ["arm", *(f"{operations} operations" for operations in lengths)]
+    lines = [line(head), "|" + "---|" * len(head)]
+    for arm in sorted(names, key=lambda arm: -statistics.fmean(gaps[arm] or [-1.0])):
+        cells = [length_cell(arms, arm) for arms in lengths.values()]
+        lines.append(line([f"`{arm}`", *cells]))
+    return "\n".join(lines)
+
+
+def length_cell(arms: dict[str, list[Row]], arm: str) -> str:
+    """What an arm ends with, of how many seeds, and how far that is from GRPO's end on the same ones."""
+    if arm not in arms:
+        return "-"
+    gap = gap_of(arms, arm)
+    beside = "" if gap is None or arm == GRPO else f" {gap:+.2f}"
+    return f"{end(arms[arm]):.2f} ({len(arms[arm])}){beside}"
+
+
+def gap_of(arms: dict[str, list[Row]], arm: str) -> float | None:
+    """An arm's end less GRPO's, mean over the seeds of both."""
+    ours, theirs = paired(arms.get(arm, []), arms[GRPO])
+    return end(ours) - end(theirs) if ours else None
 
 
 def sound_frac(rows: Sequence[Row]) -> float:

@@ -84,8 +84,8 @@ def titled(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-PAGES = ("results.md", "history.md")
-"""Pages of docs/ that hold tables of learning: what is claimed, and what was measured before."""
+PAGES = ("results.md", "results_arms.md", "history.md")
+"""Pages of docs/ that hold tables of learning: what is claimed, every arm, and what was measured before."""
 
 
 def fill(docs: Path, tables: dict[str, str]) -> None:

@@ -7,7 +7,8 @@ A policy answers held-out chains at temperature 1; each critic reads every respo
 temperature: precision and recall over steps of single votes and of the majority (at least half of the valid votes), the
 steps that each judges rightly, whole critiques alike in pairs of votes, and errors of one vote that another makes too.
 An interval is of a bootstrap over responses. What teaching cost is counted from the critic's recipe.json: labelled
-tokens are those of its critiques, FLOPs are 6 per parameter and token read, prompts included, of it and of its start.
+tokens are those of its critiques, FLOPs are 6 per parameter and token read, prompts included, of it and of every model
+before it.
 At temperature 0 all votes are one greedy vote. The models' own draws: `--top-p` is 1 where runs have `critic.top_p`.
 """
 
@@ -18,7 +19,7 @@ import itertools
 import json
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,17 @@ def cost(path: Path) -> str:
     if not (path / "recipe.json").is_file():
         return "no recipe.json"
     recipe = json.loads((path / "recipe.json").read_text())
-    parts = [part for part in (recipe, recipe.get("start")) if part]
-    counts = [tokens_of(part, HfTokenizer(str(path))) for part in parts]
+    counts = [tokens_of(stage, HfTokenizer(str(path))) for stage in stages(recipe)]
     labelled, flops = sum(labels for labels, _ in counts), 6 * recipe["num_parameters"] * sum(n for _, n in counts)
     return f"{recipe['num_parameters']:,} parameters, {labelled / 1e6:.2f}M labelled tokens, {flops / 1e9:,.0f} GFLOP"
+
+
+def stages(recipe: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A recipe, that of the model it began from, and so on to the first."""
+    stage: dict[str, Any] | None = recipe
+    while stage:
+        yield stage
+        stage = stage.get("start")
 
 
 def tokens_of(recipe: dict[str, Any], tokenizer: HfTokenizer) -> tuple[int, int]:

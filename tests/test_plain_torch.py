@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -254,3 +256,22 @@ def test_a_tally_is_a_program_as_gsm8k_marks_it() -> None:
     rng = random.Random(0)
     drawn = [(draw_tally(rng, side), side) for side in ("train", "held_out") for _ in range(20)]
     assert all(split_of(one.question) == side and min(one.results()) >= 2 for one, side in drawn)
+
+
+def test_teaching_is_counted_from_the_first_model_on(tmp_path: Path) -> None:
+    from critic_votes import cost
+
+    shutil.copytree(ROOT / "capo_ray" / "assets" / "novice-critic", tmp_path, dirs_exist_ok=True)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert "start" not in recipe
+    figures = []
+    for _ in range(3):
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+        figures.append(
+            [float(word.replace(",", "").rstrip("M")) for word in cost(tmp_path).split() if word[0].isdigit()]
+        )
+        recipe = {**recipe, "start": recipe}
+    once = figures[0]
+    assert once == [351_840, 1.15, 5764]  # what the pages quote of the shipped critic
+    for stages in (2, 3):
+        assert figures[stages - 1] == pytest.approx([once[0], stages * once[1], stages * once[2]], rel=2e-3)

@@ -5,9 +5,9 @@ SHELL := /bin/bash
 .PHONY: help install train train-language test check lint bench docs site lock clean
 
 BIN := .venv/bin
-# What it leaves uncompiled is compiled on all cores at the end: pip itself has one. Not what no run imports: tests, and
-# most of the families of models.
+# What it leaves uncompiled is compiled on all cores at the end: pip itself has one.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# What no run imports stays uncompiled: tests, and most families of models.
 UNUSED := site-packages/(.*/(tests|rllib)/|transformers/models/(?!auto|deepseek|gemma|gpt2|llama|qwen|t5|whisper))
 STAMP := .venv/.installed
 DOCS_PINS := $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")'
